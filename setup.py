@@ -1,0 +1,53 @@
+"""Installs rlhf_jax. `pip install -e .` runs every stage on a CPU; extras add the rest."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "rlhf_jax" / "__init__.py").read_text()
+).group(1)
+
+setup(
+    name="rlhf_jax",
+    version=VERSION,
+    description="RLHF in JAX: reward models, PPO and DPO for ChatGLM on TPU, GPU, CPU",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "datasets>=3.0",
+        "flax>=0.12,<0.14",
+        "jax>=0.10,<0.12",
+        "jaxtyping>=0.3",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.30",
+        "rich>=13",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.8",
+        "tokenizers>=0.21",
+        "transformers>=5.0",
+    ],
+    extras_require={
+        "test": [
+            "beartype>=0.20",
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "ruff>=0.9",
+        ],
+        # Live comparison with the published torch implementations.
+        "parity": ["torch>=2.5"],
+        # The TPU compiler on a machine without a TPU (586 MB).
+        "tpu-plan": ["libtpu>=0.0.40"],
+        "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "cuda": ["jax[cuda13]>=0.10,<0.12"],
+    },
+)

@@ -1,0 +1,63 @@
+"""The architecture as a test: which part of the package may import which."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
+
+ALLOWED = {
+    "batches": set(),
+    "losses": set(),
+    "parallel": set(),
+    "data": {"batches"},
+    "models": {"parallel"},
+    "training": {"parallel"},
+    "generation": {"models", "parallel", "batches"},
+    "evaluation": {"generation", "training", "models", "losses", "data", "batches"},
+    "stages": {
+        "evaluation",
+        "generation",
+        "training",
+        "models",
+        "losses",
+        "data",
+        "parallel",
+        "batches",
+    },
+}
+OUTSIDE = {"configs", "launch", "colabs", "tests", "benchmarks"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    return parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: use absolute imports."
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    room = room_of(path.relative_to(PACKAGE).parts)
+    for name in imports_of(path):
+        top, *rest = name.split(".")
+        assert top not in OUTSIDE, f"{path}: the package never imports {top}/."
+        if top != "rlhf_jax" or rest[0] == "__version__":
+            continue
+        target = rest[0]
+        assert target in ALLOWED, f"{path}: unknown part of the package, {name}."
+        if target == room:
+            assert room != "stages", f"{path}: a stage never imports a stage."
+            continue
+        assert target in ALLOWED[room], f"{path}: {room} may not import {target}."
