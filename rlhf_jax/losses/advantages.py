@@ -1,0 +1,165 @@
+"""Advantages: GAE of one sequence, baselines from scores, running normalisation.
+
+All of them are targets, so no gradient flows through what this file returns.
+
+Letters: B batch, K responses to one prompt, R response.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
+
+from rlhf_jax.losses import masked
+
+
+class Advantages(NamedTuple):
+    advantages: Float[Array, " R"]
+    returns: Float[Array, " R"]  # advantages + values: what the value model learns
+
+
+def gae(
+    *,
+    rewards: Float[Array, " R"],
+    values: Float[Array, " R"],
+    mask: Bool[Array, " R"],
+    gamma: Float[ArrayLike, ""],
+    lam: Float[ArrayLike, ""],
+) -> Advantages:
+    """Estimate the advantages of one sequence; `jax.vmap` for a batch.
+
+    delta_r = reward_r + gamma V_{r+1} - V_r
+    A_r = delta_r + gamma lam A_{r+1}
+
+    Masked tokens are skipped as if they were not there, holes included: r + 1 is the
+    next real token, and V after the last one is 0. Zeros where masked.
+    Schulman et al. (2015), arXiv 1506.02438, equation 16.
+    """
+    rewards, values = masked.keep(rewards, mask), masked.keep(values, mask)
+
+    def step(after, token):
+        reward, value, real = token
+        next_advantage, next_value = after
+        delta = reward + gamma * next_value - value
+        advantage = delta + gamma * lam * next_advantage
+        before = (
+            jnp.where(real, advantage, next_advantage),
+            jnp.where(real, value, next_value),
+        )
+        return before, advantage
+
+    end = (jnp.zeros(()), jnp.zeros(()))
+    _, advantages = lax.scan(step, end, (rewards, values, mask), reverse=True)
+    advantages = masked.keep(advantages, mask)
+    return lax.stop_gradient(Advantages(advantages, advantages + values))
+
+
+def reference_baseline(
+    *, scores: Float[Array, "*B"], reference_scores: Float[Array, "*B"]
+) -> Float[Array, "*B"]:
+    """Subtract the score of the reference model's response to the same prompt.
+
+    r(x, y) - r(x, y_ref)
+
+    ChatGLM-RLHF, arXiv 2404.00934, section 3: removes what depends on the prompt
+    alone. y_ref is generated once for each prompt, before training.
+    """
+    scores = scores.astype(jnp.float32) - reference_scores.astype(jnp.float32)
+    return lax.stop_gradient(scores)
+
+
+def remax_advantages(
+    *, scores: Float[Array, " B"], reference_scores: Float[Array, " B"]
+) -> Float[Array, " B"]:
+    """Subtract the score of the greedy response to the same prompt.
+
+    A = r(x, y) - r(x, y_greedy)
+
+    Li et al. (2023), arXiv 2310.10505: y_greedy comes from the current policy. With
+    the reference model's response instead it is `reference_baseline`, the idea of
+    ChatGLM-RLHF in another dress.
+    """
+    return reference_baseline(scores=scores, reference_scores=reference_scores)
+
+
+def rloo_advantages(*, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
+    """Subtract the mean score of the other responses to the same prompt.
+
+    A_k = r_k - 1 / (K - 1) sum_{j != k} r_j = K / (K - 1) (r_k - mean(r))
+
+    Ahmadian et al. (2024), arXiv 2402.14740.
+    """
+    num_responses = scores.shape[1]
+    if num_responses < 2:
+        raise ValueError(f"{num_responses=}: RLOO needs two or more for each prompt.")
+    advantages = _centre(scores) * (num_responses / (num_responses - 1))
+    return lax.stop_gradient(advantages)
+
+
+def grpo_advantages(
+    *, scores: Float[Array, "B K"], epsilon: Float[ArrayLike, ""]
+) -> Float[Array, "B K"]:
+    """Whiten the scores of the responses to one prompt.
+
+    A_k = (r_k - mean(r)) / (std(r) + epsilon)
+
+    Shao et al. (2024), arXiv 2402.03300, section 4.1.2. The paper does not say which
+    std; we take the biased one, so that K = 1 gives 0 (implementations with Bessel's
+    correction give sqrt((K - 1) / K) times this).
+    """
+    centred = _centre(scores)
+    std = jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True))
+    return lax.stop_gradient(centred / (std + epsilon))
+
+
+class RunningMoments(NamedTuple):
+    """Count, mean and sum of squared deviations of all the numbers seen so far."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, ""]
+    m2: Float[Array, ""]
+
+
+def init_moments() -> RunningMoments:
+    """Start from having seen nothing."""
+    return RunningMoments(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+
+
+def update_moments(
+    moments: RunningMoments, x: Shaped[Array, "*S"], mask: Bool[Array, "*S"]
+) -> RunningMoments:
+    """Take the kept elements of x into the moments.
+
+    mean = mean_a + d n_b / n,  m2 = m2_a + m2_b + d^2 n_a n_b / n,  d = mean_b - mean_a
+
+    Chan, Golub and LeVeque (1979): exact, whatever the parts the data come in.
+    """
+    added = jnp.sum(mask).astype(jnp.float32)
+    count = moments.count + added
+    share = added / jnp.maximum(count, 1)
+    delta = masked.mean(x, mask) - moments.mean
+    updated = RunningMoments(
+        count=count,
+        mean=moments.mean + delta * share,
+        m2=moments.m2 + masked.var(x, mask) * added + delta**2 * moments.count * share,
+    )
+    return lax.stop_gradient(updated)
+
+
+def normalise(x: Float[Array, "*S"], moments: RunningMoments) -> Float[Array, "*S"]:
+    """Move x by the running mean and scale it by the running standard deviation.
+
+    (x - mean) / std; while the variance is 0 (fewer than two different numbers
+    seen), std is taken as 1.
+    """
+    variance = moments.m2 / jnp.maximum(moments.count, 1)
+    std = jnp.where(variance > 0, jnp.sqrt(variance), 1.0)
+    return lax.stop_gradient((x.astype(jnp.float32) - moments.mean) / std)
+
+
+def _centre(scores):
+    # Twice, so that equal scores give exactly 0: see losses/masked.py.
+    scores = scores.astype(jnp.float32)
+    scores = scores - jnp.mean(scores, axis=1, keepdims=True)
+    return scores - jnp.mean(scores, axis=1, keepdims=True)

@@ -1,0 +1,189 @@
+"""DPO and its relatives, on log-probabilities summed over the response.
+
+With z = log(pi / pi_ref)(chosen) - log(pi / pi_ref)(rejected), all but SimPO are
+functions of z. One value for each pair; the caller averages. The ChatGLM-RLHF paper
+(arXiv 2404.00934, section 4) uses `dpo_loss` with label_smoothing 0.
+
+Letters: B pairs.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+
+class PreferenceLoss(NamedTuple):
+    loss: Float[Array, "*B"]
+    chosen_rewards: Float[Array, "*B"]  # implicit: beta log(pi / pi_ref)
+    rejected_rewards: Float[Array, "*B"]
+    margin: Float[Array, "*B"]  # chosen_rewards - rejected_rewards
+    accuracy: Float[Array, "*B"]  # 1 where the margin is positive
+
+
+def dpo_loss(
+    *,
+    chosen_logprobs: Float[Array, "*B"],
+    rejected_logprobs: Float[Array, "*B"],
+    ref_chosen_logprobs: Float[Array, "*B"],
+    ref_rejected_logprobs: Float[Array, "*B"],
+    beta: Float[ArrayLike, ""],
+    label_smoothing: Float[ArrayLike, ""],
+) -> PreferenceLoss:
+    """Make the implicit reward of the chosen response larger.
+
+    loss = -(1 - e) log sigmoid(beta z) - e log sigmoid(-beta z)
+
+    Rafailov et al. (2023), arXiv 2305.18290, equation 7. With label smoothing e > 0
+    it is conservative DPO (Mitchell, 2023, https://ericmitchell.ai/cdpo.pdf,
+    equation 3): a share e of the labels is taken to be wrong.
+    """
+    rewards = _implicit_rewards(
+        chosen_logprobs,
+        rejected_logprobs,
+        ref_chosen_logprobs,
+        ref_rejected_logprobs,
+        beta,
+    )
+    right, wrong = _log_sigmoids(rewards[0] - rewards[1])
+    return _preference(
+        -(1.0 - label_smoothing) * right - label_smoothing * wrong, rewards
+    )
+
+
+def robust_dpo_loss(
+    *,
+    chosen_logprobs: Float[Array, "*B"],
+    rejected_logprobs: Float[Array, "*B"],
+    ref_chosen_logprobs: Float[Array, "*B"],
+    ref_rejected_logprobs: Float[Array, "*B"],
+    beta: Float[ArrayLike, ""],
+    label_smoothing: float,
+) -> PreferenceLoss:
+    """Correct DPO for a share e of flipped labels, without bias.
+
+    loss = (-(1 - e) log sigmoid(beta z) + e log sigmoid(-beta z)) / (1 - 2 e)
+
+    Its mean over labels flipped with probability e is the DPO loss of the clean ones.
+    Chowdhury et al. (2024), arXiv 2403.00409.
+    """
+    if not 0.0 <= label_smoothing < 0.5:
+        raise ValueError(f"{label_smoothing=} must be at least 0 and below 0.5.")
+    rewards = _implicit_rewards(
+        chosen_logprobs,
+        rejected_logprobs,
+        ref_chosen_logprobs,
+        ref_rejected_logprobs,
+        beta,
+    )
+    right, wrong = _log_sigmoids(rewards[0] - rewards[1])
+    loss = -(1.0 - label_smoothing) * right + label_smoothing * wrong
+    return _preference(loss / (1.0 - 2.0 * label_smoothing), rewards)
+
+
+def ipo_loss(
+    *,
+    chosen_logprobs: Float[Array, "*B"],
+    rejected_logprobs: Float[Array, "*B"],
+    ref_chosen_logprobs: Float[Array, "*B"],
+    ref_rejected_logprobs: Float[Array, "*B"],
+    beta: Float[ArrayLike, ""],
+) -> PreferenceLoss:
+    """Pull the log-ratio to a fixed margin instead of to infinity.
+
+    loss = (z - 1 / (2 beta))^2
+
+    Azar et al. (2023), arXiv 2310.12036, equation 17 (tau is our beta). On summed
+    log-probabilities, as in the paper; TRL divides them by the length first.
+    """
+    rewards = _implicit_rewards(
+        chosen_logprobs,
+        rejected_logprobs,
+        ref_chosen_logprobs,
+        ref_rejected_logprobs,
+        beta,
+    )
+    log_ratio = (rewards[0] - rewards[1]) / beta
+    return _preference((log_ratio - 1.0 / (2.0 * beta)) ** 2, rewards)
+
+
+def length_regularised_dpo_loss(
+    *,
+    chosen_logprobs: Float[Array, "*B"],
+    rejected_logprobs: Float[Array, "*B"],
+    ref_chosen_logprobs: Float[Array, "*B"],
+    ref_rejected_logprobs: Float[Array, "*B"],
+    chosen_lengths: Int[Array, "*B"],
+    rejected_lengths: Int[Array, "*B"],
+    beta: Float[ArrayLike, ""],
+    alpha: Float[ArrayLike, ""],
+) -> PreferenceLoss:
+    """Learn less from a pair whose chosen response is the longer (R-DPO).
+
+    loss = -log sigmoid(beta z + alpha (|chosen| - |rejected|))
+
+    It is DPO for the reward r(x, y) - alpha |y|: the length explains a part of the
+    preference, the policy only the rest. The rewards returned are those of DPO,
+    without the length. Park et al. (2024), arXiv 2403.19159.
+    """
+    rewards = _implicit_rewards(
+        chosen_logprobs,
+        rejected_logprobs,
+        ref_chosen_logprobs,
+        ref_rejected_logprobs,
+        beta,
+    )
+    longer = (chosen_lengths - rejected_lengths).astype(jnp.float32)
+    right, _ = _log_sigmoids(rewards[0] - rewards[1] + alpha * longer)
+    return _preference(-right, rewards)
+
+
+def simpo_loss(
+    *,
+    chosen_logprobs: Float[Array, "*B"],
+    rejected_logprobs: Float[Array, "*B"],
+    chosen_lengths: Int[Array, "*B"],
+    rejected_lengths: Int[Array, "*B"],
+    beta: Float[ArrayLike, ""],
+    gamma: Float[ArrayLike, ""],
+) -> PreferenceLoss:
+    """Compare log-probabilities per token, without a reference.
+
+    loss = -log sigmoid(beta log pi(chosen) / |chosen|
+                        - beta log pi(rejected) / |rejected| - gamma)
+
+    An empty response counts as one token. Meng et al. (2024), arXiv 2405.14734,
+    equation 6.
+    """
+    rewards = (
+        beta * chosen_logprobs.astype(jnp.float32) / jnp.maximum(chosen_lengths, 1),
+        beta * rejected_logprobs.astype(jnp.float32) / jnp.maximum(rejected_lengths, 1),
+    )
+    right, _ = _log_sigmoids(rewards[0] - rewards[1] - gamma)
+    return _preference(-right, rewards)
+
+
+def _implicit_rewards(chosen, rejected, ref_chosen, ref_rejected, beta):
+    chosen, rejected = chosen.astype(jnp.float32), rejected.astype(jnp.float32)
+    ref_chosen, ref_rejected = lax.stop_gradient(
+        (ref_chosen.astype(jnp.float32), ref_rejected.astype(jnp.float32))
+    )
+    return beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+
+
+def _log_sigmoids(logits):
+    return jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+
+
+def _preference(loss, rewards):
+    chosen_rewards, rejected_rewards = rewards
+    margin = chosen_rewards - rejected_rewards
+    return PreferenceLoss(
+        loss=loss,
+        chosen_rewards=chosen_rewards,
+        rejected_rewards=rejected_rewards,
+        margin=margin,
+        accuracy=(margin > 0).astype(jnp.float32),
+    )

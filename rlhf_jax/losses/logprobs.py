@@ -1,0 +1,169 @@
+"""Log-probabilities of tokens from hidden states: the shift by one lives here.
+
+The state at position t predicts the token at t + 1. Everything that leaves this
+file is aligned with tokens instead: index t belongs to token t and to the state
+before it. The logits [B, T, V] are never held at once: they are projected
+`chunk_size` positions at a time, and again in the backward pass.
+
+Letters: B batch, T tokens, P prompt, K responses, R response, V vocab, D width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+
+class TokenLogprobs(NamedTuple):
+    logprobs: Float[Array, "*B T"]  # of each token, given what stands before it
+    entropy: Float[Array, "*B T"]  # of the distribution which that token is from
+
+
+def next_token_logprobs(
+    hidden: Float[Array, "B T D"],
+    output_matrix: Float[Array, "D V"],
+    tokens: Int[Array, "B T"],
+    *,
+    temperature: float,
+    num_tokens: int,
+    chunk_size: int,
+) -> TokenLogprobs:
+    """Compute log p(tokens[t] | tokens[:t]) and the entropy of that distribution.
+
+    p = softmax(hidden[t - 1] @ output_matrix[:, :num_tokens] / temperature).
+
+    Index 0, which nothing predicts, is 0 in both. Vocabulary rows from `num_tokens`
+    on are padding and have probability 0. `chunk_size` positions of every row are
+    projected at a time (0: all at once). The product runs in the dtype of `hidden`
+    and adds up in float32. Token ids outside the vocabulary (padding) give a finite
+    number without meaning.
+    """
+    out = _project(
+        hidden[:, :-1],
+        output_matrix,
+        tokens[:, 1:],
+        temperature=temperature,
+        num_tokens=num_tokens,
+        chunk_size=chunk_size,
+    )
+    return TokenLogprobs(*(jnp.pad(x, ((0, 0), (1, 0))) for x in out))
+
+
+def response_logprobs(
+    hidden: Float[Array, "B T D"],
+    output_matrix: Float[Array, "D V"],
+    responses: Int[Array, "B K R"],
+    *,
+    prompt_length: int,
+    temperature: float,
+    num_tokens: int,
+    chunk_size: int,
+) -> TokenLogprobs:
+    """Compute log-probabilities [B, K, R] of K responses that share their prompt.
+
+    Rows are [prompt P | response 1 R | ... | response K R], T = P + K R. Only
+    response positions reach the vocabulary; the rest is `next_token_logprobs`.
+    """
+    num_responses, response_length = responses.shape[1:]
+    expected = prompt_length + num_responses * response_length
+    if hidden.shape[1] != expected:
+        raise ValueError(
+            f"hidden has {hidden.shape[1]} positions, but {prompt_length=} and "
+            f"{num_responses=} of {response_length=} make {expected}."
+        )
+    return _project(
+        response_hidden(
+            hidden, prompt_length=prompt_length, num_responses=num_responses
+        ),
+        output_matrix,
+        responses,
+        temperature=temperature,
+        num_tokens=num_tokens,
+        chunk_size=chunk_size,
+    )
+
+
+def response_hidden(
+    hidden: Float[Array, "B T D"], *, prompt_length: int, num_responses: int
+) -> Float[Array, "B K R D"]:
+    """Pick the state before each response token.
+
+    Token 0 of every response follows the prompt's last token, at P - 1 (prompts are
+    left-padded); token r follows token r - 1 of the same response. A value model
+    reads its values here: index r is the value of the state before token r.
+    """
+    batch_size, length, width = hidden.shape
+    if prompt_length < 1:
+        raise ValueError(f"{prompt_length=}: nothing predicts the first token.")
+    if (length - prompt_length) % num_responses or length <= prompt_length:
+        raise ValueError(
+            f"{length - prompt_length} positions after {prompt_length=} cannot be "
+            f"split into {num_responses=} of equal length."
+        )
+    responses = hidden[:, prompt_length:].reshape(batch_size, num_responses, -1, width)
+    prompt_end = jnp.broadcast_to(
+        hidden[:, None, None, prompt_length - 1], (batch_size, num_responses, 1, width)
+    )
+    return jnp.concatenate([prompt_end, responses[:, :, :-1]], axis=2)
+
+
+def _project(hidden, output_matrix, tokens, *, temperature, num_tokens, chunk_size):
+    """Log-probabilities and entropies [*N, T] of tokens under the states before them.
+
+    Chunks are cut from the time axis, so that the batch stays sharded as it came.
+    """
+    if not temperature > 0:
+        raise ValueError(f"{temperature=} must be positive.")
+    if not 0 < num_tokens <= output_matrix.shape[1]:
+        raise ValueError(f"{num_tokens=}, but {output_matrix.shape=} is [D, V].")
+
+    @jax.checkpoint
+    def project_chunk(hidden, tokens):
+        return _token_logprobs(
+            hidden,
+            output_matrix,
+            tokens,
+            temperature=temperature,
+            num_tokens=num_tokens,
+        )
+
+    length = tokens.shape[-1]
+    if chunk_size == 0 or length <= chunk_size:
+        return project_chunk(hidden, tokens)
+    num_chunks = -(-length // chunk_size)
+    padding = num_chunks * chunk_size - length
+    batch_axes = [(0, 0)] * (tokens.ndim - 1)
+    hidden = jnp.pad(hidden, [*batch_axes, (0, padding), (0, 0)])
+    tokens = jnp.pad(tokens, [*batch_axes, (0, padding)])
+    axis = tokens.ndim - 1
+    hidden = hidden.reshape(*tokens.shape[:-1], num_chunks, chunk_size, -1)
+    tokens = tokens.reshape(*tokens.shape[:-1], num_chunks, chunk_size)
+    chunks = jnp.moveaxis(hidden, axis, 0), jnp.moveaxis(tokens, axis, 0)
+    out = lax.map(lambda chunk: project_chunk(*chunk), chunks)  # [chunks, *N, size]
+    out = [jnp.moveaxis(x, 0, axis) for x in out]
+    out = [x.reshape(*x.shape[:-2], -1)[..., :length] for x in out]
+    return TokenLogprobs(*out)
+
+
+def _token_logprobs(hidden, output_matrix, tokens, *, temperature, num_tokens):
+    logits = jnp.einsum(
+        "...d,dv->...v",
+        hidden,
+        output_matrix.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    logits = logits / temperature
+    # Compare and sum rather than gather: it stays local when the vocabulary is
+    # sharded, and its gradient is no scatter.
+    ids = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    real = ids < num_tokens
+    finite = jnp.where(real, logits, 0.0)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1, where=real)
+    chosen = jnp.sum(jnp.where(ids == tokens[..., None], finite, 0.0), axis=-1)
+    probs = jnp.where(real, jnp.exp(finite - log_normaliser[..., None]), 0.0)
+    return TokenLogprobs(
+        logprobs=chosen - log_normaliser,
+        entropy=log_normaliser - jnp.sum(probs * finite, axis=-1),
+    )
