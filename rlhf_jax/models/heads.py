@@ -1,0 +1,68 @@
+"""A scalar at every token: reward models and value models."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from rlhf_jax.models.chatglm import ChatGLM
+
+
+class ScalarHead(nnx.Module):
+    """An affine map from hidden states to one number, in float32.
+
+    Initialised as in "Learning to summarize from human feedback" (arXiv 2009.01325):
+    normal with variance 1 / (D + 1).
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, param_dtype="float32"):
+        kernel = jax.random.normal(rngs.params(), (width, 1), param_dtype)
+        self.kernel = nnx.Param(kernel / jnp.sqrt(width + 1).astype(param_dtype))
+        self.bias = nnx.Param(jnp.zeros(1, param_dtype))
+
+    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+        # Scores are compared with each other: bfloat16 would round them to 1 in 256.
+        hidden = hidden.astype(jnp.float32)
+        kernel = self.kernel[...].astype(jnp.float32)
+        return (hidden @ kernel)[..., 0] + self.bias[0].astype(jnp.float32)
+
+
+class Offset(nnx.Variable):
+    """A number that is measured, not trained."""
+
+
+class ScoreModel(nnx.Module):
+    """A reward or value model: score = head(hidden) - offset at every token.
+
+    `offset` is set after training, so that scores have mean 0 on some reference
+    responses; no gradient reaches it.
+    """
+
+    def __init__(self, backbone: ChatGLM, *, rngs: nnx.Rngs):
+        self.backbone = backbone
+        config = backbone.config
+        self.head = ScalarHead(config.width, rngs=rngs, param_dtype=config.param_dtype)
+        self.offset = Offset(jnp.float32(0.0))
+
+    @property
+    def config(self):
+        return self.backbone.config
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"] | None = None,
+        *,
+        segments: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T"]:
+        hidden = self.backbone.hidden(tokens, mask, segments=segments)
+        return self.head(hidden) - jax.lax.stop_gradient(self.offset[...])
+
+
+def last_real_token(
+    values: Shaped[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Shaped[Array, "B"]:
+    """The value at each row's last real token, wherever the padding is."""
+    slots = jnp.arange(mask.shape[1])[None]
+    last = jnp.where(mask, slots, 0).max(axis=1, keepdims=True)
+    return jnp.take_along_axis(values, last, axis=1)[:, 0]
