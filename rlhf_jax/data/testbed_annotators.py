@@ -1,0 +1,153 @@
+"""Simulated annotators: how people with known faults compare two responses.
+
+An honest annotator prefers a to b by Bradley and Terry's model, with probability
+
+    sigmoid(sharpness * (q_a - q_b) + length_bias * (n_a - n_b) + shown first + noise)
+
+where q is the true quality, n the number of words, and noise is fresh at every
+comparison. Some annotators are not honest: the careless choose at random, and the
+contradictory often follow a rule under which a beats b, b beats c and c beats a.
+Who is what stands in the record, so that whoever cleans the data can be checked.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlhf_jax.data.testbed_quality import DEFAULT_WEIGHTS, QualityWeights, explain
+from rlhf_jax.data.testbed_tasks import Prompt
+
+HONEST, CARELESS, CONTRADICTORY = "honest", "careless", "contradictory"
+CRITERIA = ("helpfulness", "safety", "fluency")
+
+
+@dataclass(frozen=True)
+class AnnotatorConfig:
+    """How many annotators there are, and how strong each fault is."""
+
+    num_annotators: int = 20
+    careless_share: float = 0.1
+    contradictory_share: float = 0.1
+    tie_share: float = 0.3  # of the honest: those who call ties
+    sharpness: float = 1.5  # logits per point of true quality
+    length_bias: float = 0.06  # logits per word of difference
+    position_bias: float = 0.0  # logits for the response shown first
+    noise: float = 0.5  # standard deviation, in logits
+    tie_margin: float = 0.5  # logits below which those who call ties call one
+    contradiction: float = 0.6  # how often the contradictory follow their circle
+    careless_seconds: float = 4.0
+    reading_seconds: float = 0.4  # per word, for everyone else
+
+
+@dataclass(frozen=True)
+class Annotator:
+    id: str
+    kind: str  # HONEST, CARELESS or CONTRADICTORY
+    calls_ties: bool
+    config: AnnotatorConfig
+    weights: QualityWeights = DEFAULT_WEIGHTS
+
+
+@dataclass(frozen=True)
+class Annotation:
+    preference: str  # "a", "b" or "tie", as all labels are
+    helpfulness: str
+    safety: str
+    fluency: str
+    annotator: str
+    annotator_kind: str
+    order_shown: str  # "ab" or "ba": which response was on the left
+    seconds: float
+
+
+def make_annotators(
+    config: AnnotatorConfig,
+    rng: np.random.Generator,
+    weights: QualityWeights = DEFAULT_WEIGHTS,
+) -> tuple[Annotator, ...]:
+    """Exact counts by the shares (rounded), in an order that tells nothing."""
+    careless = round(config.careless_share * config.num_annotators)
+    contradictory = round(config.contradictory_share * config.num_annotators)
+    honest = config.num_annotators - careless - contradictory
+    if honest < 0:
+        raise ValueError(
+            f"{config.careless_share=} and {config.contradictory_share=} leave no "
+            f"room in {config.num_annotators=}."
+        )
+    with_ties = round(config.tie_share * honest)
+    kinds = [(CARELESS, False)] * careless + [(CONTRADICTORY, False)] * contradictory
+    kinds += [(HONEST, True)] * with_ties + [(HONEST, False)] * (honest - with_ties)
+    return tuple(
+        Annotator(f"annotator-{index:03d}", *kinds[where], config, weights)
+        for index, where in enumerate(rng.permutation(len(kinds)))
+    )
+
+
+def annotate(
+    prompt: Prompt,
+    response_a: str,
+    response_b: str,
+    annotator: Annotator,
+    rng: np.random.Generator,
+) -> Annotation:
+    """Compare two responses as this annotator would; any strings will do."""
+    config = annotator.config
+    order = "ab" if rng.random() < 0.5 else "ba"
+    a, b = (
+        explain(prompt, text, annotator.weights) for text in (response_a, response_b)
+    )
+
+    bias = config.position_bias if order == "ab" else -config.position_bias
+    noise = rng.normal(0.0, config.noise)
+    logit = config.sharpness * (a.quality - b.quality)
+    logit += config.length_bias * (a.words - b.words) + bias + noise
+    choice = "a" if rng.random() < _sigmoid(logit) else "b"
+
+    if annotator.kind == CARELESS:
+        labels = [_coin(rng) for _ in range(4)]
+        seconds = config.careless_seconds * rng.lognormal(0.0, 0.3)
+    else:
+        if annotator.kind == CONTRADICTORY and rng.random() < config.contradiction:
+            choice = _circle(response_a, response_b) or choice
+        if annotator.calls_ties and abs(logit) < config.tie_margin:
+            choice = "tie"
+        labels = [
+            choice,
+            _label(a.task + a.detail + a.off_topic, b.task + b.detail + b.off_topic),
+            _label(min(0.0, a.manners), min(0.0, b.manners)),
+            _label(
+                a.fluency + a.form + a.repetition, b.fluency + b.form + b.repetition
+            ),
+        ]
+        seconds = 2.0 + config.reading_seconds * (a.words + b.words)
+        seconds *= rng.lognormal(0.0, 0.3)
+    return Annotation(
+        *labels,
+        annotator=annotator.id,
+        annotator_kind=annotator.kind,
+        order_shown=order,
+        seconds=round(float(seconds), 2),
+    )
+
+
+def _sigmoid(x: float) -> float:
+    return 0.5 * (1.0 + math.tanh(0.5 * x))
+
+
+def _coin(rng: np.random.Generator) -> str:
+    return "a" if rng.random() < 0.5 else "b"
+
+
+def _label(a: float, b: float, margin: float = 0.25) -> str:
+    """One criterion: what is not clearly different is a tie."""
+    if abs(a - b) < margin:
+        return "tie"
+    return "a" if a > b else "b"
+
+
+def _circle(response_a: str, response_b: str) -> str | None:
+    """Stone, paper, scissors on the texts: each falls in one of three classes."""
+    a, b = (zlib.crc32(text.encode()) % 3 for text in (response_a, response_b))
+    return {0: None, 1: "a", 2: "b"}[(b - a) % 3]

@@ -1,0 +1,252 @@
+"""The true quality of any response to a testbed prompt: what the annotators judge by.
+
+    quality = offset + scale * (task + detail + manners + form + fluency
+                                - off_topic - repetition - length)
+
+with offset and scale of the prompt's intent. Every string gets a finite score. The
+parts are made so that no cheap trick pays:
+
+- the task's share counts only as far as the text is fluent and does not repeat
+  itself, and naming a rival answer beside the right one voids it;
+- a detail counts only where the task is done, and only one counts;
+- courtesy counts at the beginning and the end, once; elsewhere it is off topic;
+- whatever is neither answer, detail nor courtesy for this prompt is off topic;
+- every intent has a best length in words, and both sides of it cost.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+
+from rlhf_jax.data import testbed_tables as tables
+from rlhf_jax.data.testbed_tasks import KINDS, Prompt, key_of
+
+
+@dataclass(frozen=True)
+class QualityWeights:
+    """How much each part of the quality is worth, in points."""
+
+    task: float = 4.0
+    detail: float = 1.0
+    manners: float = 1.0  # a polite opening or closing
+    rude: float = 1.5  # for each rude phrase
+    form: float = 0.5
+    fluency: float = 1.0
+    off_topic: float = 0.15  # for each pair of words that has nothing to do here
+    repetition: float = 0.5  # for each repeated word, phrase or sentence
+    too_short: float = 0.4  # times the squared log ratio to the best length
+    too_long: float = 2.0
+    # (offset, scale, best length in words) by intent. Writing and role play are
+    # judged on a wider scale than sums, as human scores for such tasks are.
+    intents: Mapping[str, tuple[float, float, int]] = field(
+        default_factory=lambda: {
+            "language": (0.0, 0.9, 16),
+            "translation": (0.0, 1.0, 16),
+            "open_question": (0.0, 1.0, 14),
+            "writing": (1.0, 1.6, 28),
+            "role_play": (1.0, 1.4, 22),
+            "professional": (0.0, 1.1, 22),
+            "mathematics": (-1.0, 0.7, 15),
+            "logic": (-1.0, 0.8, 18),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The parts of a response's quality, before the intent's offset and scale."""
+
+    task: float
+    detail: float
+    manners: float
+    form: float
+    fluency: float
+    off_topic: float
+    repetition: float
+    length: float
+    words: int
+    quality: float
+
+
+DEFAULT_WEIGHTS = QualityWeights()
+
+_TOKEN = re.compile(r"[A-Za-z0-9]+(?:[-'][A-Za-z0-9]+)*|\S")
+_ENDS = frozenset(".!?")
+_INNER = frozenset(",;:")
+_DANGLING = frozenset(
+    ["a", "an", "and", "at", "by", "for", "from", "has", "in", "is", "minus", "of"]
+).union(["on", "or", "plus", "than", "that", "the", "to", "was"])
+
+
+def true_quality(
+    prompt: Prompt, response: str, weights: QualityWeights = DEFAULT_WEIGHTS
+) -> float:
+    return explain(prompt, response, weights).quality
+
+
+def explain(
+    prompt: Prompt, response: str, weights: QualityWeights = DEFAULT_WEIGHTS
+) -> Explanation:
+    """Score a response, part by part."""
+    key = key_of(prompt.task)
+    sentences, unfinished, junk = _sentences(response)
+    words = [word for sentence in sentences for word in sentence]
+    offset, scale, best = weights.intents[prompt.intent]
+
+    pairs = _pairs(sentences)
+    known = _known_pairs()
+    unknown = junk + sum(pair not in known for pair in pairs)
+    known_share = 1.0 - unknown / max(1, junk + len(pairs))
+    repeats = _repeats(sentences)
+    # Free up to one unknown pair in four, nothing left at three in four.
+    readable = min(1.0, max(0.0, 1.5 - 2.0 * (1.0 - known_share)))
+    gate = readable * max(0.0, 1.0 - 2.0 * repeats / max(1, len(words)))
+
+    said = " " + " ".join(words) + " "
+    done = gate * key.credit(response, said)
+    topic = _topic(prompt.task)
+    helped = any(detail in said for detail in topic.details)
+    courtesy, misplaced = _courtesy(sentences)
+    rude = sum(phrase in said for phrase in _rude())
+    stray = junk + misplaced + sum(pair not in topic.pairs for pair in pairs)
+    log_ratio = math.log((len(words) + 1) / (best + 1))
+    steepness = weights.too_long if log_ratio > 0 else weights.too_short
+
+    parts = {
+        "task": weights.task * done,
+        "detail": weights.detail * done * helped,
+        "manners": weights.manners * courtesy - weights.rude * rude,
+        "form": weights.form * _form(response, sentences, unfinished),
+        "fluency": weights.fluency * known_share * bool(words),
+        # Both level off: one more bad sentence in a ruined text matters little.
+        "off_topic": -_levelled(weights.off_topic * stray, 4.0),
+        "repetition": -_levelled(weights.repetition * repeats, 4.0),
+        "length": -steepness * log_ratio**2,
+    }
+    return Explanation(
+        **parts, words=len(words), quality=offset + scale * sum(parts.values())
+    )
+
+
+def _levelled(x: float, ceiling: float) -> float:
+    return ceiling * (1.0 - math.exp(-x / ceiling))
+
+
+def _sentences(text: str) -> tuple[list[list[str]], bool, int]:
+    """Lower-case words by sentence, whether the last one is unfinished, stray marks."""
+    sentences, current, junk = [], [], 0
+    for token in _TOKEN.findall(text):
+        if token in _ENDS:
+            if current:
+                sentences.append(current)
+                current = []
+            else:
+                junk += 1
+        elif token in _INNER:
+            junk += not current
+        elif token[0].isascii() and token[0].isalnum():
+            current.append(token.lower())
+        else:
+            junk += 1
+    if current:
+        sentences.append(current)
+    return sentences, bool(current), junk
+
+
+def _plain(text: str) -> str:
+    return " ".join(word for sentence in _sentences(text)[0] for word in sentence)
+
+
+def _pairs(sentences: list[list[str]]) -> list[tuple[str, str]]:
+    """Neighbouring words, with the borders of each sentence as words."""
+    return [
+        pair
+        for sentence in sentences
+        for pair in zip(["<", *sentence], [*sentence, ">"], strict=True)
+    ]
+
+
+def _pairs_of(texts) -> set[tuple[str, str]]:
+    return {pair for text in texts for pair in _pairs(_sentences(text)[0])}
+
+
+@cache
+def _known_pairs() -> frozenset[tuple[str, str]]:
+    """Every pair of neighbouring words that any answer in this world has."""
+    phrases = (tables.OPENINGS, tables.CLOSINGS, tables.RUDE)
+    phrases += (tables.REFUSALS, tables.FILLERS)
+    known = _pairs_of(text for group in phrases for text in group)
+    for name, kind in KINDS.items():
+        for filling in kind.fillings:
+            key = key_of((name, *filling))
+            known |= _pairs_of((*key.answers, *key.wrong, *key.details, key.short))
+    return frozenset(known)
+
+
+@dataclass(frozen=True)
+class _Topic:
+    pairs: frozenset[tuple[str, str]]  # that belong to this task, or are polite
+    details: tuple[str, ...]  # as spoken
+
+
+@cache
+def _topic(task: tuple[str, ...]) -> _Topic:
+    key = key_of(task)
+    texts = (*key.answers, *key.details, key.short, *tables.OPENINGS, *tables.CLOSINGS)
+    details = tuple(f" {_plain(detail)} " for detail in key.details)
+    return _Topic(frozenset(_pairs_of(texts)), details)
+
+
+@cache
+def _rude() -> tuple[str, ...]:
+    return tuple(f" {_plain(phrase)} " for phrase in tables.RUDE)
+
+
+@cache
+def _polite() -> tuple[frozenset[tuple[str, ...]], frozenset[tuple[str, ...]]]:
+    def sentences(phrases):
+        return frozenset(tuple(_sentences(phrase)[0][0]) for phrase in phrases)
+
+    return sentences(tables.OPENINGS), sentences(tables.CLOSINGS)
+
+
+def _courtesy(sentences: list[list[str]]) -> tuple[bool, int]:
+    """Whether there is courtesy in its place, and the words of it out of place."""
+    openings, closings = _polite()
+    opened = bool(sentences) and tuple(sentences[0]) in openings
+    closed = len(sentences) > 1 and tuple(sentences[-1]) in closings
+    inner = sentences[opened : len(sentences) - closed]
+    misplaced = sum(
+        len(sentence) + 1
+        for sentence in inner
+        if tuple(sentence) in openings or tuple(sentence) in closings
+    )
+    return opened or closed, misplaced
+
+
+def _form(response: str, sentences: list[list[str]], unfinished: bool) -> float:
+    """1 for a text of whole sentences with capitals, down to -1."""
+    if not sentences:
+        return 0.0
+    starts = response.lstrip()[:1]
+    score = 0.5 * (starts.isupper() or starts.isdigit()) + 0.5 * (not unfinished)
+    lower = len(re.findall(r"[.!?]\s+[a-z]", response))
+    dangling = sum(sentence[-1] in _DANGLING for sentence in sentences)
+    return max(-1.0, score - 0.25 * lower - 0.5 * dangling)
+
+
+def _repeats(sentences: list[list[str]]) -> int:
+    """Words said twice in a row, phrases of four words and sentences said again."""
+    words = [word for sentence in sentences for word in sentence]
+    doubled = sum(a == b for sentence in sentences for a, b in pairwise(sentence))
+    phrases = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
+    whole = Counter(tuple(sentence) for sentence in sentences)
+    return (
+        doubled
+        + sum(count - 1 for count in phrases.values())
+        + sum(count - 1 for count in whole.values())
+    )
