@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.testbed_quality import DEFAULT_WEIGHTS, QualityWeights, explain
-from rlhf_jax.data.testbed_tasks import Prompt
 
 HONEST, CARELESS, CONTRADICTORY = "honest", "careless", "contradictory"
 CRITERIA = ("helpfulness", "safety", "fluency")
@@ -27,6 +27,7 @@ CRITERIA = ("helpfulness", "safety", "fluency")
 class AnnotatorConfig:
     """How many annotators there are, and how strong each fault is."""
 
+    seed: int = 0
     num_annotators: int = 20
     careless_share: float = 0.1
     contradictory_share: float = 0.1
@@ -63,9 +64,7 @@ class Annotation:
 
 
 def make_annotators(
-    config: AnnotatorConfig,
-    rng: np.random.Generator,
-    weights: QualityWeights = DEFAULT_WEIGHTS,
+    config: AnnotatorConfig, weights: QualityWeights = DEFAULT_WEIGHTS
 ) -> tuple[Annotator, ...]:
     """Exact counts by the shares (rounded), in an order that tells nothing."""
     careless = round(config.careless_share * config.num_annotators)
@@ -79,9 +78,10 @@ def make_annotators(
     with_ties = round(config.tie_share * honest)
     kinds = [(CARELESS, False)] * careless + [(CONTRADICTORY, False)] * contradictory
     kinds += [(HONEST, True)] * with_ties + [(HONEST, False)] * (honest - with_ties)
+    order = rng.permutation(len(kinds))
     return tuple(
         Annotator(f"annotator-{index:03d}", *kinds[where], config, weights)
-        for index, where in enumerate(rng.permutation(len(kinds)))
+        for index, where in enumerate(order)
     )
 
 

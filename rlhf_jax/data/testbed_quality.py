@@ -23,7 +23,8 @@ from functools import cache
 from itertools import pairwise
 
 from rlhf_jax.data import testbed_tables as tables
-from rlhf_jax.data.testbed_tasks import KINDS, Prompt, key_of
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.testbed_tasks import KINDS, key_of, task_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class QualityWeights:
     rude: float = 1.5  # for each rude phrase
     form: float = 0.5
     fluency: float = 1.0
-    off_topic: float = 0.15  # for each pair of words that has nothing to do here
+    off_topic: float = 0.2  # for each pair of words that has nothing to do here
     repetition: float = 0.5  # for each repeated word, phrase or sentence
     too_short: float = 0.4  # times the squared log ratio to the best length
     too_long: float = 2.0
@@ -92,7 +93,8 @@ def explain(
     prompt: Prompt, response: str, weights: QualityWeights = DEFAULT_WEIGHTS
 ) -> Explanation:
     """Score a response, part by part."""
-    key = key_of(prompt.task)
+    task = task_of(prompt)
+    key, topic = key_of(task), _topic(task)
     sentences, unfinished, junk = _sentences(response)
     words = [word for sentence in sentences for word in sentence]
     offset, scale, best = weights.intents[prompt.intent]
@@ -108,7 +110,6 @@ def explain(
 
     said = " " + " ".join(words) + " "
     done = gate * key.credit(response, said)
-    topic = _topic(prompt.task)
     helped = any(detail in said for detail in topic.details)
     courtesy, misplaced = _courtesy(sentences)
     rude = sum(phrase in said for phrase in _rude())
