@@ -1,0 +1,26 @@
+"""Comparisons of a model's responses, by annotators or a reward model.
+
+Run: python launch/collect.py --config=configs/collect.py:tiny --workdir=runs/collect \
+         --config.init_from=runs/sft
+"""
+
+from configs import common
+
+
+def get_config(preset="tiny"):
+    c = common.stage("collect", preset)
+    small = common.is_small(preset)
+    c.prompts = ""  # a .jsonl file; "": the data folder's comparison_prompts.jsonl
+    c.num_responses = 3  # to each prompt
+    c.batch_size = 64  # prompts at a time
+    c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
+    c.max_response_tokens = 48 if small else 1024
+    c.temperature = 1.0
+    c.top_k = 0
+    c.top_p = 1.0
+    c.annotator = "testbed"  # or "reward_model"
+    c.reward_model = ""
+    c.min_margin = 0.0  # of reward between best and worst
+    c.length_bucket = 4 if small else 50  # tokens; 0: no length balancing
+    c.test_share = 0.1  # of the prompts, whose comparisons are held out
+    return c

@@ -1,0 +1,101 @@
+"""What the configs share: presets by name, and the fields that every stage has."""
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.models.presets import PRESETS
+
+# "tiny": the testbed, a small model, minutes on a CPU. "hh": the same model size on
+# real comparisons. The published sizes: the paper's settings on a pod.
+PUBLISHED = tuple(name for name in PRESETS if name not in ("tiny", "benchmark"))
+STAGE_PRESETS = ("tiny", "hh", *PUBLISHED)
+
+
+def check_preset(preset: str, known: tuple[str, ...], file: str) -> None:
+    if preset not in known:
+        raise ValueError(
+            f"configs/{file}.py has no preset {preset!r}; it has: {', '.join(known)}. "
+            f"Write --config=configs/{file}.py:{known[0]}."
+        )
+
+
+def is_small(preset: str) -> bool:
+    return preset in ("tiny", "hh")
+
+
+def stage(name: str, preset: str) -> ConfigDict:
+    """The fields of every stage."""
+    check_preset(preset, STAGE_PRESETS, name)
+    small = is_small(preset)
+    c = ConfigDict()
+    c.stage = name  # module in rlhf_jax/stages
+    c.seed = 0  # every random number of the run comes from it
+    c.model = "tiny" if small else preset  # made anew when init_from is ""
+    c.init_from = ""  # a stage's workdir or a Hugging Face folder; "": random weights
+    c.dtype = "float32" if small else "bfloat16"  # of the computation
+    c.param_dtype = "float32"  # of the stored, trained weights
+    c.chunk_size = 0 if small else 512  # positions projected to the vocabulary at once
+    c.data = data(preset)
+    c.microbatches = 1  # gradients are added over so many parts of a batch
+    c.max_skipped_updates = 10  # non-finite updates in a row that stop the run
+    c.keep_checkpoints = 2
+    return c
+
+
+def data(preset: str) -> ConfigDict:
+    c = ConfigDict()
+    # "testbed", a data folder, or a folder with train.jsonl[.gz] and test.jsonl[.gz]
+    c.path = "" if preset == "hh" else "testbed"
+    c.tokenizer = ""  # a tokenizer folder; "": the start model's, else one is trained
+    c.vocab_size = 2048 if preset == "hh" else 1024  # of a tokenizer trained here
+    c.testbed = testbed()
+    c.annotators = annotators()
+    return c
+
+
+def testbed() -> ConfigDict:
+    """The synthetic world (rlhf_jax/data/testbed.py says what each number means)."""
+    c = ConfigDict()
+    c.seed = 0
+    c.model_name = "Glim"
+    c.num_sft = 6000
+    c.num_sft_test = 400
+    c.num_comparison_prompts = 1200
+    c.num_rl_prompts = 1000
+    c.num_eval_prompts = 400
+    c.num_probes = 20
+    c.good_share = 0.4  # of the demonstrations; the others are padded or sloppy
+    c.padded_share = 0.3
+    c.sloppy_share = 0.3
+    c.identity_share = 0.04
+    c.json_share = 0.06
+    return c
+
+
+def annotators() -> ConfigDict:
+    """Who compares in the testbed (rlhf_jax/data/testbed_annotators.py)."""
+    c = ConfigDict()
+    c.num_annotators = 20
+    c.careless_share = 0.1
+    c.contradictory_share = 0.1
+    c.tie_share = 0.3
+    c.sharpness = 1.5
+    c.length_bias = 0.06
+    c.position_bias = 0.0
+    c.noise = 0.5
+    c.tie_margin = 0.5
+    return c
+
+
+def optimizer(learning_rate: float) -> ConfigDict:
+    """AdamW; see rlhf_jax/training/optimizers.py."""
+    c = ConfigDict()
+    c.learning_rate = learning_rate
+    c.warmup_steps = 10
+    c.decay = "cosine"  # "constant", "linear" or "cosine"
+    c.final = 0.1  # of the learning rate, at the last step
+    c.b1 = 0.9
+    c.b2 = 0.95
+    c.eps = 1e-8
+    c.weight_decay = 0.1  # of matrices; embeddings, norms and biases have none
+    c.clip_norm = 1.0  # global norm of the gradient; 0: no clipping
+    return c

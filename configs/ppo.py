@@ -1,0 +1,49 @@
+"""PPO with the reference-reward baseline (ChatGLM-RLHF, arXiv 2404.00934, section 3).
+
+Run: python launch/train.py --config=configs/ppo.py:tiny --workdir=runs/ppo \
+         --config.init_from=runs/sft --config.reward_model=runs/reward
+"""
+
+from configs import common
+
+
+def get_config(preset="tiny"):
+    c = common.stage("ppo", preset)
+    small = common.is_small(preset)
+    # The paper's learning rate is 1e-6; a model of 1M parameters wants a larger one.
+    c.optimizer = common.optimizer(3e-4 if small else 1e-6)
+    c.value_optimizer = common.optimizer(1e-3 if small else 5e-6)
+    for optimizer in (c.optimizer, c.value_optimizer):
+        optimizer.decay = "constant"
+        optimizer.weight_decay = 0.0
+    c.reward_model = ""  # a workdir; "": a random one, for trying out
+    c.reference = ""  # "": where the policy starts
+    c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
+    c.eval_prompts = ""
+    c.total_steps = 60 if small else 700  # iterations; the paper: 600 to 800
+    c.batch_size = 64 if small else 256  # prompts an iteration, one response each
+    c.ppo_epochs = 2 if small else 1
+    c.minibatches = 2 if small else 4
+    c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
+    c.max_response_tokens = 48 if small else 1024
+    c.pad_to_multiple = 16 if small else 128
+    c.temperature = 1.0
+    c.baseline = "reference"  # the paper's; or "none"
+    c.whiten_advantages = False  # the paper: no normalisation beside its baseline
+    c.kl_coef = 0.05
+    c.kl_target = 0.0  # nats a response; above 0, kl_coef adapts to it
+    c.kl_horizon = 10000.0
+    c.kl_ceiling = 100.0  # nats a response that stop the run
+    c.gamma = 1.0
+    c.lam = 0.95
+    c.clip_range = 0.2
+    c.value_clip_range = 0.2
+    c.beta_sft = 0.1  # weight of the SFT loss
+    c.sft_batch_size = 8 if small else 32  # dialogues an update
+    c.max_sft_tokens = 128 if preset == "tiny" else 256 if preset == "hh" else 2048
+    c.missing_end_penalty = 1.0  # off the score of a response cut at its limit
+    c.score_clip = 10.0
+    c.eval_every = 20
+    c.num_samples = 8  # conversations written at each evaluation
+    c.save_every = 30 if small else 50
+    return c

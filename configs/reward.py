@@ -1,0 +1,25 @@
+"""A reward model from comparisons (ChatGLM-RLHF, arXiv 2404.00934, section 2).
+
+Run: python launch/train.py --config=configs/reward.py:tiny --workdir=runs/reward \
+         --config.init_from=runs/sft
+"""
+
+from configs import common
+
+
+def get_config(preset="tiny"):
+    c = common.stage("reward", preset)
+    small = common.is_small(preset)
+    c.optimizer = common.optimizer(1e-3 if small else 1e-5)
+    c.comparisons = ""  # a .jsonl file; "": the data folder's comparisons.jsonl
+    c.comparisons_test = ""
+    c.epochs = 3 if small else 1
+    c.batch_size = 32 if small else 128  # pairs
+    c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
+    c.max_response_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
+    c.pad_to_multiple = 16 if small else 128
+    c.score_regularisation = 0.01  # the paper gives no value
+    c.num_centring_pairs = 512  # whose mean score becomes 0 at the end
+    c.eval_every = 100
+    c.save_every = 500
+    return c

@@ -1,0 +1,101 @@
+"""The arrays that flow between the parts: every batch, with what its masks mean.
+
+Letters: B batch, T tokens, P prompt, K responses to one prompt, R response.
+Prompts are left-padded to P and responses right-padded to R, so a prompt's last
+token is always at P - 1. Masks are True at real tokens; a response's mask includes
+its end token. Index r of any [.., R] array belongs to response token r: its
+log-probability, its reward, the value of the state before it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def _batch(cls):
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@_batch
+class SFTBatch:
+    """Dialogues, right-padded; only the assistant's tokens carry loss."""
+
+    tokens: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    loss_mask: Bool[Array, "B T"]
+
+
+@_batch
+class PromptBatch:
+    """Prompts to answer. `index` is each prompt's place in its data set: random
+    keys and stored reference answers hang on it, not on the place in the batch."""
+
+    prompts: Int[Array, "B P"]
+    prompt_mask: Bool[Array, "B P"]
+    index: Int[Array, "B"]
+
+
+@_batch
+class PreferenceBatch:
+    """Prompts with two responses each: [:, 0] is chosen, [:, 1] is rejected.
+
+    `valid` is False for rows that only fill the last batch of an evaluation.
+    """
+
+    prompts: Int[Array, "B P"]
+    prompt_mask: Bool[Array, "B P"]
+    responses: Int[Array, "B 2 R"]
+    response_mask: Bool[Array, "B 2 R"]
+    valid: Bool[Array, "B"]
+
+
+@_batch
+class Rollout:
+    """Sampled responses. `logprobs` are those of the sampler, `ended` is True where
+    the response stopped by itself rather than at the length limit."""
+
+    prompts: Int[Array, "B P"]
+    prompt_mask: Bool[Array, "B P"]
+    responses: Int[Array, "B R"]
+    response_mask: Bool[Array, "B R"]
+    logprobs: Float[Array, "B R"]
+    ended: Bool[Array, "B"]
+
+
+@_batch
+class Experience:
+    """A rollout with everything the PPO update needs, fixed before the update."""
+
+    prompts: Int[Array, "B P"]
+    prompt_mask: Bool[Array, "B P"]
+    responses: Int[Array, "B R"]
+    response_mask: Bool[Array, "B R"]
+    old_logprobs: Float[Array, "B R"]
+    old_values: Float[Array, "B R"]
+    advantages: Float[Array, "B R"]
+    returns: Float[Array, "B R"]
+
+
+def pack(
+    prompts: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    responses: Int[Array, "B K R"],
+    response_mask: Bool[Array, "B K R"],
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"], Int[Array, "B T"]]:
+    """Lay K responses behind their one prompt: tokens, mask and segments [B, P + K R].
+
+    Segment 0 is the prompt and k the k-th response; the model lets a token see its
+    own segment and the prompt, so the prompt is computed once for all K.
+    """
+    batch, count, length = responses.shape
+    tokens = jnp.concatenate([prompts, responses.reshape(batch, count * length)], 1)
+    mask = jnp.concatenate([prompt_mask, response_mask.reshape(batch, -1)], 1)
+    segments = jnp.concatenate(
+        [
+            jnp.zeros(prompts.shape[1], jnp.int32),
+            jnp.repeat(jnp.arange(1, count + 1, dtype=jnp.int32), length),
+        ]
+    )
+    return tokens, mask, jnp.broadcast_to(segments, tokens.shape)

@@ -1,0 +1,163 @@
+"""Token lists to padded batches, in an order that is a pure function of seed and step.
+
+There is no iterator state to save: batch `t` of a run is the same in whichever
+process, and after however many restarts, it is asked for.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from rlhf_jax.batches import PreferenceBatch, PromptBatch, SFTBatch
+
+# Batches of similar length: sort within windows of this many batches.
+WINDOW = 16
+
+
+class BatchOrder:
+    """Which examples make up each batch.
+
+    Each epoch is shuffled, cut into windows of 16 batches, sorted by length inside
+    each window (so that a batch pads little), cut into batches, and these shuffled.
+    An example that does not fill a batch at the end of an epoch is left out of it.
+
+    Args:
+        lengths: a length for each example, or None to batch without regard to it.
+        num_examples: how many there are.
+        batch_size: examples a batch; a smaller data set is repeated to fill one.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        *,
+        batch_size: int,
+        seed: int,
+        lengths: Sequence[int] | None = None,
+    ):
+        if num_examples < 1:
+            raise ValueError("There are no examples to make batches of.")
+        self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
+        self.batches_per_epoch = max(num_examples // batch_size, 1)
+        self._lengths = None if lengths is None else np.asarray(lengths)
+        self._epoch, self._order = -1, None
+
+    def indices(self, step: int) -> np.ndarray:
+        """The examples of batch `step` (from 0): int [batch_size]."""
+        epoch, place = divmod(step, self.batches_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffle(epoch)
+        return self._order[place]
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(self.num_examples)
+        size = self.batches_per_epoch * self.batch_size
+        order = np.resize(order, size)  # repeats when there are too few, cuts the rest
+        if self._lengths is not None:
+            window = WINDOW * self.batch_size
+            parts = [order[i : i + window] for i in range(0, size, window)]
+            order = np.concatenate(
+                [part[np.argsort(self._lengths[part], kind="stable")] for part in parts]
+            )
+        return rng.permutation(order.reshape(-1, self.batch_size))
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The next multiple: few distinct shapes mean few compiled programs."""
+    return -(-length // multiple) * multiple
+
+
+def pad_right(
+    rows: Sequence[Sequence[int]], width: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as tokens int32 [B, width] and mask bool [B, width]."""
+    return _pad(rows, width, pad_id, left=False)
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], width: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same with the padding in front."""
+    return _pad(rows, width, pad_id, left=True)
+
+
+def sft_batch(
+    examples: Sequence[tuple[list[int], list[bool]]], *, pad_id: int, multiple: int
+) -> SFTBatch:
+    """Dialogues as (token ids, which of them carry loss), right-padded."""
+    width = round_up(max(len(ids) for ids, _ in examples), multiple)
+    tokens, mask = pad_right([ids for ids, _ in examples], width, pad_id)
+    loss_mask, _ = pad_right([wanted for _, wanted in examples], width, 0)
+    return SFTBatch(tokens, mask, loss_mask.astype(bool) & mask)
+
+
+class SFTBatches:
+    """SFT batches of one shape, by step: what PPO and DPO add to their losses."""
+
+    def __init__(
+        self,
+        examples: Sequence[tuple[list[int], list[bool]]],
+        *,
+        batch_size: int,
+        width: int,
+        pad_id: int,
+        seed: int,
+    ):
+        self._examples, self._width, self._pad_id = examples, width, pad_id
+        self._order = BatchOrder(len(examples), batch_size=batch_size, seed=seed)
+
+    def batch(self, step: int) -> SFTBatch:
+        """The batch of `step`: leaves [batch_size, width]."""
+        chosen = [self._examples[i] for i in self._order.indices(step)]
+        return sft_batch(chosen, pad_id=self._pad_id, multiple=self._width)
+
+    def stack(self, first: int, count: int) -> SFTBatch:
+        """The batches of `count` steps: leaves [count, batch_size, width]."""
+        batches = [self.batch(first + n) for n in range(count)]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+def prompt_batch(
+    prompts: Sequence[list[int]], index: np.ndarray, *, pad_id: int, width: int
+) -> PromptBatch:
+    """Prompts left-padded to `width`."""
+    tokens, mask = pad_left(prompts, width, pad_id)
+    return PromptBatch(tokens, mask, np.asarray(index, np.int32))
+
+
+def preference_batch(
+    pairs: Sequence[tuple[list[int], list[int], list[int]]],
+    *,
+    pad_id: int,
+    multiple: int,
+    batch_size: int | None = None,
+) -> PreferenceBatch:
+    """(prompt, chosen, rejected) as token ids; `batch_size` fills up with invalid rows."""
+    count = batch_size or len(pairs)
+    filled = list(pairs) + [pairs[0]] * (count - len(pairs))
+    prompt_width = round_up(max(len(p) for p, _, _ in filled), multiple)
+    width = round_up(max(max(len(c), len(r)) for _, c, r in filled), multiple)
+    prompts, prompt_mask = pad_left([p for p, _, _ in filled], prompt_width, pad_id)
+    both = [response for _, *responses in filled for response in responses]
+    responses, response_mask = pad_right(both, width, pad_id)
+    return PreferenceBatch(
+        prompts=prompts,
+        prompt_mask=prompt_mask,
+        responses=responses.reshape(count, 2, width),
+        response_mask=response_mask.reshape(count, 2, width),
+        valid=np.arange(count) < len(pairs),
+    )
+
+
+def _pad(rows, width: int, pad_id: int, left: bool):
+    tokens = np.full((len(rows), width), pad_id, np.int32)
+    mask = np.zeros((len(rows), width), bool)
+    for i, row in enumerate(rows):
+        if len(row) > width:
+            raise ValueError(f"Row {i} has {len(row)} tokens, more than {width=}.")
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        tokens[i, place] = row
+        mask[i, place] = True
+    return tokens, mask

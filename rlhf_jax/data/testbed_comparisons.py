@@ -1,0 +1,64 @@
+"""Comparisons by the testbed's annotators, as records."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
+from rlhf_jax.data.testbed_annotators import Annotator, annotate
+from rlhf_jax.data.testbed_demonstrations import respond
+from rlhf_jax.data.testbed_tasks import key_of, task_of
+
+MODES = ("good", "padded", "sloppy")
+
+
+def compare(
+    pairs: Sequence[tuple[Prompt, str, str]],
+    annotators: Sequence[Annotator],
+    *,
+    seed: int,
+    stream: str,
+) -> list[Comparison]:
+    """Have an annotator, drawn at random, compare each (prompt, response, response).
+
+    Args:
+        stream: names this use of the seed, so that no two share their randomness.
+    """
+    rng = _stream(seed, stream)
+    comparisons = []
+    for prompt, response_a, response_b in pairs:
+        annotator = annotators[rng.integers(len(annotators))]
+        info = dataclasses.asdict(
+            annotate(prompt, response_a, response_b, annotator, rng)
+        )
+        preference, name = info.pop("preference"), info.pop("annotator")
+        comparisons.append(
+            Comparison(prompt, response_a, response_b, preference, name, info)
+        )
+    return comparisons
+
+
+def write_demonstrated(
+    folder: Path, annotators: Sequence[Annotator], seed: int
+) -> None:
+    """Write comparisons of two demonstrations each, for stages run by themselves; a
+    pipeline collects its own, of responses of its SFT model."""
+    for name, source in {
+        "comparisons": "comparison_prompts",
+        "comparisons_test": "eval_prompts",
+    }.items():
+        rng = _stream(seed, f"{name}/demonstrations")
+        pairs = []
+        for prompt in read_records(folder / f"{source}.jsonl", Prompt):
+            key = key_of(task_of(prompt))
+            a, b = (respond(key, mode, rng) for mode in rng.choice(MODES, 2))
+            pairs.append((prompt, a, b))
+        compared = compare(pairs, annotators, seed=seed, stream=name)
+        write_records(folder / f"{name}.jsonl", compared)
+
+
+def _stream(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])

@@ -1,0 +1,125 @@
+"""From logits to the next token: temperature, top-k, top-p, minimum length.
+
+Letters: B batch, V vocabulary.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+NEVER = -1e30  # a finite minus infinity: exp gives 0, and 0 * NEVER is no nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to sample. Hashable: every value is compiled into the program.
+
+    Args:
+        max_new_tokens: the length at which a response is cut.
+        temperature: divides the logits; 0 is greedy.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens that together reach this probability
+            (arXiv 1904.09751), after top-k; 1 keeps all.
+        min_new_tokens: no stop token before this many tokens.
+        stop_ids: tokens that end a response (they belong to it).
+        pad_id: what follows the end.
+        num_tokens: logits from here on belong to no token (padded vocabularies).
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_new_tokens: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    num_tokens: int
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise ValueError(f"{self.max_new_tokens=} must be at least 1.")
+        if self.temperature < 0:
+            raise ValueError(f"{self.temperature=} must be 0 (greedy) or positive.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"{self.top_p=} must be above 0 and at most 1.")
+        if not 0 <= self.top_k <= self.num_tokens:
+            raise ValueError(
+                f"{self.top_k=} must be 0 (off) up to {self.num_tokens=}."
+            )
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"{self.min_new_tokens=} must lie in 0..{self.max_new_tokens=}."
+            )
+        bad = [i for i in (*self.stop_ids, self.pad_id) if not 0 <= i < self.num_tokens]
+        if bad:
+            raise ValueError(f"stop or pad ids {bad} are outside {self.num_tokens=}.")
+
+
+class Sampled(NamedTuple):
+    """Tokens with their log-probabilities: `logprobs` under the distribution that was
+    sampled from, `model_logprobs` under the plain model (temperature 1, no filter)."""
+
+    tokens: Int[Array, "B"]
+    logprobs: Float[Array, "B"]
+    model_logprobs: Float[Array, "B"]
+
+
+def sample(
+    logits: Float[Array, "B V"],
+    keys: Key[Array, "B"],
+    sampling: Sampling,
+    allow_stop: Bool[Array, ""],
+) -> Sampled:
+    """Sample one token for each row, with that row's own key."""
+    logits = logits.astype(jnp.float32)[:, : sampling.num_tokens]
+    stops = jnp.zeros(sampling.num_tokens, bool).at[jnp.array(sampling.stop_ids)].set(
+        True
+    )
+    allowed = jnp.where(stops & ~allow_stop, NEVER, logits)
+    if sampling.temperature == 0:
+        tokens = allowed.argmax(-1).astype(jnp.int32)
+        logprobs = jnp.zeros(len(tokens))
+    else:
+        filtered = filter_logits(allowed / sampling.temperature, sampling)
+        tokens = _categorical(filtered, keys)
+        logprobs = _logprob(filtered, tokens)
+    return Sampled(tokens, logprobs, _logprob(logits, tokens))
+
+
+def filter_logits(
+    logits: Float[Array, "B V"], sampling: Sampling
+) -> Float[Array, "B V"]:
+    """Put NEVER at the logits that top-k and top-p exclude. Ties are kept."""
+    if not sampling.top_k and sampling.top_p == 1:
+        return logits
+    best = jax.lax.top_k(logits, sampling.top_k or logits.shape[-1])[0]  # descending
+    if sampling.top_p < 1:
+        probabilities = jax.nn.softmax(best, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        count = (before < sampling.top_p).sum(-1)  # at least 1: before[0] is 0
+        smallest = jnp.take_along_axis(best, count[:, None] - 1, axis=-1)
+    else:
+        smallest = best[:, -1:]
+    return jnp.where(logits >= smallest, logits, NEVER)
+
+
+def _categorical(logits, keys):
+    """Invert the cumulative distribution at one uniform number a row.
+
+    One random number instead of V (the Gumbel trick) makes this several times faster
+    on a CPU; the resolution of a float32 uniform, 2^-23, is far below sampling noise.
+    """
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    cumulative = jnp.cumsum(weights, axis=-1)
+    uniform = jax.vmap(jax.random.uniform)(keys)
+    target = uniform[:, None] * cumulative[:, -1:]
+    # The first index whose cumulative weight exceeds the target has weight > 0.
+    return (cumulative <= target).sum(-1, dtype=jnp.int32)
+
+
+def _logprob(logits, tokens):
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)

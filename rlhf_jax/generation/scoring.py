@@ -1,0 +1,97 @@
+"""What models say of responses that already exist: log-probabilities, scores, values.
+
+One forward pass over [prompt | response 1 | ... | response K]: the prompt is computed
+once, whatever K. Letters: B batch, P prompt, K responses to a prompt, R response.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax.batches import SFTBatch, pack
+from rlhf_jax.losses import logprobs as logprobs_
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+
+
+def response_logprobs(
+    policy: ChatGLM,
+    prompts: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    responses: Int[Array, "B K R"],
+    response_mask: Bool[Array, "B K R"],
+    *,
+    temperature: float,
+    num_tokens: int,
+    chunk_size: int,
+) -> logprobs_.TokenLogprobs:
+    """Log-probability and entropy of every response token: float32 [B, K, R].
+
+    Arbitrary where `response_mask` is False.
+    """
+    tokens, mask, segments = pack(prompts, prompt_mask, responses, response_mask)
+    hidden = policy.hidden(tokens, mask, segments=segments)
+    return logprobs_.response_logprobs(
+        hidden,
+        policy.output_matrix,
+        responses,
+        prompt_length=prompts.shape[1],
+        temperature=temperature,
+        num_tokens=num_tokens,
+        chunk_size=chunk_size,
+    )
+
+
+def dialogue_logprobs(
+    policy: ChatGLM, batch: SFTBatch, *, num_tokens: int, chunk_size: int
+) -> Float[Array, "B T"]:
+    """Log-probability of every token of a dialogue, float32; index 0 is 0."""
+    return logprobs_.next_token_logprobs(
+        policy.hidden(batch.tokens, batch.mask),
+        policy.output_matrix,
+        batch.tokens,
+        temperature=1.0,
+        num_tokens=num_tokens,
+        chunk_size=chunk_size,
+    ).logprobs
+
+
+def response_scores(
+    reward_model: ScoreModel,
+    prompts: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    responses: Int[Array, "B K R"],
+    response_mask: Bool[Array, "B K R"],
+) -> Float[Array, "B K"]:
+    """The score of each response, read at its last real token: float32.
+
+    A response without a token has the score at the end of its prompt.
+    """
+    scores = _token_scores(reward_model, prompts, prompt_mask, responses, response_mask)
+    prompt_length = prompts.shape[1]
+    at_prompt, at_responses = scores[:, :prompt_length], scores[:, prompt_length:]
+    at_responses = at_responses.reshape(responses.shape)
+    last = jnp.maximum(response_mask.sum(-1) - 1, 0)
+    score = jnp.take_along_axis(at_responses, last[..., None], axis=-1)[..., 0]
+    return jnp.where(response_mask.any(-1), score, at_prompt[:, -1:])
+
+
+def response_values(
+    value_model: ScoreModel,
+    prompts: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    responses: Int[Array, "B K R"],
+    response_mask: Bool[Array, "B K R"],
+) -> Float[Array, "B K R"]:
+    """The value of the state before each response token: float32."""
+    scores = _token_scores(value_model, prompts, prompt_mask, responses, response_mask)
+    before = logprobs_.response_hidden(
+        scores[..., None],
+        prompt_length=prompts.shape[1],
+        num_responses=responses.shape[1],
+    )
+    return before[..., 0]
+
+
+def _token_scores(model, prompts, prompt_mask, responses, response_mask):
+    tokens, mask, segments = pack(prompts, prompt_mask, responses, response_mask)
+    return model(tokens, mask, segments=segments)

@@ -1,0 +1,145 @@
+"""Supervised fine-tuning: next-token loss on the assistant's tokens.
+
+One step:
+1. A batch of dialogues of similar length, right-padded.
+2. Log-probabilities of every assistant token (its end token included).
+3. Minus their mean over the tokens of the batch, not the mean of means.
+4. AdamW.
+"""
+
+import functools
+import operator
+
+import jax
+from absl import logging
+
+from rlhf_jax.batches import SFTBatch
+from rlhf_jax.data import sources
+from rlhf_jax.data.batching import BatchOrder, sft_batch
+from rlhf_jax.data.encoding import encode_dialogues
+from rlhf_jax.generation.scoring import dialogue_logprobs
+from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.training import optimizers, weights
+from rlhf_jax.training.accumulate import value_and_grad
+from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.metrics import Mean, Writer
+from rlhf_jax.training.progress import ProgressBar
+from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
+from rlhf_jax.training.workdir import due, finish, open_workdir
+
+
+def loss_fn(policy, batch: SFTBatch, *, num_target, num_tokens, chunk_size):
+    """The batch's share of the loss, and what to log."""
+    logprobs = dialogue_logprobs(
+        policy, batch, num_tokens=num_tokens, chunk_size=chunk_size
+    )
+    loss = Mean.of(sft_loss(logprobs=logprobs), batch.loss_mask)
+    return loss.total / num_target, {"loss/sft": loss}
+
+
+def train_step(state, batch, *, optimizer, microbatches, num_tokens, chunk_size):
+    share = functools.partial(
+        loss_fn,
+        num_target=batch.loss_mask.sum(),
+        num_tokens=num_tokens,
+        chunk_size=chunk_size,
+    )
+    _, metrics, gradients = value_and_grad(
+        share, state.model, batch, microbatches=microbatches
+    )
+    state, update_metrics = apply_gradients(state, gradients, optimizer)
+    return state, metrics | update_metrics
+
+
+def evaluate(policy, batches, *, eval_step) -> dict:
+    """Mean loss per assistant token on held-out dialogues."""
+    losses = [eval_step(policy, batch)[1]["loss/sft"] for batch in batches]
+    return {"eval/loss": functools.reduce(operator.add, losses)}
+
+
+def train(config, workdir: str) -> None:
+    """Fine-tune `config.init_from` (or random weights) on dialogues; leave the policy
+    in `workdir/checkpoints`."""
+    workdir = open_workdir(workdir, config)
+
+    # Data
+    data = sources.open_data(config.data, workdir)
+    tokenizer = sources.open_tokenizer(
+        config.data, data, config.init_from, workdir
+    )
+    examples, dropped = encode_dialogues(
+        data / "sft.jsonl", tokenizer, config.max_tokens
+    )
+    held_out, _ = encode_dialogues(data / "sft_test.jsonl", tokenizer, config.max_tokens)
+    logging.info("%d dialogues; %d too long and dropped.", len(examples), dropped)
+    order = BatchOrder(
+        len(examples),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        lengths=[len(ids) for ids, _ in examples],
+    )
+    make_batch = functools.partial(
+        sft_batch, pad_id=tokenizer.pad_id, multiple=config.pad_to_multiple
+    )
+    eval_batches = [
+        make_batch(held_out[i : i + config.batch_size])
+        for i in range(0, len(held_out), config.batch_size)
+    ]
+
+    # Model
+    policy = weights.load_policy(
+        config.init_from,
+        model=config.model,
+        num_tokens=tokenizer.vocab_size,
+        key=jax.random.key(config.seed),
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+    )
+
+    # State
+    total_steps = config.epochs * order.batches_per_epoch
+    optimizer, schedule = optimizers.from_config(config.optimizer, total_steps)
+    state = jax.jit(functools.partial(TrainState.create, optimizer=optimizer))(policy)
+    del policy
+
+    # Steps
+    num_tokens, chunk_size = tokenizer.vocab_size, config.chunk_size
+    step_fn = jax.jit(
+        functools.partial(
+            train_step,
+            optimizer=optimizer,
+            microbatches=config.microbatches,
+            num_tokens=num_tokens,
+            chunk_size=chunk_size,
+        ),
+        donate_argnums=0,
+    )
+    eval_step = jax.jit(
+        functools.partial(
+            loss_fn, num_target=1.0, num_tokens=num_tokens, chunk_size=chunk_size
+        )
+    )
+
+    # Restore
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    meta = {"models": {"model": weights.describe(state.model)}}
+    start = checkpoints.latest_step()
+    if start:
+        state = from_items(checkpoints.restore(start, to_items(state)))
+
+    # Loop
+    writer = Writer(workdir, start, config.max_skipped_updates)
+    with ProgressBar("sft", total_steps, start, {"loss": "loss/sft"}) as bar:
+        for step in range(start, total_steps):
+            batch = make_batch([examples[i] for i in order.indices(step)])
+            state, metrics = step_fn(state, batch)
+            metrics |= {"optim/lr": schedule(step)}
+            bar.update(*writer.write(step + 1, metrics))
+            if due(step + 1, config.eval_every, total_steps):
+                writer.write(step + 1, evaluate(state.model, eval_batches, eval_step))
+            if due(step + 1, config.save_every, total_steps):
+                writer.flush()
+                checkpoints.save(step + 1, to_items(state), meta)
+    numbers = writer.close()
+    checkpoints.close()
+    finish(workdir, numbers)

@@ -1,0 +1,162 @@
+"""Numbers that leave a run: exact means, and the files they are written to.
+
+Every reported number is a `Mean`: a total and a count that are added over
+microbatches and batches, and divided once, when written.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean that can be added: float32 total and count, both scalars."""
+
+    total: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def of(cls, values, mask=None) -> "Mean":
+        """The mean of `values` where `mask` is True (everywhere when None)."""
+        values = jnp.asarray(values, jnp.float32)
+        if mask is None:
+            return cls(values.sum(), jnp.float32(values.size))
+        total = jnp.where(mask, values, 0.0).sum()
+        return cls(total, jnp.broadcast_to(mask, values.shape).sum(dtype=jnp.float32))
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def value(self) -> float:
+        """The mean as a Python number; nan when nothing was counted."""
+        count = float(self.count)
+        return float(self.total) / count if count else float("nan")
+
+
+def to_floats(metrics: dict) -> dict[str, float]:
+    """Fetch a dict of `Mean`s and scalars in one transfer."""
+    fetched = jax.device_get(metrics)
+    return {
+        name: x.value() if isinstance(x, Mean) else float(x)
+        for name, x in fetched.items()
+    }
+
+
+class NonFiniteError(RuntimeError):
+    """Updates are not finite any more, and trying on does not help."""
+
+
+class Writer:
+    """Writes a run's numbers: `metrics.jsonl`, TensorBoard events, `samples.jsonl`.
+
+    `write` returns the numbers of the step *before*: fetching those while the device
+    computes the next step keeps it busy. On a resume from `step`, lines of later
+    steps are dropped first, so that an interrupted run leaves the same file as an
+    uninterrupted one. Only process 0 writes.
+
+    Args:
+        workdir: the run's folder.
+        step: steps done before.
+        max_skipped: stop after so many updates in a row that were not finite.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, step: int, max_skipped: int):
+        self.workdir = Path(workdir)
+        self.max_skipped = max_skipped
+        self._step, self._pending = step, {}
+        self._numbers: dict[str, float] = {}
+        self.active = jax.process_index() == 0
+        if not self.active:
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            _drop_lines_after(self.workdir / name, step)
+        self._events = SummaryWriter(str(self.workdir / "events"), purge_step=step + 1)
+
+    def write(self, step: int, metrics: dict) -> tuple[int, dict[str, float]]:
+        """Note the metrics of `step` (1 is the first update); several calls for one
+        step make one line. Returns the last step written, and its numbers.
+
+        Raises:
+            NonFiniteError: `max_skipped` updates in a row were not finite.
+        """
+        if step != self._step:
+            self.flush()
+            self._step = step
+        self._pending |= metrics
+        return step - 1, self._numbers
+
+    def flush(self) -> dict[str, float]:
+        """Fetch and write what is noted; return it."""
+        if not self._pending:
+            return self._numbers
+        self._numbers, self._pending = to_floats(self._pending), {}
+        if self.active:
+            line = {k: _json_number(v) for k, v in self._numbers.items()}
+            _append_line(self.workdir / "metrics.jsonl", {"step": self._step} | line)
+            for name, number in self._numbers.items():
+                self._events.add_scalar(name, number, self._step)
+        skipped = self._numbers.get("optim/skipped", 0)
+        if skipped >= self.max_skipped:
+            losses = {k: v for k, v in self._numbers.items() if k.startswith("loss")}
+            raise NonFiniteError(
+                f"Step {self._step} of {self.workdir}: the gradient was not finite "
+                f"{skipped:.0f} times in a row; none of these updates was applied. "
+                f"Losses: {losses}. Lower optimizer.learning_rate, or look at the data."
+            )
+        return self._numbers
+
+    def write_samples(self, step: int, samples: list[dict]) -> None:
+        """Append sampled conversations: prompt, response, reward, ... one a line."""
+        if self.active:
+            for sample in samples:
+                _append_line(self.workdir / "samples.jsonl", {"step": step} | sample)
+
+    def close(self) -> dict[str, float]:
+        """Write what is noted; return the last numbers."""
+        self.flush()
+        if self.active:
+            self._events.close()
+        return self._numbers
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict]:
+    """The lines of a workdir's `metrics.jsonl`, in order; empty when there is none."""
+    path = Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def _json_number(x: float):
+    """JSON has no nan and no infinity: write them as null."""
+    return x if np.isfinite(x) else None
+
+
+def _append_line(path: Path, record: dict) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keep the whole lines up to `step`; a half line that a kill left goes as well."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,164 @@
+"""Models from checkpoints: a workdir of ours, or a folder in Hugging Face's layout.
+
+A checkpoint's record says what each of its models is, so that
+`load_model(workdir)` needs nothing else.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from flax import nnx
+
+from rlhf_jax.models.chatglm import ChatGLM, ChatGLMConfig
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.presets import preset
+from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
+
+
+def describe(model: ChatGLM | ScoreModel) -> dict:
+    """What a checkpoint's record says of a model, enough to build it again."""
+    kind = type(model).__name__
+    config = model.backbone.config if kind == "ScoreModel" else model.config
+    fields = dataclasses.asdict(config)
+    for name in ("dtype", "param_dtype"):
+        fields[name] = jnp.dtype(fields[name]).name
+    return {"kind": kind, "config": fields}
+
+
+def load_model(
+    folder: str | os.PathLike,
+    *,
+    item: str = "model",
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+) -> ChatGLM | ScoreModel:
+    """The model of a workdir's newest checkpoint, or of a Hugging Face folder.
+
+    Args:
+        item: which of the checkpoint's models ("model", or "policy" and "value" after
+            PPO: "model" is the policy there too).
+        dtype, param_dtype: override the recorded compute and storage types.
+
+    Raises:
+        FileNotFoundError: the folder holds neither.
+    """
+    folder = Path(folder)
+    if has_checkpoint(folder):
+        return _load_ours(folder, item, dtype, param_dtype)
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        from rlhf_jax.models import huggingface
+
+        return huggingface.load(
+            folder,
+            dtype=dtype or "float32",
+            param_dtype=param_dtype or dtype or "float32",
+        )
+    raise FileNotFoundError(
+        f"{folder} holds no model: neither checkpoints/ of a finished or running stage "
+        "nor config.json with *.safetensors."
+    )
+
+
+def load_policy(
+    init_from: str,
+    *,
+    model: str,
+    num_tokens: int,
+    key: jax.Array,
+    dtype: str,
+    param_dtype: str,
+) -> ChatGLM:
+    """The policy a stage starts from.
+
+    Args:
+        init_from: a workdir or a Hugging Face folder; "" makes random weights.
+        model: the preset to make when there is nothing to load.
+        num_tokens: the tokenizer's size, which the vocabulary has to hold.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the model.
+    """
+    if init_from:
+        policy = load_model(init_from, dtype=dtype, param_dtype=param_dtype)
+        if isinstance(policy, ScoreModel):
+            raise ValueError(f"{init_from} is a reward model, not a language model.")
+    else:
+        logging.info("No init_from: random weights for preset %r.", model)
+        config = preset(model, dtype=dtype, param_dtype=param_dtype)
+        if model == "tiny":  # made to the tokenizer's measure
+            rows = -(-num_tokens // 64) * 64
+            config = dataclasses.replace(config, vocab_size=rows)
+        policy = _create(lambda: ChatGLM(config, rngs=nnx.Rngs(key)))
+    check_vocabulary(policy.config, num_tokens, init_from or f"preset {model!r}")
+    return policy
+
+
+def load_score_model(
+    init_from: str, *, backbone: ChatGLM, num_tokens: int, key: jax.Array
+) -> ScoreModel:
+    """A reward or value model: loaded, or a new head on `backbone` when "" is given."""
+    if not init_from:
+        return _create(lambda: ScoreModel(backbone, rngs=nnx.Rngs(key)))
+    config = backbone.config
+    model = load_model(init_from, dtype=config.dtype, param_dtype=config.param_dtype)
+    if not isinstance(model, ScoreModel):
+        raise ValueError(f"{init_from} is a language model, not a reward model.")
+    check_vocabulary(model.backbone.config, num_tokens, init_from)
+    return model
+
+
+def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None:
+    if num_tokens > config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {num_tokens} tokens, but {where} has a vocabulary of "
+            f"{config.vocab_size}: they do not belong together."
+        )
+
+
+def _create(make):
+    """Build a model in one compiled program, so that no weight is made twice."""
+    return jax.jit(make)()
+
+
+def _load_ours(folder, item, dtype, param_dtype):
+    checkpoints = Checkpoints(folder, keep=None)
+    step = checkpoints.latest_step()
+    record = checkpoints.meta(step)["models"]
+    if item not in record:
+        raise ValueError(f"{folder} holds the models {sorted(record)}, no '{item}'.")
+    fields = dict(record[item]["config"])
+    fields |= {"dtype": dtype} if dtype else {}
+    fields |= {"param_dtype": param_dtype} if param_dtype else {}
+    config = ChatGLMConfig(**fields)
+
+    def build():
+        backbone = ChatGLM(config, rngs=nnx.Rngs(0))
+        if record[item]["kind"] == "ChatGLM":
+            return backbone
+        return ScoreModel(backbone, rngs=nnx.Rngs(0))
+
+    abstract = jax.eval_shape(build)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract
+    )
+    model = checkpoints.restore(step, {item: like})[item]
+    checkpoints.close()
+    logging.info("Loaded %s of %s at step %d.", item, folder, step)
+    return model
+
+
+def fingerprint(folder: str) -> str:
+    """Which checkpoint a folder holds, in words, for warnings and caches."""
+    if not folder:
+        return "random weights"
+    if has_checkpoint(folder):
+        config = json.loads((Path(folder) / "config.json").read_text())["config"]
+        step = Checkpoints(folder, keep=None).latest_step()
+        return f"{Path(folder).absolute()} step {step} (seed {config['seed']})"
+    return str(Path(folder).absolute())
