@@ -1,0 +1,179 @@
+"""Where each of our parameters lies in the tensors of a published checkpoint.
+
+Published matrices are [out, in]; ours have one axis for each letter below. A `Piece`
+says which part of a parameter is which part of a tensor, and serves both ways.
+
+Letters: v vocabulary, d width, f FFN width, n query heads, k key-value heads, h head
+dim, c the parts of a joint matrix (keys and values; gate and up; v1's q, k and v).
+"""
+
+import dataclasses
+import re
+
+from rlhf_jax.models.chatglm import ChatGLMConfig
+
+# Kept in published files for the code that made them; nothing else is ignored.
+IGNORED = re.compile(
+    r"transformer\.(rotary_pos_emb|layers\.\d+\.attention\.rotary_emb)\.inv_freq"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A box of a parameter that is a box of a tensor.
+
+    Attributes:
+        ours: the parameter's axes, without the axis of layers, e.g. "dnh".
+        tensor: the tensor's name, "{i}" standing for the layer.
+        rows, columns: the letters and sizes that the tensor's two axes fall into.
+        start: the tensor's row at which `rows` begin.
+        shift: for a letter of both, what to add to our index to get the tensor's.
+        picked: for a letter of the tensor alone, the index that belongs to us.
+        part: for a letter of ours alone, the index that this tensor holds.
+    """
+
+    ours: str
+    tensor: str
+    rows: tuple[tuple[str, int], ...]
+    columns: tuple[tuple[str, int], ...] = ()
+    start: int = 0
+    shift: tuple[tuple[str, int], ...] = ()
+    picked: tuple[tuple[str, int], ...] = ()
+    part: tuple[tuple[str, int], ...] = ()
+
+
+def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
+    """Every parameter's path with the pieces it is made of.
+
+    Args:
+        naming: "v1", "remote" (ChatGLM2, ChatGLM3, GLM-4) or "native" (transformers'
+            `glm` and `glm4`).
+    """
+    size = _sizes(config)
+    stem, head = {
+        "v1": ("transformer.layers.{i}.", "lm_head"),
+        "remote": ("transformer.encoder.layers.{i}.", "transformer.output_layer"),
+        "native": ("model.layers.{i}.", "lm_head"),
+    }[naming]
+    embedding, final_norm = {
+        "v1": ("transformer.word_embeddings", "transformer.final_layernorm"),
+        "remote": (
+            "transformer.embedding.word_embeddings",
+            "transformer.encoder.final_layernorm",
+        ),
+        "native": ("model.embed_tokens", "model.norm"),
+    }[naming]
+    table: dict[str, list[Piece]] = {}
+
+    def add(path, ours, tensor, rows, columns="", **more):
+        rows, columns = size(rows), size(columns)
+        table.setdefault(path, []).append(Piece(ours, tensor, rows, columns, **more))
+
+    def add_norm(path, tensor):
+        add(f"{path}.scale", "d", f"{tensor}.weight", "d")
+        if config.norm == "layer":
+            add(f"{path}.bias", "d", f"{tensor}.bias", "d")
+
+    add(".embedding", "vd", f"{embedding}.weight", "v", "d")
+    if not config.tied:
+        add(".head.kernel", "dv", f"{head}.weight", "v", "d")
+    add_norm(".final_norm", final_norm)
+    add_norm(".blocks.attention_norm", stem + "input_layernorm")
+    add_norm(".blocks.mlp_norm", stem + "post_attention_layernorm")
+    if config.residual == "sandwich":
+        add_norm(".blocks.post_attention_norm", stem + "post_self_attn_layernorm")
+        add_norm(".blocks.post_mlp_norm", stem + "post_mlp_layernorm")
+
+    # Queries, keys and values: weights and biases alike but for the columns.
+    stem_qkv = stem + {"v1": "attention.query_key_value"}.get(
+        naming, "self_attention.query_key_value"
+    )
+    kinds = [("kernel", "weight", "d")]
+    if config.qkv_bias or config.linear_bias:
+        kinds.append(("bias", "bias", ""))
+    for ours, theirs, d in kinds:
+        q, kv = f".blocks.attention.query.{ours}", f".blocks.attention.key_value.{ours}"
+        if naming == "v1":  # for each head q, k and v
+            name, rows = f"{stem_qkv}.{theirs}", "n3h"
+            add(q, d + "nh", name, rows, d, picked=(("c", 0),))
+            add(kv, d + "ckh", name, "k3h", d, shift=(("c", 1),))
+        elif naming == "remote":  # all queries, all keys, all values
+            name = f"{stem_qkv}.{theirs}"
+            after = config.num_heads * config.head_dim
+            add(q, d + "nh", name, "nh", d)
+            add(kv, d + "ckh", name, "2kh", d, start=after)
+        else:
+            name = stem + "self_attn.{}_proj." + theirs
+            add(q, d + "nh", name.replace("{}", "q"), "nh", d)
+            add(kv, d + "ckh", name.replace("{}", "k"), "kh", d, part=(("c", 0),))
+            add(kv, d + "ckh", name.replace("{}", "v"), "kh", d, part=(("c", 1),))
+
+    output = {"v1": "attention.dense", "remote": "self_attention.dense"}
+    output = stem + output.get(naming, "self_attn.o_proj")
+    up = stem + ("mlp.gate_up_proj" if naming == "native" else "mlp.dense_h_to_4h")
+    down = stem + ("mlp.down_proj" if naming == "native" else "mlp.dense_4h_to_h")
+    parts = "2" if config.mlp == "swiglu" else "1"
+    add(".blocks.attention.output.kernel", "nhd", f"{output}.weight", "d", "nh")
+    add(".blocks.mlp.up.kernel", "dcf", f"{up}.weight", parts + "f", "d")
+    add(".blocks.mlp.down.kernel", "fd", f"{down}.weight", "d", "f")
+    if config.linear_bias:
+        add(".blocks.attention.output.bias", "d", f"{output}.bias", "d")
+        add(".blocks.mlp.up.bias", "cf", f"{up}.bias", parts + "f")
+        add(".blocks.mlp.down.bias", "d", f"{down}.bias", "d")
+    return table
+
+
+def score_pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
+    """The same for a `ScoreModel`, whose backbone has no head.
+
+    Remote code calls its scalar head `classifier_head` and gives it a bias,
+    transformers calls it `score` and does not.
+    """
+    table = pieces(dataclasses.replace(config, tied=True), naming)
+    table = {".backbone" + path: parts for path, parts in table.items()}
+    width, one = ("d", config.width), ("o", 1)
+    name = "score" if naming == "native" else "classifier_head"
+    table[".head.kernel"] = [Piece("do", f"{name}.weight", (one,), (width,))]
+    if naming != "native":
+        table[".head.bias"] = [Piece("o", f"{name}.bias", (one,))]
+    return table
+
+
+def tensor_shapes(
+    table: dict[str, list[Piece]], num_layers: int
+) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of a checkpoint."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for parts in table.values():
+        for piece in parts:
+            rows = piece.start + _product(piece.rows)
+            shape = (rows, _product(piece.columns)) if piece.columns else (rows,)
+            for i in range(num_layers if "{i}" in piece.tensor else 1):
+                name = piece.tensor.replace("{i}", str(i))
+                # Joint matrices are as tall as the last of their pieces.
+                shapes[name] = max(shape, shapes.get(name, shape))
+    return shapes
+
+
+def _sizes(config: ChatGLMConfig):
+    sizes = {
+        "v": config.vocab_size,
+        "d": config.width,
+        "f": config.ffn_width,
+        "n": config.num_heads,
+        "k": config.num_kv_heads,
+        "h": config.head_dim,
+    }
+
+    def size(letters: str) -> tuple[tuple[str, int], ...]:
+        """Letters with their sizes; a digit is an axis c of that size."""
+        return tuple(("c", int(x)) if x.isdigit() else (x, sizes[x]) for x in letters)
+
+    return size
+
+
+def _product(axes: tuple[tuple[str, int], ...]) -> int:
+    out = 1
+    for _, size in axes:
+        out *= size
+    return out
