@@ -35,11 +35,12 @@ def next_token_logprobs(
 
     p = softmax(hidden[t - 1] @ output_matrix[:, :num_tokens] / temperature).
 
-    Index 0, which nothing predicts, is 0 in both. Vocabulary rows from `num_tokens`
-    on are padding and have probability 0. `chunk_size` positions of every row are
-    projected at a time (0: all at once). The product runs in the dtype of `hidden`
-    and adds up in float32; the gradient of `output_matrix` adds up in its own dtype. Token ids outside the vocabulary (padding) give a finite
-    number without meaning.
+    Index 0, which nothing predicts, is 0 in both. Vocabulary columns from
+    `num_tokens` on are padding and have probability 0. `chunk_size` positions of every
+    row are projected at a time (0: all at once). The product runs in the dtype of
+    `hidden` and adds up in float32; the gradient of `output_matrix` adds up over chunks
+    in the dtype of `output_matrix`. Token ids outside the vocabulary (padding) give a
+    finite number without meaning.
     """
     out = _project(
         hidden[:, :-1],
