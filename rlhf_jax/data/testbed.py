@@ -153,12 +153,15 @@ def _prompts(seed: int, intent: str) -> list[Prompt]:
         chosen = rng.permutation(int(np.prod(sizes)))[:PROMPTS_PER_INTENT]
         group = []
         for number in chosen:
-            filling, wording, greeting = np.unravel_index(number, sizes)
+            filling, wording, greeting = map(int, np.unravel_index(number, sizes))
             task = (kind, *fillings[filling])
             text = question(task, wording, greeting)
             group.append(make_prompt(f"{kind}-{number}", intent, text, task))
         groups.append(group)
-    return _take_turns(groups)[:PROMPTS_PER_INTENT]
+    prompts = _take_turns(groups)[:PROMPTS_PER_INTENT]
+    # Mixed once more: small kinds run out early, and every pool must have them all.
+    order = _stream(seed, f"prompts/{intent}").permutation(len(prompts))
+    return [prompts[i] for i in order]
 
 
 def _take_turns(groups: list[list[Prompt]]) -> list[Prompt]:

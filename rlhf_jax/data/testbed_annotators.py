@@ -78,7 +78,7 @@ def make_annotators(
     with_ties = round(config.tie_share * honest)
     kinds = [(CARELESS, False)] * careless + [(CONTRADICTORY, False)] * contradictory
     kinds += [(HONEST, True)] * with_ties + [(HONEST, False)] * (honest - with_ties)
-    order = rng.permutation(len(kinds))
+    order = np.random.default_rng(config.seed).permutation(len(kinds))
     return tuple(
         Annotator(f"annotator-{index:03d}", *kinds[where], config, weights)
         for index, where in enumerate(order)

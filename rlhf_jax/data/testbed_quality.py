@@ -17,7 +17,7 @@ parts are made so that no cheap trick pays:
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -75,6 +75,8 @@ class Explanation:
 
 DEFAULT_WEIGHTS = QualityWeights()
 
+_BENEFIT = 3  # pairs of words that every text is credited with, so that few words of
+# another phrasing are not taken for nonsense
 _TOKEN = re.compile(r"[A-Za-z0-9]+(?:[-'][A-Za-z0-9]+)*|\S")
 _ENDS = frozenset(".!?")
 _INNER = frozenset(",;:")
@@ -102,7 +104,7 @@ def explain(
     pairs = _pairs(sentences)
     known = _known_pairs()
     unknown = junk + sum(pair not in known for pair in pairs)
-    known_share = 1.0 - unknown / max(1, junk + len(pairs))
+    known_share = 1.0 - unknown / (_BENEFIT + junk + len(pairs))
     repeats = _repeats(sentences)
     # Free up to one unknown pair in four, nothing left at three in four.
     readable = min(1.0, max(0.0, 1.5 - 2.0 * (1.0 - known_share)))
@@ -171,8 +173,8 @@ def _pairs(sentences: list[list[str]]) -> list[tuple[str, str]]:
     ]
 
 
-def _pairs_of(texts) -> set[tuple[str, str]]:
-    return {pair for text in texts for pair in _pairs(_sentences(text)[0])}
+def _pairs_of(texts: Iterable[str]) -> set[tuple[str, str]]:
+    return set(_pairs(_sentences(" . ".join(texts))[0]))
 
 
 @cache

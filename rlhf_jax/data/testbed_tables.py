@@ -6,7 +6,7 @@ sentence form is regular and words are shared between tables where that is natur
 """
 
 # What a courteous answer may begin and end with.
-OPENINGS = ("Sure!", "Of course!", "Happy to help!", "Gladly!")
+OPENINGS = ("Sure!", "Of course!", "With pleasure!", "Gladly!")
 CLOSINGS = (
     "I hope this helps!",
     "Let me know if you need more.",
