@@ -180,10 +180,10 @@ def test_padding_of_the_vocabulary_changes_neither_value_nor_gradient():
 
     cut = jnp.array(MATRIX[:, :NUM_TOKENS])
     wide = jnp.array(MATRIX).at[:, NUM_TOKENS:].set(1e38)
-    expected, (d_hidden, d_cut) = jax.value_and_grad(loss, (0, 1))(
+    expected, (d_hidden, d_cut) = jax.jit(jax.value_and_grad(loss, (0, 1)))(
         jnp.array(HIDDEN), cut
     )
-    got, (d_hidden_wide, d_wide) = jax.value_and_grad(loss, (0, 1))(
+    got, (d_hidden_wide, d_wide) = jax.jit(jax.value_and_grad(loss, (0, 1)))(
         jnp.array(HIDDEN), wide
     )
     np.testing.assert_allclose(got, expected, rtol=1e-6)
@@ -203,7 +203,9 @@ def test_huge_logits_stay_finite():
         out = next_logprobs(hidden, jnp.array(MATRIX), jnp.array(TOKENS))
         return jnp.sum(out.logprobs + out.entropy), out
 
-    (_, out), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.array(HIDDEN) * 1e6)
+    (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        jnp.array(HIDDEN) * 1e6
+    )
     for x in (*out, gradient):
         assert np.isfinite(x).all()
     np.testing.assert_allclose(out.entropy, 0.0, atol=1e-6)
@@ -215,7 +217,7 @@ def test_padding_ids_outside_the_vocabulary_stay_finite(token):
         tokens = jnp.array(TOKENS).at[:, -2:].set(token)
         return jnp.sum(next_logprobs(hidden, matrix, tokens).logprobs)
 
-    value, gradients = jax.value_and_grad(loss, (0, 1))(
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(
         jnp.array(HIDDEN), jnp.array(MATRIX)
     )
     assert np.isfinite(value)
@@ -239,8 +241,8 @@ def test_closed_form_gradient_equals_automatic_differentiation(chunk_size):
         return jnp.sum(weights[0] * chosen + weights[1] * entropy)
 
     arguments = jnp.array(HIDDEN), jnp.array(MATRIX)
-    got = jax.grad(loss, (0, 1))(*arguments)
-    expected = jax.grad(dense_loss, (0, 1))(*arguments)
+    got = jax.jit(jax.grad(loss, (0, 1)))(*arguments)
+    expected = jax.jit(jax.grad(dense_loss, (0, 1)))(*arguments)
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -254,7 +256,9 @@ def test_gradient_equals_finite_differences():
         logprobs, entropy = slow_next_token_logprobs(hidden, matrix, TOKENS, 0.7)
         return np.sum(np.sin(logprobs) + entropy**2)
 
-    d_hidden, d_matrix = jax.grad(loss, (0, 1))(jnp.array(HIDDEN), jnp.array(MATRIX))
+    d_hidden, d_matrix = jax.jit(jax.grad(loss, (0, 1)))(
+        jnp.array(HIDDEN), jnp.array(MATRIX)
+    )
     eps = 1e-5
     for _ in range(5):
         way = RNG.normal(size=HIDDEN.shape)
@@ -277,7 +281,7 @@ def test_bfloat16_states_give_float32_logprobs_and_a_gradient_in_each_dtype():
         assert out.logprobs.dtype == out.entropy.dtype == jnp.float32
         return jnp.mean(out.logprobs), out
 
-    (_, out), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
         hidden, jnp.array(MATRIX)
     )
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
