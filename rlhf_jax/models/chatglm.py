@@ -281,8 +281,10 @@ class ChatGLM(nnx.Module):
 
     @property
     def output_matrix(self) -> Float[Array, "D V"]:
-        """What hidden states are multiplied with to give logits."""
-        return self.embedding[...].T if self.head is None else self.head.kernel[...]
+        """What hidden states are multiplied with to give logits, in `dtype`."""
+        tied = self.head is None
+        matrix = self.embedding[...].T if tied else self.head.kernel[...]
+        return matrix.astype(self.config.dtype)
 
     def __call__(
         self,
@@ -293,9 +295,11 @@ class ChatGLM(nnx.Module):
     ) -> Float[Array, "B T V"]:
         """Logits in float32; see `hidden`."""
         hidden = self.hidden(tokens, mask, segments=segments)
-        matrix = self.output_matrix.astype(self.config.dtype)
         logits = jnp.einsum(
-            "btd,dv->btv", hidden, matrix, preferred_element_type=jnp.float32
+            "btd,dv->btv",
+            hidden,
+            self.output_matrix,
+            preferred_element_type=jnp.float32,
         )
         return constrain(logits, "batch", "length", "vocab")
 

@@ -1,0 +1,55 @@
+"""Checks of token batches on the host, before anything is compiled."""
+
+import numpy as np
+
+from rlhf_jax.models.chatglm import ChatGLMConfig
+
+
+def check_inputs(
+    tokens: np.ndarray, mask: np.ndarray | None, config: ChatGLMConfig
+) -> None:
+    """Refuse a batch [B, T] that a model would silently misread.
+
+    Raises:
+        ValueError: ids outside the vocabulary, rows longer than the context, empty
+            rows, masks with holes, and for ChatGLM-6B rows without its start token.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(f"{tokens.shape=} {tokens.dtype=}: integers [B, T] are needed.")
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    if mask.shape != tokens.shape or mask.dtype != bool:
+        raise ValueError(f"{mask.shape=} {mask.dtype=}: needs bool, {tokens.shape=}.")
+    lengths = mask.sum(axis=1)
+    empty = np.flatnonzero(lengths == 0)
+    if empty.size:
+        raise ValueError(f"Rows {empty.tolist()} are empty: no token of theirs is real.")
+    long = np.flatnonzero(lengths > config.context_length)
+    if long.size:
+        raise ValueError(
+            f"Rows {long.tolist()} have {lengths[long].tolist()} tokens; the model's "
+            f"context is {config.context_length}. Truncate them."
+        )
+    # The real tokens of a row are one run if the mask changes to True only once.
+    edges = np.diff(mask.astype(np.int8), axis=1, prepend=0)
+    holes = np.flatnonzero((edges == 1).sum(axis=1) > 1)
+    if holes.size:
+        raise ValueError(
+            f"The masks of rows {holes.tolist()} have holes: padding belongs on the "
+            "left or on the right."
+        )
+    outside = mask & ((tokens < 0) | (tokens >= config.vocab_size))
+    if outside.any():
+        rows, places = np.nonzero(outside)
+        raise ValueError(
+            f"Token {tokens[rows[0], places[0]]} in row {rows[0]} (and {len(rows) - 1} "
+            f"more) is outside the vocabulary of {config.vocab_size}: is this the "
+            "model's tokenizer?"
+        )
+    if config.has_prefix:
+        without = ~(mask & (tokens == config.start_token)).any(axis=1)
+        if without.any():
+            raise ValueError(
+                f"Rows {np.flatnonzero(without).tolist()} lack the start token "
+                f"{config.start_token}, behind which ChatGLM-6B writes its response."
+            )
