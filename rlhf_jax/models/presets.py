@@ -56,7 +56,18 @@ _GLM4_0414_9B = dataclasses.replace(
 )
 
 PRESETS: dict[str, ChatGLMConfig] = {
-    # Seconds on a laptop: for tests and for following a stage by hand.
+    # For tests: compiles in a second or two.
+    "micro": ChatGLMConfig(
+        vocab_size=512,
+        width=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        ffn_width=48,
+        context_length=256,
+    ),
+    # Minutes of training on a laptop.
     "tiny": ChatGLMConfig(
         vocab_size=1024,
         width=128,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import with_fields
 from safetensors.numpy import load_file
 
 from rlhf_jax.models import huggingface
@@ -126,6 +127,7 @@ def test_loss_and_gradients_are_equal(reference, tmp_path):
 def test_bfloat16_is_close_to_float32(reference):
     folder, model, expected = reference
     low = huggingface.load(folder, dtype="bfloat16", param_dtype="bfloat16")
+    low = with_fields(low, scan_layers=True)
     ids, mask = expected["input_ids"], expected["attention_mask"].astype(bool)
     exact = np.asarray(forward(model, ids, mask)[1])[mask]
     rounded = np.asarray(forward(low, ids, mask)[1])[mask]

@@ -1,0 +1,72 @@
+"""Small models of every family, with random weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rlhf_jax.models.chatglm import ChatGLM, ChatGLMConfig
+
+START, GMASK, MASK = 60, 61, 62
+SMALL = {
+    "vocab_size": 64,
+    "width": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "ffn_width": 48,
+    "context_length": 64,
+}
+FAMILIES = {
+    "v1": ChatGLMConfig(
+        **SMALL | {"num_kv_heads": 4},
+        residual="normed",
+        residual_scale=56**0.5,
+        norm="layer",
+        mlp="gelu",
+        linear_bias=True,
+        rotary="two_axes",
+        tied=True,
+        start_token=START,
+        mask_tokens=(GMASK, MASK),
+    ),
+    "v2": ChatGLMConfig(**SMALL),
+    "glm_edge": ChatGLMConfig(**SMALL, rotary_dims=16, qkv_bias=False, tied=True),
+    "glm4": ChatGLMConfig(**SMALL, residual="sandwich"),
+}
+
+
+def random_model(config: ChatGLMConfig, seed: int = 0) -> ChatGLM:
+    """Weights of unit gain; random biases and scales, so that none can be left out."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, x):
+        noise = rng.normal(size=x.shape)
+        name = jax.tree_util.keystr(path)
+        if "scale" in name:
+            noise = 1 + 0.2 * noise
+        else:
+            noise = noise * (0.5 if "embedding" in name else 0.15)
+        return jnp.asarray(noise, x.dtype)
+
+    shapes = jax.eval_shape(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def with_fields(model: ChatGLM, **changes) -> ChatGLM:
+    """The same weights under another config."""
+    config = dataclasses.replace(model.config, **changes)
+    other = jax.eval_shape(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
+    return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(model))
+
+
+def random_tokens(config: ChatGLMConfig, shape, seed: int = 0, prompt: int = 0):
+    """Token ids; for ChatGLM-6B, row b's context ends before place `prompt + b`."""
+    tokens = np.random.default_rng(seed).integers(0, START, shape)
+    if config.has_prefix:
+        for b in range(shape[0]):
+            tokens[b, prompt + b - 1 : prompt + b + 1] = GMASK, START
+    return tokens.astype(np.int32)
