@@ -133,12 +133,13 @@ def test_scores_of_ten_thousand_give_exact_losses_and_finite_gradients():
 def test_scores_in_bfloat16_are_compared_in_float32():
     out = ranking_loss(
         chosen_scores=jnp.array([256.0], jnp.bfloat16),
-        rejected_scores=jnp.array([-1.0], jnp.bfloat16),
+        rejected_scores=jnp.array([-17.0], jnp.bfloat16),
         **PAPER,
     )
     assert out.margin.dtype == jnp.float32
-    np.testing.assert_array_equal(out.margin, [257.0])  # bfloat16 has no 257
-    np.testing.assert_array_equal(out.regulariser, [65537.0])
+    # Neither 273 nor 17^2 = 289 exists in bfloat16.
+    np.testing.assert_array_equal(out.margin, [273.0])
+    np.testing.assert_array_equal(out.regulariser, [65536.0 + 289.0])
 
 
 @pytest.mark.parametrize("settings", [PAPER, SETTINGS])
