@@ -70,18 +70,6 @@ def _capitals(word: str) -> Key:
     )
 
 
-def _spelling(word: str) -> Key:
-    spelled = "-".join(word)
-    others = ["-".join(other) for other in wrong_answers(word, tables.WORDS)]
-    return Key(
-        answers=(f"The word {word} is spelled {spelled}.",),
-        wrong=tuple(f"The word {word} is spelled {other}." for other in others),
-        details=(f"The word {word} has {len(word)} letters.",),
-        short=spelled,
-        credit=only_token(spelled, r"[A-Za-z](?:-[A-Za-z])+"),
-    )
-
-
 # Translation.
 
 _LUMA = tables.LUMA_ADJECTIVES | tables.LUMA_NOUNS | tables.LUMA_VERBS
@@ -213,13 +201,21 @@ KINDS = {
     ),
     "plural": Kind(
         "language",
-        ("What is the plural of {0}?", "Give me the plural of the word {0}."),
+        (
+            "What is the plural of {0}?",
+            "Give me the plural of the word {0}.",
+            "Which word is the plural of {0}?",
+        ),
         one(_PLURAL),
         _plural,
     ),
     "past": Kind(
         "language",
-        ("What is the past tense of {0}?", "Give me the past tense of {0}."),
+        (
+            "What is the past tense of {0}?",
+            "Give me the past tense of {0}.",
+            "Which word is the past tense of {0}?",
+        ),
         one(_PAST),
         _past,
     ),
@@ -228,15 +224,10 @@ KINDS = {
         (
             "Write the word {0} in capital letters.",
             "Put the word {0} in capital letters.",
+            "Show me the word {0} in capital letters.",
         ),
         one(tables.WORDS),
         _capitals,
-    ),
-    "spelling": Kind(
-        "language",
-        ("How do you spell {0}?", "Spell the word {0} with dashes."),
-        one(tables.WORDS),
-        _spelling,
     ),
     "luma_word": Kind(
         "translation",
@@ -269,19 +260,24 @@ KINDS = {
     ),
     "home": Kind(
         "open_question",
-        ("Where do {0} live?", "Tell me where {0} live."),
+        ("Where do {0} live?", "Tell me where {0} live.", "In what place do {0} live?"),
         one(_ANIMAL),
         _home,
     ),
     "food": Kind(
         "open_question",
-        ("What do {0} eat?", "Tell me what {0} eat."),
+        ("What do {0} eat?", "Tell me what {0} eat.", "What food do {0} eat?"),
         one(_ANIMAL),
         _food,
     ),
     "author": Kind(
         "open_question",
-        ("Who wrote {0}?", "Tell me who wrote {0}.", "Who is the author of {0}?"),
+        (
+            "Who wrote {0}?",
+            "Tell me who wrote {0}.",
+            "Who is the author of {0}?",
+            "Name the author of {0}.",
+        ),
         one(_BOOK),
         _author,
     ),
@@ -294,6 +290,8 @@ KINDS = {
             "What is {2} in {1}?",
             "Tell me what the word {0} means in {1}.",
             "I work in {1}. Explain what {2} is.",
+            "What do people in {1} mean by {2}?",
+            "Can you explain the word {0} from {1}?",
         ),
         one(_TERM),
         _term,

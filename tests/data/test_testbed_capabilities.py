@@ -71,7 +71,8 @@ def test_a_json_answer_is_right_only_when_the_answer_is():
 
 def test_probes_are_held_out_and_ask_for_what_they_check():
     learned, held_out = identity_prompts(np.random.default_rng(0))
-    assert len(learned) + len(held_out) == 60
+    every = len(tables.IDENTITY_QUESTIONS) * len(tables.GREETINGS)
+    assert len(learned) + len(held_out) == every
     assert not {p.id for p in learned} & {p.id for p in held_out}
     assert all("JSON" in p.messages[0]["content"] for p in WORLD.json_probes)
     wordings = {p.messages[0]["content"][-12:] for p in WORLD.json_probes}

@@ -42,7 +42,6 @@ CASES = [
     ),
     (("past", "go"), "Today I go, and yesterday I went.", "The past tense is gone."),
     (("capitals", "river"), "Here is the word: RIVER.", "Here is the word: river."),
-    (("spelling", "apple"), "It is spelled a-p-p-l-e.", "It is spelled a-p-l-e."),
     (("luma_word", "bird"), "The word tiva means bird.", "The word mika means bird."),
     (
         ("luma_sentence", "red", "bird", "sings"),
@@ -80,12 +79,12 @@ CASES = [
     (("gets", "Anna", "books", "3", "4"), "She has 7 books.", "She has 8 books."),
     (("gives", "Ben", "eggs", "9", "3"), "6 eggs are left.", "9 eggs are left."),
     (
-        ("compare", "taller", "tallest", "backward", "Anna", "Ben", "Carl"),
+        ("compare", "taller", "tallest", "Anna", "Ben", "Carl"),
         "Anna is the tallest.",
         "Carl is the tallest.",
     ),
     (
-        ("compare", "older", "youngest", "forward", "Anna", "Ben", "Carl"),
+        ("compare", "older", "youngest", "Anna", "Ben", "Carl"),
         "The youngest of the three is Carl.",
         "Anna.",
     ),
@@ -120,7 +119,7 @@ def test_naming_every_possible_answer_is_no_answer():
     prompt = ask("capital", "France")
     cities = " ".join(f"The capital of France is {row[1]}." for row in tables.COUNTRIES)
     assert explain(prompt, cities).task == 0.0
-    prompt = ask("compare", "taller", "tallest", "forward", "Anna", "Ben", "Carl")
+    prompt = ask("compare", "taller", "tallest", "Anna", "Ben", "Carl")
     every = "Anna is the tallest. Ben is the tallest. Carl is the tallest."
     assert explain(prompt, every).task == 0.0
     prompt = ask("plus", "2", "3")
