@@ -1,4 +1,4 @@
-"""Installs rlhf_jax. `pip install -e .` runs every stage on a CPU; extras add the rest."""
+"""Installs rlhf_jax: `pip install -e .` runs every stage; extras add the rest."""
 
 import re
 from pathlib import Path
@@ -30,6 +30,7 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "rich>=13",
         "safetensors>=0.5",
+        "scipy>=1.15",
         "sentencepiece>=0.2",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.8",
@@ -44,7 +45,7 @@ setup(
             "ruff>=0.9",
         ],
         # Live comparison with the published torch implementations.
-        "parity": ["torch>=2.5"],
+        "parity": ["torch==2.13.0"],
         # The TPU compiler on a machine without a TPU (586 MB).
         "tpu-plan": ["libtpu>=0.0.40"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],

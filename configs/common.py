@@ -6,7 +6,8 @@ from rlhf_jax.models.presets import PRESETS
 
 # "tiny": the testbed, a small model, minutes on a CPU. "hh": the same model size on
 # real comparisons. The published sizes: the paper's settings on a pod.
-PUBLISHED = tuple(name for name in PRESETS if name not in ("tiny", "benchmark"))
+SMALL = ("micro", "tiny", "benchmark")
+PUBLISHED = tuple(name for name in PRESETS if name not in SMALL)
 STAGE_PRESETS = ("tiny", "hh", *PUBLISHED)
 
 
@@ -74,6 +75,7 @@ def testbed() -> ConfigDict:
 def annotators() -> ConfigDict:
     """Who compares in the testbed (rlhf_jax/data/testbed_annotators.py)."""
     c = ConfigDict()
+    c.seed = 0
     c.num_annotators = 20
     c.careless_share = 0.1
     c.contradictory_share = 0.1

@@ -1,51 +1,69 @@
-"""What every launch script does first: quiet logs, a compilation cache, clear errors."""
+"""What the launch scripts share: flags, quiet logs, a compile cache, clear errors."""
 
+import importlib
+import logging as standard_logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+# Configs import configs.common, wherever the script is started from.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import jax
-from absl import logging
-from rlhf_jax.data.records import RecordError
+from absl import app, flags, logging
+from ml_collections import config_flags
+
 from rlhf_jax.training.checkpoints import DiskFullError
 from rlhf_jax.training.metrics import NonFiniteError
 
-USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    RecordError,
-    DiskFullError,
-    NonFiniteError,
-)
+# Errors whose message is all that the user needs; RecordError is a ValueError.
+USER_ERRORS = (ValueError, FileNotFoundError, DiskFullError, NonFiniteError)
 
 
-def no_positional(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise ValueError(f"Unknown arguments {argv[1:]}: flags start with --.")
+def stage(*stages: str) -> None:
+    """The whole of a script that runs one of `stages` by its config."""
+
+    def main(config, workdir):
+        if config.stage not in stages:
+            raise ValueError(
+                f"{sys.argv[0]} runs {', '.join(stages)}; this config is for "
+                f"{config.stage!r}."
+            )
+        importlib.import_module(f"rlhf_jax.stages.{config.stage}").run(config, workdir)
+
+    run(main)
 
 
-def run(app, main) -> None:
-    """Run `main` under absl; user errors are printed without a traceback (-v 1 shows
-    it)."""
+def run(main: Callable) -> None:
+    """Call `main(config, workdir)` with what --config and --workdir say.
+
+    A user's mistake ends with its message and status 1; --verbosity=1 adds the
+    traceback.
+    """
+    config = config_flags.DEFINE_config_file("config", None, "Config, FILE.py:PRESET.")
+    workdir = flags.DEFINE_string("workdir", None, "The run's folder.")
+    flags.mark_flags_as_required(["config", "workdir"])
     logging.set_verbosity(logging.INFO)
-    for noisy in ("jax", "orbax", "tensorstore", "asyncio"):
-        _quiet(noisy)
-    cache = Path.home() / ".cache" / "rlhf_jax" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    logging.get_absl_handler().addFilter(_is_ours)
 
     def guarded(argv):
-        try:
-            main(argv)
-        except USER_ERRORS as error:
-            if logging.vlog_is_on(1):
-                raise
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            sys.exit(1)
+        if len(argv) > 1:
+            raise app.UsageError(f"unknown arguments {argv[1:]}: flags start with --")
+        cache = Path.home() / ".cache" / "rlhf_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        main(config.value, str(Path(workdir.value).absolute()))
 
-    app.run(guarded)
+    try:
+        app.run(guarded)
+    except USER_ERRORS as error:
+        if logging.get_verbosity() >= logging.DEBUG:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
-def _quiet(name: str) -> None:
-    import logging as standard
-
-    standard.getLogger(name).setLevel(standard.WARNING)
+def _is_ours(record: standard_logging.LogRecord) -> bool:
+    """Libraries log through absl too: of theirs, only warnings are shown."""
+    ours = "rlhf_jax" in record.pathname or "launch" in record.pathname
+    return ours or record.levelno >= standard_logging.WARNING

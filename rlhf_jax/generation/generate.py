@@ -77,9 +77,7 @@ def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
     stop_ids = jnp.array(sampling.stop_ids, jnp.int32)
 
     def project(hidden):  # [B, D] -> [B, V]
-        return jnp.dot(
-            hidden, model.output_matrix, preferred_element_type=jnp.float32
-        )
+        return jnp.dot(hidden, model.output_matrix, preferred_element_type=jnp.float32)
 
     def decode_step(s: _Decoding) -> _Decoding:
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, s.step)

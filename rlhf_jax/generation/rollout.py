@@ -60,7 +60,13 @@ def respond(
         for row, i in enumerate(index):
             tokens[row, width - len(prompts[i]) :] = prompts[i]
             mask[row, width - len(prompts[i]) :] = True
-        out = generate(model, tokens, mask, row_keys(key, jnp.asarray(index)), sampling)
+        out = generate(
+            model,
+            jnp.asarray(tokens),
+            jnp.asarray(mask),
+            row_keys(key, jnp.asarray(index)),
+            sampling,
+        )
         lengths = np.asarray(out.lengths)
         found = np.asarray(out.tokens)
         real = min(batch_size, len(prompts) - start)

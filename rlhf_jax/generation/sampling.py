@@ -46,9 +46,7 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"{self.top_p=} must be above 0 and at most 1.")
         if not 0 <= self.top_k <= self.num_tokens:
-            raise ValueError(
-                f"{self.top_k=} must be 0 (off) up to {self.num_tokens=}."
-            )
+            raise ValueError(f"{self.top_k=} must be 0 (off) up to {self.num_tokens=}.")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ValueError(
                 f"{self.min_new_tokens=} must lie in 0..{self.max_new_tokens=}."
@@ -75,8 +73,8 @@ def sample(
 ) -> Sampled:
     """Sample one token for each row, with that row's own key."""
     logits = logits.astype(jnp.float32)[:, : sampling.num_tokens]
-    stops = jnp.zeros(sampling.num_tokens, bool).at[jnp.array(sampling.stop_ids)].set(
-        True
+    stops = (
+        jnp.zeros(sampling.num_tokens, bool).at[jnp.array(sampling.stop_ids)].set(True)
     )
     allowed = jnp.where(stops & ~allow_stop, NEVER, logits)
     if sampling.temperature == 0:

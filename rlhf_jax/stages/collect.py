@@ -32,7 +32,7 @@ from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
 
-def train(config, workdir: str) -> None:
+def run(config, workdir: str) -> None:
     """Collect comparisons of responses of `config.init_from` into `workdir`."""
     workdir = open_workdir(workdir, config)
     if is_finished(workdir):

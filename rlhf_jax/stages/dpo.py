@@ -112,7 +112,9 @@ def reference_logprobs(path, reference, pairs, make_batch, batch_size, logprob_s
     once and kept on disk."""
     if path.exists():
         return np.load(path, allow_pickle=False)
-    order = np.argsort([max(len(chosen), len(rejected)) for _, chosen, rejected in pairs])
+    order = np.argsort(
+        [max(len(chosen), len(rejected)) for _, chosen, rejected in pairs]
+    )
     found = np.zeros((len(pairs), 2), np.float32)
     for i in range(0, len(pairs), batch_size):
         index = order[i : i + batch_size]
@@ -124,7 +126,7 @@ def reference_logprobs(path, reference, pairs, make_batch, batch_size, logprob_s
     return found
 
 
-def train(config, workdir: str) -> None:
+def run(config, workdir: str) -> None:
     """Improve `config.init_from` (an SFT policy) on labelled pairs; leave it in
     `workdir/checkpoints`."""
     workdir = open_workdir(workdir, config)

@@ -292,7 +292,7 @@ def update(
     return dataclasses.replace(state, policy=policy, value=value), metrics
 
 
-def train(config, workdir: str) -> None:
+def run(config, workdir: str) -> None:
     """Improve `config.init_from` (an SFT policy) against `config.reward_model`; leave
     policy ("model") and value model ("value") in `workdir/checkpoints`."""
     workdir = open_workdir(workdir, config)
@@ -316,9 +316,7 @@ def train(config, workdir: str) -> None:
     )
     width = round_up(max(map(len, prompts + eval_prompts)), config.pad_to_multiple)
     order = BatchOrder(len(prompts), batch_size=config.batch_size, seed=config.seed)
-    make_prompts = functools.partial(
-        prompt_batch, pad_id=tokenizer.pad_id, width=width
-    )
+    make_prompts = functools.partial(prompt_batch, pad_id=tokenizer.pad_id, width=width)
     num_updates = config.ppo_epochs * config.minibatches
     check_divides(config)
     sft = None

@@ -86,7 +86,7 @@ def evaluate(model, batches, score_step) -> dict:
     return {f"eval/{name}": x for name, x in pair_accuracy(scores).items()}
 
 
-def train(config, workdir: str) -> None:
+def run(config, workdir: str) -> None:
     """Train a reward model from `config.init_from` (an SFT policy) on comparisons;
     leave it in `workdir/checkpoints`."""
     workdir = open_workdir(workdir, config)
@@ -172,9 +172,7 @@ def train(config, workdir: str) -> None:
             metrics |= {"optim/lr": schedule(step)}
             bar.update(*writer.write(step + 1, metrics))
             if due(step + 1, config.eval_every, total_steps):
-                writer.write(
-                    step + 1, evaluate(state.model, eval_batches, score_step)
-                )
+                writer.write(step + 1, evaluate(state.model, eval_batches, score_step))
             if step + 1 == total_steps:
                 sample = pairs[: config.num_centring_pairs]
                 offset = mean_score(state.model, sample, make_batch, score_step, config)

@@ -51,26 +51,26 @@ def train_step(state, batch, *, optimizer, microbatches, num_tokens, chunk_size)
     return state, metrics | update_metrics
 
 
-def evaluate(policy, batches, *, eval_step) -> dict:
+def evaluate(policy, batches, eval_step) -> dict:
     """Mean loss per assistant token on held-out dialogues."""
     losses = [eval_step(policy, batch)[1]["loss/sft"] for batch in batches]
     return {"eval/loss": functools.reduce(operator.add, losses)}
 
 
-def train(config, workdir: str) -> None:
+def run(config, workdir: str) -> None:
     """Fine-tune `config.init_from` (or random weights) on dialogues; leave the policy
     in `workdir/checkpoints`."""
     workdir = open_workdir(workdir, config)
 
     # Data
     data = sources.open_data(config.data, workdir)
-    tokenizer = sources.open_tokenizer(
-        config.data, data, config.init_from, workdir
-    )
+    tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
     examples, dropped = encode_dialogues(
         data / "sft.jsonl", tokenizer, config.max_tokens
     )
-    held_out, _ = encode_dialogues(data / "sft_test.jsonl", tokenizer, config.max_tokens)
+    held_out, _ = encode_dialogues(
+        data / "sft_test.jsonl", tokenizer, config.max_tokens
+    )
     logging.info("%d dialogues; %d too long and dropped.", len(examples), dropped)
     order = BatchOrder(
         len(examples),

@@ -69,8 +69,13 @@ class Checkpoints:
         Raises:
             DiskFullError: this or the previous save found no space.
         """
-        arguments = {k: ocp.args.StandardSave(flatten(v)) for k, v in items.items()}
-        arguments[META] = ocp.args.JsonSave(meta)
+        flat = {name: flatten(item) for name, item in items.items()}
+        shapes = {
+            name: {k: list(x.shape) for k, x in item.items()}
+            for name, item in flat.items()
+        }
+        arguments = {name: ocp.args.StandardSave(item) for name, item in flat.items()}
+        arguments[META] = ocp.args.JsonSave(meta | {"shapes": shapes})
         with _disk_errors(self.folder):
             self._manager.save(step, args=ocp.args.Composite(**arguments))
 
@@ -95,8 +100,7 @@ class Checkpoints:
             ValueError: names or shapes differ from what was saved.
         """
         wanted = {k: flatten(v) for k, v in like.items()}
-        for item, flat in wanted.items():
-            self._check_shapes(step, item, flat)
+        self._check(step, wanted)
         arguments = ocp.args.Composite(
             **{
                 k: ocp.args.StandardRestore(jax.tree.map(_abstract, v))
@@ -110,20 +114,22 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def _check_shapes(self, step: int, item: str, flat: dict) -> None:
-        where = f"{self.folder / str(step)}"
-        if not (self.folder / str(step) / item).exists():
-            raise ValueError(f"{where} has no item '{item}'.")
-        saved = self._manager.item_metadata(step)[item]
-        if set(saved) != set(flat):
-            raise ValueError(f"{where}: " + _name_mismatch(set(flat), set(saved)))
-        wrong = [
-            f"{name}: saved {tuple(saved[name].shape)}, expected {tuple(x.shape)}"
-            for name, x in flat.items()
-            if tuple(saved[name].shape) != tuple(x.shape)
-        ]
-        if wrong:
-            raise ValueError(f"{where}: shapes differ.\n  " + "\n  ".join(wrong))
+    def _check(self, step: int, wanted: dict) -> None:
+        where, saved = self.folder / str(step), self.meta(step)["shapes"]
+        for item, flat in wanted.items():
+            if item not in saved:
+                raise ValueError(f"{where} has no '{item}'; it has {sorted(saved)}.")
+            if set(saved[item]) != set(flat):
+                mismatch = _name_mismatch(set(flat), set(saved[item]))
+                raise ValueError(f"{where}, '{item}': {mismatch}")
+            wrong = [
+                f"{name}: saved {tuple(saved[item][name])}, expected {x.shape}"
+                for name, x in flat.items()
+                if tuple(saved[item][name]) != x.shape
+            ]
+            if wrong:
+                shown = "\n  ".join(wrong)
+                raise ValueError(f"{where}, '{item}': shapes differ.\n  {shown}")
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:

@@ -49,9 +49,7 @@ def adamw(
 
     return optax.chain(
         clip,
-        optax.adamw(
-            schedule, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask
-        ),
+        optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask),
     )
 
 
@@ -75,4 +73,3 @@ def from_config(
         clip_norm=config.clip_norm,
     )
     return optimizer, schedule
-

@@ -90,7 +90,7 @@ def load_policy(
     else:
         logging.info("No init_from: random weights for preset %r.", model)
         config = preset(model, dtype=dtype, param_dtype=param_dtype)
-        if model == "tiny":  # made to the tokenizer's measure
+        if model in ("micro", "tiny"):  # made to the tokenizer's measure
             rows = -(-num_tokens // 64) * 64
             config = dataclasses.replace(config, vocab_size=rows)
         policy = _create(lambda: ChatGLM(config, rngs=nnx.Rngs(key)))
@@ -134,6 +134,7 @@ def _load_ours(folder, item, dtype, param_dtype):
     fields = dict(record[item]["config"])
     fields |= {"dtype": dtype} if dtype else {}
     fields |= {"param_dtype": param_dtype} if param_dtype else {}
+    fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
     config = ChatGLMConfig(**fields)
 
     def build():

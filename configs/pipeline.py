@@ -1,0 +1,30 @@
+"""The whole pipeline: SFT, comparisons, reward model, PPO, DPO, evaluation.
+
+Run: python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/tiny
+     python launch/pipeline.py --config=configs/pipeline.py:hh --workdir=runs/hh \
+         --config.data.path=FOLDER
+"""
+
+from ml_collections import ConfigDict
+
+from configs import collect, common, dpo, evaluate, ppo, reward, sft
+
+PRESETS = ("tiny", "hh")
+
+
+def get_config(preset="tiny"):
+    common.check_preset(preset, PRESETS, "pipeline")
+    c = ConfigDict()
+    c.seed = 0  # of every stage and of the testbed
+    c.data = common.data(preset)
+    c.human_comparisons = preset == "hh"  # the data folder's, not newly collected ones
+    c.sft = sft.get_config(preset)
+    c.collect = collect.get_config(preset)
+    c.reward = reward.get_config(preset)
+    c.ppo = ppo.get_config(preset)
+    c.pairs = collect.get_config(preset)  # what DPO learns from
+    c.pairs.annotator = "reward_model"
+    c.pairs.num_responses = 4
+    c.dpo = dpo.get_config(preset)
+    c.evaluate = evaluate.get_config(preset)
+    return c

@@ -1,0 +1,191 @@
+"""Evaluate checkpoints: did alignment help?
+
+1. Every model answers the same held-out prompts, sampled with the same keys.
+2. A judge gives each answer a quality: the testbed's true scorer, or, where the truth
+   is unknown, the reward model (which is then no independent judge).
+3. Against the first model: win / tie / lose with a 95 % bootstrap interval over
+   prompts, and KL(model || first model) on the model's own answers, in nats.
+4. Probes (testbed): does the model still know its name, does it answer in JSON?
+"""
+
+import functools
+
+import jax
+import numpy as np
+from absl import logging
+
+from rlhf_jax.data import sources
+from rlhf_jax.data.records import Prompt, read_records
+from rlhf_jax.data.testbed_capabilities import is_identity, is_valid_json_answer
+from rlhf_jax.data.testbed_quality import true_quality
+from rlhf_jax.evaluation.answers import (
+    Answers,
+    answer,
+    scores,
+    sequence_logprobs,
+    write_answers,
+)
+from rlhf_jax.evaluation.preferences import pair_accuracy
+from rlhf_jax.evaluation.report import print_table
+from rlhf_jax.evaluation.win_rate import mean_with_interval, win_rate
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.training import weights
+from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
+
+
+def run(config, workdir: str) -> None:
+    """Evaluate the models of `config.models`; leave answers and summary.json."""
+    workdir = open_workdir(workdir, config)
+    if is_finished(workdir):
+        print_table(read_summary(workdir))
+        return
+    models = parse_models(config.models)
+    baseline = next(iter(models))
+    answer_key, probe_key, second_key = jax.random.split(jax.random.key(config.seed), 3)
+
+    # Data
+    data = sources.open_data(config.data, workdir)
+    tokenizer = sources.open_tokenizer(config.data, data, models[baseline], workdir)
+    prompts = read_records(config.prompts or data / "eval_prompts.jsonl", Prompt)
+    prompts = prompts[: config.num_prompts]
+    probes = {
+        name: read_records(data / f"{name}_probes.jsonl", Prompt)
+        for name in ("identity", "json")
+        if (data / f"{name}_probes.jsonl").is_file()
+    }
+
+    # Judge
+    reward_model = None
+    if config.reward_model:
+        reward_model = weights.load_model(config.reward_model)
+        weights.check_vocabulary(
+            reward_model.config, tokenizer.vocab_size, config.reward_model
+        )
+    judge = make_judge(config, reward_model, tokenizer)
+
+    # Answers
+    sampling = functools.partial(
+        Sampling,
+        max_new_tokens=config.max_response_tokens,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        num_tokens=tokenizer.vocab_size,
+    )
+    ask = functools.partial(
+        answer,
+        tokenizer=tokenizer,
+        max_prompt_tokens=config.max_prompt_tokens,
+        batch_size=config.batch_size,
+    )
+    logprobs = functools.partial(
+        sequence_logprobs,
+        num_tokens=tokenizer.vocab_size,
+        chunk_size=config.chunk_size,
+        pad_id=tokenizer.pad_id,
+        batch_size=config.batch_size,
+    )
+    first = weights.load_model(models[baseline])
+    summary = {"models": {}, "judge": config.judge, "baseline": baseline}
+    qualities = {}
+    for name, folder in models.items():
+        model = first if name == baseline else weights.load_model(folder)
+        answers = ask(
+            model,
+            prompts,
+            key=answer_key,
+            sampling=sampling(temperature=config.temperature),
+        )
+        qualities[name] = judge(answers)
+        kl = logprobs(model, answers) - logprobs(first, answers)
+        write_answers(
+            workdir / f"answers_{name}.jsonl", answers, quality=qualities[name], kl=kl
+        )
+        row = {
+            "checkpoint": weights.fingerprint(folder),
+            "quality": mean_with_interval(qualities[name], seed=config.seed),
+            "length": float(answers.lengths.mean()),
+            "kl": float(kl.mean()),
+        }
+        if name != baseline:
+            row["against_baseline"] = win_rate(
+                qualities[name],
+                qualities[baseline],
+                tie_margin=config.tie_margin,
+                seed=config.seed,
+            )
+        greedy = sampling(temperature=0.0)
+        for probe, asked in probes.items():
+            found = ask(model, asked, key=probe_key, sampling=greedy)
+            row[f"{probe}_probes"] = float(np.mean(check(probe, found.texts, config)))
+        summary["models"][name] = row
+        logging.info("Evaluated %s: quality %.2f.", name, row["quality"]["mean"])
+
+    # Reward model against the truth, on two answers of the first model to each prompt
+    if reward_model is not None and config.judge == "testbed":
+        hot = sampling(temperature=1.0)
+        pair = [
+            ask(first, prompts, key=jax.random.fold_in(second_key, side), sampling=hot)
+            for side in range(2)
+        ]
+        summary["reward_model"] = agreement(
+            judge, reward_model, pair, tokenizer.pad_id, config.batch_size
+        )
+    print_table(summary)
+    finish(workdir, summary)
+
+
+def parse_models(text: str) -> dict[str, str]:
+    """ "sft=runs/sft,ppo=runs/ppo" as a dict; the first is what others are compared
+    with."""
+    models = {}
+    for part in filter(None, text.split(",")):
+        name, _, folder = part.partition("=")
+        if not name or not folder:
+            raise ValueError(f"config.models: {part!r} is not of the form name=folder.")
+        models[name] = folder
+    if not models:
+        raise ValueError("config.models is empty: give name=folder[,name=folder ...].")
+    return models
+
+
+def make_judge(config, reward_model, tokenizer):
+    """A function from answers to their quality: float [prompts]."""
+    if config.judge == "testbed":
+        return lambda answers: np.array(
+            [true_quality(p, t) for p, t in zip(answers.prompts, answers.texts)]
+        )
+    if config.judge == "reward_model":
+        if reward_model is None:
+            raise ValueError("judge='reward_model' needs config.reward_model.")
+        return functools.partial(
+            scores,
+            reward_model,
+            pad_id=tokenizer.pad_id,
+            batch_size=config.batch_size,
+        )
+    raise ValueError(f"{config.judge=} must be 'testbed' or 'reward_model'.")
+
+
+def check(probe: str, texts: list[str], config) -> list[bool]:
+    if probe == "identity":
+        return [is_identity(text, config.data.testbed.model_name) for text in texts]
+    return [is_valid_json_answer(text) for text in texts]
+
+
+def agreement(judge, reward_model, pair: list[Answers], pad_id, batch_size) -> dict:
+    """How often the reward model orders two answers as the truth does, where the truth
+    tells them apart."""
+    truth = np.stack([judge(answers) for answers in pair], axis=1)
+    found = [
+        scores(reward_model, answers, pad_id=pad_id, batch_size=batch_size)
+        for answers in pair
+    ]
+    found = np.stack(found, axis=1)
+    differ = truth[:, 0] != truth[:, 1]
+    best_first = np.argsort(-truth[differ], axis=1)
+    return pair_accuracy(np.take_along_axis(found[differ], best_first, axis=1)) | {
+        "pairs": int(differ.sum())
+    }

@@ -1,0 +1,211 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rlhf_jax.batches import PromptBatch
+from rlhf_jax.generation import scoring
+from rlhf_jax.generation.generate import generate
+from rlhf_jax.generation.rollout import respond, rollout
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.presets import preset
+
+NUM_TOKENS = 30
+SAMPLING = Sampling(
+    max_new_tokens=10,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_new_tokens=0,
+    stop_ids=(1, 2),
+    pad_id=0,
+    num_tokens=NUM_TOKENS,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = preset(
+        "tiny", width=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, rotary_dims=8
+    )
+    config = dataclasses.replace(
+        config, ffn_width=48, vocab_size=32, context_length=64
+    )
+    model = ChatGLM(config, rngs=nnx.Rngs(0))
+    # Sharper than at initialisation, so that log-probabilities differ visibly.
+    return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, model)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, NUM_TOKENS, (5, 8)).astype(np.int32)
+    lengths = np.array([8, 5, 1, 7, 3])
+    mask = np.arange(8)[None] >= 8 - lengths[:, None]
+    return jnp.where(mask, tokens, 0), jnp.asarray(mask)
+
+
+def sampling(**changes) -> Sampling:
+    return dataclasses.replace(SAMPLING, **changes)
+
+
+def test_greedy_equals_a_loop_of_full_forward_passes(model, prompts):
+    tokens, mask = prompts
+    out = generate(model, tokens, mask, jax.random.key(0), sampling(temperature=0.0))
+    for row in range(len(tokens)):
+        context = np.asarray(tokens[row])[np.asarray(mask[row])].tolist()
+        expected = []
+        while len(expected) < 10 and not (expected and expected[-1] in (1, 2)):
+            logits = model(jnp.array([context + expected]))[0, -1, :NUM_TOKENS]
+            expected.append(int(logits.argmax()))
+        length = int(out.lengths[row])
+        assert out.tokens[row, :length].tolist() == expected
+        assert bool(out.ended[row]) == (expected[-1] in (1, 2))
+
+
+def test_the_mask_ends_with_the_first_stop_token(model, prompts):
+    out = generate(model, *prompts, jax.random.key(1), sampling(temperature=2.0))
+    assert out.ended.any()
+    assert not out.ended.all()
+    for row in range(len(out.tokens)):
+        length = int(out.lengths[row])
+        response = np.asarray(out.tokens[row])
+        stops = np.isin(response[:length], (1, 2))
+        assert out.mask[row].tolist() == [i < length for i in range(10)]
+        assert stops[:-1].sum() == 0
+        assert stops[-1] == bool(out.ended[row])
+        assert out.ended[row] or length == 10
+        assert (response[length:] == 0).all()
+        assert (np.asarray(out.logprobs)[row, length:] == 0).all()
+
+
+def test_the_loop_ends_when_every_row_has_stopped(model, prompts):
+    # Nothing but stop tokens can be drawn: one token each.
+    always_stop = dataclasses.replace(SAMPLING, stop_ids=tuple(range(NUM_TOKENS)))
+    out = generate(model, *prompts, jax.random.key(2), always_stop)
+    assert out.lengths.tolist() == [1] * 5
+    assert out.ended.all()
+
+
+def test_minimum_length_holds(model, prompts):
+    out = generate(model, *prompts, jax.random.key(3), sampling(min_new_tokens=6))
+    assert (out.lengths >= 6).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_trainer_compute_the_same_logprobs(model, prompts, temperature):
+    tokens, mask = prompts
+    settings = sampling(temperature=temperature)
+    out = generate(model, tokens, mask, jax.random.key(4), settings)
+    for log, at in ((out.logprobs, temperature), (out.model_logprobs, 1.0)):
+        trainer = scoring.response_logprobs(
+            model,
+            tokens,
+            mask,
+            out.tokens[:, None],
+            out.mask[:, None],
+            temperature=at,
+            num_tokens=NUM_TOKENS,
+            chunk_size=0,
+        ).logprobs[:, 0]
+        gap = jnp.where(out.mask, log - trainer, 0.0)
+        assert jnp.abs(gap).max() < 1e-4
+
+
+def test_a_prompt_with_its_key_gets_the_same_response_in_any_batch(model, prompts):
+    tokens, mask = prompts
+    keys = jax.random.split(jax.random.key(5), 5)
+    together = generate(model, tokens, mask, keys, SAMPLING)
+    order = jnp.array([3, 1])
+    apart = generate(model, tokens[order], mask[order], keys[order], SAMPLING)
+    assert (apart.tokens == together.tokens[order]).all()
+
+
+def test_more_left_padding_changes_nothing(model, prompts):
+    tokens, mask = prompts
+    keys = jax.random.split(jax.random.key(6), 5)
+    plain = generate(model, tokens, mask, keys, SAMPLING)
+    wide = generate(
+        model,
+        jnp.pad(tokens, ((0, 0), (4, 0))),
+        jnp.pad(mask, ((0, 0), (4, 0))),
+        keys,
+        SAMPLING,
+    )
+    assert (wide.tokens == plain.tokens).all()
+    np.testing.assert_allclose(wide.logprobs, plain.logprobs, atol=1e-5)
+
+
+def test_another_key_gives_another_response(model, prompts):
+    a = generate(model, *prompts, jax.random.key(7), SAMPLING)
+    b = generate(model, *prompts, jax.random.key(8), SAMPLING)
+    assert (a.tokens != b.tokens).any()
+
+
+def test_what_exceeds_the_context_is_refused(model, prompts):
+    with pytest.raises(ValueError, match="need a context of 108; the model has 64"):
+        generate(model, *prompts, jax.random.key(0), sampling(max_new_tokens=100))
+
+
+def test_rollout_hangs_on_the_prompts_index_not_on_its_place(model, prompts):
+    tokens, mask = prompts
+    key = jax.random.key(9)
+    batch = PromptBatch(tokens, mask, jnp.array([10, 11, 12, 13, 14]))
+    whole = rollout(model, batch, key, SAMPLING)
+    part = PromptBatch(tokens[3:], mask[3:], jnp.array([13, 14]))
+    assert (rollout(model, part, key, SAMPLING).responses == whole.responses[3:]).all()
+
+
+def test_respond_equals_generate_whatever_the_batch_size(model, prompts):
+    tokens, mask = prompts
+    ids = [np.asarray(t)[np.asarray(m)].tolist() for t, m in zip(*prompts, strict=True)]
+    key = jax.random.key(10)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(5))
+    out = generate(model, tokens, mask, keys, SAMPLING)
+    expected = [
+        out.tokens[row, : int(out.lengths[row])].tolist() for row in range(len(ids))
+    ]
+    for batch_size in (2, 5, 8):
+        assert respond(model, ids, key, SAMPLING, batch_size=batch_size) == expected
+
+
+def score_arguments():
+    rng = np.random.default_rng(3)
+    tokens = jnp.asarray(rng.integers(3, NUM_TOKENS, (2, 6)), jnp.int32)
+    mask = jnp.array([[False] * 2 + [True] * 4, [True] * 6])
+    responses = jnp.asarray(rng.integers(3, NUM_TOKENS, (2, 2, 5)), jnp.int32)
+    lengths = jnp.array([[5, 2], [1, 4]])
+    return tokens, mask, responses, jnp.arange(5)[None, None] < lengths[..., None]
+
+
+def test_scores_of_a_shared_prompt_equal_separate_passes(model):
+    score_model = ScoreModel(model, rngs=nnx.Rngs(1))
+    tokens, mask, responses, response_mask = score_arguments()
+    shared = scoring.response_scores(
+        score_model, tokens, mask, responses, response_mask
+    )
+    for row in range(2):
+        for k in range(2):
+            prompt = np.asarray(tokens[row])[np.asarray(mask[row])]
+            length = int(response_mask[row, k].sum())
+            text = np.concatenate([prompt, np.asarray(responses[row, k, :length])])
+            alone = score_model(jnp.asarray(text)[None])[0, -1]
+            np.testing.assert_allclose(shared[row, k], alone, atol=1e-5)
+
+
+def test_a_value_is_of_the_state_before_its_token(model):
+    score_model = ScoreModel(model, rngs=nnx.Rngs(1))
+    tokens, mask, responses, response_mask = score_arguments()
+    values = scoring.response_values(
+        score_model, tokens, mask, responses, response_mask
+    )
+    prompt = np.asarray(tokens[0])[np.asarray(mask[0])]
+    text = jnp.asarray(np.concatenate([prompt, np.asarray(responses[0, 0])]))[None]
+    alone = score_model(text)[0]
+    start = len(prompt)
+    np.testing.assert_allclose(values[0, 0], alone[start - 1 : start + 4], atol=1e-5)

@@ -1,0 +1,139 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.presets import preset
+from rlhf_jax.training import weights
+from rlhf_jax.training.checkpoints import Checkpoints, flatten, has_checkpoint
+from rlhf_jax.training.optimizers import adamw
+from rlhf_jax.training.state import TrainState, from_items, to_items
+
+
+def small_model(seed=0, **changes):
+    return ChatGLM(preset("micro", **changes), rngs=nnx.Rngs(seed))
+
+
+@pytest.fixture(scope="module")
+def state():
+    optimizer = adamw(
+        lambda step: 1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
+    )
+    return TrainState.create(small_model(), optimizer)
+
+
+def save(folder, state, step=3, **meta):
+    checkpoints = Checkpoints(folder, keep=2)
+    models = {"model": weights.describe(state.model)}
+    checkpoints.save(step, to_items(state), {"models": models} | meta)
+    checkpoints.close()
+
+
+def equal(a, b) -> bool:
+    same = jax.tree.map(lambda x, y: bool((x == y).all()) and x.dtype == y.dtype, a, b)
+    return all(jax.tree.leaves(same))
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path, state):
+    save(tmp_path, state, note="x")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest_step() == 3
+    assert checkpoints.meta(3)["note"] == "x"
+    like = jax.tree.map(jnp.zeros_like, state)
+    assert equal(from_items(checkpoints.restore(3, to_items(like))), state)
+
+
+def test_names_in_a_checkpoint_are_readable(state):
+    names = flatten(state.model)
+    assert {"embedding", "blocks.attention.query.kernel"} <= set(names)
+    assert not any(name.endswith(".value") for name in names)
+
+
+def test_weights_load_alone_without_a_config(tmp_path, state):
+    save(tmp_path, state)
+    model = weights.load_model(tmp_path)
+    assert isinstance(model, ChatGLM)
+    assert model.config == state.model.config
+    assert equal(model, state.model)
+
+
+def test_weights_load_in_another_dtype(tmp_path, state):
+    save(tmp_path, state)
+    model = weights.load_model(tmp_path, dtype="bfloat16", param_dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}
+
+
+def test_a_reward_model_loads_as_one_with_its_offset(tmp_path):
+    model = ScoreModel(small_model(), rngs=nnx.Rngs(1))
+    model.offset[...] = jnp.float32(2.5)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"model": model}, {"models": {"model": weights.describe(model)}})
+    checkpoints.close()
+    loaded = weights.load_model(tmp_path)
+    assert isinstance(loaded, ScoreModel)
+    assert loaded.offset[...] == 2.5
+    with pytest.raises(ValueError, match="is a reward model, not a language model"):
+        weights.load_policy(
+            str(tmp_path),
+            model="micro",
+            num_tokens=8,
+            key=jax.random.key(0),
+            dtype="float32",
+            param_dtype="float32",
+        )
+
+
+def test_only_the_newest_are_kept(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"x": {"a": jnp.ones(2) * step}}, {})
+    checkpoints.close()
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert {"2", "3"} <= names
+    assert "1" not in names
+
+
+def test_another_shape_or_name_is_refused_with_both_sides(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, {"x": {"a": jnp.ones(2), "b": jnp.ones(3)}}, {})
+    checkpoints.wait()
+    with pytest.raises(ValueError, match=r"a: saved \(2,\), expected \(4,\)"):
+        checkpoints.restore(1, {"x": {"a": jnp.ones(4), "b": jnp.ones(3)}})
+    with pytest.raises(ValueError, match=r'(?s)missing: .*"c".*not expected: .*"b"'):
+        checkpoints.restore(1, {"x": {"a": jnp.ones(2), "c": jnp.ones(3)}})
+    with pytest.raises(ValueError, match="has no 'y'"):
+        checkpoints.restore(1, {"y": {"a": jnp.ones(2)}})
+    checkpoints.close()
+
+
+def test_a_save_that_was_cut_off_is_not_taken_for_a_checkpoint(tmp_path, state):
+    save(tmp_path, state)
+    unfinished = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    (unfinished / "half").write_text("x")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest_step() == 3
+    checkpoints.close()
+
+
+def test_a_folder_without_a_model_says_so(tmp_path):
+    assert not has_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no model"):
+        weights.load_model(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path, state):
+    save(tmp_path, state)
+    with pytest.raises(ValueError, match="The tokenizer has 5000 tokens, but"):
+        weights.load_policy(
+            str(tmp_path),
+            model="micro",
+            num_tokens=5000,
+            key=jax.random.key(0),
+            dtype="float32",
+            param_dtype="float32",
+        )
+
+

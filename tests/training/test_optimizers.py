@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlhf_jax.training.optimizers import adamw, learning_rate_schedule
+from rlhf_jax.training.state import TrainState, apply_gradients
+
+
+def test_schedule_warms_up_and_decays():
+    make = lambda decay: learning_rate_schedule(  # noqa: E731
+        2.0, warmup_steps=4, total_steps=14, decay=decay, final=0.1
+    )
+    linear = make("linear")
+    np.testing.assert_allclose(
+        [linear(i) for i in range(5)], [0.5, 1.0, 1.5, 2.0, 2.0], rtol=1e-6
+    )
+    assert linear(9) == pytest.approx(1.1)  # half way from 2 to 0.2
+    for decay in ("linear", "cosine"):
+        assert make(decay)(14) == pytest.approx(0.2)
+    assert make("constant")(14) == 2.0
+
+
+def test_unknown_decay_lists_the_known():
+    with pytest.raises(ValueError, match=r"decay='exp'.*constant.*cosine.*linear"):
+        learning_rate_schedule(1.0, warmup_steps=0, total_steps=1, decay="exp", final=0)
+
+
+PARAMS = {"mlp": {"kernel": jnp.ones((2, 2))}, "norm": {"scale": jnp.ones(2)}}
+
+
+def optimizer(**changes):
+    settings = {
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "clip_norm": 0.0,
+    }
+    return adamw(lambda step: 0.1, **settings | changes)
+
+
+def test_weight_decay_is_on_kernels_only():
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    tx = optimizer(weight_decay=0.5)
+    updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["mlp"]["kernel"], -0.05)  # lr * decay * 1
+    np.testing.assert_allclose(updates["norm"]["scale"], 0.0)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
+    tx = optimizer(clip_norm=1.0)
+    state = TrainState.create(PARAMS, tx)
+    good = jax.tree.map(jnp.ones_like, PARAMS)
+    bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), good)
+    state, _ = apply_gradients(state, good, tx)
+    skipped, metrics = apply_gradients(state, bad, tx)
+    for a, b in zip(
+        jax.tree.leaves((skipped.model, skipped.opt_state)),
+        jax.tree.leaves((state.model, state.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert (int(skipped.step), int(skipped.skipped)) == (2, 1)
+    assert metrics["optim/skipped"] == 1
+    recovered, _ = apply_gradients(skipped, good, tx)
+    assert int(recovered.skipped) == 0
+    assert (recovered.model["norm"]["scale"] != state.model["norm"]["scale"]).all()
+
+
+def test_grad_norm_is_of_the_gradient_before_clipping():
+    tx = optimizer(clip_norm=1.0)
+    gradients = jax.tree.map(lambda x: 3.0 * x, PARAMS)
+    _, metrics = apply_gradients(TrainState.create(PARAMS, tx), gradients, tx)
+    assert metrics["optim/grad_norm"].value() == pytest.approx(
+        float(optax.global_norm(gradients))
+    )
