@@ -147,6 +147,9 @@ def _read_native(c):
 
 
 def _write_v1(c):
+    shape = (c.num_heads * c.head_dim, c.num_kv_heads, c.residual_scale)
+    if shape != (c.width, c.num_heads, math.sqrt(2 * 28)):
+        raise ValueError("config.json of ChatGLM-6B has no words for this shape.")
     gmask, mask = c.mask_tokens
     return {
         "architectures": ["ChatGLMModel"],

@@ -16,14 +16,18 @@ def check_inputs(
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"{tokens.shape=} {tokens.dtype=}: integers [B, T] are needed.")
+        raise ValueError(
+            f"{tokens.shape=} {tokens.dtype=}: integers [B, T] are needed."
+        )
     mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     if mask.shape != tokens.shape or mask.dtype != bool:
         raise ValueError(f"{mask.shape=} {mask.dtype=}: needs bool, {tokens.shape=}.")
     lengths = mask.sum(axis=1)
     empty = np.flatnonzero(lengths == 0)
     if empty.size:
-        raise ValueError(f"Rows {empty.tolist()} are empty: no token of theirs is real.")
+        raise ValueError(
+            f"Rows {empty.tolist()} are empty: no token of theirs is real."
+        )
     long = np.flatnonzero(lengths > config.context_length)
     if long.size:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Small models of every family, with random weights."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,9 @@ SMALL = {
 }
 FAMILIES = {
     "v1": ChatGLMConfig(
-        **SMALL | {"num_kv_heads": 4},
+        **SMALL | {"num_kv_heads": 4, "head_dim": 8},
         residual="normed",
-        residual_scale=56**0.5,
+        residual_scale=math.sqrt(56),
         norm="layer",
         mlp="gelu",
         linear_bias=True,

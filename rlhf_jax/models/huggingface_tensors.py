@@ -1,0 +1,194 @@
+"""Numbers between safetensors files and devices.
+
+Weights go from the file to the device in pieces of at most `CHUNK_BYTES`, each device's
+slice by itself, so that a model never lies in the host's memory.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from rlhf_jax.models.huggingface_names import IGNORED, Piece
+
+CHUNK_BYTES = 2**26
+INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+# A box of an array: (first, behind the last) for each axis.
+Box = tuple[tuple[int, int], ...]
+
+
+class Tensor:
+    """A tensor in a file, mapped into memory only while it is read."""
+
+    def __init__(self, file: Path, header: dict, start: int):
+        if header["dtype"] not in _DTYPES:
+            raise ValueError(f"{file} has numbers of type {header['dtype']}.")
+        self.file = file
+        self.dtype = np.dtype(_DTYPES[header["dtype"]])
+        self.shape = tuple(header["shape"])
+        self.offset = start + header["data_offsets"][0]
+
+    def map(self) -> np.ndarray:
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+
+
+def list_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder, single file or sharded, but those nobody needs."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json.")
+    files = sorted(folder.glob("*.safetensors"))
+    if (folder / INDEX).is_file():
+        where = json.loads((folder / INDEX).read_text())["weight_map"]
+        files = [folder / name for name in sorted(set(where.values()))]
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise FileNotFoundError(f"{folder} lacks files of its index: {absent}.")
+    if not files:
+        if any(folder.glob("*.bin")):
+            raise ValueError(
+                f"{folder} has weights in *.bin files only. These are pickles, which "
+                "can run code, and are not read here. Convert them once, where you "
+                "trust them: safetensors.torch.save_file(torch.load(FILE, "
+                "weights_only=True), FILE.replace('.bin', '.safetensors')), and the "
+                "same for the names in the index."
+            )
+        raise FileNotFoundError(f"{folder} has no *.safetensors.")
+    tensors = {}
+    for file in files:
+        with open(file, "rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(size))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if not IGNORED.fullmatch(name):
+                tensors[name] = Tensor(file, entry, 8 + size)
+    if any("prefix_encoder" in name for name in tensors):
+        raise ValueError(
+            f"{folder} is a P-tuning checkpoint (it has a prefix_encoder)."
+        )
+    return tensors
+
+
+def fill(
+    shape: tuple[int, ...],
+    dtype,
+    sharding: jax.sharding.Sharding,
+    read: Callable[[Box], np.ndarray],
+    *,
+    stacked: bool,
+) -> jax.Array:
+    """An array whose device slices are read one after another, in chunks.
+
+    Args:
+        read: gives a box of the array.
+        stacked: its first axis is the layers, each of them another tensor.
+    """
+    devices_of: dict[tuple, list] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        slices = zip(index, shape, strict=True)
+        box = tuple(s.indices(size)[:2] for s, size in slices)
+        devices_of.setdefault(box, []).append(device)
+    arrays = []
+    for box, devices in devices_of.items():
+        chunks = list(_split(box, jnp.dtype(dtype).itemsize, stacked))
+        if len(chunks) == 1:
+            host = read(box).astype(dtype)
+            arrays += [jax.device_put(host, device) for device in devices]
+            continue
+        lengths = [hi - lo for lo, hi in box]
+        parts = [jnp.zeros(lengths, dtype, device=device) for device in devices]
+        for chunk in chunks:
+            host = read(chunk)
+            at = tuple(
+                lo - start for (lo, _), (start, _) in zip(chunk, box, strict=True)
+            )
+            for i, device in enumerate(devices):
+                # Wait, or copies of the chunks pile up in the queue.
+                piece = jax.device_put(host, device)
+                parts[i] = jax.block_until_ready(_put(parts[i], piece, at))
+        arrays += parts
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def read_box(parts: list[Piece], box: Box, tensors: dict[str, Tensor]) -> np.ndarray:
+    """A box of a parameter from the files, in the files' dtype."""
+    stacked = "{i}" in parts[0].tensor
+    layers = range(*box[0]) if stacked else [None]
+    letters = dict(zip(parts[0].ours, box[1:] if stacked else box, strict=True))
+    first = parts[0].tensor.replace("{i}", str(layers[0]))
+    out = np.empty([hi - lo for lo, hi in box], tensors[first].dtype)
+    for i, layer in enumerate(layers):
+        target = out[i] if stacked else out
+        for piece in parts:
+            there = _index_ours(piece, letters)
+            if there is not None:
+                tensor = tensors[piece.tensor.replace("{i}", str(layer))].map()
+                target[there] = _in_our_order(piece, letters, tensor)
+    return out
+
+
+def write_piece(piece: Piece, parameter: np.ndarray, tensor: np.ndarray) -> None:
+    """Put the part of a parameter (of one layer) that a piece names into a tensor."""
+    sizes = zip(piece.ours, parameter.shape, strict=True)
+    letters = {letter: (0, size) for letter, size in sizes}
+    target = _in_our_order(piece, letters, tensor)
+    target[...] = parameter[_index_ours(piece, letters)]
+
+
+def _split(box: Box, itemsize: int, stacked: bool) -> Iterator[Box]:
+    """Boxes of at most CHUNK_BYTES that make up `box`: whole layers while they fit."""
+    lengths = [hi - lo for lo, hi in box]
+    if np.prod(lengths) * itemsize <= CHUNK_BYTES or max(lengths, default=1) == 1:
+        yield box
+        return
+    axis = 0 if stacked and lengths[0] > 1 else int(np.argmax(lengths))
+    lo, hi = box[axis]
+    middle = (lo + hi) // 2
+    for half in ((lo, middle), (middle, hi)):
+        yield from _split((*box[:axis], half, *box[axis + 1 :]), itemsize, stacked)
+
+
+@jax.jit(donate_argnums=0)
+def _put(whole, piece, at):
+    return jax.lax.dynamic_update_slice(whole, piece.astype(whole.dtype), at)
+
+
+def _index_ours(piece: Piece, letters) -> tuple | None:
+    """Where a box's buffer holds the piece; None where the box has nothing of it."""
+    part = dict(piece.part)
+    if any(not lo <= part.get(x, lo) < hi for x, (lo, hi) in letters.items()):
+        return None
+    return tuple(
+        part[x] - letters[x][0] if x in part else slice(None) for x in piece.ours
+    )
+
+
+def _in_our_order(piece: Piece, letters, tensor: np.ndarray) -> np.ndarray:
+    """The view of a tensor that belongs to a box, axes in the parameter's order."""
+    axes = piece.rows + piece.columns
+    rows = int(np.prod([size for _, size in piece.rows]))
+    view = tensor[piece.start : piece.start + rows]
+    view = view.reshape([size for _, size in axes])
+    picked, shift = dict(piece.picked), dict(piece.shift)
+    index = []
+    for x, _ in axes:
+        move = shift.get(x, 0)
+        index.append(
+            picked[x]
+            if x in picked
+            else slice(letters[x][0] + move, letters[x][1] + move)
+        )
+    left = [x for x, _ in axes if x not in picked]
+    part = dict(piece.part)
+    order = [left.index(x) for x in piece.ours if x not in part]
+    return view[tuple(index)].transpose(order)

@@ -1,0 +1,225 @@
+"""Checkpoints in and out, in every family's naming."""
+
+import dataclasses
+import json
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import FAMILIES, random_model
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from rlhf_jax.models import huggingface, huggingface_tensors
+from rlhf_jax.models.chatglm import ChatGLMConfig
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.huggingface_config import namings
+
+FLOAT32 = {"dtype": "float32", "param_dtype": "float32"}
+ALL_NAMINGS = [(f, n) for f, config in FAMILIES.items() for n in namings(config)]
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))
+
+
+@pytest.mark.parametrize(("family", "naming"), ALL_NAMINGS)
+def test_what_is_saved_is_loaded(family, naming, tmp_path):
+    model = random_model(FAMILIES[family])
+    huggingface.save(model, tmp_path, naming=naming)
+    assert_same(huggingface.load(tmp_path, **FLOAT32), model)
+
+
+@pytest.mark.parametrize(("family", "naming"), ALL_NAMINGS)
+def test_a_score_model_survives_with_its_offset(family, naming, tmp_path):
+    backbone = random_model(dataclasses.replace(FAMILIES[family], tied=True))
+    model = ScoreModel(backbone, rngs=nnx.Rngs(0))
+    model.head.bias[...] = jnp.array([0.25])
+    model.offset[...] = jnp.float32(1.0)
+    huggingface.save(model, tmp_path, naming=naming)
+    loaded = huggingface.load(tmp_path, **FLOAT32)
+    assert_same(loaded.backbone, model.backbone)
+    np.testing.assert_array_equal(loaded.head.kernel[...], model.head.kernel[...])
+    shift = loaded.head.bias[0] - loaded.offset[...]
+    np.testing.assert_allclose(shift, -0.75, rtol=1e-6)
+
+
+def test_large_models_are_saved_in_shards_with_an_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 20_000)
+    model = random_model(FAMILIES["glm4"])
+    huggingface.save(model, tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(f.name for f in tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    assert sorted(set(index["weight_map"].values())) == files
+    assert_same(huggingface.load(tmp_path, **FLOAT32), model)
+    (tmp_path / files[0]).unlink()
+    with pytest.raises(FileNotFoundError, match=files[0]):
+        huggingface.load(tmp_path, **FLOAT32)
+
+
+@pytest.mark.parametrize("chunk", [2**26, 2000])
+@pytest.mark.parametrize("family", ["v1", "v2", "glm4"])
+def test_with_a_mesh_every_device_holds_its_slice(family, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_tensors, "CHUNK_BYTES", chunk)
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=auto)
+    model = random_model(FAMILIES[family])
+    huggingface.save(model, tmp_path)
+    loaded = huggingface.load(tmp_path, **FLOAT32, mesh=mesh)
+    assert_same(loaded, model)
+    kernel = loaded.blocks.mlp.up.kernel[...]
+    assert {s.data.size for s in kernel.addressable_shards} == {kernel.size // 8}
+
+
+def test_loading_takes_less_of_the_host_than_its_largest_tensor(tmp_path, monkeypatch):
+    """What numpy holds, that is; the device's arrays are the device's."""
+    config = ChatGLMConfig(
+        vocab_size=2048,
+        width=128,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        ffn_width=256,
+        context_length=64,
+    )
+    model = random_model(config)
+    huggingface.save(model, tmp_path)
+    monkeypatch.setattr(huggingface_tensors, "CHUNK_BYTES", 2**17)
+    huggingface.load(tmp_path, **FLOAT32)  # compile first: the compiler allocates too
+    tracemalloc.start()
+    huggingface.load(tmp_path, **FLOAT32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * 4 * config.vocab_size * config.width
+
+
+def test_types_are_those_asked_for(tmp_path):
+    huggingface.save(random_model(FAMILIES["v2"]), tmp_path)
+    model = huggingface.load(tmp_path, dtype="bfloat16", param_dtype="float16")
+    assert model.config.dtype == "bfloat16"
+    assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("float16")}
+
+
+def test_a_head_stored_twice_is_tied_and_one_that_differs_is_kept(tmp_path):
+    model = random_model(FAMILIES["v1"])
+    huggingface.save(model, tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" in tensors
+    assert huggingface.load(tmp_path, **FLOAT32).config.tied
+    tensors["lm_head.weight"][3, 4] += 1
+    save_file(tensors, file)
+    loaded = huggingface.load(tmp_path, **FLOAT32)
+    assert not loaded.config.tied
+    difference = np.asarray(loaded.output_matrix - model.output_matrix)
+    assert np.argwhere(difference).tolist() == [[4, 3]]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    huggingface.save(random_model(FAMILIES["v2"]), tmp_path, naming="remote")
+    return tmp_path
+
+
+def edit_tensors(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def edit_config(folder, **changes):
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | changes))
+
+
+def test_all_wrong_tensors_are_listed_at_once(folder):
+    def edit(tensors):
+        del tensors["transformer.encoder.layers.1.mlp.dense_4h_to_h.weight"]
+        del tensors["transformer.encoder.final_layernorm.weight"]
+        tensors["transformer.adapter.weight"] = np.zeros(3, np.float32)
+        name = "transformer.output_layer.weight"
+        tensors[name] = tensors[name][:-1].copy()
+
+    edit_tensors(folder, edit)
+    with pytest.raises(ValueError) as error:
+        huggingface.load(folder, **FLOAT32)
+    for line in (
+        "missing: transformer.encoder.layers.1.mlp.dense_4h_to_h.weight (32, 48)",
+        "missing: transformer.encoder.final_layernorm.weight (32,)",
+        "unknown: transformer.adapter.weight",
+        "misshapen: transformer.output_layer.weight (63, 32) instead of (64, 32)",
+    ):
+        assert line in str(error.value)
+
+
+def test_rotary_frequencies_are_ignored_and_nothing_else(folder):
+    frequencies = np.ones(4, np.float32)
+    name = "transformer.rotary_pos_emb.inv_freq"
+    edit_tensors(folder, lambda t: t.update({name: frequencies}))
+    huggingface.load(folder, **FLOAT32)
+    edit_tensors(folder, lambda t: t.update({name + "2": frequencies}))
+    with pytest.raises(ValueError, match=r"unknown: .*inv_freq2"):
+        huggingface.load(folder, **FLOAT32)
+
+
+def test_p_tuning_checkpoints_are_refused_by_name(folder):
+    name = "transformer.prefix_encoder.embedding.weight"
+    edit_tensors(folder, lambda t: t.update({name: np.ones((4, 4), np.float32)}))
+    with pytest.raises(ValueError, match="prefix_encoder"):
+        huggingface.load(folder, **FLOAT32)
+
+
+def test_pickles_are_refused_with_a_way_out(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"safetensors\.torch\.save_file"):
+        huggingface.load(folder, **FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"rmsnorm": False}, "rmsnorm=False"),
+        ({"add_bias_linear": True}, "add_bias_linear=True"),
+        ({"quantization_bit": 4}, "quantization_bit=4"),
+        ({"inner_hidden_size": 48, "vocab_size": 150528}, "early release"),
+        ({"inner_hidden_size": 48}, "has no 'vocab_size'"),
+    ],
+)
+def test_unsupported_configs_are_refused(folder, changes, message):
+    edit_config(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        huggingface.load(folder, **FLOAT32)
+
+
+def test_empty_folders_and_impossible_namings_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        huggingface.load(tmp_path, **FLOAT32)
+    with pytest.raises(ValueError, match=r"possible: .'native'"):
+        huggingface.save(random_model(FAMILIES["glm4"]), tmp_path, naming="remote")
+
+
+def test_chatglm2_6b_32k_alone_divides_positions(folder):
+    edit_config(folder, rope_ratio=50)
+    config = huggingface.load(folder, **FLOAT32).config
+    assert (config.rotary_base, config.position_divisor) == (500000.0, 1.0)
+    edit_config(folder, _name_or_path="THUDM/chatglm2-6b-32k")
+    config = huggingface.load(folder, **FLOAT32).config
+    assert (config.rotary_base, config.position_divisor) == (10000.0, 50.0)
+
+
+def test_both_spellings_of_native_configs_are_read(tmp_path):
+    config = dataclasses.replace(FAMILIES["glm4"], rotary_base=123.0, rotary_dims=4)
+    model = random_model(config)
+    huggingface.save(model, tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    rope = {k: fields.pop(k) for k in ("rope_theta", "partial_rotary_factor")}
+    fields["rope_parameters"] = rope | {"rope_type": "default"}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert huggingface.load(tmp_path, **FLOAT32).config == config
