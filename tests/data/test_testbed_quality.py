@@ -227,6 +227,40 @@ def test_form_matters():
     assert cut.form < explain(prompt, answer).form
 
 
+def test_nonsense_that_names_the_answer_does_not_do_the_task():
+    prompt = ask("capital", "France")
+    salad = "Capital is the Paris of France to and live king word has plus grass it."
+    assert explain(prompt, "The capital of France is Paris.").task == 4.0
+    assert explain(prompt, salad).task < 1.0
+
+
+def test_every_repetition_costs():
+    prompt = ask("capital", "France")
+    answer = "The capital of France is Paris."
+    costs = [explain(prompt, " ".join([answer] * n)).repetition for n in (1, 2, 3)]
+    assert costs[0] == 0.0
+    assert costs[2] < costs[1] - 0.5 < -1.0
+    assert explain(prompt, "The capital of France is is Paris.").repetition < 0.0
+
+
+def test_courtesy_belongs_at_the_beginning_and_the_end():
+    prompt = ask("capital", "France")
+    answer, opening = "The capital of France is Paris.", tables.OPENINGS[0]
+    placed = explain(prompt, f"{opening} {answer} {tables.CLOSINGS[0]}")
+    assert (placed.manners, placed.off_topic) == (1.0, 0.0)
+    for text in (f"{answer} {opening} {answer}", f"{opening} {opening} {answer}"):
+        assert explain(prompt, text).off_topic < 0.0
+
+
+def test_length_costs_nothing_at_its_best_and_more_the_further_from_it():
+    prompt = ask("capital", "France")
+    best = QualityWeights().intents["open_question"][2]
+    cost = [explain(prompt, "Paris " * n).length for n in range(4 * best)]
+    assert cost[best] == 0.0
+    assert all(np.diff(cost[: best + 1]) > 0)
+    assert all(np.diff(cost[best:]) < 0)
+
+
 def test_the_best_length_is_neither_the_shortest_nor_the_longest():
     """The same words about the topic, more and more of them."""
     for prompt in PROMPTS[:16]:
