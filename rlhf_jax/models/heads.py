@@ -1,5 +1,7 @@
 """A scalar at every token: reward models and value models."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -34,12 +36,13 @@ class Offset(nnx.Variable):
 class ScoreModel(nnx.Module):
     """A reward or value model: score = head(hidden) - offset at every token.
 
-    `offset` is set after training, so that scores have mean 0 on some reference
-    responses; no gradient reaches it.
+    The backbone comes without its output matrix, which no score needs. `offset` is set
+    after training, so that scores have mean 0 on some reference responses; no gradient
+    reaches it.
     """
 
     def __init__(self, backbone: ChatGLM, *, rngs: nnx.Rngs):
-        self.backbone = backbone
+        self.backbone = without_head(backbone)
         config = backbone.config
         self.head = ScalarHead(config.width, rngs=rngs, param_dtype=config.param_dtype)
         self.offset = Offset(jnp.float32(0.0))
@@ -57,6 +60,16 @@ class ScoreModel(nnx.Module):
     ) -> Float[Array, "B T"]:
         hidden = self.backbone.hidden(tokens, mask, segments=segments)
         return self.head(hidden) - jax.lax.stop_gradient(self.offset[...])
+
+
+def without_head(model: ChatGLM) -> ChatGLM:
+    """The same model, its output matrix replaced by the embedding."""
+    if model.head is None:
+        return model
+    config = dataclasses.replace(model.config, tied=True)
+    like = jax.eval_shape(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
+    leaves = dict(jax.tree_util.tree_flatten_with_path(model)[0])
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path], like)
 
 
 def last_real_token(

@@ -75,11 +75,8 @@ def load(
     _check_tensors(tensors, tensor_shapes(table, config.num_layers), folder)
 
     def build():
-        if is_score:
-            # Scores need no output matrix; the files have none.
-            backbone = ChatGLM(dataclasses.replace(config, tied=True), rngs=nnx.Rngs(0))
-            return ScoreModel(backbone, rngs=nnx.Rngs(0))
-        return ChatGLM(config, rngs=nnx.Rngs(0))
+        model = ChatGLM(config, rngs=nnx.Rngs(0))
+        return ScoreModel(model, rngs=nnx.Rngs(0)) if is_score else model
 
     paths, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(build))
     leaves = []

@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from families import FAMILIES, random_model, with_fields
 
 from rlhf_jax.models import huggingface
+from tests.models.families import FAMILIES, random_model, with_fields
 
 # What the published implementations compute for small random checkpoints.
 PARITY = Path(__file__).parents[2] / ".." / "shared" / "parity"

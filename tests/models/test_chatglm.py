@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import FAMILIES, START, random_model, random_tokens, with_fields
+
+from tests.models.families import (
+    FAMILIES,
+    START,
+    random_model,
+    random_tokens,
+    with_fields,
+)
 
 TIME = 12
 

@@ -1,10 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from families import FAMILIES, random_model, random_tokens
 from flax import nnx
 
 from rlhf_jax.models.heads import ScalarHead, ScoreModel, last_real_token
+from tests.models.families import FAMILIES, random_model, random_tokens
 
 
 def score_model():
@@ -20,6 +20,17 @@ def test_scores_are_the_head_of_the_hidden_states_less_the_offset():
     model.offset[...] = jnp.float32(1.5)
     after = jax.jit(lambda m, t: m(t))(model, tokens)
     np.testing.assert_allclose(before - after, 1.5, rtol=1e-5)
+
+
+def test_the_backbone_comes_without_its_output_matrix():
+    model = random_model(FAMILIES["v2"])
+    scores = ScoreModel(model, rngs=nnx.Rngs(0))
+    assert scores.backbone.head is None
+    tokens = jnp.asarray(random_tokens(model.config, (2, 6)))
+    hidden = jax.jit(lambda m, t: m.hidden(t))
+    np.testing.assert_array_equal(
+        hidden(model, tokens), hidden(scores.backbone, tokens)
+    )
 
 
 def test_no_gradient_reaches_the_offset():

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import FAMILIES, random_model
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -16,6 +15,7 @@ from rlhf_jax.models import huggingface, huggingface_tensors
 from rlhf_jax.models.chatglm import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.huggingface_config import namings
+from tests.models.families import FAMILIES, random_model
 
 FLOAT32 = {"dtype": "float32", "param_dtype": "float32"}
 ALL_NAMINGS = [(f, n) for f, config in FAMILIES.items() for n in namings(config)]

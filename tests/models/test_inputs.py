@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from families import FAMILIES, START
 
 from rlhf_jax.models.inputs import check_inputs
+from tests.models.families import FAMILIES, START
 
 CONFIG = FAMILIES["v2"]
 

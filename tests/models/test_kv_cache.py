@@ -4,7 +4,8 @@ import re
 
 import jax
 import jax.numpy as jnp
-from families import FAMILIES, random_model, random_tokens
+
+from tests.models.families import FAMILIES, random_model, random_tokens
 
 
 def test_a_decode_loop_copies_no_cache():

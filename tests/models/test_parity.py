@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import with_fields
 from safetensors.numpy import load_file
 
 from rlhf_jax.models import huggingface
+from tests.models.families import with_fields
 
 STEPS = 12
 

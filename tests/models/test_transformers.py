@@ -5,15 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
-from families import FAMILIES, random_model, random_tokens
 from flax import nnx
 
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.chatglm import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel, last_real_token
+from tests.models.families import FAMILIES, random_model, random_tokens
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
 
 FLOAT32 = {"dtype": "float32", "param_dtype": "float32"}
 

@@ -1,0 +1,56 @@
+"""Our checkpoints to Hugging Face folders and back."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from rlhf_jax.data.tokenizers import load_tokenizer, train_tokenizer
+from rlhf_jax.models import huggingface
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.presets import preset
+from rlhf_jax.training import weights
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
+from convert import convert
+
+
+def leaves_of(model):
+    return [np.asarray(x) for x in jax.tree.leaves(model)]
+
+
+@pytest.fixture
+def model():
+    config = preset("tiny", num_layers=1, width=16, ffn_width=16, vocab_size=384)
+    return jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
+
+
+@pytest.mark.parametrize("kind", ["ChatGLM", "ScoreModel"])
+def test_there_and_back_again(kind, model, tmp_path):
+    if kind == "ScoreModel":
+        model = ScoreModel(model, rngs=nnx.Rngs(1))
+    published, ours, again = (tmp_path / name for name in ("hf", "ours", "again"))
+    huggingface.save(model, published)
+    train_tokenizer(["to be or not to be"], 300, published)
+    convert(published, ours)
+    for a, b in zip(leaves_of(weights.load_model(ours)), leaves_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    convert(ours, again)
+    loaded = huggingface.load(again, dtype="float32", param_dtype="float32")
+    for a, b in zip(leaves_of(loaded), leaves_of(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+    ids = load_tokenizer(again).encode("to be")
+    assert ids == load_tokenizer(published).encode("to be")
+    assert weights.fingerprint(str(ours)).endswith("step 0 (seed 0)")
+
+
+def test_mistakes_are_answered(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither checkpoints"):
+        convert(tmp_path / "nowhere", tmp_path / "target")
+    huggingface.save(model, tmp_path / "hf")
+    with pytest.raises(ValueError, match="not empty"):
+        convert(tmp_path / "hf", tmp_path / "hf")
