@@ -11,7 +11,7 @@ def get_config(preset="tiny"):
     c = common.stage("collect", preset)
     small = common.is_small(preset)
     c.prompts = ""  # a .jsonl file; "": the data folder's comparison_prompts.jsonl
-    c.num_responses = 3  # to each prompt
+    c.num_responses = 4  # to each prompt
     c.batch_size = 64  # prompts at a time
     c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
     c.max_response_tokens = 48 if small else 1024

@@ -60,7 +60,7 @@ def testbed() -> ConfigDict:
     c.model_name = "Glim"
     c.num_sft = 6000
     c.num_sft_test = 400
-    c.num_comparison_prompts = 1200
+    c.num_comparison_prompts = 1400
     c.num_rl_prompts = 1000
     c.num_eval_prompts = 400
     c.num_probes = 20

@@ -10,10 +10,10 @@ from configs import common
 def get_config(preset="tiny"):
     c = common.stage("reward", preset)
     small = common.is_small(preset)
-    c.optimizer = common.optimizer(1e-3 if small else 1e-5)
+    c.optimizer = common.optimizer(5e-4 if small else 1e-5)
     c.comparisons = ""  # a .jsonl file; "": the data folder's comparisons.jsonl
     c.comparisons_test = ""
-    c.epochs = 3 if small else 1
+    c.epochs = 1
     c.batch_size = 32 if small else 128  # pairs
     c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
     c.max_response_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024

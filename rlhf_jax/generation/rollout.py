@@ -22,7 +22,8 @@ def rollout(
     model: ChatGLM, batch: PromptBatch, key: jax.Array, sampling: Sampling
 ) -> Rollout:
     """Sample one response to each prompt of a batch."""
-    keys = row_keys(key, jnp.asarray(batch.index))
+    batch = jax.tree.map(jnp.asarray, batch)
+    keys = row_keys(key, batch.index)
     out = generate(model, batch.prompts, batch.prompt_mask, keys, sampling)
     return Rollout(
         prompts=batch.prompts,

@@ -28,7 +28,7 @@ from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.accumulate import value_and_grad
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.metrics import Mean, Writer
+from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
@@ -218,7 +218,7 @@ def run(config, workdir: str) -> None:
         state = from_items(checkpoints.restore(start, to_items(state)))
 
     # Loop
-    writer = Writer(workdir, start, config.max_skipped_updates)
+    writer, watch = Writer(workdir, start, config.max_skipped_updates), Stopwatch()
     show = {"loss": "loss/dpo", "margin": "rewards/margins"}
     with ProgressBar("dpo", total_steps, start, show) as bar:
         for step in range(start, total_steps):
@@ -227,7 +227,8 @@ def run(config, workdir: str) -> None:
             state, metrics = step_fn(
                 state, batch, reference[index], sft.batch(step) if sft else None
             )
-            metrics |= {"optim/lr": schedule(step)}
+            metrics["optim/lr"] = schedule(step)
+            metrics["tokens_per_second"] = watch.rate(batch.response_mask.sum())
             bar.update(*writer.write(step + 1, metrics))
             if due(step + 1, config.save_every, total_steps):
                 writer.flush()

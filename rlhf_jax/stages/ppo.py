@@ -15,7 +15,6 @@ we start the value model from the reward model and take the usual values.
 
 import dataclasses
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +41,7 @@ from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.accumulate import value_and_grad
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.metrics import Mean, Writer
+from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
@@ -444,32 +443,33 @@ def run(config, workdir: str) -> None:
         for step in range(start, total_steps):
             index = order.indices(step)
             batch = make_prompts([prompts[i] for i in index], index)
-            began = time.perf_counter()
+            watch = Stopwatch()
             rolled = rollout(
                 state.policy.model,
                 batch,
                 jax.random.fold_in(rollout_key, step),
                 sampling,
             )
-            generated = jax.block_until_ready(rolled) and time.perf_counter()
+            num_generated = float(rolled.response_mask.sum())
+            seconds = {"time/generate": watch.lap()}
             experience, metrics = experience_step(
                 state, frozen, rolled, reference_scores[index]
             )
-            scored = jax.block_until_ready(metrics) and time.perf_counter()
+            jax.block_until_ready(metrics)
+            seconds["time/score"] = watch.lap()
             state, update_metrics = update_step(
                 state,
                 experience,
                 sft.stack(step * num_updates, num_updates) if sft else None,
                 jax.random.fold_in(update_key, step),
             )
+            jax.block_until_ready(update_metrics)
+            seconds["time/update"] = watch.lap()
             if config.kl_target:
                 state = adapt_kl_coef(state, metrics["objective/kl"], config)
-            metrics |= update_metrics
-            metrics |= {
-                "optim/lr": schedule(step * num_updates),
-                "time/generate": generated - began,
-                "time/score": scored - generated,
-            }
+            metrics |= update_metrics | seconds
+            metrics["optim/lr"] = schedule(step * num_updates)
+            metrics["tokens_per_second"] = Mean(num_generated, sum(seconds.values()))
             done, numbers = writer.write(step + 1, metrics)
             bar.update(done, numbers)
             if due(step + 1, config.eval_every, total_steps):

@@ -26,7 +26,7 @@ from rlhf_jax.losses.reward import ranking_loss
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.accumulate import value_and_grad
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.metrics import Mean, Writer
+from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
@@ -163,13 +163,14 @@ def run(config, workdir: str) -> None:
         state = from_items(checkpoints.restore(start, to_items(state)))
 
     # Loop
-    writer = Writer(workdir, start, config.max_skipped_updates)
+    writer, watch = Writer(workdir, start, config.max_skipped_updates), Stopwatch()
     show = {"loss": "loss/ranking", "accuracy": "rewards/accuracies"}
     with ProgressBar("reward", total_steps, start, show) as bar:
         for step in range(start, total_steps):
             batch = make_batch([pairs[i] for i in order.indices(step)])
             state, metrics = step_fn(state, batch)
-            metrics |= {"optim/lr": schedule(step)}
+            metrics["optim/lr"] = schedule(step)
+            metrics["tokens_per_second"] = watch.rate(batch.response_mask.sum())
             bar.update(*writer.write(step + 1, metrics))
             if due(step + 1, config.eval_every, total_steps):
                 writer.write(step + 1, evaluate(state.model, eval_batches, score_step))

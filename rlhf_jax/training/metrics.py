@@ -7,6 +7,7 @@ microbatches and batches, and divided once, when written.
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 
 import jax
@@ -39,6 +40,22 @@ class Mean:
         """The mean as a Python number; nan when nothing was counted."""
         count = float(self.count)
         return float(self.total) / count if count else float("nan")
+
+
+class Stopwatch:
+    """Seconds since it was last read."""
+
+    def __init__(self):
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        self._last, seconds = now, now - self._last
+        return seconds
+
+    def rate(self, count) -> Mean:
+        """`count` a second since it was last read."""
+        return Mean(count, self.lap())
 
 
 def to_floats(metrics: dict) -> dict[str, float]:

@@ -45,8 +45,10 @@ class ProgressBar:
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show that `step` is done, with its metrics as floats."""
+        if step <= self.start:
+            return
         now = time.monotonic()
-        speed = (step - self.start) / max(now - self._began, 1e-9)
+        speed = (step - self.start) / (now - self._began)
         numbers = "  ".join(
             f"{label} {metrics[name]:.3g}"
             for label, name in self.show.items()
@@ -58,7 +60,7 @@ class ProgressBar:
             )
         elif now - self._logged > LOG_EVERY_SECONDS or step == self.total:
             self._logged = now
-            left = (self.total - step) / max(speed, 1e-9)
+            left = (self.total - step) / speed
             logging.info(
                 "%s %d/%d  %s  %.0f s left  %s",
                 self.stage, step, self.total, _speed(speed), left, numbers,
@@ -78,4 +80,4 @@ class ProgressBar:
 def _speed(steps_per_second: float) -> str:
     if steps_per_second >= 1:
         return f"{steps_per_second:.1f} steps/s"
-    return f"{1 / max(steps_per_second, 1e-9):.1f} s/step"
+    return f"{1 / steps_per_second:.1f} s/step"

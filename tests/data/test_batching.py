@@ -35,7 +35,9 @@ def test_batches_by_length_pad_little_and_lose_nothing():
     assert sorted(np.concatenate(batches)) == list(range(640))
     spread = np.mean([np.ptp(lengths[batch]) for batch in batches])
     plain = BatchOrder(640, batch_size=16, seed=0)
-    assert spread < 0.2 * np.mean([np.ptp(lengths[plain.indices(s)]) for s in range(40)])
+    assert spread < 0.2 * np.mean(
+        [np.ptp(lengths[plain.indices(s)]) for s in range(40)]
+    )
 
 
 def test_short_batches_are_not_all_first():

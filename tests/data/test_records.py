@@ -47,7 +47,10 @@ BAD_LINES = {
     "a list": (b"[1, 2]", "must be a JSON object, not list"),
     "no messages": (b"{}", "field 'messages' must be a list"),
     "null messages": (b'{"messages": null}', "field 'messages' must be a list"),
-    "a message that is text": (b'{"messages": ["a"]}', r"messages\[0\]' must be an obj"),
+    "a message that is text": (
+        b'{"messages": ["a"]}',
+        r"messages\[0\]' must be an obj",
+    ),
     "an unknown role": (
         b'{"messages": [{"role": "boss", "content": "x"}]}',
         "must be one of .*, not 'boss'",

@@ -30,5 +30,7 @@ def test_parts_give_the_gradient_and_metrics_of_the_whole(microbatches):
     np.testing.assert_allclose(metrics["loss"].value(), expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5)
     # Not the mean of means, which is another number here.
-    means = jnp.stack([Mean.of((x[i] @ w) ** 2, mask[i]).total / mask[i].sum() for i in range(8)])
+    means = jnp.stack(
+        [Mean.of((x[i] @ w) ** 2, mask[i]).total / mask[i].sum() for i in range(8)]
+    )
     assert abs(means.mean() - expected) > 1e-3

@@ -69,7 +69,9 @@ def test_a_reward_model_loads_as_one_with_its_offset(tmp_path):
     model = ScoreModel(small_model(), rngs=nnx.Rngs(1))
     model.offset[...] = jnp.float32(2.5)
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(1, {"model": model}, {"models": {"model": weights.describe(model)}})
+    checkpoints.save(
+        1, {"model": model}, {"models": {"model": weights.describe(model)}}
+    )
     checkpoints.close()
     loaded = weights.load_model(tmp_path)
     assert isinstance(loaded, ScoreModel)
@@ -135,5 +137,3 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path, state):
             dtype="float32",
             param_dtype="float32",
         )
-
-

@@ -59,7 +59,9 @@ def test_a_resume_drops_later_and_half_written_lines(tmp_path):
     assert [s["step"] for s in lines(tmp_path / "samples.jsonl")] == [1, 2]
 
 
-def test_updates_that_stay_non_finite_stop_the_run_with_the_step_and_the_losses(tmp_path):
+def test_updates_that_stay_non_finite_stop_the_run_with_the_step_and_the_losses(
+    tmp_path,
+):
     writer = Writer(tmp_path, 0, max_skipped=3)
     for step in (1, 2):
         writer.write(step, {"optim/skipped": step, "loss/sft": float("nan")})

@@ -33,7 +33,9 @@ def test_another_config_is_refused_and_the_keys_named(tmp_path):
     open_workdir(tmp_path, config())
     other = config(extra=1)
     other.optimizer.learning_rate = 0.2
-    with pytest.raises(ValueError, match="belongs to a run with another config") as error:
+    with pytest.raises(
+        ValueError, match="belongs to a run with another config"
+    ) as error:
         open_workdir(tmp_path, other)
     text = str(error.value)
     assert "config.optimizer.learning_rate: 0.1 -> 0.2" in text

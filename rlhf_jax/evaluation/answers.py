@@ -1,0 +1,117 @@
+"""A model's answers to a set of prompts, and what other models think of them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rlhf_jax.data.batching import pad_left, pad_right, round_up
+from rlhf_jax.data.encoding import encode_prompts
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.generation.rollout import respond
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.scoring import response_logprobs, response_scores
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+
+
+class Answers(NamedTuple):
+    """Answers to prompts, as text and as token ids (the end token included)."""
+
+    prompts: list[Prompt]
+    prompt_ids: list[list[int]]
+    texts: list[str]
+    response_ids: list[list[int]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(ids) for ids in self.response_ids])
+
+
+def answer(
+    model: ChatGLM,
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    max_prompt_tokens: int,
+    batch_size: int,
+) -> Answers:
+    """Answer every prompt that fits."""
+    kept, prompt_ids = encode_prompts(prompts, tokenizer, max_prompt_tokens)
+    ids = respond(model, prompt_ids, key, sampling, batch_size=batch_size)
+    return Answers(kept, prompt_ids, [tokenizer.decode(i) for i in ids], ids)
+
+
+def scores(
+    reward_model: ScoreModel, answers: Answers, *, pad_id: int, batch_size: int
+) -> np.ndarray:
+    """The reward model's score of each answer: float32 [prompts]."""
+
+    def score(model, *batch):
+        return response_scores(model, *batch)[:, 0]
+
+    return _by_batch(score, reward_model, answers, pad_id, batch_size)
+
+
+def sequence_logprobs(
+    model: ChatGLM,
+    answers: Answers,
+    *,
+    num_tokens: int,
+    chunk_size: int,
+    pad_id: int,
+    batch_size: int,
+) -> np.ndarray:
+    """The summed log-probability of each answer at temperature 1: float32 [prompts]."""
+
+    def logprob(model, prompts, prompt_mask, responses, response_mask):
+        out = response_logprobs(
+            model,
+            prompts,
+            prompt_mask,
+            responses,
+            response_mask,
+            temperature=1.0,
+            num_tokens=num_tokens,
+            chunk_size=chunk_size,
+        )
+        return jax.numpy.where(response_mask, out.logprobs, 0.0).sum((1, 2))
+
+    return _by_batch(logprob, model, answers, pad_id, batch_size)
+
+
+def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
+    """`function(model, prompts, prompt_mask, responses [B, 1, R], mask)` over all."""
+    count = len(answers.prompts)
+    prompt_width = round_up(max(map(len, answers.prompt_ids)), 16)
+    width = round_up(max(map(len, answers.response_ids)), 16)
+    step = jax.jit(function)
+    found = []
+    for start in range(0, count, batch_size):
+        index = np.arange(start, start + batch_size) % count
+        prompts = pad_left([answers.prompt_ids[i] for i in index], prompt_width, pad_id)
+        tokens, mask = pad_right(
+            [answers.response_ids[i] for i in index], width, pad_id
+        )
+        found.append(np.asarray(step(model, *prompts, tokens[:, None], mask[:, None])))
+    return np.concatenate(found)[:count]
+
+
+def write_answers(path: Path, answers: Answers, **columns: np.ndarray) -> None:
+    """One JSON line an answer: prompt, response and the given numbers."""
+    with path.open("w", encoding="utf-8") as file:
+        for i, prompt in enumerate(answers.prompts):
+            record = {
+                "id": prompt.id,
+                "intent": prompt.intent,
+                "prompt": prompt.messages[-1]["content"],
+                "response": answers.texts[i],
+                **{name: float(values[i]) for name, values in columns.items()},
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,46 @@
+"""The closing table of an evaluation."""
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(summary: dict) -> None:
+    """Print an evaluation's summary.json as a table, one row a model."""
+    Console(width=None if Console().is_terminal else 110).print(summary_table(summary))
+    if "reward_model" in summary:
+        found = summary["reward_model"]
+        print(
+            f"Reward model: orders {found['accuracy']:.1%} of {found['pairs']} held-out "
+            f"pairs as true quality does (95 % interval "
+            f"{found['accuracy_low']:.1%} to {found['accuracy_high']:.1%})."
+        )
+
+
+def summary_table(summary: dict) -> Table:
+    against = summary["baseline"]
+    judge = "true quality" if summary["judge"] == "testbed" else "reward score"
+    table = Table(title=f"Judged by {judge}, against {against}")
+    for column in ("model", judge, "win / tie / lose", "net wins [95 %]"):
+        table.add_column(column)
+    for column in ("tokens", "KL", "identity", "JSON"):
+        table.add_column(column, justify="right")
+    for name, row in summary["models"].items():
+        quality, versus = row["quality"], row.get("against_baseline")
+        shares, net = "", ""
+        if versus:
+            shares = " / ".join(f"{versus[k]:.0%}" for k in ("win", "tie", "lose"))
+            net = f"{versus['net']:+.1%} [{versus['net_low']:+.1%}, "
+            net += f"{versus['net_high']:+.1%}]"
+        table.add_row(
+            name,
+            f"{quality['mean']:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]",
+            shares,
+            net,
+            f"{row['length']:.1f}",
+            f"{row['kl']:.1f}",
+            *(
+                f"{row[f'{probe}_probes']:.0%}" if f"{probe}_probes" in row else ""
+                for probe in ("identity", "json")
+            ),
+        )
+    return table

@@ -1,0 +1,57 @@
+"""A testbed of a few prompts and configs of a few steps, for whole stages in seconds."""
+
+import pytest
+
+from configs import collect, common, dpo, evaluate, ppo, reward, sft
+from rlhf_jax.data import sources
+
+CONFIGS = {
+    "sft": sft,
+    "collect": collect,
+    "reward": reward,
+    "ppo": ppo,
+    "dpo": dpo,
+    "evaluate": evaluate,
+}
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory):
+    """A small testbed, laid out once."""
+    config = common.data("tiny")
+    config.vocab_size = 400
+    config.testbed.num_sft = 64
+    config.testbed.num_sft_test = 8
+    config.testbed.num_comparison_prompts = 48
+    config.testbed.num_rl_prompts = 16
+    config.testbed.num_eval_prompts = 8
+    config.testbed.num_probes = 4
+    return sources.open_data(config, tmp_path_factory.mktemp("testbed"))
+
+
+@pytest.fixture
+def stage_config(data_folder):
+    """`stage_config("ppo", lam=1.0)`: that stage's tiny config, cut down."""
+
+    def make(stage: str, **fields):
+        config = CONFIGS[stage].get_config("tiny")
+        config.model = "micro"
+        config.data.path = str(data_folder)
+        small = {
+            "batch_size": 8,
+            "epochs": 1,
+            "total_steps": 2,
+            "max_tokens": 256,
+            "max_sft_tokens": 256,
+            "sft_batch_size": 4,
+            "max_prompt_tokens": 128,
+            "max_response_tokens": 12 if stage in ("ppo", "collect") else 128,
+            "pad_to_multiple": 64,
+            "eval_every": 2,
+            "save_every": 2,
+        }
+        config.update({k: v for k, v in small.items() if k in config})
+        config.update(fields)
+        return config
+
+    return make

@@ -1,0 +1,125 @@
+"""Every stage runs, resumes to the same bits, and refuses what cannot work."""
+
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.metrics import read_metrics
+from rlhf_jax.training.weights import load_model
+
+TRAINED = ("sft", "reward", "ppo", "dpo")
+MEASURED = ("time/", "tokens_per_second")  # of the machine, not of the run
+
+
+def run(config, workdir):
+    importlib.import_module(f"rlhf_jax.stages.{config.stage}").run(config, str(workdir))
+    return workdir
+
+
+def numbers(workdir):
+    return [
+        {k: v for k, v in line.items() if not k.startswith(MEASURED)}
+        for line in read_metrics(workdir)
+    ]
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_run_leaves_its_files(stage, stage_config, tmp_path):
+    workdir = run(stage_config(stage), tmp_path / "run")
+    names = {path.name for path in workdir.iterdir()}
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "events",
+        "checkpoints",
+        "summary.json",
+    } <= (names)
+    lines = numbers(workdir)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert all(np.isfinite(x) for line in lines for x in line.values())
+    assert json.loads((workdir / "summary.json").read_text())
+    assert Checkpoints(workdir, keep=None).latest_step() == len(lines)
+    assert load_model(workdir) is not None
+    if stage == "ppo":
+        samples = (workdir / "samples.jsonl").read_text().splitlines()
+        assert set(json.loads(samples[0])) == {"step", "prompt", "response", "reward"}
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_resume_gives_the_bits_of_an_uninterrupted_run(
+    stage, stage_config, tmp_path, monkeypatch
+):
+    fields = {"save_every": 1}
+    fields |= {"total_steps": 3} if stage == "ppo" else {}
+    config = stage_config(stage, **fields)
+    whole = run(config, tmp_path / "whole")
+
+    # Die right after the first checkpoint.
+    save = Checkpoints.save
+
+    def save_and_die(self, step, items, meta):
+        save(self, step, items, meta)
+        self.wait()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "killed")
+    assert len(read_metrics(tmp_path / "killed")) == 1
+    resumed = run(config, tmp_path / "killed")
+
+    assert numbers(resumed) == numbers(whole)
+    for item in ("model", "value") if stage == "ppo" else ("model",):
+        a, b = (load_model(folder, item=item) for folder in (whole, resumed))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_gradient_accumulation_changes_no_step(stage, stage_config, tmp_path):
+    whole = run(stage_config(stage), tmp_path / "whole")
+    parts = run(stage_config(stage, microbatches=4), tmp_path / "parts")
+    for a, b in zip(numbers(whole), numbers(parts), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=2e-5)
+
+
+def test_another_seed_is_another_run(stage_config, tmp_path):
+    a = run(stage_config("sft"), tmp_path / "a")
+    b = run(stage_config("sft", seed=1), tmp_path / "b")
+    assert numbers(a) != numbers(b)
+
+
+def test_collect_and_evaluate_leave_what_the_next_stage_reads(stage_config, tmp_path):
+    policy = str(run(stage_config("sft"), tmp_path / "sft"))
+    collected = run(stage_config("collect", init_from=policy), tmp_path / "collect")
+    for name in ("comparisons", "comparisons_test"):
+        assert (collected / f"{name}.jsonl").is_file()
+    config = stage_config(
+        "collect",
+        init_from=policy,
+        annotator="reward_model",
+        num_responses=2,
+        max_response_tokens=6,
+    )
+    labelled = run(config, tmp_path / "pairs") / "comparisons.jsonl"
+    for line in labelled.read_text().splitlines():
+        best, worst = json.loads(line)["info"]["scores"]
+        assert best > worst
+
+    config = stage_config(
+        "evaluate", models=f"sft={policy},same={policy}", num_prompts=8, batch_size=8
+    )
+    summary = json.loads((run(config, tmp_path / "eval") / "summary.json").read_text())
+    same = summary["models"]["same"]
+    # The same model with the same keys gives the same answers.
+    assert same["against_baseline"]["tie"] == 1.0
+    assert same["kl"] == 0.0
+    assert same["quality"] == summary["models"]["sft"]["quality"]
+    assert 0 <= same["identity_probes"] <= 1
