@@ -9,12 +9,13 @@ from configs import common
 
 def get_config(preset="tiny"):
     c = common.stage("collect", preset)
-    small = common.is_small(preset)
+    common.with_model(c, preset)
+    small, lengths = common.is_small(preset), common.lengths(preset)
     c.prompts = ""  # a .jsonl file; "": the data folder's comparison_prompts.jsonl
     c.num_responses = 4  # to each prompt
     c.batch_size = 64  # prompts at a time
-    c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
-    c.max_response_tokens = 48 if small else 1024
+    c.max_prompt_tokens = lengths.prompt
+    c.max_response_tokens = lengths.generated
     c.temperature = 1.0
     c.top_k = 0
     c.top_p = 1.0

@@ -1,5 +1,7 @@
 """What the configs share: presets by name, and the fields that every stage has."""
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
 from rlhf_jax.models.presets import PRESETS
@@ -26,20 +28,47 @@ def is_small(preset: str) -> bool:
 def stage(name: str, preset: str) -> ConfigDict:
     """The fields of every stage."""
     check_preset(preset, STAGE_PRESETS, name)
-    small = is_small(preset)
     c = ConfigDict()
     c.stage = name  # module in rlhf_jax/stages
     c.seed = 0  # every random number of the run comes from it
-    c.model = "tiny" if small else preset  # made anew when init_from is ""
-    c.init_from = ""  # a stage's workdir or a Hugging Face folder; "": random weights
-    c.dtype = "float32" if small else "bfloat16"  # of the computation
-    c.param_dtype = "float32"  # of the stored, trained weights
-    c.chunk_size = 0 if small else 512  # positions projected to the vocabulary at once
+    c.dtype = "float32" if is_small(preset) else "bfloat16"  # of the computation
     c.data = data(preset)
+    return c
+
+
+def with_model(c: ConfigDict, preset: str) -> ConfigDict:
+    """Fields of stages that start from a policy."""
+    c.init_from = ""  # a stage's workdir or a Hugging Face folder; "": random weights
+    c.model = "tiny" if is_small(preset) else preset  # made when init_from is ""
+    c.param_dtype = "float32"  # of the stored weights
+    return c
+
+
+def with_training(c: ConfigDict) -> ConfigDict:
+    """Fields of stages that train."""
     c.microbatches = 1  # gradients are added over so many parts of a batch
     c.max_skipped_updates = 10  # non-finite updates in a row that stop the run
     c.keep_checkpoints = 2
     return c
+
+
+class Lengths(NamedTuple):
+    """Limits in tokens: what is longer is left out and counted, never cut."""
+
+    dialogue: int
+    prompt: int
+    response: int  # in comparisons
+    generated: int
+
+
+def lengths(preset: str) -> Lengths:
+    small = {"tiny": Lengths(128, 64, 64, 64), "hh": Lengths(256, 160, 96, 48)}
+    return small.get(preset, Lengths(2048, 1024, 1024, 1024))
+
+
+def chunk_size(preset: str) -> int:
+    """Positions of a row projected to the vocabulary at once; 0: all."""
+    return 0 if is_small(preset) else 512
 
 
 def data(preset: str) -> ConfigDict:

@@ -9,18 +9,21 @@ from configs import common
 
 def get_config(preset="tiny"):
     c = common.stage("dpo", preset)
-    small = common.is_small(preset)
+    common.with_model(c, preset)
+    common.with_training(c)
+    c.chunk_size = common.chunk_size(preset)
+    small, lengths = common.is_small(preset), common.lengths(preset)
     c.optimizer = common.optimizer(3e-4 if small else 1e-6)
     c.pairs = ""  # labelled pairs; "": the data folder's comparisons.jsonl
     c.epochs = 2 if small else 1
     c.batch_size = 32 if small else 128  # pairs
-    c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
-    c.max_response_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
+    c.max_prompt_tokens = lengths.prompt
+    c.max_response_tokens = lengths.response
     c.pad_to_multiple = 16 if small else 128
     c.beta = 0.1  # the pull to the reference; the paper gives no value
     c.label_smoothing = 0.0
     c.beta_sft = 0.1  # weight of the SFT loss
     c.sft_batch_size = 8 if small else 32
-    c.max_sft_tokens = 128 if preset == "tiny" else 256 if preset == "hh" else 2048
+    c.max_sft_tokens = lengths.dialogue
     c.save_every = 500
     return c

@@ -9,15 +9,16 @@ from configs import common
 
 def get_config(preset="tiny"):
     c = common.stage("evaluate", preset)
-    small = common.is_small(preset)
+    c.chunk_size = common.chunk_size(preset)
+    small, lengths = common.is_small(preset), common.lengths(preset)
     c.models = ""  # name=folder,name=folder ...; the others are compared with the first
     c.judge = "testbed" if preset == "tiny" else "reward_model"
     c.reward_model = ""
     c.prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl
     c.num_prompts = 400
     c.batch_size = 100 if small else 128
-    c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
-    c.max_response_tokens = 48 if small else 1024
+    c.max_prompt_tokens = lengths.prompt
+    c.max_response_tokens = lengths.generated
     c.temperature = 1.0
     c.tie_margin = 0.1  # of quality
     return c

@@ -9,7 +9,10 @@ from configs import common
 
 def get_config(preset="tiny"):
     c = common.stage("ppo", preset)
-    small = common.is_small(preset)
+    common.with_model(c, preset)
+    common.with_training(c)
+    c.chunk_size = common.chunk_size(preset)
+    small, lengths = common.is_small(preset), common.lengths(preset)
     # The paper's learning rate is 1e-6; a model of 1M parameters wants a larger one.
     c.optimizer = common.optimizer(3e-4 if small else 1e-6)
     c.value_optimizer = common.optimizer(1e-3 if small else 5e-6)
@@ -20,12 +23,16 @@ def get_config(preset="tiny"):
     c.reference = ""  # "": where the policy starts
     c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
     c.eval_prompts = ""
-    c.total_steps = 60 if small else 700  # iterations; the paper: 600 to 800
-    c.batch_size = 64 if small else 256  # prompts an iteration, one response each
+    c.total_steps = (
+        60 if preset == "tiny" else 30 if preset == "hh" else 700
+    )  # iterations; the paper: 600 to 800
+    c.batch_size = (
+        64 if preset == "tiny" else 32 if preset == "hh" else 256
+    )  # prompts an iteration, one response each
     c.ppo_epochs = 2 if small else 1
     c.minibatches = 2 if small else 4
-    c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
-    c.max_response_tokens = 48 if small else 1024
+    c.max_prompt_tokens = lengths.prompt
+    c.max_response_tokens = lengths.generated
     c.pad_to_multiple = 16 if small else 128
     c.temperature = 1.0
     c.baseline = "reference"  # the paper's; or "none"
@@ -40,7 +47,7 @@ def get_config(preset="tiny"):
     c.value_clip_range = 0.2
     c.beta_sft = 0.1  # weight of the SFT loss
     c.sft_batch_size = 8 if small else 32  # dialogues an update
-    c.max_sft_tokens = 128 if preset == "tiny" else 256 if preset == "hh" else 2048
+    c.max_sft_tokens = lengths.dialogue
     c.missing_end_penalty = 1.0  # off the score of a response cut at its limit
     c.score_clip = 10.0
     c.eval_every = 20

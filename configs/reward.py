@@ -9,14 +9,16 @@ from configs import common
 
 def get_config(preset="tiny"):
     c = common.stage("reward", preset)
-    small = common.is_small(preset)
+    common.with_model(c, preset)
+    common.with_training(c)
+    small, lengths = common.is_small(preset), common.lengths(preset)
     c.optimizer = common.optimizer(5e-4 if small else 1e-5)
     c.comparisons = ""  # a .jsonl file; "": the data folder's comparisons.jsonl
     c.comparisons_test = ""
     c.epochs = 1
     c.batch_size = 32 if small else 128  # pairs
-    c.max_prompt_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
-    c.max_response_tokens = 64 if preset == "tiny" else 128 if preset == "hh" else 1024
+    c.max_prompt_tokens = lengths.prompt
+    c.max_response_tokens = lengths.response
     c.pad_to_multiple = 16 if small else 128
     c.score_regularisation = 0.01  # the paper gives no value
     c.num_centring_pairs = 512  # whose mean score becomes 0 at the end

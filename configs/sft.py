@@ -8,11 +8,14 @@ from configs import common
 
 def get_config(preset="tiny"):
     c = common.stage("sft", preset)
-    small = common.is_small(preset)
+    common.with_model(c, preset)
+    common.with_training(c)
+    c.chunk_size = common.chunk_size(preset)
+    small, lengths = common.is_small(preset), common.lengths(preset)
     c.optimizer = common.optimizer(2e-3 if small else 1e-5)
     c.epochs = 3 if small else 2
     c.batch_size = 16 if small else 128  # dialogues
-    c.max_tokens = 128 if preset == "tiny" else 256 if preset == "hh" else 2048
+    c.max_tokens = lengths.dialogue
     c.pad_to_multiple = 32 if small else 256  # few widths mean few compiled programs
     c.eval_every = 200
     c.save_every = 500

@@ -16,6 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
+from rlhf_jax.evaluation.report import print_held_out
 from rlhf_jax.stages import collect, dpo, evaluate, ppo, reward, sft
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
 
@@ -70,6 +71,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     summary = read_summary(folder / "evaluate")
     summary["reward"] = read_summary(folder / "reward")
     finish(folder, summary)
+    print_held_out(summary["reward"])
 
 
 def prepare(config: ConfigDict, seed: int, data: Path, fields: dict) -> ConfigDict:

@@ -1,20 +1,21 @@
 """What the launch scripts share: flags, quiet logs, a compile cache, clear errors."""
 
+import difflib
 import importlib
 import logging as standard_logging
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-# Configs import configs.common, wherever the script is started from.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax.training.checkpoints import DiskFullError
 from rlhf_jax.training.metrics import NonFiniteError
+
+ROOT = Path(__file__).parents[1]
 
 # Errors whose message is all that the user needs; RecordError is a ValueError.
 USER_ERRORS = (ValueError, FileNotFoundError, DiskFullError, NonFiniteError)
@@ -40,6 +41,7 @@ def run(main: Callable) -> None:
     A user's mistake ends with its message and status 1; --verbosity=1 adds the
     traceback.
     """
+    sys.path.insert(0, str(ROOT))  # configs import configs.common
     config = config_flags.DEFINE_config_file("config", None, "Config, FILE.py:PRESET.")
     workdir = flags.DEFINE_string("workdir", None, "The run's folder.")
     flags.mark_flags_as_required(["config", "workdir"])
@@ -54,13 +56,51 @@ def run(main: Callable) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         main(config.value, str(Path(workdir.value).absolute()))
 
+    def parse(argv):
+        check_config_flags(argv)
+        return app.parse_flags_with_usage(argv)
+
     try:
-        app.run(guarded)
+        app.run(guarded, flags_parser=parse)
     except USER_ERRORS as error:
         if logging.get_verbosity() >= logging.DEBUG:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def check_config_flags(argv: list[str]) -> None:
+    """Refuse a config file, preset or key that does not exist, in plain words.
+
+    Raises:
+        FileNotFoundError: --config names no file.
+        ValueError: an unknown preset or key; the known ones are listed.
+    """
+    values = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:])
+    if not values.get("config"):
+        return  # absl says that the flag is required
+    path, _, preset = values["config"].partition(":")
+    if not Path(path).is_file():
+        known = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
+        raise FileNotFoundError(
+            f"--config: there is no file {path}. In configs/: {', '.join(known)}."
+        )
+    module = runpy.run_path(path)
+    config = module["get_config"](preset) if preset else module["get_config"]()
+    for flag in values:
+        if not flag.startswith("config."):
+            continue
+        node, done = config, "config"
+        for key in flag.split(".")[1:]:
+            if not isinstance(node, ConfigDict) or key not in node:
+                known = list(node) if isinstance(node, ConfigDict) else []
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(
+                    f"--{flag}: {done} has no key {key!r}.{hint} It has: "
+                    f"{', '.join(known)}."
+                )
+            node, done = node[key], f"{done}.{key}"
 
 
 def _is_ours(record: standard_logging.LogRecord) -> bool:

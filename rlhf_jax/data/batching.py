@@ -134,7 +134,8 @@ def preference_batch(
     multiple: int,
     batch_size: int | None = None,
 ) -> PreferenceBatch:
-    """(prompt, chosen, rejected) as token ids; `batch_size` fills up with invalid rows."""
+    """Pairs as (prompt, chosen, rejected) token ids, filled up to `batch_size` rows
+    with invalid ones."""
     count = batch_size or len(pairs)
     filled = list(pairs) + [pairs[0]] * (count - len(pairs))
     prompt_width = round_up(max(len(p) for p, _, _ in filled), multiple)

@@ -164,9 +164,10 @@ def _find(path: Path, split: str) -> Path:
         if (path / name).is_file():
             return path / name
     raise FileNotFoundError(
-        f"data.path={str(path)!r} must be 'testbed', a folder with {', '.join(FOLDER)}, "
-        f"or a folder with train.jsonl[.gz] and test.jsonl[.gz]; {split}.jsonl[.gz] is "
-        "missing" + ("." if path.is_dir() else ", and there is no such folder.")
+        f"data.path={str(path)!r} must be 'testbed', a folder with "
+        f"{', '.join(FOLDER)}, or a folder with train.jsonl[.gz] and test.jsonl[.gz]; "
+        f"{split}.jsonl[.gz] is missing"
+        + ("." if path.is_dir() else ", and there is no such folder.")
     )
 
 

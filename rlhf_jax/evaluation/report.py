@@ -10,10 +10,19 @@ def print_table(summary: dict) -> None:
     if "reward_model" in summary:
         found = summary["reward_model"]
         print(
-            f"Reward model: orders {found['accuracy']:.1%} of {found['pairs']} held-out "
-            f"pairs as true quality does (95 % interval "
+            f"Reward model: orders {found['accuracy']:.1%} of {found['pairs']} "
+            "held-out pairs as true quality does (95 % interval "
             f"{found['accuracy_low']:.1%} to {found['accuracy_high']:.1%})."
         )
+
+
+def print_held_out(reward: dict) -> None:
+    """Print a reward model's accuracy on held-out comparisons, from its summary."""
+    print(
+        f"Reward model: agrees with {reward['eval/accuracy']:.1%} of the held-out "
+        f"comparisons (95 % interval {reward['eval/accuracy_low']:.1%} to "
+        f"{reward['eval/accuracy_high']:.1%})."
+    )
 
 
 def summary_table(summary: dict) -> Table:

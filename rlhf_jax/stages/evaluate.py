@@ -55,9 +55,12 @@ def run(config, workdir: str) -> None:
     }
 
     # Judge
+    load = functools.partial(
+        weights.load_model, dtype=config.dtype, param_dtype=config.dtype
+    )
     reward_model = None
     if config.reward_model:
-        reward_model = weights.load_model(config.reward_model)
+        reward_model = load(config.reward_model)
         weights.check_vocabulary(
             reward_model.config, tokenizer.vocab_size, config.reward_model
         )
@@ -87,11 +90,11 @@ def run(config, workdir: str) -> None:
         pad_id=tokenizer.pad_id,
         batch_size=config.batch_size,
     )
-    first = weights.load_model(models[baseline])
+    first = load(models[baseline])
     summary = {"models": {}, "judge": config.judge, "baseline": baseline}
     qualities = {}
     for name, folder in models.items():
-        model = first if name == baseline else weights.load_model(folder)
+        model = first if name == baseline else load(folder)
         answers = ask(
             model,
             prompts,
@@ -155,7 +158,7 @@ def make_judge(config, reward_model, tokenizer):
     """A function from answers to their quality: float [prompts]."""
     if config.judge == "testbed":
         return lambda answers: np.array(
-            [true_quality(p, t) for p, t in zip(answers.prompts, answers.texts)]
+            list(map(true_quality, answers.prompts, answers.texts))
         )
     if config.judge == "reward_model":
         if reward_model is None:

@@ -96,7 +96,7 @@ def test_an_unknown_preference_is_refused(tmp_path):
     path = tmp_path / "comparisons.jsonl"
     write_records(path, [COMPARISON])
     path.write_text(path.read_text().replace('"preference": "b"', '"preference": "c"'))
-    with pytest.raises(RecordError, match="must be one of .* not 'c'"):
+    with pytest.raises(RecordError, match=r"must be one of .* not 'c'"):
         read_records(path, Comparison)
 
 

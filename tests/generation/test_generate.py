@@ -30,16 +30,7 @@ SAMPLING = Sampling(
 
 @pytest.fixture(scope="module")
 def model():
-    config = preset(
-        "tiny",
-        width=32,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        rotary_dims=8,
-    )
-    config = dataclasses.replace(config, ffn_width=48, vocab_size=32, context_length=64)
+    config = preset("micro", vocab_size=32, context_length=64)
     model = ChatGLM(config, rngs=nnx.Rngs(0))
     # Sharper than at initialisation, so that log-probabilities differ visibly.
     return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, model)

@@ -1,4 +1,4 @@
-"""A testbed of a few prompts and configs of a few steps, for whole stages in seconds."""
+"""A testbed of a few prompts, and configs of a few steps: whole stages in seconds."""
 
 import pytest
 

@@ -1,0 +1,91 @@
+"""Every config is made, knows its presets, and has no option that nothing reads."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("sft", "collect", "reward", "ppo", "dpo", "evaluate")
+EVERY = [(stage, preset) for stage in STAGES for preset in common.STAGE_PRESETS]
+EVERY += [("pipeline", "tiny"), ("pipeline", "hh")]
+
+
+def make(name: str, preset: str) -> ConfigDict:
+    return importlib.import_module(f"configs.{name}").get_config(preset)
+
+
+@pytest.mark.parametrize(("name", "preset"), EVERY)
+def test_values_can_be_overridden_from_the_command_line(name, preset):
+    def check(config, prefix):
+        for key, value in config.items():
+            if isinstance(value, ConfigDict):
+                check(value, f"{prefix}.{key}")
+            else:  # a flag keeps the type of the default: None and lists have none
+                assert isinstance(value, bool | int | float | str), f"{prefix}.{key}"
+
+    check(make(name, preset), name)
+
+
+@pytest.mark.parametrize("name", [*STAGES, "pipeline"])
+def test_an_unknown_preset_lists_the_known(name):
+    with pytest.raises(ValueError, match=rf"configs/{name}.py has no preset 'x'.*tiny"):
+        make(name, "x")
+
+
+def attributes_read(path: Path) -> set[str]:
+    """Every `config.NAME` and `config["NAME"]` in a file, `config.data.x` included."""
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_is_read(stage):
+    """A dead option is a lie: whoever sets it believes that it does something."""
+    package = ROOT / "rlhf_jax"
+    source = attributes_read(package / "stages" / f"{stage}.py")
+    source |= attributes_read(package / "training" / "workdir.py")  # config.seed
+    if stage == "ppo":  # these go into its Hyper by name
+        hyper = importlib.import_module("rlhf_jax.stages.ppo").Hyper
+        source |= set(hyper.__dataclass_fields__)
+    optimizer = attributes_read(package / "training" / "optimizers.py")
+    data = attributes_read(package / "data" / "sources.py")
+    config = make(stage, "tiny")
+    launcher = {"stage"}  # read by launch/start.py
+    for key, value in config.items():
+        assert key in source | launcher, f"configs/{stage}.py: nothing reads {key}."
+        if key.endswith("optimizer"):
+            assert set(value) <= optimizer
+    assert set(config.data) <= data
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_options_that_are_read_exist(stage):
+    """`config.NAME` in the stage names a field of its config."""
+    tree = ast.parse((ROOT / "rlhf_jax" / "stages" / f"{stage}.py").read_text())
+    config = make(stage, "tiny")
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "config"
+        ):
+            assert node.attr in config, f"{stage}.py reads config.{node.attr}"
+
+
+def test_the_testbeds_options_are_the_dataclasses_fields():
+    from rlhf_jax.data.testbed import TestbedConfig
+    from rlhf_jax.data.testbed_annotators import AnnotatorConfig
+
+    data = common.data("tiny")
+    assert set(data.testbed) == set(TestbedConfig.__dataclass_fields__)
+    assert set(data.annotators) <= set(AnnotatorConfig.__dataclass_fields__)
+    TestbedConfig(**data.testbed)
+    AnnotatorConfig(**data.annotators)
