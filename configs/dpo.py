@@ -13,7 +13,7 @@ def get_config(preset="tiny"):
     common.with_training(c)
     c.chunk_size = common.chunk_size(preset)
     small, lengths = common.is_small(preset), common.lengths(preset)
-    c.optimizer = common.optimizer(3e-4 if small else 1e-6)
+    c.optimizer = common.optimizer(1.5e-4 if small else 1e-6)
     c.pairs = ""  # labelled pairs; "": the data folder's comparisons.jsonl
     c.epochs = 2 if small else 1
     c.batch_size = 32 if small else 128  # pairs
@@ -22,7 +22,7 @@ def get_config(preset="tiny"):
     c.pad_to_multiple = 16 if small else 128
     c.beta = 0.1  # the pull to the reference; the paper gives no value
     c.label_smoothing = 0.0
-    c.beta_sft = 0.1  # weight of the SFT loss
+    c.beta_sft = 0.5  # weight of the SFT loss; the paper gives no value
     c.sft_batch_size = 8 if small else 32
     c.max_sft_tokens = lengths.dialogue
     c.save_every = 500

@@ -14,7 +14,7 @@ def get_config(preset="tiny"):
     c.chunk_size = common.chunk_size(preset)
     small, lengths = common.is_small(preset), common.lengths(preset)
     # The paper's learning rate is 1e-6; a model of 1M parameters wants a larger one.
-    c.optimizer = common.optimizer(3e-4 if small else 1e-6)
+    c.optimizer = common.optimizer(1.5e-4 if small else 1e-6)
     c.value_optimizer = common.optimizer(1e-3 if small else 5e-6)
     for optimizer in (c.optimizer, c.value_optimizer):
         optimizer.decay = "constant"
@@ -24,7 +24,7 @@ def get_config(preset="tiny"):
     c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
     c.eval_prompts = ""
     # Iterations; the paper: 600 to 800.
-    c.total_steps = 50 if preset == "tiny" else 30 if preset == "hh" else 700
+    c.total_steps = 32 if preset == "tiny" else 30 if preset == "hh" else 700
     # Prompts an iteration, one response each.
     c.batch_size = 128 if preset == "tiny" else 32 if preset == "hh" else 256
     c.ppo_epochs = 1
@@ -43,12 +43,12 @@ def get_config(preset="tiny"):
     c.lam = 0.95
     c.clip_range = 0.2
     c.value_clip_range = 1.0 if small else 0.2  # scores of the testbed spread by 1
-    c.beta_sft = 0.1  # weight of the SFT loss
+    c.beta_sft = 0.5  # weight of the SFT loss; the paper gives no value
     c.sft_batch_size = 8 if small else 32  # dialogues an update
     c.max_sft_tokens = lengths.dialogue
     c.missing_end_penalty = 1.0  # off the score of a response cut at its limit
     c.score_clip = 10.0
-    c.eval_every = 20
+    c.eval_every = 16 if small else 20
     c.num_samples = 8  # conversations written at each evaluation
-    c.save_every = 25 if small else 50
+    c.save_every = 16 if small else 50
     return c

@@ -1,4 +1,15 @@
-"""Settings for every test: eight CPU devices, strict shapes, full precision."""
+"""Settings for every test: eight CPU devices, strict shapes, full precision.
+
+Most of the time goes into compilation, so the compiler optimises little, and programs
+that several tests share are compiled once a session.
+"""
+
+import os
+import tempfile
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+)
 
 import jax
 
@@ -6,3 +17,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+_CACHE = tempfile.TemporaryDirectory(prefix="rlhf_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

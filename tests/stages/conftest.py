@@ -46,7 +46,7 @@ def stage_config(data_folder):
             "sft_batch_size": 4,
             "max_prompt_tokens": 128,
             "max_response_tokens": 12 if stage in ("ppo", "collect") else 128,
-            "pad_to_multiple": 64,
+            "pad_to_multiple": 128,
             "eval_every": 2,
             "save_every": 2,
         }
