@@ -1,6 +1,7 @@
 """What the launch scripts share: flags, quiet logs, a compile cache, clear errors."""
 
 import difflib
+import errno
 import importlib
 import logging as standard_logging
 import runpy
@@ -66,6 +67,15 @@ def run(main: Callable) -> None:
         if logging.get_verbosity() >= logging.DEBUG:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"No space left: {error}. The last checkpoint is intact: free some space "
+            "and start the same command again.",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 
