@@ -133,12 +133,12 @@ def hh_comparison(record: dict, name: str) -> tuple[Comparison | None, str]:
             raise RecordError(f"field '{field}' must be text.")
         sides.append(_hh_messages(text))
     chosen, rejected = sides
+    if chosen[:-1] != rejected[:-1]:
+        return None, "prompts differ"
     for messages in sides:
         roles = [message["role"] for message in messages]
         if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
             return None, "roles do not alternate"
-    if chosen[:-1] != rejected[:-1]:
-        return None, "prompts differ"
     if not chosen[-1]["content"] or not rejected[-1]["content"]:
         return None, "empty response"
     if chosen[-1] == rejected[-1]:

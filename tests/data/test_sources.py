@@ -38,7 +38,10 @@ def test_an_hh_pair_becomes_a_comparison():
         ({"rejected": dialogue("Hey", "x", "How?", "No.")}, "prompts differ"),
         ({"rejected": dialogue("Hi", "Hello!", "How are you?", "")}, "empty response"),
         ({"rejected": GOOD["chosen"]}, "identical responses"),
-        ({"rejected": dialogue("Hi", "Hello!", "How?")}, "roles do not alternate"),
+        (
+            {k: dialogue("Hi") + GOOD[k] for k in GOOD},  # two users in a row
+            "roles do not alternate",
+        ),
     ],
 )
 def test_an_unusable_pair_is_left_out_with_its_reason(change, reason):
