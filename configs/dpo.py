@@ -19,11 +19,12 @@ def get_config(preset="tiny"):
     c.batch_size = 32 if small else 128  # pairs
     c.max_prompt_tokens = lengths.prompt
     c.max_response_tokens = lengths.response
-    c.pad_to_multiple = 16 if small else 128
+    c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128
     c.beta = 0.1  # the pull to the reference; the paper gives no value
     c.label_smoothing = 0.0
     c.beta_sft = 0.5  # weight of the SFT loss; the paper gives no value
     c.sft_batch_size = 8 if small else 32
     c.max_sft_tokens = lengths.dialogue
     c.save_every = 500
+    c.num_samples = 8  # conversations written at the end
     return c

@@ -19,9 +19,10 @@ def get_config(preset="tiny"):
     c.batch_size = 32 if small else 128  # pairs
     c.max_prompt_tokens = lengths.prompt
     c.max_response_tokens = lengths.response
-    c.pad_to_multiple = 16 if small else 128
+    c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128
     c.score_regularisation = 0.01  # the paper gives no value
     c.num_centring_pairs = 512  # whose mean score becomes 0 at the end
     c.eval_every = 100
     c.save_every = 500
+    c.num_samples = 8  # held-out pairs written with their scores at the end
     return c

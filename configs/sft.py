@@ -16,7 +16,11 @@ def get_config(preset="tiny"):
     c.epochs = 3 if small else 2
     c.batch_size = 16 if small else 128  # dialogues
     c.max_tokens = lengths.dialogue
-    c.pad_to_multiple = 32 if small else 256  # few widths mean few compiled programs
+    # Few widths mean few compiled programs.
+    c.pad_to_multiple = 32 if preset == "tiny" else 64 if preset == "hh" else 256
     c.eval_every = 200
     c.save_every = 500
+    c.num_samples = 8  # conversations written at the end
+    c.max_prompt_tokens = lengths.prompt  # of these samples
+    c.max_response_tokens = lengths.generated
     return c

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.encoding import encode_prompts
-from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.records import Prompt, read_records
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.generation.rollout import respond
 from rlhf_jax.generation.sampling import Sampling
@@ -46,6 +46,41 @@ def answer(
     kept, prompt_ids = encode_prompts(prompts, tokenizer, max_prompt_tokens)
     ids = respond(model, prompt_ids, key, sampling, batch_size=batch_size)
     return Answers(kept, prompt_ids, [tokenizer.decode(i) for i in ids], ids)
+
+
+def sample_conversations(
+    model: ChatGLM,
+    prompts_file: Path,
+    tokenizer: Tokenizer,
+    *,
+    count: int,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+) -> list[dict]:
+    """Greedy answers to the first prompts of a file, as records for samples.jsonl."""
+    sampling = Sampling(
+        max_new_tokens=max_response_tokens,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        num_tokens=tokenizer.vocab_size,
+    )
+    answers = answer(
+        model,
+        read_records(prompts_file, Prompt)[:count],
+        tokenizer,
+        jax.random.key(0),  # greedy: nothing is drawn from it
+        sampling,
+        max_prompt_tokens=max_prompt_tokens,
+        batch_size=count,
+    )
+    return [
+        {"prompt": p.messages[-1]["content"], "response": text, "reward": None}
+        for p, text in zip(answers.prompts, answers.texts, strict=True)
+    ]
 
 
 def scores(

@@ -22,6 +22,7 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, SFTBatches, preference_batch
 from rlhf_jax.data.encoding import encode_dialogues, encode_pairs
 from rlhf_jax.data.records import Comparison, read_records
+from rlhf_jax.evaluation.answers import sample_conversations
 from rlhf_jax.generation.scoring import dialogue_logprobs, response_logprobs
 from rlhf_jax.losses.dpo import dpo_loss
 from rlhf_jax.losses.sft import sft_loss
@@ -233,6 +234,16 @@ def run(config, workdir: str) -> None:
             if due(step + 1, config.save_every, total_steps):
                 writer.flush()
                 checkpoints.save(step + 1, to_items(state), meta)
-    numbers = writer.close()
+    numbers = writer.flush()
+    samples = sample_conversations(
+        state.model,
+        data / "eval_prompts.jsonl",
+        tokenizer,
+        count=config.num_samples,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_response_tokens=config.max_response_tokens,
+    )
+    writer.write_samples(total_steps, samples)
+    writer.close()
     checkpoints.close()
     finish(workdir, numbers)

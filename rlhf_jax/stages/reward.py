@@ -181,7 +181,23 @@ def run(config, workdir: str) -> None:
             if due(step + 1, config.save_every, total_steps):
                 writer.flush()
                 checkpoints.save(step + 1, to_items(state), meta)
-    numbers = writer.close()
+    numbers = writer.flush()
+    batch = make_batch(held_out[: config.num_samples])
+    scores = np.asarray(score_step(state.model, batch))[batch.valid]
+    samples = [
+        {
+            "prompt": tokenizer.decode(prompt),
+            "response": tokenizer.decode(response),
+            "reward": float(score),
+            "label": label,
+        }
+        for (prompt, *responses), both in zip(held_out, scores, strict=False)
+        for label, response, score in zip(
+            ("chosen", "rejected"), responses, both, strict=True
+        )
+    ]
+    writer.write_samples(total_steps, samples)
+    writer.close()
     checkpoints.close()
     finish(workdir, numbers)
 

@@ -17,6 +17,7 @@ from rlhf_jax.batches import SFTBatch
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, sft_batch
 from rlhf_jax.data.encoding import encode_dialogues
+from rlhf_jax.evaluation.answers import sample_conversations
 from rlhf_jax.generation.scoring import dialogue_logprobs
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.training import optimizers, weights
@@ -141,6 +142,16 @@ def run(config, workdir: str) -> None:
             if due(step + 1, config.save_every, total_steps):
                 writer.flush()
                 checkpoints.save(step + 1, to_items(state), meta)
-    numbers = writer.close()
+    numbers = writer.flush()
+    samples = sample_conversations(
+        state.model,
+        data / "eval_prompts.jsonl",
+        tokenizer,
+        count=config.num_samples,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_response_tokens=config.max_response_tokens,
+    )
+    writer.write_samples(total_steps, samples)
+    writer.close()
     checkpoints.close()
     finish(workdir, numbers)

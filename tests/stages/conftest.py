@@ -45,7 +45,7 @@ def stage_config(data_folder):
             "max_sft_tokens": 256,
             "sft_batch_size": 4,
             "max_prompt_tokens": 128,
-            "max_response_tokens": 12 if stage in ("ppo", "collect") else 128,
+            "max_response_tokens": 12 if stage in ("sft", "ppo", "collect") else 128,
             "pad_to_multiple": 128,
             "eval_every": 2,
             "save_every": 2,

@@ -44,9 +44,8 @@ def test_a_run_leaves_its_files(stage, stage_config, tmp_path):
     assert json.loads((workdir / "summary.json").read_text())
     assert Checkpoints(workdir, keep=None).latest_step() == len(lines)
     assert load_model(workdir) is not None
-    if stage == "ppo":
-        samples = (workdir / "samples.jsonl").read_text().splitlines()
-        assert set(json.loads(samples[0])) == {"step", "prompt", "response", "reward"}
+    samples = (workdir / "samples.jsonl").read_text().splitlines()
+    assert {"step", "prompt", "response", "reward"} <= set(json.loads(samples[0]))
 
 
 @pytest.mark.parametrize("stage", TRAINED)
