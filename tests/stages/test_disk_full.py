@@ -31,7 +31,7 @@ def test_the_last_checkpoint_survives_and_the_run_goes_on(
 ):
     disk, enlarge = small_disk
     config = stage_config("sft", save_every=1, keep_checkpoints=100, epochs=2)
-    with pytest.raises((DiskFullError, OSError), match="(?i)no space left"):
+    with pytest.raises((DiskFullError, OSError), match=r"(?i)no space left"):
         sft.run(config, str(disk / "run"))
     checkpoints = Checkpoints(disk / "run", keep=100)
     reached = checkpoints.latest_step()
