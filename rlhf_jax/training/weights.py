@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from absl import logging
 from flax import nnx
 
+from rlhf_jax.models import huggingface
 from rlhf_jax.models.chatglm import ChatGLM, ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
@@ -51,8 +52,6 @@ def load_model(
     if has_checkpoint(folder):
         return _load_ours(folder, item, dtype, param_dtype)
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-        from rlhf_jax.models import huggingface
-
         return huggingface.load(
             folder,
             dtype=dtype or "float32",
