@@ -9,7 +9,6 @@ Leaves `comparisons.jsonl` and, for annotators, a part held out in
 `comparisons_test.jsonl`.
 """
 
-import functools
 import itertools
 
 import jax
@@ -49,8 +48,7 @@ def run(config, workdir: str) -> None:
     )
 
     # Responses
-    load = functools.partial(
-        weights.load_policy,
+    policy = weights.load_policy(
         config.init_from,
         model=config.model,
         num_tokens=tokenizer.vocab_size,
@@ -68,14 +66,12 @@ def run(config, workdir: str) -> None:
         pad_id=tokenizer.pad_id,
         num_tokens=tokenizer.vocab_size,
     )
-    policy = load()
     repeated = [ids for ids in prompt_ids for _ in range(config.num_responses)]
     flat = respond(policy, repeated, sample_key, sampling, batch_size=config.batch_size)
     responses = [
         flat[i : i + config.num_responses]
         for i in range(0, len(flat), config.num_responses)
     ]
-    del policy
 
     # Comparison
     report = {"prompts": len(prompts), "responses": len(flat)}
@@ -96,7 +92,7 @@ def run(config, workdir: str) -> None:
     elif config.annotator == "reward_model":
         reward_model = weights.load_score_model(
             config.reward_model,
-            backbone=load(),
+            backbone=policy,
             num_tokens=tokenizer.vocab_size,
             key=init_key,
         )

@@ -350,7 +350,7 @@ def run(config, workdir: str) -> None:
     reference = load(config.reference or config.init_from)
     reward = weights.load_score_model(
         config.reward_model,
-        backbone=load(config.init_from),
+        backbone=reference,
         num_tokens=tokenizer.vocab_size,
         key=head_key,
     )
@@ -524,18 +524,18 @@ def score_reference(
     if path.exists():
         return np.load(path, allow_pickle=False)
     scores = np.zeros(len(prompts), np.float32)
-    score = jax.jit(score_rollout)
     for first in range(0, len(prompts), batch_size):
         index = np.arange(first, first + batch_size) % len(prompts)
         batch: PromptBatch = make_prompts([prompts[i] for i in index], index)
         rolled = rollout(frozen.reference, batch, key, sampling)
-        scores[index] = np.asarray(score(frozen.reward, rolled))
+        scores[index] = np.asarray(score_rollout(frozen.reward, rolled))
     temporary = path.with_suffix(".tmp.npy")
     np.save(temporary, scores)
     temporary.replace(path)
     return scores
 
 
+@jax.jit
 def score_rollout(reward_model, rolled: Rollout) -> jax.Array:
     return response_scores(
         reward_model,
@@ -550,7 +550,7 @@ def evaluate(policy, frozen, prompts, make_prompts, key, sampling, tokenizer):
     """Mean score on held-out prompts, and the conversations; the same every time."""
     batch = make_prompts(prompts, np.arange(len(prompts)))
     rolled = rollout(policy, batch, key, sampling)
-    scores = np.asarray(jax.jit(score_rollout)(frozen.reward, rolled))
+    scores = np.asarray(score_rollout(frozen.reward, rolled))
     responses = np.asarray(rolled.responses)
     lengths = np.asarray(rolled.response_mask).sum(-1)
     samples = [

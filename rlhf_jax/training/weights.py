@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from flax import nnx
 
@@ -23,12 +22,7 @@ from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
 
 def describe(model: ChatGLM | ScoreModel) -> dict:
     """What a checkpoint's record says of a model, enough to build it again."""
-    kind = type(model).__name__
-    config = model.backbone.config if kind == "ScoreModel" else model.config
-    fields = dataclasses.asdict(config)
-    for name in ("dtype", "param_dtype"):
-        fields[name] = jnp.dtype(fields[name]).name
-    return {"kind": kind, "config": fields}
+    return {"kind": type(model).__name__, "config": dataclasses.asdict(model.config)}
 
 
 def load_model(

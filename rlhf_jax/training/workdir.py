@@ -42,10 +42,15 @@ def open_workdir(workdir: str | os.PathLike, config: ConfigDict) -> Path:
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"config": resolved, "versions": versions(), "seed": config.seed}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False))
-        temporary.replace(path)
+        _write_json(path, record)
     return folder
+
+
+def _write_json(path: Path, record: dict) -> None:
+    """The file appears whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False))
+    temporary.replace(path)
 
 
 def _differences(there, here, prefix=""):
@@ -61,10 +66,7 @@ def _differences(there, here, prefix=""):
 def finish(workdir: str | os.PathLike, summary: dict) -> None:
     """Write summary.json: the stage's last numbers, and the sign that it is done."""
     if jax.process_index() == 0:
-        path = Path(workdir) / "summary.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False))
-        temporary.replace(path)
+        _write_json(Path(workdir) / "summary.json", summary)
 
 
 def is_finished(workdir: str | os.PathLike) -> bool:
