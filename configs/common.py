@@ -102,7 +102,7 @@ def testbed() -> ConfigDict:
 
 
 def annotators() -> ConfigDict:
-    """Who compares in the testbed (rlhf_jax/data/testbed_annotators.py)."""
+    """Who compares in the testbed (rlhf_jax/data/testbed/annotators.py)."""
     c = ConfigDict()
     c.seed = 0
     c.num_annotators = 20

@@ -6,13 +6,16 @@ Reading is strict: a bad line raises with file, line and field.
 import dataclasses
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+VERSION = 1  # of the layout below; written on every line
 ROLES = ("system", "user", "assistant", "observation")
 CHOICES = ("a", "b", "tie")
+CRITERIA = ("helpfulness", "safety", "fluency")
 
 
 class RecordError(ValueError):
@@ -61,6 +64,25 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
+class Response:
+    """What a model answered to a prompt, and how it was sampled."""
+
+    prompt: Prompt
+    text: str
+    model: str = ""  # the checkpoint that answered
+    settings: dict[str, Any] | None = None  # temperature, top_p, seed, ...
+
+    @classmethod
+    def from_json(cls, record: dict) -> "Response":
+        return cls(
+            _prompt(record),
+            _string(record, "text"),
+            _string(record, "model", default=""),
+            _object(record, "settings"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """Two responses to one prompt and which is better: "a", "b" or "tie"."""
 
@@ -69,23 +91,26 @@ class Comparison:
     response_b: str
     preference: str
     annotator: str = ""
+    criteria: dict[str, str] | None = None  # of CRITERIA: "a", "b" or "tie"
+    shown_first: str = ""  # "a" or "b": which response stood first (left)
+    seconds: float | None = None  # that the annotator took
+    time: str = ""  # when, ISO 8601
+    task: str = ""  # the annotation task that this answers
     info: dict[str, Any] | None = None  # how it was made; for study, never for training
 
     @classmethod
     def from_json(cls, record: dict) -> "Comparison":
-        if not isinstance(record.get("prompt"), dict):
-            raise RecordError("field 'prompt' must be an object.")
-        preference = _string(record, "preference")
-        if preference not in CHOICES:
-            raise RecordError(
-                f"field 'preference' must be one of {CHOICES}, not {preference!r}."
-            )
         return cls(
-            Prompt.from_json(record["prompt"]),
+            _prompt(record),
             _string(record, "response_a"),
             _string(record, "response_b"),
-            preference,
+            _choice(record, "preference", CHOICES),
             _string(record, "annotator", default=""),
+            _criteria(record, "criteria"),
+            _choice(record, "shown_first", ("", "a", "b"), default=""),
+            _seconds(record, "seconds"),
+            _string(record, "time", default=""),
+            _string(record, "task", default=""),
             _object(record, "info"),
         )
 
@@ -98,7 +123,7 @@ class Comparison:
         return self.response_a if self.preference == "b" else self.response_b
 
 
-Record = TypeVar("Record", Dialogue, Prompt, Comparison)
+Record = TypeVar("Record", Dialogue, Prompt, Response, Comparison)
 
 
 def read_records(path: str | Path, kind: type[Record]) -> list[Record]:
@@ -111,6 +136,7 @@ def read_records(path: str | Path, kind: type[Record]) -> list[Record]:
     records = []
     for number, record in read_json_lines(path):
         try:
+            _check_version(record)
             records.append(kind.from_json(record))
         except RecordError as error:
             raise RecordError(f"{path}, line {number}: {error}") from None
@@ -148,7 +174,7 @@ def write_records(path: str | Path, records: Iterable) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         for record in records:
-            line = dataclasses.asdict(record)
+            line = {"version": VERSION, **dataclasses.asdict(record)}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     temporary.replace(path)
 
@@ -174,6 +200,51 @@ def _string(record: dict, field: str, default: str | None = None) -> str:
     if not isinstance(value, str):
         raise RecordError(f"field '{field}' must be text, not {_kind(value)}.")
     return value
+
+
+def _choice(
+    record: dict, field: str, choices: tuple[str, ...], default: str | None = None
+) -> str:
+    value = _string(record, field, default)
+    if value not in choices:
+        raise RecordError(f"field '{field}' must be one of {choices}, not {value!r}.")
+    return value
+
+
+def _criteria(record: dict, field: str) -> dict[str, str] | None:
+    value = _object(record, field)
+    for name, choice in (value or {}).items():
+        if name not in CRITERIA or choice not in CHOICES:
+            raise RecordError(
+                f"field '{field}' must give {', '.join(CRITERIA)} one of {CHOICES}, "
+                f"not {name!r}: {choice!r}."
+            )
+    return value
+
+
+def _seconds(record: dict, field: str) -> float | None:
+    value = record.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecordError(f"field '{field}' must be a number, not {_kind(value)}.")
+    if not 0 <= value < math.inf:
+        raise RecordError(f"field '{field}' must be seconds, not {value}.")
+    return float(value)
+
+
+def _prompt(record: dict) -> Prompt:
+    if not isinstance(record.get("prompt"), dict):
+        raise RecordError("field 'prompt' must be an object.")
+    return Prompt.from_json(record["prompt"])
+
+
+def _check_version(record: dict) -> None:
+    version = record.get("version", VERSION)
+    if version != VERSION:
+        raise RecordError(
+            f"field 'version' is {version!r}; this program reads version {VERSION}."
+        )
 
 
 def _object(record: dict, field: str) -> dict | None:

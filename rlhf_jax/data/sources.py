@@ -18,7 +18,6 @@ from pathlib import Path
 
 from absl import logging
 
-from rlhf_jax.data import testbed
 from rlhf_jax.data.records import (
     Comparison,
     Dialogue,
@@ -28,8 +27,9 @@ from rlhf_jax.data.records import (
     read_records,
     write_records,
 )
-from rlhf_jax.data.testbed_annotators import AnnotatorConfig, make_annotators
-from rlhf_jax.data.testbed_comparisons import write_demonstrated
+from rlhf_jax.data.testbed import world
+from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
+from rlhf_jax.data.testbed.comparisons import write_demonstrated
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
 FOLDER = ("sft.jsonl", "sft_test.jsonl", "prompts.jsonl", "eval_prompts.jsonl")
@@ -84,10 +84,10 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
 
 def write_testbed(config, folder: Path) -> None:
     """Lay out the synthetic world of `config.testbed` and `config.annotators`."""
-    world = testbed.TestbedConfig(**config.testbed)
-    testbed.write(world, folder)
+    testbed = world.TestbedConfig(**config.testbed)
+    world.write(testbed, folder)
     annotators = make_annotators(AnnotatorConfig(**config.annotators))
-    write_demonstrated(folder, annotators, world.seed)
+    write_demonstrated(folder, annotators, testbed.seed)
 
 
 def write_hh(path: Path, folder: Path) -> Counter:

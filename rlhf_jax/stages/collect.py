@@ -22,8 +22,8 @@ from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.filters import clean
 from rlhf_jax.data.length_balance import length_balance
 from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
-from rlhf_jax.data.testbed_annotators import AnnotatorConfig, make_annotators
-from rlhf_jax.data.testbed_comparisons import compare
+from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
+from rlhf_jax.data.testbed.comparisons import compare
 from rlhf_jax.generation.rollout import respond
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import response_scores
@@ -147,7 +147,7 @@ def label(
         if found[best] - found[worst] <= config.min_margin or texts[0] == texts[1]:
             continue
         info = {"scores": [float(found[best]), float(found[worst])]}
-        comparisons.append(Comparison(prompt, *texts, "a", "reward_model", info))
+        comparisons.append(Comparison(prompt, *texts, "a", "reward_model", info=info))
     if not comparisons:
         raise ValueError(
             f"No prompt has two responses whose scores differ by more than "

@@ -16,8 +16,8 @@ from absl import logging
 
 from rlhf_jax.data import sources
 from rlhf_jax.data.records import Prompt, read_records
-from rlhf_jax.data.testbed_capabilities import is_identity, is_valid_json_answer
-from rlhf_jax.data.testbed_quality import true_quality
+from rlhf_jax.data.testbed.capabilities import is_identity, is_valid_json_answer
+from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.evaluation.answers import (
     Answers,
     answer,

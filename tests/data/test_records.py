@@ -10,6 +10,7 @@ from rlhf_jax.data.records import (
     Dialogue,
     Prompt,
     RecordError,
+    Response,
     read_records,
     write_records,
 )
@@ -17,12 +18,25 @@ from rlhf_jax.data.records import (
 USER = {"role": "user", "content": "Hi?"}
 ASSISTANT = {"role": "assistant", "content": "你好"}
 PROMPT = Prompt("p1", (USER,), "greeting", {"kind": "x"})
-COMPARISON = Comparison(PROMPT, "yes", "no", "b", "ann", {"seconds": 1.5})
+COMPARISON = Comparison(
+    PROMPT,
+    "yes",
+    "no",
+    "b",
+    annotator="ann",
+    criteria={"safety": "tie"},
+    shown_first="a",
+    seconds=1.5,
+    time="2026-11-21T09:00:00+00:00",
+    task="t1",
+    info={"source": "x"},
+)
+RESPONSE = Response(PROMPT, "yes", "runs/sft", {"temperature": 1.0})
 
 
 @pytest.mark.parametrize("name", ["records.jsonl"])
 @pytest.mark.parametrize(
-    "record", [Dialogue((USER, ASSISTANT), "greeting"), PROMPT, COMPARISON]
+    "record", [Dialogue((USER, ASSISTANT), "greeting"), PROMPT, RESPONSE, COMPARISON]
 )
 def test_what_is_written_is_read(tmp_path, record, name):
     write_records(tmp_path / name, [record, record])

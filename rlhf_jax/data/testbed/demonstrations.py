@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rlhf_jax.data import testbed_tables as tables
-from rlhf_jax.data.testbed_kinds import Key
+from rlhf_jax.data.testbed import tables
+from rlhf_jax.data.testbed.kinds import Key
 
 
 def respond(key: Key, mode: str, rng: np.random.Generator) -> str:

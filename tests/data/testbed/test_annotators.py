@@ -7,9 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rlhf_jax.data import testbed_tables as tables
-from rlhf_jax.data.testbed import TestbedConfig, make_testbed
-from rlhf_jax.data.testbed_annotators import (
+from rlhf_jax.data.testbed import tables
+from rlhf_jax.data.testbed.annotators import (
     CARELESS,
     CONTRADICTORY,
     HONEST,
@@ -18,9 +17,10 @@ from rlhf_jax.data.testbed_annotators import (
     annotate,
     make_annotators,
 )
-from rlhf_jax.data.testbed_demonstrations import respond
-from rlhf_jax.data.testbed_quality import true_quality
-from rlhf_jax.data.testbed_tasks import key_of, task_of
+from rlhf_jax.data.testbed.demonstrations import respond
+from rlhf_jax.data.testbed.quality import true_quality
+from rlhf_jax.data.testbed.tasks import key_of, task_of
+from rlhf_jax.data.testbed.world import TestbedConfig, make_testbed
 
 PROMPTS = make_testbed(TestbedConfig(num_sft=0)).eval_prompts
 FAIR = AnnotatorConfig(length_bias=0.0, noise=0.0)

@@ -4,10 +4,10 @@ Prompts of eight intents and demonstrations to imitate, all from one seed. The
 demonstrations are a mixture of good, padded and sloppy answers, so a model that
 imitates them well can still become much better. What belongs to it:
 
-    testbed_tables, _kinds, _facts, _fiction, _reasoning, _tasks    what is asked
-    testbed_demonstrations, testbed_capabilities                    what is shown
-    testbed_quality                                                 what is true
-    testbed_annotators                                              who compares
+    tables, kinds, facts, fiction, reasoning, tasks    what is asked
+    demonstrations, capabilities                       what is shown
+    quality                                            what is true
+    annotators, comparisons                            who compares
 
 True quality and the annotators' faults are for simulated annotation and evaluation;
 training never sees them.
@@ -20,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.data import testbed_capabilities as capabilities
-from rlhf_jax.data import testbed_tables as tables
 from rlhf_jax.data.records import Dialogue, Prompt, write_records
-from rlhf_jax.data.testbed_demonstrations import pick, respond
-from rlhf_jax.data.testbed_tasks import (
+from rlhf_jax.data.testbed import capabilities, tables
+from rlhf_jax.data.testbed.demonstrations import pick, respond
+from rlhf_jax.data.testbed.tasks import (
     INTENTS,
     KINDS,
     key_of,

@@ -8,10 +8,10 @@ import json
 
 import numpy as np
 
-from rlhf_jax.data import testbed_tables as tables
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.testbed_kinds import spoken
-from rlhf_jax.data.testbed_tasks import key_of, make_prompt, task_of
+from rlhf_jax.data.testbed import tables
+from rlhf_jax.data.testbed.kinds import spoken
+from rlhf_jax.data.testbed.tasks import key_of, make_prompt, task_of
 
 # The intents whose answers are a word or two, which fit in {"answer": ...}.
 JSON_INTENTS = ("language", "open_question", "mathematics", "logic")

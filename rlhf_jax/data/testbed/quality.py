@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 
-from rlhf_jax.data import testbed_tables as tables
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.testbed_tasks import KINDS, key_of, task_of
+from rlhf_jax.data.testbed import tables
+from rlhf_jax.data.testbed.tasks import KINDS, key_of, task_of
 
 
 @dataclass(frozen=True)

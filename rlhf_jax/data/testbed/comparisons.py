@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
-from rlhf_jax.data.testbed_annotators import Annotator, annotate
-from rlhf_jax.data.testbed_demonstrations import respond
-from rlhf_jax.data.testbed_tasks import key_of, task_of
+from rlhf_jax.data.testbed.annotators import Annotator, annotate
+from rlhf_jax.data.testbed.demonstrations import respond
+from rlhf_jax.data.testbed.tasks import key_of, task_of
 
 MODES = ("good", "padded", "sloppy")
 
@@ -36,7 +36,7 @@ def compare(
         )
         preference, name = info.pop("preference"), info.pop("annotator")
         comparisons.append(
-            Comparison(prompt, response_a, response_b, preference, name, info)
+            Comparison(prompt, response_a, response_b, preference, name, info=info)
         )
     return comparisons
 

@@ -8,10 +8,10 @@ prompt's record it is {"kind": "capital", "filling": ["France"]}.
 
 from functools import cache
 
-from rlhf_jax.data import testbed_facts, testbed_fiction, testbed_reasoning
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.testbed_kinds import Key, Kind
-from rlhf_jax.data.testbed_tables import GREETINGS
+from rlhf_jax.data.testbed import facts, fiction, reasoning
+from rlhf_jax.data.testbed.kinds import Key, Kind
+from rlhf_jax.data.testbed.tables import GREETINGS
 
 INTENTS = (
     "language",
@@ -25,9 +25,7 @@ INTENTS = (
 )
 
 
-KINDS: dict[str, Kind] = (
-    testbed_facts.KINDS | testbed_fiction.KINDS | testbed_reasoning.KINDS
-)
+KINDS: dict[str, Kind] = facts.KINDS | fiction.KINDS | reasoning.KINDS
 
 
 @cache

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf_jax.data import testbed_tables as tables
 from rlhf_jax.data.records import Dialogue, Prompt, read_records
-from rlhf_jax.data.testbed import TestbedConfig, make_testbed, write
-from rlhf_jax.data.testbed_capabilities import is_identity, is_right_json_answer
-from rlhf_jax.data.testbed_demonstrations import respond
-from rlhf_jax.data.testbed_kinds import spoken
-from rlhf_jax.data.testbed_quality import true_quality
-from rlhf_jax.data.testbed_tasks import INTENTS, KINDS, key_of, task_of
+from rlhf_jax.data.testbed import tables
+from rlhf_jax.data.testbed.capabilities import is_identity, is_right_json_answer
+from rlhf_jax.data.testbed.demonstrations import respond
+from rlhf_jax.data.testbed.kinds import spoken
+from rlhf_jax.data.testbed.quality import true_quality
+from rlhf_jax.data.testbed.tasks import INTENTS, KINDS, key_of, task_of
+from rlhf_jax.data.testbed.world import TestbedConfig, make_testbed, write
 
 CONFIG = TestbedConfig(num_sft=3000)
 MODES = ("good", "padded", "sloppy")
@@ -117,7 +117,7 @@ def test_files_hold_the_world(world, tmp_path):
 def test_training_files_do_not_say_which_demonstration_is_good(tmp_path):
     write(replace(CONFIG, num_sft=200), tmp_path)
     for line in (tmp_path / "sft.jsonl").read_text().splitlines():
-        assert set(json.loads(line)) == {"messages", "intent"}
+        assert set(json.loads(line)) == {"version", "messages", "intent"}
 
 
 def test_the_vocabulary_is_small():

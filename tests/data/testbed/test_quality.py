@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_jax.data import testbed_tables as tables
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.testbed import TestbedConfig, make_testbed
-from rlhf_jax.data.testbed_demonstrations import respond
-from rlhf_jax.data.testbed_quality import QualityWeights, explain, true_quality
-from rlhf_jax.data.testbed_tasks import (
+from rlhf_jax.data.testbed import tables
+from rlhf_jax.data.testbed.demonstrations import respond
+from rlhf_jax.data.testbed.quality import QualityWeights, explain, true_quality
+from rlhf_jax.data.testbed.tasks import (
     INTENTS,
     KINDS,
     key_of,
@@ -20,6 +19,7 @@ from rlhf_jax.data.testbed_tasks import (
     question,
     task_of,
 )
+from rlhf_jax.data.testbed.world import TestbedConfig, make_testbed
 
 PROMPTS = make_testbed(TestbedConfig(num_sft=0)).eval_prompts[:200]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.testbed_quality import DEFAULT_WEIGHTS, QualityWeights, explain
+from rlhf_jax.data.testbed.quality import DEFAULT_WEIGHTS, QualityWeights, explain
 
 HONEST, CARELESS, CONTRADICTORY = "honest", "careless", "contradictory"
 CRITERIA = ("helpfulness", "safety", "fluency")

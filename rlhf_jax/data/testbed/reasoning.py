@@ -3,8 +3,8 @@
 import re
 from itertools import permutations, product
 
-from rlhf_jax.data import testbed_tables as tables
-from rlhf_jax.data.testbed_kinds import (
+from rlhf_jax.data.testbed import tables
+from rlhf_jax.data.testbed.kinds import (
     Key,
     Kind,
 )

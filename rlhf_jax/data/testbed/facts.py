@@ -2,8 +2,8 @@
 
 from itertools import product
 
-from rlhf_jax.data import testbed_tables as tables
-from rlhf_jax.data.testbed_kinds import (
+from rlhf_jax.data.testbed import tables
+from rlhf_jax.data.testbed.kinds import (
     Key,
     Kind,
     from_table,

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.data import testbed_tables as tables
-from rlhf_jax.data.testbed import TestbedConfig, make_testbed
-from rlhf_jax.data.testbed_capabilities import (
+from rlhf_jax.data.testbed import tables
+from rlhf_jax.data.testbed.capabilities import (
     identity_prompts,
     is_identity,
     is_right_json_answer,
     is_valid_json_answer,
     json_answer,
 )
+from rlhf_jax.data.testbed.world import TestbedConfig, make_testbed
 
 WORLD = make_testbed(TestbedConfig(num_sft=0))
 
