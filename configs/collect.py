@@ -1,4 +1,4 @@
-"""Comparisons of a model's responses, by annotators or a reward model.
+"""Comparisons of a model's responses, by annotators.
 
 Run: python launch/collect.py --config=configs/collect.py:tiny --workdir=runs/collect \
          --config.init_from=runs/sft
@@ -19,9 +19,6 @@ def get_config(preset="tiny"):
     c.temperature = 1.0
     c.top_k = 0
     c.top_p = 1.0
-    c.annotator = "testbed"  # or "reward_model"
-    c.reward_model = ""
-    c.min_margin = 0.0  # of reward between best and worst
     c.length_bucket = 4 if small else 50  # tokens; 0: no length balancing
     c.test_share = 0.1  # of the prompts, whose comparisons are held out
     return c

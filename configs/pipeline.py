@@ -7,7 +7,7 @@ Run: python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/
 
 from ml_collections import ConfigDict
 
-from configs import collect, common, dpo, evaluate, ppo, reward, sft
+from configs import collect, common, dpo, evaluate, pairs, ppo, reward, sft
 
 PRESETS = ("tiny", "hh")
 
@@ -22,9 +22,7 @@ def get_config(preset="tiny"):
     c.collect = collect.get_config(preset)
     c.reward = reward.get_config(preset)
     c.ppo = ppo.get_config(preset)
-    c.pairs = collect.get_config(preset)  # what DPO learns from
-    c.pairs.annotator = "reward_model"
-    c.pairs.num_responses = 4
+    c.pairs = pairs.get_config(preset)  # what DPO learns from
     c.dpo = dpo.get_config(preset)
     c.evaluate = evaluate.get_config(preset)
     return c

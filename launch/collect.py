@@ -1,10 +1,12 @@
-"""Collect comparisons of a model's responses.
+"""Sample a model's responses and compare them: by annotators, or by a reward model.
 
 python launch/collect.py --config=configs/collect.py:tiny --workdir=runs/collect \
     --config.init_from=runs/sft
+python launch/collect.py --config=configs/pairs.py:tiny --workdir=runs/pairs \
+    --config.init_from=runs/sft --config.reward_model=runs/reward
 """
 
 import start
 
 if __name__ == "__main__":
-    start.stage("collect")
+    start.stage("collect", "pairs")

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
 from rlhf_jax.evaluation.report import print_held_out
-from rlhf_jax.stages import collect, dpo, evaluate, ppo, reward, sft
+from rlhf_jax.stages import collect, dpo, evaluate, pairs, ppo, reward, sft
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
 
 
@@ -52,15 +52,8 @@ def main(config: ConfigDict, workdir: str) -> None:
         comparisons_test=str(comparisons / "comparisons_test.jsonl"),
     )
     by_ppo = run(ppo, config.ppo, "ppo", init_from=policy, reward_model=scorer)
-    pairs = run(
-        collect,
-        config.pairs,
-        "pairs",
-        init_from=policy,
-        reward_model=scorer,
-        prompts=str(data / "prompts.jsonl"),
-    )
-    pairs_file = str(Path(pairs) / "comparisons.jsonl")
+    labelled = run(pairs, config.pairs, "pairs", init_from=policy, reward_model=scorer)
+    pairs_file = str(Path(labelled) / "comparisons.jsonl")
     by_dpo = run(dpo, config.dpo, "dpo", init_from=policy, pairs=pairs_file)
 
     models = f"sft={policy},ppo={by_ppo},dpo={by_dpo}"

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("sft", "collect", "reward", "ppo", "dpo", "evaluate")
+STAGES = ("sft", "collect", "reward", "ppo", "pairs", "dpo", "evaluate")
 EVERY = [(stage, preset) for stage in STAGES for preset in common.STAGE_PRESETS]
 EVERY += [("pipeline", "tiny"), ("pipeline", "hh")]
 

@@ -1,12 +1,10 @@
-"""Collect comparisons: responses of a model, compared by annotators or a reward model.
+"""Collect comparisons: responses of a model, compared by annotators.
 
+ChatGLM-RLHF (arXiv 2404.00934), sections 1 and 2:
 1. A model answers every prompt `num_responses` times.
-2. The answers are compared: by the testbed's annotators, every pair of a prompt
-   (ChatGLM-RLHF, arXiv 2404.00934, section 1); or by a reward model, the best of a
-   prompt against its worst (section 4).
-3. Ties and cycles go; what people chose is balanced by length (sections 1 and 2).
-Leaves `comparisons.jsonl` and, for annotators, a part held out in
-`comparisons_test.jsonl`.
+2. The testbed's annotators compare every pair of a prompt's answers.
+3. Ties and cycles go; what people chose is balanced by length.
+Leaves `comparisons.jsonl` and a part held out in `comparisons_test.jsonl`.
 """
 
 import itertools
@@ -16,7 +14,6 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
-from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.chat import encode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.filters import clean
@@ -26,7 +23,6 @@ from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import compare
 from rlhf_jax.generation.rollout import respond
 from rlhf_jax.generation.sampling import Sampling
-from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -74,35 +70,23 @@ def run(config, workdir: str) -> None:
     ]
 
     # Comparison
-    report = {"prompts": len(prompts), "responses": len(flat)}
-    if config.annotator == "testbed":
-        comparisons = ask_annotators(prompts, responses, tokenizer, config)
-        report["compared"] = len(comparisons)
-        comparisons, dropped = clean(comparisons)
-        report |= {f"dropped: {reason}": n for reason, n in dropped.items()}
-        held_out = {p.id for p in prompts[: round(config.test_share * len(prompts))]}
-        test = [c for c in comparisons if c.prompt.id in held_out]
-        kept = [c for c in comparisons if c.prompt.id not in held_out]
-        if config.length_bucket:
-            before = len(kept)
-            kept = balanced(kept, tokenizer, config)
-            report["dropped: length balance"] = before - len(kept)
-        write_records(workdir / "comparisons_test.jsonl", test)
-        report["held out"] = len(test)
-    elif config.annotator == "reward_model":
-        reward_model = weights.load_score_model(
-            config.reward_model,
-            backbone=policy,
-            num_tokens=tokenizer.vocab_size,
-            key=init_key,
-        )
-        kept = label(prompts, prompt_ids, responses, reward_model, tokenizer, config)
-        report["dropped: identical or below the margin"] = len(prompts) - len(kept)
-    else:
-        raise ValueError(
-            f"{config.annotator=} must be 'testbed' or 'reward_model'; for people, see "
-            "launch/collect.py."
-        )
+    comparisons = ask_annotators(prompts, responses, tokenizer, config)
+    report = {
+        "prompts": len(prompts),
+        "responses": len(flat),
+        "compared": len(comparisons),
+    }
+    comparisons, dropped = clean(comparisons)
+    report |= {f"dropped: {reason}": n for reason, n in dropped.items()}
+    held_out = {p.id for p in prompts[: round(config.test_share * len(prompts))]}
+    test = [c for c in comparisons if c.prompt.id in held_out]
+    kept = [c for c in comparisons if c.prompt.id not in held_out]
+    if config.length_bucket:
+        before = len(kept)
+        kept = balanced(kept, tokenizer, config)
+        report["dropped: length balance"] = before - len(kept)
+    write_records(workdir / "comparisons_test.jsonl", test)
+    report["held out"] = len(test)
     write_records(workdir / "comparisons.jsonl", kept)
     report["kept"] = len(kept)
     logging.info("Collected: %s", report)
@@ -132,41 +116,3 @@ def balanced(comparisons, tokenizer, config) -> list[Comparison]:
         lengths[:, 0], lengths[:, 1], width=config.length_bucket, seed=config.seed
     ).keep
     return [c for c, kept in zip(comparisons, keep, strict=True) if kept]
-
-
-def label(
-    prompts, prompt_ids, responses, reward_model, tokenizer, config
-) -> list[Comparison]:
-    """The best against the worst response to each prompt by the reward model's score,
-    where the two differ by more than `config.min_margin`."""
-    scores = score(prompt_ids, responses, reward_model, tokenizer.pad_id, config)
-    comparisons = []
-    for prompt, several, found in zip(prompts, responses, scores, strict=True):
-        best, worst = int(found.argmax()), int(found.argmin())
-        texts = tokenizer.decode(several[best]), tokenizer.decode(several[worst])
-        if found[best] - found[worst] <= config.min_margin or texts[0] == texts[1]:
-            continue
-        info = {"scores": [float(found[best]), float(found[worst])]}
-        comparisons.append(Comparison(prompt, *texts, "a", "reward_model", info=info))
-    if not comparisons:
-        raise ValueError(
-            f"No prompt has two responses whose scores differ by more than "
-            f"{config.min_margin=}."
-        )
-    return comparisons
-
-
-def score(prompt_ids, responses, reward_model, pad_id: int, config) -> np.ndarray:
-    """Scores of K responses to each prompt: float32 [prompts, K]."""
-    width = round_up(max(map(len, prompt_ids)), 8)
-    step = jax.jit(response_scores)
-    found = []
-    for i in range(0, len(prompt_ids), config.batch_size):
-        index = np.arange(i, i + config.batch_size) % len(prompt_ids)
-        prompts, prompt_mask = pad_left([prompt_ids[j] for j in index], width, pad_id)
-        flat = [response for j in index for response in responses[j]]
-        tokens, mask = pad_right(flat, config.max_response_tokens, pad_id)
-        shape = (len(index), config.num_responses, -1)
-        tokens, mask = tokens.reshape(shape), mask.reshape(shape)
-        found.append(np.asarray(step(reward_model, prompts, prompt_mask, tokens, mask)))
-    return np.concatenate(found)[: len(prompt_ids)]

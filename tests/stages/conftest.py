@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import collect, common, dpo, evaluate, ppo, reward, sft
+from configs import collect, common, dpo, evaluate, pairs, ppo, reward, sft
 from rlhf_jax.data import sources
 
 CONFIGS = {
@@ -10,6 +10,7 @@ CONFIGS = {
     "collect": collect,
     "reward": reward,
     "ppo": ppo,
+    "pairs": pairs,
     "dpo": dpo,
     "evaluate": evaluate,
 }
@@ -45,7 +46,7 @@ def stage_config(data_folder):
             "max_sft_tokens": 256,
             "sft_batch_size": 4,
             "max_prompt_tokens": 128,
-            "max_response_tokens": 12 if stage in ("sft", "ppo", "collect") else 128,
+            "max_response_tokens": 128 if stage in ("reward", "dpo") else 12,
             "pad_to_multiple": 128,
             "eval_every": 2,
             "save_every": 2,

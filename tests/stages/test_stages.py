@@ -101,11 +101,7 @@ def test_collect_and_evaluate_leave_what_the_next_stage_reads(stage_config, tmp_
     for name in ("comparisons", "comparisons_test"):
         assert (collected / f"{name}.jsonl").is_file()
     config = stage_config(
-        "collect",
-        init_from=policy,
-        annotator="reward_model",
-        num_responses=2,
-        max_response_tokens=6,
+        "pairs", init_from=policy, num_responses=2, max_response_tokens=6
     )
     labelled = run(config, tmp_path / "pairs") / "comparisons.jsonl"
     for line in labelled.read_text().splitlines():
