@@ -17,6 +17,7 @@ from rlhf_jax.training.checkpoints import DiskFullError
 from rlhf_jax.training.metrics import NonFiniteError
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for configs/, which is no part of the package
 
 # Errors whose message is all that the user needs; RecordError is a ValueError.
 USER_ERRORS = (ValueError, FileNotFoundError, DiskFullError, NonFiniteError)
@@ -42,19 +43,15 @@ def run(main: Callable) -> None:
     A user's mistake ends with its message and status 1; --verbosity=1 adds the
     traceback.
     """
-    sys.path.insert(0, str(ROOT))  # configs import configs.common
     config = config_flags.DEFINE_config_file("config", None, "Config, FILE.py:PRESET.")
     workdir = flags.DEFINE_string("workdir", None, "The run's folder.")
     flags.mark_flags_as_required(["config", "workdir"])
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_is_ours)
+    set_up_logs()
 
     def guarded(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments {argv[1:]}: flags start with --")
-        cache = Path.home() / ".cache" / "rlhf_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        use_compile_cache()
         main(config.value, str(Path(workdir.value).absolute()))
 
     def parse(argv):
@@ -77,6 +74,19 @@ def run(main: Callable) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def set_up_logs() -> None:
+    """Our own log lines from INFO on; of libraries only what is wrong."""
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_ours)
+
+
+def use_compile_cache() -> None:
+    """Keep compiled programs on disk: a second run starts fast."""
+    cache = Path.home() / ".cache" / "rlhf_jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def check_config_flags(argv: list[str]) -> None:

@@ -1,0 +1,139 @@
+"""Many runs on one machine: jobs with their order, a few at a time, each in a workdir.
+
+A job is one command line, `python launch/train.py --config=... --workdir=...`. Workers
+are processes that run one job after another; each has a share of the machine to itself.
+A finished workdir is skipped and an interrupted one goes on, so the same command again
+does what is left.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import runpy
+import shlex
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+from start import set_up_logs, use_compile_cache
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a stage.
+
+    Attributes:
+        config: file and preset, "configs/ppo.py:tiny".
+        overrides: config key (with dots) -> value.
+        after: names of jobs that must be done before.
+    """
+
+    name: str
+    config: str
+    overrides: dict[str, Any]
+    workdir: Path
+    after: tuple[str, ...] = ()
+
+    def command(self) -> str:
+        """The command line that does the same."""
+        flags = [f"--config={self.config}", f"--workdir={self.workdir}"]
+        flags += [f"--config.{key}={value}" for key, value in self.overrides.items()]
+        return shlex.join(["python", "launch/train.py", *flags])
+
+    def resolve(self) -> ConfigDict:
+        """The config with the overrides.
+
+        Raises:
+            KeyError, TypeError: an override that the config does not have or take.
+        """
+        path, _, preset = self.config.partition(":")
+        get_config = runpy.run_path(str(ROOT / path))["get_config"]
+        config = get_config(preset) if preset else get_config()
+        config.update_from_flattened_dict(self.overrides)
+        return config
+
+
+def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
+    """Run all jobs, at most `workers` at a time.
+
+    Returns:
+        For each job that was not done its reason: the error, or the job it needed.
+        The traceback is in the workdir's log.txt.
+    """
+    done = {job.name for job in jobs if (job.workdir / "summary.json").exists()}
+    waiting = {job.name: job for job in jobs if job.name not in done}
+    failed: dict[str, str] = {}
+    running: dict[Future, Job] = {}
+    context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+    shares = context.Queue()
+    for worker in range(workers):
+        shares.put(worker)
+    began = time.monotonic()
+    with ProcessPoolExecutor(
+        workers, context, initializer=_take_share, initargs=(shares, workers)
+    ) as pool:
+        while waiting or running:
+            for job in list(waiting.values()):
+                lost = [name for name in job.after if name in failed]
+                if lost:
+                    failed[job.name] = f"needs {lost[0]}"
+                    del waiting[job.name]
+                elif done.issuperset(job.after) and len(running) < workers:
+                    running[pool.submit(_run, job)] = waiting.pop(job.name)
+            if not running:
+                continue
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                job = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    done.add(job.name)
+                else:
+                    failed[job.name] = f"{type(error).__name__}: {error}"
+                logging.info(
+                    "%s: %s  (%d of %d, %.0f s)",
+                    job.name, failed.get(job.name, "done"),
+                    len(done) + len(failed), len(jobs), time.monotonic() - began,
+                )  # fmt: skip
+    return failed
+
+
+def _take_share(shares, workers: int) -> None:
+    """Give this worker its part of the processor's cores, before JAX starts."""
+    share = shares.get()
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[share % len(cores) :: workers])
+    use_compile_cache()
+    logging.use_absl_handler()
+    set_up_logs()
+
+
+def _run(job: Job) -> None:
+    """Run one job in this process; what it prints goes to its log.txt."""
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    with (
+        (job.workdir / "log.txt").open("a", encoding="utf-8", buffering=1) as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        logging.get_absl_handler().python_handler.stream = log
+        try:
+            config = job.resolve()
+            stage = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
+            stage.run(config, str(job.workdir))
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
+        finally:
+            jax.clear_caches()  # programs of other shapes only take memory
