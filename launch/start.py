@@ -4,10 +4,14 @@ import difflib
 import errno
 import importlib
 import logging as standard_logging
+import os
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+# transformers would advise to install torch; its tokenizers are all that we use.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import jax
 from absl import app, flags, logging

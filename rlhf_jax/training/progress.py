@@ -32,10 +32,10 @@ class ProgressBar:
         if sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("[bold]{task.description:8}"),
-                BarColumn(),
+                BarColumn(bar_width=10),  # all columns fit into 80 characters
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[speed]}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[numbers]}"),
             )
             self._bar.start()
