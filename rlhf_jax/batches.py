@@ -29,8 +29,9 @@ class SFTBatch:
 
 @_batch
 class PromptBatch:
-    """Prompts to answer. `index` is each prompt's place in its data set: random
-    keys and stored reference answers hang on it, not on the place in the batch."""
+    """Prompts to answer. `index` is a number that belongs to the row, whichever batch
+    it stands in: the random keys hang on it. For the k-th of K responses to the i-th
+    prompt of a data set it is i * K + k."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
@@ -52,6 +53,19 @@ class PreferenceBatch:
 
 
 @_batch
+class PackedPairs:
+    """Two responses behind their one prompt, in one row without gaps; padding on the
+    right. `segments` is 0 on the prompt, 1 on chosen, 2 on rejected; `ends` is the
+    place of each response's last token. `valid` as above."""
+
+    tokens: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    segments: Int[Array, "B T"]
+    ends: Int[Array, "B 2"]
+    valid: Bool[Array, "B"]
+
+
+@_batch
 class Rollout:
     """Sampled responses. `logprobs` are those of the sampler, `ended` is True where
     the response stopped by itself rather than at the length limit."""
@@ -66,16 +80,18 @@ class Rollout:
 
 @_batch
 class Experience:
-    """A rollout with everything the PPO update needs, fixed before the update."""
+    """A rollout with everything the PPO update needs, fixed before the update.
+    Without a value model `old_values` and `returns` are None."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
     responses: Int[Array, "B R"]
     response_mask: Bool[Array, "B R"]
     old_logprobs: Float[Array, "B R"]
-    old_values: Float[Array, "B R"]
+    ref_logprobs: Float[Array, "B R"]
     advantages: Float[Array, "B R"]
-    returns: Float[Array, "B R"]
+    old_values: Float[Array, "B R"] | None
+    returns: Float[Array, "B R"] | None
 
 
 def pack(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from rlhf_jax.batches import PreferenceBatch, PromptBatch, SFTBatch
+from rlhf_jax.batches import PackedPairs, PreferenceBatch, PromptBatch, SFTBatch
 
 # Batches of similar length: sort within windows of this many batches.
 WINDOW = 16
@@ -149,6 +149,30 @@ def preference_batch(
         responses=responses.reshape(count, 2, width),
         response_mask=response_mask.reshape(count, 2, width),
         valid=np.arange(count) < len(pairs),
+    )
+
+
+def packed_pairs(
+    pairs: Sequence[tuple[list[int], list[int], list[int]]],
+    *,
+    pad_id: int,
+    multiple: int,
+    batch_size: int,
+) -> PackedPairs:
+    """The same with prompt, chosen and rejected in one row, so that a batch of pairs of
+    similar total length pads little, however different the three are."""
+    filled = list(pairs) + [pairs[0]] * (batch_size - len(pairs))
+    width = round_up(max(sum(map(len, pair)) for pair in filled), multiple)
+    tokens, mask = pad_right([p + c + r for p, c, r in filled], width, pad_id)
+    lengths = np.array([[len(part) for part in pair] for pair in filled])
+    after = lengths.cumsum(axis=1)  # the prompt, chosen, rejected
+    segments = (np.arange(width) >= after[:, :2, None]).sum(axis=1)
+    return PackedPairs(
+        tokens=tokens,
+        mask=mask,
+        segments=segments.astype(np.int32),
+        ends=(after[:, 1:] - 1).astype(np.int32),
+        valid=np.arange(batch_size) < len(pairs),
     )
 
 

@@ -1,4 +1,4 @@
-"""Records to token ids, with a count of what was left out. Nothing is ever cut."""
+"""Records to token ids, with a count of what was left out. No response is ever cut."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -41,33 +41,58 @@ def encode_pairs(
     tokenizer: Tokenizer,
     max_prompt_tokens: int,
     max_response_tokens: int,
-) -> tuple[list[Pair], Counter]:
-    """Token ids of every comparison that can be trained on.
+    too_long: str = "drop",
+) -> tuple[list[Comparison], list[Pair], Counter]:
+    """The comparisons that can be trained on, their token ids, and counts by reason.
 
-    A response is never cut. Left out, and counted by reason: ties, empty or identical
-    responses, prompts and responses above their limits.
+    Left out: ties, empty or identical responses, prompts and responses above their
+    limits. A response is never cut.
+
+    Args:
+        too_long: of a prompt: "drop" leaves the pair out; "truncate_prompt" leaves out
+            the prompt's oldest turns, and the pair only if its last turn is too long.
 
     Raises:
         ValueError: nothing is left; says why each was dropped.
     """
-    pairs, dropped = [], Counter()
+    if too_long not in ("drop", "truncate_prompt"):
+        raise ValueError(f"{too_long=} must be 'drop' or 'truncate_prompt'.")
+    kept, pairs, counts = [], [], Counter()
     for comparison in comparisons:
         reason = _unusable(comparison)
         if reason:
-            dropped[reason] += 1
+            counts[reason] += 1
             continue
-        prompt = encode_prompt(comparison.prompt.messages, tokenizer)
+        messages = comparison.prompt.messages
+        prompt = encode_prompt(messages, tokenizer)
         chosen = encode_response(comparison.chosen, tokenizer)
         rejected = encode_response(comparison.rejected, tokenizer)
+        if max(len(chosen), len(rejected)) > max_response_tokens:
+            counts["response too long"] += 1
+            continue
+        if len(prompt) > max_prompt_tokens and too_long == "truncate_prompt":
+            prompt = _without_oldest_turns(messages, tokenizer, max_prompt_tokens)
+            counts["kept with a truncated prompt"] += len(prompt) <= max_prompt_tokens
         if len(prompt) > max_prompt_tokens:
-            dropped["prompt too long"] += 1
-        elif max(len(chosen), len(rejected)) > max_response_tokens:
-            dropped["response too long"] += 1
-        else:
-            pairs.append((prompt, chosen, rejected))
+            counts["prompt too long"] += 1
+            continue
+        kept.append(comparison)
+        pairs.append((prompt, chosen, rejected))
     if not pairs:
-        raise ValueError(f"No comparison can be trained on; dropped: {dict(dropped)}.")
-    return pairs, dropped
+        raise ValueError(f"No comparison can be trained on; dropped: {dict(+counts)}.")
+    return kept, pairs, +counts
+
+
+def _without_oldest_turns(messages, tokenizer, max_tokens: int) -> list[int]:
+    """The ids of the system's message and as many of the last turns as fit; of the last
+    turn alone where not even that fits."""
+    system = [m for m in messages[:1] if m["role"] == "system"]
+    starts = [i for i, m in enumerate(messages) if m["role"] == "user"]
+    for start in starts:
+        ids = encode_prompt([*system, *messages[start:]], tokenizer)
+        if len(ids) <= max_tokens:
+            break
+    return ids
 
 
 def _unusable(comparison: Comparison) -> str:

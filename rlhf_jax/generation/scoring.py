@@ -7,10 +7,17 @@ once, whatever K. Letters: B batch, P prompt, K responses to a prompt, R respons
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.batches import SFTBatch, pack
+from rlhf_jax.batches import Experience, PackedPairs, Rollout, SFTBatch, pack
 from rlhf_jax.losses import logprobs as logprobs_
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
+
+
+def one_response(batch: Rollout | Experience) -> tuple[Array, Array, Array, Array]:
+    """A batch with one response to each prompt, as the arguments of the functions
+    below: prompts, prompt_mask, responses [B, 1, R], response_mask."""
+    mask = batch.response_mask[:, None]
+    return batch.prompts, batch.prompt_mask, batch.responses[:, None], mask
 
 
 def response_logprobs(
@@ -73,6 +80,12 @@ def response_scores(
     last = jnp.maximum(response_mask.sum(-1) - 1, 0)
     score = jnp.take_along_axis(at_responses, last[..., None], axis=-1)[..., 0]
     return jnp.where(response_mask.any(-1), score, at_prompt[:, -1:])
+
+
+def pair_scores(reward_model: ScoreModel, batch: PackedPairs) -> Float[Array, "B 2"]:
+    """The scores of chosen and rejected, each read at its last token: float32."""
+    scores = reward_model(batch.tokens, batch.mask, segments=batch.segments)
+    return jnp.take_along_axis(scores, batch.ends, axis=1)
 
 
 def response_values(

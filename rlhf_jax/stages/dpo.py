@@ -1,38 +1,53 @@
-"""DPO on pairs that the reward model labelled, with an SFT term.
+"""DPO and its relatives on pairs that the reward model labelled, with an SFT term.
 
 ChatGLM-RLHF (arXiv 2404.00934), section 4; DPO: arXiv 2305.18290, equation 7. Before
-the first step the reference's log-probabilities of every pair are computed once. One
-step:
+the first step the reference's log-probabilities of every pair are computed once
+(`reference="cached"`), or they are computed with every step ("on_the_fly"). One step:
 1. A batch of pairs of similar length; the two responses share their prompt.
 2. Summed log-probabilities of both responses under the policy, in one pass.
-3. -log sigmoid(beta * (chosen log-ratio - rejected log-ratio)) + beta_sft * SFT loss.
+3. For DPO -log sigmoid(beta * (chosen log-ratio - rejected log-ratio)), or another
+   loss of losses/dpo.py, + beta_sft * SFT loss.
 4. AdamW.
+At evaluation the policy answers the same prompts every time: KL(policy || reference) of
+these answers, and their length.
 """
 
 import dataclasses
 import functools
+import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from rlhf_jax.batches import PreferenceBatch
+from rlhf_jax.batches import PreferenceBatch, Rollout
 from rlhf_jax.data import sources
-from rlhf_jax.data.batching import BatchOrder, SFTBatches, preference_batch
-from rlhf_jax.data.encoding import encode_dialogues, encode_pairs
-from rlhf_jax.data.records import Comparison, read_records
-from rlhf_jax.evaluation.answers import sample_conversations
+from rlhf_jax.data.batching import (
+    BatchOrder,
+    SFTBatches,
+    preference_batch,
+    prompt_batch,
+    round_up,
+)
+from rlhf_jax.data.encoding import encode_dialogues, encode_pairs, encode_prompts
+from rlhf_jax.data.records import Comparison, Prompt, read_records
+from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import dialogue_logprobs, response_logprobs
-from rlhf_jax.losses.dpo import dpo_loss
+from rlhf_jax.losses import dpo as losses
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.accumulate import value_and_grad
+from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
+
+LOSSES = ("dpo", "robust", "ipo", "simpo", "length_regularised")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,39 +56,75 @@ class Hyper:
 
     num_tokens: int
     chunk_size: int
+    loss: str
     beta: float
     label_smoothing: float
+    gamma: float
+    alpha: float
     beta_sft: float
 
 
 def pair_logprobs(policy, batch: PreferenceBatch, *, hyper: Hyper):
     """Summed log-probabilities [B, 2] of chosen and rejected."""
-    out = response_logprobs(
+    return sequence_logprobs(
         policy,
         batch.prompts,
         batch.prompt_mask,
         batch.responses,
         batch.response_mask,
+        hyper=hyper,
+    )
+
+
+def sequence_logprobs(
+    policy, prompts, prompt_mask, responses, response_mask, *, hyper: Hyper
+):
+    """Summed log-probabilities [B, K] of K responses [B, K, R] to each prompt."""
+    out = response_logprobs(
+        policy,
+        prompts,
+        prompt_mask,
+        responses,
+        response_mask,
         temperature=1.0,
         num_tokens=hyper.num_tokens,
         chunk_size=hyper.chunk_size,
     )
-    return jnp.where(batch.response_mask, out.logprobs, 0.0).sum(-1)
+    return jnp.where(response_mask, out.logprobs, 0.0).sum(-1)
 
 
-def loss_fn(policy, inputs, *, num_pairs, num_sft_tokens, hyper: Hyper):
-    """The share of L_dpo + beta_sft * L_sft of (pairs, their reference's
-    log-probabilities [B, 2], SFT batch)."""
-    batch, reference, sft = inputs
+def preference_loss(logprobs, ref_logprobs, lengths, hyper: Hyper):
+    """The loss that `hyper.loss` names, of arrays [B, 2] of (chosen, rejected)."""
+    policy = {
+        "chosen_logprobs": logprobs[:, 0],
+        "rejected_logprobs": logprobs[:, 1],
+        "beta": hyper.beta,
+    }
+    lengths = {"chosen_lengths": lengths[:, 0], "rejected_lengths": lengths[:, 1]}
+    if hyper.loss == "simpo":
+        return losses.simpo_loss(**policy, **lengths, gamma=hyper.gamma)
+    both = policy | {
+        "ref_chosen_logprobs": ref_logprobs[:, 0],
+        "ref_rejected_logprobs": ref_logprobs[:, 1],
+    }
+    if hyper.loss == "ipo":
+        return losses.ipo_loss(**both)
+    if hyper.loss == "length_regularised":
+        return losses.length_regularised_dpo_loss(**both, **lengths, alpha=hyper.alpha)
+    smoothed = losses.robust_dpo_loss if hyper.loss == "robust" else losses.dpo_loss
+    return smoothed(**both, label_smoothing=hyper.label_smoothing)
+
+
+def loss_fn(policy, inputs, *, reference, num_pairs, num_sft_tokens, hyper: Hyper):
+    """The share of L_preference + beta_sft * L_sft of (pairs, the reference's
+    log-probabilities of them [B, 2], SFT batch); with a model as `reference` they are
+    computed here."""
+    batch, ref_logprobs, sft = inputs
     logprobs = pair_logprobs(policy, batch, hyper=hyper)
-    out = dpo_loss(
-        chosen_logprobs=logprobs[:, 0],
-        rejected_logprobs=logprobs[:, 1],
-        ref_chosen_logprobs=reference[:, 0],
-        ref_rejected_logprobs=reference[:, 1],
-        beta=hyper.beta,
-        label_smoothing=hyper.label_smoothing,
-    )
+    if reference is not None:
+        ref_logprobs = pair_logprobs(reference, batch, hyper=hyper)
+    lengths = batch.response_mask.sum(-1)
+    out = preference_loss(logprobs, ref_logprobs, lengths, hyper)
     loss = Mean.of(out.loss, batch.valid)
     metrics = {
         "loss/dpo": loss,
@@ -83,6 +134,8 @@ def loss_fn(policy, inputs, *, num_pairs, num_sft_tokens, hyper: Hyper):
         "rewards/accuracies": Mean.of(out.accuracy, batch.valid),
         "logps/chosen": Mean.of(logprobs[:, 0], batch.valid),
         "logps/rejected": Mean.of(logprobs[:, 1], batch.valid),
+        "lengths/chosen": Mean.of(lengths[:, 0], batch.valid),
+        "lengths/rejected": Mean.of(lengths[:, 1], batch.valid),
     }
     total = loss.total / num_pairs
     if hyper.beta_sft:
@@ -94,48 +147,81 @@ def loss_fn(policy, inputs, *, num_pairs, num_sft_tokens, hyper: Hyper):
     return total, metrics
 
 
-def train_step(state, batch, reference, sft, *, optimizer, microbatches, hyper: Hyper):
+def train_step(
+    state, batch, ref_logprobs, sft, reference, *, optimizer, microbatches, hyper: Hyper
+):
     share = functools.partial(
         loss_fn,
+        reference=reference,
         num_pairs=batch.valid.sum(),
         num_sft_tokens=sft.loss_mask.sum() if sft else 1,
         hyper=hyper,
     )
     _, metrics, gradients = value_and_grad(
-        share, state.model, (batch, reference, sft), microbatches=microbatches
+        share, state.model, (batch, ref_logprobs, sft), microbatches=microbatches
     )
     state, update_metrics = apply_gradients(state, gradients, optimizer)
     return state, metrics | update_metrics
 
 
-def reference_logprobs(path, reference, pairs, make_batch, batch_size, logprob_step):
-    """The reference's log-probabilities of all pairs, float32 [pairs, 2]: computed
-    once and kept on disk."""
-    if path.exists():
-        return np.load(path, allow_pickle=False)
-    order = np.argsort(
-        [max(len(chosen), len(rejected)) for _, chosen, rejected in pairs]
-    )
+def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):
+    """The reference's log-probabilities of all pairs: float32 [pairs, 2]."""
+    order = np.argsort(pair_lengths(pairs))
     found = np.zeros((len(pairs), 2), np.float32)
     for i in range(0, len(pairs), batch_size):
         index = order[i : i + batch_size]
         batch = make_batch([pairs[j] for j in index])
         found[index] = np.asarray(logprob_step(reference, batch))[: len(index)]
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, found)
-    temporary.replace(path)
     return found
+
+
+def pair_lengths(pairs) -> list[int]:
+    """The longer response of each pair, in tokens."""
+    return [max(len(chosen), len(rejected)) for _, chosen, rejected in pairs]
+
+
+def rollout_kl(policy, reference, rolled: Rollout, *, hyper: Hyper):
+    """log(policy / reference) of sampled responses, in nats: float32 [B]."""
+    row = (
+        rolled.prompts,
+        rolled.prompt_mask,
+        rolled.responses[:, None],
+        rolled.response_mask[:, None],
+    )
+    ours = sequence_logprobs(policy, *row, hyper=hyper)
+    return (ours - sequence_logprobs(reference, *row, hyper=hyper))[:, 0]
+
+
+def evaluate(policy, reference, batch, prompts, key, sampling, tokenizer, kl_step):
+    """KL from the reference and length of answers to the same prompts, sampled with the
+    same keys every time; and the conversations."""
+    rolled = rollout(policy, batch, key, sampling)
+    kl = np.asarray(kl_step(policy, reference, rolled))
+    responses = np.asarray(rolled.responses)
+    lengths = np.asarray(rolled.response_mask).sum(-1)
+    samples = [
+        {
+            "prompt": prompt.messages[-1]["content"],
+            "response": tokenizer.decode(responses[i, : lengths[i]]),
+            "reward": None,
+            "kl": float(kl[i]),
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+    metrics = {"eval/kl": Mean.of(kl), "eval/response_length": Mean.of(lengths)}
+    return metrics, samples
 
 
 def run(config, workdir: str) -> None:
     """Improve `config.init_from` (an SFT policy) on labelled pairs; leave it in
     `workdir/checkpoints`."""
+    check_options(config)
     workdir = open_workdir(workdir, config)
 
     # Data
     data = sources.open_data(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    pairs, dropped = encode_pairs(
+    _, pairs, dropped = encode_pairs(
         read_records(config.pairs or data / "comparisons.jsonl", Comparison),
         tokenizer=tokenizer,
         max_prompt_tokens=config.max_prompt_tokens,
@@ -146,7 +232,7 @@ def run(config, workdir: str) -> None:
         len(pairs),
         batch_size=config.batch_size,
         seed=config.seed,
-        lengths=[max(len(chosen), len(rejected)) for _, chosen, rejected in pairs],
+        lengths=pair_lengths(pairs),
     )
     make_batch = functools.partial(
         preference_batch,
@@ -167,23 +253,52 @@ def run(config, workdir: str) -> None:
             seed=config.seed,
         )
 
-    # Model
-    policy = weights.load_policy(
-        config.init_from,
+    eval_prompts, eval_ids = encode_prompts(
+        read_records(config.eval_prompts or data / "eval_prompts.jsonl", Prompt),
+        tokenizer,
+        config.max_prompt_tokens,
+    )
+    eval_prompts = eval_prompts[: config.num_eval_prompts]
+    eval_batch = prompt_batch(
+        eval_ids[: config.num_eval_prompts],
+        np.arange(len(eval_prompts)),
+        pad_id=tokenizer.pad_id,
+        width=round_up(max(map(len, eval_ids)), config.pad_to_multiple),
+    )
+
+    # Models
+    init_key, eval_key = jax.random.key(config.seed), jax.random.key(config.seed + 1)
+    load = functools.partial(
+        weights.load_policy,
         model=config.model,
         num_tokens=tokenizer.vocab_size,
-        key=jax.random.key(config.seed),
+        key=init_key,
         dtype=config.dtype,
         param_dtype=config.param_dtype,
     )
+    policy = load(config.init_from)
+    reference = load(config.reference_from) if config.reference_from else policy
 
     # Steps
     hyper = Hyper(
         num_tokens=tokenizer.vocab_size,
         chunk_size=config.chunk_size,
+        loss=config.loss,
         beta=config.beta,
         label_smoothing=config.label_smoothing,
+        gamma=config.gamma,
+        alpha=config.alpha,
         beta_sft=config.beta_sft,
+    )
+    sampling = Sampling(
+        max_new_tokens=config.max_response_tokens,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        num_tokens=tokenizer.vocab_size,
     )
     total_steps = config.epochs * order.batches_per_epoch
     optimizer, schedule = optimizers.from_config(config.optimizer, total_steps)
@@ -197,15 +312,28 @@ def run(config, workdir: str) -> None:
         donate_argnums=0,
     )
 
-    # Reference: needed for these numbers alone, then its memory is free
-    reference = reference_logprobs(
-        workdir / "reference_logprobs.npy",
-        policy,
-        pairs,
-        make_batch,
-        config.batch_size,
-        jax.jit(functools.partial(pair_logprobs, hyper=hyper)),
-    )
+    kl_step = jax.jit(functools.partial(rollout_kl, hyper=hyper))
+
+    # Reference
+    ref_logprobs = None
+    if config.loss != "simpo" and config.reference == "cached":
+        ref_logprobs = cached(
+            Path(config.reference_cache or workdir / "reference_logprobs.npz"),
+            {
+                "reference": weights_fingerprint(reference),
+                "tokenizer": tokenizer.fingerprint,
+                "set of pairs": fingerprint(pairs),
+            },
+            lambda: reference_logprobs(
+                reference,
+                pairs,
+                make_batch,
+                config.batch_size,
+                jax.jit(functools.partial(pair_logprobs, hyper=hyper)),
+            ),
+        )
+    if config.reference != "on_the_fly":
+        reference = None  # its memory is free; an evaluation loads it again
 
     # State
     state = jax.jit(functools.partial(TrainState.create, optimizer=optimizer))(policy)
@@ -226,24 +354,73 @@ def run(config, workdir: str) -> None:
             index = order.indices(step)
             batch = make_batch([pairs[i] for i in index])
             state, metrics = step_fn(
-                state, batch, reference[index], sft.batch(step) if sft else None
+                state,
+                batch,
+                None if ref_logprobs is None else ref_logprobs[index],
+                sft.batch(step) if sft else None,
+                reference,
             )
             metrics["optim/lr"] = schedule(step)
             metrics["tokens_per_second"] = watch.rate(batch.response_mask.sum())
             bar.update(*writer.write(step + 1, metrics))
+            if due(step + 1, config.eval_every, total_steps):
+                writer.flush()
+                eval_metrics, samples = evaluate(
+                    state.model,
+                    reference or load(config.reference_from or config.init_from),
+                    eval_batch,
+                    eval_prompts,
+                    eval_key,
+                    sampling,
+                    tokenizer,
+                    kl_step,
+                )
+                writer.write(step + 1, eval_metrics)
+                writer.write_samples(step + 1, samples[: config.num_samples])
             if due(step + 1, config.save_every, total_steps):
                 writer.flush()
                 checkpoints.save(step + 1, to_items(state), meta)
     numbers = writer.flush()
-    samples = sample_conversations(
-        state.model,
-        data / "eval_prompts.jsonl",
-        tokenizer,
-        count=config.num_samples,
-        max_prompt_tokens=config.max_prompt_tokens,
-        max_response_tokens=config.max_response_tokens,
-    )
-    writer.write_samples(total_steps, samples)
     writer.close()
     checkpoints.close()
     finish(workdir, numbers)
+
+
+def check_options(config) -> None:
+    """Refuse values that make no sense, alone or together.
+
+    Raises:
+        ValueError: says which, and what to write instead.
+    """
+    loss, label_smoothing = config.loss, config.label_smoothing
+    if loss not in LOSSES:
+        raise ValueError(f"{loss=} must be one of {', '.join(LOSSES)}.")
+    if not (config.beta > 0 and math.isfinite(config.beta)):
+        raise ValueError(f"{config.beta=} must be positive.")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"{label_smoothing=} must be at least 0 and below 0.5.")
+    if label_smoothing and loss not in ("dpo", "robust"):
+        raise ValueError(f"{label_smoothing=} needs loss dpo or robust, not {loss!r}.")
+    if loss == "robust" and not label_smoothing:
+        raise ValueError("loss='robust' without label_smoothing is 'dpo': set either.")
+    if config.gamma and loss != "simpo":
+        raise ValueError(f"{config.gamma=} needs loss='simpo', not {loss!r}.")
+    if config.alpha and loss != "length_regularised":
+        raise ValueError(
+            f"{config.alpha=} needs loss='length_regularised', not {loss!r}."
+        )
+    if loss == "length_regularised" and not config.alpha > 0:
+        raise ValueError(f"loss='length_regularised' needs alpha > 0: {config.alpha=}.")
+    if config.reference not in ("cached", "on_the_fly"):
+        raise ValueError(f"{config.reference=} must be 'cached' or 'on_the_fly'.")
+    if loss == "simpo" and config.reference == "on_the_fly":
+        raise ValueError("loss='simpo' has no reference: leave reference='cached'.")
+    if config.reference_cache and (loss == "simpo" or config.reference == "on_the_fly"):
+        raise ValueError(f"{config.reference_cache=} is read only where one is cached.")
+    if config.beta_sft < 0:
+        raise ValueError(f"{config.beta_sft=} must not be negative.")
+    for name in ("batch_size", "sft_batch_size"):
+        if config[name] % config.microbatches:
+            raise ValueError(
+                f"{name}={config[name]} must be a multiple of {config.microbatches=}."
+            )

@@ -102,8 +102,8 @@ def run(config, workdir: str) -> None:
     )
     train_file = config.comparisons or data / "comparisons.jsonl"
     test_file = config.comparisons_test or data / "comparisons_test.jsonl"
-    pairs, dropped = encode(read_records(train_file, Comparison))
-    held_out, _ = encode(read_records(test_file, Comparison))
+    _, pairs, dropped = encode(read_records(train_file, Comparison))
+    _, held_out, _ = encode(read_records(test_file, Comparison))
     logging.info("%d pairs; dropped: %s.", len(pairs), dict(dropped))
     order = BatchOrder(
         len(pairs),

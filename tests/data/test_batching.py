@@ -4,6 +4,7 @@ import pytest
 from rlhf_jax.data.batching import (
     BatchOrder,
     SFTBatches,
+    packed_pairs,
     pad_left,
     pad_right,
     preference_batch,
@@ -88,6 +89,20 @@ def test_preference_batch_puts_chosen_first_and_marks_fillers():
     assert batch.responses[0].tolist() == [[3, 0, 0, 0], [4, 5, 6, 0]]
     assert batch.responses[1].tolist() == [[8, 9, 0, 0], [10, 0, 0, 0]]
     assert batch.response_mask.sum(-1).tolist() == [[1, 3], [2, 1], [1, 3]]
+    assert batch.valid.tolist() == [True, True, False]
+
+
+def test_packed_pairs_stand_in_one_row_without_gaps():
+    pairs = [([1, 2], [3], [4, 5, 6]), ([7], [8, 9], [10])]
+    batch = packed_pairs(pairs, pad_id=0, multiple=4, batch_size=3)
+    assert batch.tokens[:2].tolist() == [
+        [1, 2, 3, 4, 5, 6, 0, 0],
+        [7, 8, 9, 10, 0, 0, 0, 0],
+    ]
+    assert batch.mask.sum(1).tolist() == [6, 4, 6]
+    assert batch.segments[0, :6].tolist() == [0, 0, 1, 2, 2, 2]
+    assert batch.segments[1, :4].tolist() == [0, 1, 1, 2]
+    assert batch.ends.tolist() == [[2, 5], [2, 3], [2, 5]]
     assert batch.valid.tolist() == [True, True, False]
 
 

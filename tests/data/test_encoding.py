@@ -1,0 +1,89 @@
+"""Pairs to token ids: what is left out is counted, and no response is cut."""
+
+import pytest
+
+from rlhf_jax.data.chat import encode_prompt, encode_response
+from rlhf_jax.data.encoding import encode_pairs
+from rlhf_jax.data.records import Comparison, Prompt
+from rlhf_jax.data.tokenizers import load_tokenizer, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["one two three"], 300, folder)
+    return load_tokenizer(folder)
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+SYSTEM = turn("system", "Be kind.")
+LAST = turn("user", "And now?")
+TALK = (SYSTEM, turn("user", "one " * 20), turn("assistant", "two " * 20), LAST)
+
+
+def comparison(a="good", b="bad", preference="a", messages=(LAST,)):
+    return Comparison(Prompt("p", tuple(messages)), a, b, preference)
+
+
+def encode(comparisons, tokenizer, prompt=64, response=16, **more):
+    return encode_pairs(
+        comparisons,
+        tokenizer=tokenizer,
+        max_prompt_tokens=prompt,
+        max_response_tokens=response,
+        **more,
+    )
+
+
+def test_every_unusable_pair_is_counted_by_its_reason(tokenizer):
+    good = comparison(preference="b")
+    kept, pairs, counts = encode(
+        [
+            good,
+            comparison(preference="tie"),
+            comparison(a=" \n"),
+            comparison(a="bad"),
+            comparison(a="good " * 40),
+            comparison(messages=TALK),
+        ],
+        tokenizer,
+    )
+    assert kept == [good]
+    chosen, rejected = (encode_response(x, tokenizer) for x in ("bad", "good"))
+    assert pairs == [(encode_prompt([LAST], tokenizer), chosen, rejected)]
+    assert counts == {
+        "tie": 1,
+        "empty response": 1,
+        "identical responses": 1,
+        "response too long": 1,
+        "prompt too long": 1,
+    }
+
+
+def test_a_long_prompt_loses_its_oldest_turns_and_the_response_nothing(tokenizer):
+    given = [comparison(messages=TALK)]
+    _, pairs, counts = encode(given, tokenizer, too_long="truncate_prompt")
+    response = encode_response("good", tokenizer)
+    assert pairs[0][:2] == (encode_prompt([SYSTEM, LAST], tokenizer), response)
+    assert counts == {"kept with a truncated prompt": 1}
+    whole = encode(given, tokenizer, prompt=400, too_long="truncate_prompt")
+    assert whole[1][0][0] == encode_prompt(TALK, tokenizer)
+    assert not whole[2]
+
+
+def test_a_last_turn_that_does_not_fit_drops_the_pair(tokenizer):
+    long = comparison(messages=[turn("user", "one " * 40)])
+    _, pairs, counts = encode(
+        [comparison(), long], tokenizer, too_long="truncate_prompt"
+    )
+    assert (len(pairs), counts) == (1, {"prompt too long": 1})
+
+
+def test_when_nothing_is_left_the_reasons_are_told(tokenizer):
+    with pytest.raises(ValueError, match=r"dropped: .*'tie': 2"):
+        encode([comparison(preference="tie")] * 2, tokenizer)
+    with pytest.raises(ValueError, match="must be 'drop' or 'truncate_prompt'"):
+        encode([comparison()], tokenizer, too_long="cut")
