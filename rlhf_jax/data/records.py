@@ -1,25 +1,27 @@
-"""Text records: dialogues, prompts and comparisons, one JSON object a line.
+"""Text records: dialogues, prompts, responses and comparisons, one JSON object a line.
 
-Reading is strict: a bad line raises with file, line and field.
+What a record may hold is said here; json_lines.py reads the lines.
 """
 
 import dataclasses
-import gzip
 import json
-import math
-import zlib
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from rlhf_jax.data.json_lines import (
+    OnBadRecord,
+    RecordError,
+    keep_good,
+    kind_of,
+    scan_json_lines,
+)
 
 VERSION = 1  # of the layout below; written on every line
 ROLES = ("system", "user", "assistant", "observation")
 CHOICES = ("a", "b", "tie")
 CRITERIA = ("helpfulness", "safety", "fluency")
-
-
-class RecordError(ValueError):
-    """A line that is no valid record; the message says where and what is wrong."""
 
 
 Message = dict[str, str]  # {"role": one of ROLES, "content": text}
@@ -36,7 +38,7 @@ class Dialogue:
     def from_json(cls, record: dict) -> "Dialogue":
         messages = _messages(record, "messages")
         if messages[-1]["role"] != "assistant":
-            raise RecordError("field 'messages' must end with the assistant.")
+            raise RecordError("must end with the assistant.", "messages")
         return cls(messages, _string(record, "intent", default=""))
 
 
@@ -54,7 +56,7 @@ class Prompt:
     def from_json(cls, record: dict) -> "Prompt":
         messages = _messages(record, "messages")
         if messages[-1]["role"] != "user":
-            raise RecordError("field 'messages' must end with the user.")
+            raise RecordError("must end with the user.", "messages")
         return cls(
             _string(record, "id"),
             messages,
@@ -126,45 +128,35 @@ class Comparison:
 Record = TypeVar("Record", Dialogue, Prompt, Response, Comparison)
 
 
-def read_records(path: str | Path, kind: type[Record]) -> list[Record]:
+def read_records(
+    path: str | Path,
+    kind: type[Record],
+    *,
+    on_bad_record: OnBadRecord = "error",
+    report: Path | None = None,
+) -> list[Record]:
     """All records of a .jsonl or .jsonl.gz file.
+
+    Args:
+        on_bad_record: "error", or "skip" to leave bad lines out.
+        report: a .jsonl file in which bad lines are listed either way.
 
     Raises:
         FileNotFoundError: there is no such file.
-        RecordError: a line is broken; names the file, the line and the field.
+        RecordError: lines are broken, named by file, line and field; or none is left.
     """
-    records = []
-    for number, record in read_json_lines(path):
-        try:
-            _check_version(record)
-            records.append(kind.from_json(record))
-        except RecordError as error:
-            raise RecordError(f"{path}, line {number}: {error}") from None
-    if not records:
-        raise RecordError(f"{path} holds no records.")
-    return records
 
+    def convert(row: dict) -> Record:
+        _check_version(row)
+        return kind.from_json(row)
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """(line number, object) for each line of a .jsonl or .jsonl.gz file.
-
-    Raises:
-        RecordError: a line is not UTF-8, not JSON or not an object, or the gzip
-            stream is broken; names the file and the line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, _parse_line(path, number, line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RecordError(
-            f"{path} is not a whole gzip file (after line {number}): {error}"
-        ) from None
+    return keep_good(
+        scan_json_lines(path),
+        convert,
+        source=path,
+        on_bad_record=on_bad_record,
+        report=report,
+    )
 
 
 def write_records(path: str | Path, records: Iterable) -> None:
@@ -175,30 +167,16 @@ def write_records(path: str | Path, records: Iterable) -> None:
     with temporary.open("w", encoding="utf-8") as file:
         for record in records:
             line = {"version": VERSION, **dataclasses.asdict(record)}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     temporary.replace(path)
-
-
-def _parse_line(path: Path, number: int, line: bytes) -> dict:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}, line {number}: not UTF-8: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RecordError(f"{path}, line {number}: not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise RecordError(
-            f"{path}, line {number}: must be a JSON object, not {_kind(record)}."
-        )
-    return record
 
 
 def _string(record: dict, field: str, default: str | None = None) -> str:
     value = record.get(field, default)
     if value is None:
-        raise RecordError(f"field '{field}' is missing.")
+        raise RecordError("is missing or null.", field)
     if not isinstance(value, str):
-        raise RecordError(f"field '{field}' must be text, not {_kind(value)}.")
+        raise RecordError(f"must be text, not {kind_of(value)}.", field)
     return value
 
 
@@ -207,7 +185,7 @@ def _choice(
 ) -> str:
     value = _string(record, field, default)
     if value not in choices:
-        raise RecordError(f"field '{field}' must be one of {choices}, not {value!r}.")
+        raise RecordError(f"must be one of {choices}, not {value[:80]!r}.", field)
     return value
 
 
@@ -216,8 +194,9 @@ def _criteria(record: dict, field: str) -> dict[str, str] | None:
     for name, choice in (value or {}).items():
         if name not in CRITERIA or choice not in CHOICES:
             raise RecordError(
-                f"field '{field}' must give {', '.join(CRITERIA)} one of {CHOICES}, "
-                f"not {name!r}: {choice!r}."
+                f"must give {', '.join(CRITERIA)} one of {CHOICES}, not "
+                f"{name[:80]!r}: {str(choice)[:80]!r}.",
+                field,
             )
     return value
 
@@ -227,52 +206,51 @@ def _seconds(record: dict, field: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordError(f"field '{field}' must be a number, not {_kind(value)}.")
-    if not 0 <= value < math.inf:
-        raise RecordError(f"field '{field}' must be seconds, not {value}.")
+        raise RecordError(f"must be a number, not {kind_of(value)}.", field)
+    if not 0 <= value <= sys.float_info.max:
+        raise RecordError(f"must be seconds, 0 or more, not {str(value)[:80]}.", field)
     return float(value)
 
 
 def _prompt(record: dict) -> Prompt:
-    if not isinstance(record.get("prompt"), dict):
-        raise RecordError("field 'prompt' must be an object.")
-    return Prompt.from_json(record["prompt"])
+    value = record.get("prompt")
+    if not isinstance(value, dict):
+        raise RecordError(f"must be an object, not {kind_of(value)}.", "prompt")
+    try:
+        return Prompt.from_json(value)
+    except RecordError as error:
+        raise error.within("prompt") from None
 
 
 def _check_version(record: dict) -> None:
     version = record.get("version", VERSION)
     if version != VERSION:
         raise RecordError(
-            f"field 'version' is {version!r}; this program reads version {VERSION}."
+            f"is {str(version)[:80]!r}; this program reads version {VERSION}.",
+            "version",
         )
 
 
 def _object(record: dict, field: str) -> dict | None:
     value = record.get(field)
     if value is not None and not isinstance(value, dict):
-        raise RecordError(f"field '{field}' must be an object, not {_kind(value)}.")
+        raise RecordError(f"must be an object, not {kind_of(value)}.", field)
     return value
 
 
 def _messages(record: dict, field: str) -> tuple[Message, ...]:
     value = record.get(field)
     if not isinstance(value, list) or not value:
-        raise RecordError(f"field '{field}' must be a list of at least one message.")
+        raise RecordError("must be a list of at least one message.", field)
     messages = []
     for i, message in enumerate(value):
         if not isinstance(message, dict):
-            raise RecordError(f"field '{field}[{i}]' must be an object.")
-        try:
-            role, content = _string(message, "role"), _string(message, "content")
-        except RecordError as error:
-            raise RecordError(f"field '{field}[{i}]': {error}") from None
-        if role not in ROLES:
             raise RecordError(
-                f"field '{field}[{i}].role' must be one of {ROLES}, not {role!r}."
+                f"must be an object, not {kind_of(message)}.", f"{field}[{i}]"
             )
+        try:
+            role, content = _choice(message, "role", ROLES), _string(message, "content")
+        except RecordError as error:
+            raise error.within(f"{field}[{i}]") from None
         messages.append({"role": role, "content": content})
     return tuple(messages)
-
-
-def _kind(value) -> str:
-    return "null" if value is None else type(value).__name__

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from absl import logging
 
+from rlhf_jax.data.json_lines import scan_json_lines
 from rlhf_jax.data.records import (
     Comparison,
     Dialogue,
     Prompt,
     RecordError,
-    read_json_lines,
     read_records,
     write_records,
 )
@@ -100,8 +100,10 @@ def write_hh(path: Path, folder: Path) -> Counter:
     for split, suffix in (("train", ""), ("test", "_test")):
         file = _find(path, split)
         comparisons = []
-        for number, record in read_json_lines(file):
+        for number, record in scan_json_lines(file):
             try:
+                if isinstance(record, RecordError):
+                    raise record
                 comparison, reason = hh_comparison(record, f"{split}-{number}")
             except RecordError as error:
                 raise RecordError(f"{file}, line {number}: {error}") from None
