@@ -6,6 +6,8 @@
 3. Against the first model: win / tie / lose with a 95 % bootstrap interval over
    prompts, and KL(model || first model) on the model's own answers, in nats.
 4. Probes (testbed): does the model still know its name, does it answer in JSON?
+5. With a reward model: the score of every answer, and how much its mean differs from
+   intent to intent, as it is and minus the score of the first model's answer.
 """
 
 import functools
@@ -64,7 +66,10 @@ def run(config, workdir: str) -> None:
         weights.check_vocabulary(
             reward_model.config, tokenizer.vocab_size, config.reward_model
         )
-    judge = make_judge(config, reward_model, tokenizer)
+    score = functools.partial(
+        scores, reward_model, pad_id=tokenizer.pad_id, batch_size=config.batch_size
+    )
+    judge = make_judge(config, reward_model, score)
 
     # Answers
     sampling = functools.partial(
@@ -92,7 +97,7 @@ def run(config, workdir: str) -> None:
     )
     first = load(models[baseline])
     summary = {"models": {}, "judge": config.judge, "baseline": baseline}
-    qualities = {}
+    qualities, rewards = {}, {}
     for name, folder in models.items():
         model = first if name == baseline else load(folder)
         answers = ask(
@@ -103,15 +108,17 @@ def run(config, workdir: str) -> None:
         )
         qualities[name] = judge(answers)
         kl = logprobs(model, answers) - logprobs(first, answers)
-        write_answers(
-            workdir / f"answers_{name}.jsonl", answers, quality=qualities[name], kl=kl
-        )
+        columns = {"quality": qualities[name], "kl": kl}
         row = {
             "checkpoint": weights.fingerprint(folder),
             "quality": mean_with_interval(qualities[name], seed=config.seed),
             "length": float(answers.lengths.mean()),
             "kl": float(kl.mean()),
         }
+        if reward_model is not None:
+            columns["score"] = rewards[name] = score(answers)
+            row |= score_spread(rewards[name], rewards[baseline], answers.prompts)
+        write_answers(workdir / f"answers_{name}.jsonl", answers, **columns)
         if name != baseline:
             row["against_baseline"] = win_rate(
                 qualities[name],
@@ -121,8 +128,8 @@ def run(config, workdir: str) -> None:
             )
         greedy = sampling(temperature=0.0)
         for probe, asked in probes.items():
-            found = ask(model, asked, key=probe_key, sampling=greedy)
-            row[f"{probe}_probes"] = float(np.mean(check(probe, found.texts, config)))
+            texts = ask(model, asked, key=probe_key, sampling=greedy).texts
+            row[f"{probe}_probes"] = float(np.mean(check(probe, texts, config)))
         summary["models"][name] = row
         logging.info("Evaluated %s: quality %.2f.", name, row["quality"]["mean"])
 
@@ -154,7 +161,7 @@ def parse_models(text: str) -> dict[str, str]:
     return models
 
 
-def make_judge(config, reward_model, tokenizer):
+def make_judge(config, reward_model, score):
     """A function from answers to their quality: float [prompts]."""
     if config.judge == "testbed":
         return lambda answers: np.array(
@@ -163,13 +170,23 @@ def make_judge(config, reward_model, tokenizer):
     if config.judge == "reward_model":
         if reward_model is None:
             raise ValueError("judge='reward_model' needs config.reward_model.")
-        return functools.partial(
-            scores,
-            reward_model,
-            pad_id=tokenizer.pad_id,
-            batch_size=config.batch_size,
-        )
+        return score
     raise ValueError(f"{config.judge=} must be 'testbed' or 'reward_model'.")
+
+
+def score_spread(found, baseline, prompts) -> dict[str, float]:
+    """Mean score, and its variance between intents: plain, and minus the score of the
+    baseline's answer to the same prompt (claim 3 of ChatGLM-RLHF's section 3)."""
+    intents = np.array([prompt.intent for prompt in prompts])
+
+    def between(values):
+        return float(np.var([values[intents == i].mean() for i in np.unique(intents)]))
+
+    return {
+        "score": float(found.mean()),
+        "score_variance_between_intents": between(found),
+        "baselined_score_variance_between_intents": between(found - baseline),
+    }
 
 
 def check(probe: str, texts: list[str], config) -> list[bool]:
