@@ -3,8 +3,8 @@
 python launch/reproduce.py --config=configs/paper.py:tiny --workdir=runs/paper
 
 Trains the runs of configs/paper.py on the testbed, evaluates them by its true scorer,
-and writes claims.json, claims.md and plots: each claim, its effect with an interval
-over seeds, and whether it holds. Start the same command again and it goes on.
+and writes claims.md and claims.json: each claim, its effect with an interval over
+seeds, and whether it holds. Start the same command again and it goes on.
 """
 
 import re
@@ -65,8 +65,8 @@ def seed_jobs(folder: Path, seed: int, config: ConfigDict) -> list[Job]:
         )
 
     for claim in config.claims:
-        for name in paper.CLAIMS[claim]:
-            add(name)
+        for name in (paper.REWARD_MODELS | paper.POLICIES)[claim]:
+            add(f"evaluate_{name}")
     return list(jobs.values())
 
 
