@@ -91,10 +91,15 @@ def annotate(
     response_b: str,
     annotator: Annotator,
     rng: np.random.Generator,
+    order: str = "",
 ) -> Annotation:
-    """Compare two responses as this annotator would; any strings will do."""
+    """Compare two responses as this annotator would; any strings will do.
+
+    Args:
+        order: "ab" or "ba": which response is shown first; "": drawn at random.
+    """
     config = annotator.config
-    order = "ab" if rng.random() < 0.5 else "ba"
+    order = order or ("ab" if rng.random() < 0.5 else "ba")
     a, b = (
         explain(prompt, text, annotator.weights) for text in (response_a, response_b)
     )

@@ -1,13 +1,18 @@
 """Comparisons by the testbed's annotators, as records."""
 
-import dataclasses
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
+from rlhf_jax.data.records import (
+    CRITERIA,
+    Comparison,
+    Prompt,
+    read_records,
+    write_records,
+)
 from rlhf_jax.data.testbed.annotators import Annotator, annotate
 from rlhf_jax.data.testbed.demonstrations import respond
 from rlhf_jax.data.testbed.tasks import key_of, task_of
@@ -31,12 +36,19 @@ def compare(
     comparisons = []
     for prompt, response_a, response_b in pairs:
         annotator = annotators[rng.integers(len(annotators))]
-        info = dataclasses.asdict(
-            annotate(prompt, response_a, response_b, annotator, rng)
-        )
-        preference, name = info.pop("preference"), info.pop("annotator")
+        note = annotate(prompt, response_a, response_b, annotator, rng)
         comparisons.append(
-            Comparison(prompt, response_a, response_b, preference, name, info=info)
+            Comparison(
+                prompt,
+                response_a,
+                response_b,
+                note.preference,
+                note.annotator,
+                criteria={name: getattr(note, name) for name in CRITERIA},
+                shown_first=note.order_shown[0],
+                seconds=note.seconds,
+                info={"annotator_kind": note.annotator_kind},
+            )
         )
     return comparisons
 
