@@ -20,28 +20,42 @@ def get_config(preset="tiny"):
         optimizer.decay = "constant"
         optimizer.weight_decay = 0.0
     c.reward_model = ""  # a workdir; "": a random one, for trying out
+    # Of the reference and the reward model: stored, never updated.
+    c.frozen_param_dtype = "float32" if small else "bfloat16"
     c.reference = ""  # "": where the policy starts
     c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
     c.eval_prompts = ""
     # Iterations; the paper: 600 to 800.
     c.total_steps = 32 if preset == "tiny" else 30 if preset == "hh" else 700
-    # Prompts an iteration, one response each.
+    # Responses an iteration: to batch_size / samples_per_prompt prompts.
     c.batch_size = 128 if preset == "tiny" else 32 if preset == "hh" else 256
+    c.samples_per_prompt = 1  # "rloo" and "grpo" need 2 or more
     c.ppo_epochs = 1
     c.minibatches = 4
     c.max_prompt_tokens = lengths.prompt
     c.max_response_tokens = lengths.generated
     c.pad_to_multiple = 16 if small else 128
     c.temperature = 1.0
-    c.baseline = "reference"  # the paper's; or "none"
-    c.whiten_advantages = False  # the paper: no normalisation beside its baseline
+    # "gae", with a value model; without one: "rloo", "grpo" (both with baseline "none"
+    # and several samples a prompt), "remax" (with baseline "greedy" or "reference").
+    c.advantage = "gae"
+    # Whose answer's score is subtracted: "reference" is the paper's, computed once;
+    # "greedy", the policy's own likeliest answer, is generated at every iteration.
+    c.baseline = "reference"
+    # The paper: no normalisation beside its baseline. Scores less their baseline by
+    # their running moments; rewards (mean kept) and advantages over a batch's tokens.
+    c.normalise_scores = False
+    c.whiten_rewards = False
+    c.whiten_advantages = False
     c.kl_coef = 0.03
+    c.kl_in_loss = False  # True: GRPO's k3 in the loss; False: in the rewards
     c.kl_target = 0.0  # nats a response; above 0, kl_coef adapts to it
     c.kl_horizon = 10000.0
     c.kl_ceiling = 100.0  # nats a response that stop the run
     c.gamma = 1.0
     c.lam = 0.95
     c.clip_range = 0.2
+    c.dual_clip = 0.0  # bound of the loss where A < 0, above 1; 0.0: none
     c.value_clip_range = 1.0 if small else 0.2  # scores of the testbed spread by 1
     c.beta_sft = 0.5  # weight of the SFT loss; the paper gives no value
     c.sft_batch_size = 8 if small else 32  # dialogues an update

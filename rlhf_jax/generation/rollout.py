@@ -3,6 +3,8 @@
 Letters: B batch, P prompt, R response.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +20,17 @@ def row_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
+def repeat_prompts(batch: PromptBatch, times: int) -> PromptBatch:
+    """Every prompt `times` times in a row: [B] -> [B times], for as many responses."""
+    repeated = jax.tree.map(lambda x: np.repeat(x, times, axis=0), batch)
+    sample = np.tile(np.arange(times, dtype=np.int32), len(batch.index))
+    return dataclasses.replace(repeated, index=repeated.index * times + sample)
+
+
 def rollout(
     model: ChatGLM, batch: PromptBatch, key: jax.Array, sampling: Sampling
 ) -> Rollout:
-    """Sample one response to each prompt of a batch."""
+    """Sample one response to each row of a batch."""
     batch = jax.tree.map(jnp.asarray, batch)
     keys = row_keys(key, batch.index)
     out = generate(model, batch.prompts, batch.prompt_mask, keys, sampling)

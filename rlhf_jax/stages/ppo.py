@@ -11,6 +11,12 @@ answers every prompt once, and the reward model scores the answers. One iteratio
 
 The paper does not give kl_coef, the clip ranges, GAE's lambda or the critic's design;
 we start the value model from the reward model and take the usual values.
+
+Without a critic: advantage="rloo" (arXiv 2402.14740), "grpo" (2402.03300) or "remax"
+(2310.10505) gives every token of a response the same advantage, from its score minus
+kl_coef * its KL; there is no value model then, in memory or in the programs. ReMax's
+baseline is the policy's greedy answer (baseline="greedy"); with baseline="reference"
+it is the paper's idea in another dress: the same baseline, without a critic.
 """
 
 import dataclasses
@@ -21,22 +27,29 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from rlhf_jax.batches import Experience, PromptBatch, Rollout, SFTBatch
+from rlhf_jax.batches import Experience, Rollout, SFTBatch
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, SFTBatches, prompt_batch, round_up
 from rlhf_jax.data.encoding import encode_dialogues, encode_prompts
 from rlhf_jax.data.records import Prompt, read_records
-from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.evaluation.rollouts import evaluate, rollout_scores, scored_rollouts
+from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import (
     dialogue_logprobs,
+    one_response,
     response_logprobs,
     response_scores,
     response_values,
 )
+from rlhf_jax.losses import advantages as advantages_
 from rlhf_jax.losses import kl, masked
-from rlhf_jax.losses.advantages import gae, reference_baseline
-from rlhf_jax.losses.ppo import explained_variance, ppo_policy_loss, ppo_value_loss
+from rlhf_jax.losses.ppo import (
+    dual_clip_policy_loss,
+    explained_variance,
+    ppo_policy_loss,
+    ppo_value_loss,
+)
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.accumulate import value_and_grad
@@ -44,17 +57,19 @@ from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
-from rlhf_jax.training.workdir import due, finish, open_workdir
+from rlhf_jax.training.workdir import cached_array, due, finish, open_workdir
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PPOState:
-    """What changes: the policy, the value model and the KL coefficient."""
+    """What changes. `value` is None without a critic; `moments` are of all scores so
+    far (with normalise_scores)."""
 
     policy: TrainState
-    value: TrainState
+    value: TrainState | None
     kl_coef: jax.Array
+    moments: advantages_.RunningMoments
 
 
 @jax.tree_util.register_dataclass
@@ -68,61 +83,79 @@ class Frozen:
 
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """The numbers that the compiled programs depend on; see configs/ppo.py."""
+    """What the compiled programs depend on; see configs/ppo.py."""
 
-    temperature: float
     num_tokens: int
+    temperature: float
     chunk_size: int
-    gamma: float
-    lam: float
-    clip_range: float
-    value_clip_range: float
-    beta_sft: float
+    advantage: str
+    samples_per_prompt: int
+    normalise_scores: bool
+    whiten_rewards: bool
     whiten_advantages: bool
     missing_end_penalty: float
     score_clip: float
+    kl_in_loss: bool
+    gamma: float
+    lam: float
+    clip_range: float
+    dual_clip: float
+    value_clip_range: float
+    beta_sft: float
     ppo_epochs: int
     minibatches: int
     microbatches: int
+
+
+def policy_logprobs(policy, batch: Rollout | Experience, *, hyper: Hyper):
+    """Log-probability and entropy of every response token, [B, R]: the function that
+    the rollout sampled from, at its temperature."""
+    out = response_logprobs(
+        policy,
+        *one_response(batch),
+        temperature=hyper.temperature,
+        num_tokens=hyper.num_tokens,
+        chunk_size=hyper.chunk_size,
+    )
+    return out._replace(logprobs=out.logprobs[:, 0], entropy=out.entropy[:, 0])
 
 
 def make_experience(
     state: PPOState,
     frozen: Frozen,
     rolled: Rollout,
-    reference_scores: jax.Array,
+    baseline_scores: jax.Array,
     *,
     hyper: Hyper,
-) -> tuple[Experience, dict]:
-    """Everything the update needs, fixed before it.
+) -> tuple[Experience, advantages_.RunningMoments, dict]:
+    """Everything the update needs, fixed before it, and the moments of the scores.
 
     Args:
-        reference_scores: float32 [B], the score of the reference's answer to each
-            prompt; zeros switch the baseline off.
+        baseline_scores: float32 [B], the score of another answer to each row's prompt
+            (the reference's, or the policy's greedy one); zeros for no baseline.
     """
     mask = rolled.response_mask
-    row = (
-        rolled.prompts,
-        rolled.prompt_mask,
-        rolled.responses[:, None],
-        mask[:, None],
-    )  # K = 1 response a prompt
-    logprobs = functools.partial(
-        response_logprobs,
-        temperature=hyper.temperature,
-        num_tokens=hyper.num_tokens,
-        chunk_size=hyper.chunk_size,
-    )
-    old = logprobs(state.policy.model, *row)
-    old_logprobs = masked.keep(old.logprobs[:, 0], mask)
-    ref_logprobs = masked.keep(logprobs(frozen.reference, *row).logprobs[:, 0], mask)
-    scores = response_scores(frozen.reward, *row)[:, 0]
-    values = masked.keep(response_values(state.value.model, *row)[:, 0], mask)
+    old = policy_logprobs(state.policy.model, rolled, hyper=hyper)
+    old_logprobs = masked.keep(old.logprobs, mask)
+    ref = policy_logprobs(frozen.reference, rolled, hyper=hyper)
+    ref_logprobs = masked.keep(ref.logprobs, mask)
+    scores = response_scores(frozen.reward, *one_response(rolled))[:, 0]
+    values = None
+    if state.value is not None:
+        values = response_values(state.value.model, *one_response(rolled))[:, 0]
+        values = masked.keep(values, mask)
 
+    rewarded = advantages_.reference_baseline(
+        scores=scores, reference_scores=baseline_scores
+    )
+    moments = state.moments
+    if hyper.normalise_scores:
+        moments = advantages_.update_moments(
+            moments, rewarded, jnp.ones(rewarded.shape, bool)
+        )
+        rewarded = advantages_.normalise(rewarded, moments)
     rewarded = kl.missing_end_penalty(
-        scores=reference_baseline(scores=scores, reference_scores=reference_scores),
-        ended=rolled.ended,
-        penalty=hyper.missing_end_penalty,
+        scores=rewarded, ended=rolled.ended, penalty=hyper.missing_end_penalty
     )
     rewarded = kl.clip_scores(rewarded, hyper.score_clip)
     rewards = kl.penalised_rewards(
@@ -130,65 +163,89 @@ def make_experience(
         logprobs=old_logprobs,
         ref_logprobs=ref_logprobs,
         mask=mask,
-        kl_coef=state.kl_coef,
+        kl_coef=0.0 if hyper.kl_in_loss else state.kl_coef,
     )
-    estimate = functools.partial(gae, gamma=hyper.gamma, lam=hyper.lam)
-    advantages, returns = jax.vmap(
-        lambda rewards, values, mask: estimate(
-            rewards=rewards, values=values, mask=mask
-        )
-    )(rewards, values, mask)
-    if hyper.whiten_advantages:
-        advantages = masked.whiten(advantages, mask, shift_mean=True)
+    advantages, returns = estimate_advantages(rewards, values, mask, hyper=hyper)
 
-    token_kl = kl.k1(old_logprobs, ref_logprobs)
-    sampler_gap = jnp.abs(old_logprobs - rolled.logprobs)
-    sequence_kl = token_kl.sum(-1)  # 0 where masked, like both log-probabilities
+    sequence_kl = kl.k1(old_logprobs, ref_logprobs).sum(-1)  # 0 where masked
+    gap = old_logprobs - masked.keep(rolled.logprobs, mask)  # sampler and trainer
     metrics = {
         "objective/kl": Mean.of(sequence_kl),
         "objective/scores": Mean.of(scores),
         "objective/rlhf_reward": Mean.of(rewarded - state.kl_coef * sequence_kl),
         "objective/non_score_reward": Mean.of(-state.kl_coef * sequence_kl),
-        "objective/baselined_scores": Mean.of(scores - reference_scores),
-        "objective/entropy": Mean.of(old.entropy[:, 0], mask),
+        "objective/baselined_scores": Mean.of(scores - baseline_scores),
+        "objective/entropy": Mean.of(old.entropy, mask),
         "objective/kl_coef": Mean.of(state.kl_coef),
         "response/length_mean": Mean.of(mask.sum(-1)),
         "response/ended_fraction": Mean.of(rolled.ended),
-        "rollout/logprob_gap_mean": Mean.of(sampler_gap, mask),
-        "rollout/logprob_gap_max": jnp.where(mask, sampler_gap, 0.0).max(),
-        "val/explained_variance": explained_variance(
-            values=values, returns=returns, mask=mask
-        ),
+        "rollout/logprob_gap_mean": Mean.of(jnp.abs(gap), mask),
+        "rollout/logprob_gap_max": jnp.abs(gap).max(),
+        "rollout/ratio_outside": Mean.of(jnp.abs(jnp.expm1(gap)) > 0.1, mask),
     }
+    if values is not None:
+        metrics["val/explained_variance"] = explained_variance(
+            values=values, returns=returns, mask=mask
+        )
     experience = Experience(
         prompts=rolled.prompts,
         prompt_mask=rolled.prompt_mask,
         responses=rolled.responses,
         response_mask=mask,
         old_logprobs=old_logprobs,
-        old_values=values,
+        ref_logprobs=ref_logprobs,
         advantages=advantages,
+        old_values=values,
         returns=returns,
     )
-    return experience, metrics
+    return experience, moments, metrics
 
 
-def policy_loss_fn(policy, batch, *, num_tokens_in_batch, num_sft_tokens, hyper: Hyper):
+def estimate_advantages(rewards, values, mask, *, hyper: Hyper):
+    """Advantages [B, R], and the returns [B, R] that the value model learns (None
+    without one), from rewards and values [B, R]."""
+    if hyper.advantage == "gae":
+        if hyper.whiten_rewards:
+            rewards = masked.whiten(rewards, mask, shift_mean=False)
+        advantages, returns = jax.vmap(
+            lambda rewards, values, mask: advantages_.gae(
+                rewards=rewards,
+                values=values,
+                mask=mask,
+                gamma=hyper.gamma,
+                lam=hyper.lam,
+            )
+        )(rewards, values, mask)
+    else:
+        totals = rewards.sum(-1)  # of a response: its score less its KL
+        groups = totals.reshape(-1, hyper.samples_per_prompt)
+        if hyper.advantage == "rloo":
+            groups = advantages_.rloo_advantages(scores=groups)
+        elif hyper.advantage == "grpo":
+            groups = advantages_.grpo_advantages(scores=groups, epsilon=1e-4)
+        advantages = masked.keep(
+            jnp.broadcast_to(groups.reshape(-1, 1), mask.shape), mask
+        )
+        returns = None
+    if hyper.whiten_advantages:
+        advantages = masked.whiten(advantages, mask, shift_mean=True)
+    return advantages, returns
+
+
+def policy_loss_fn(
+    policy, batch, *, num_tokens_in_batch, num_sft_tokens, kl_coef, hyper: Hyper
+):
     """The share of L_ppo + beta_sft * L_sft of (experience, SFT batch)."""
     experience, sft = batch
     mask = experience.response_mask
-    new = response_logprobs(
-        policy,
-        experience.prompts,
-        experience.prompt_mask,
-        experience.responses[:, None],
-        mask[:, None],
-        temperature=hyper.temperature,
-        num_tokens=hyper.num_tokens,
-        chunk_size=hyper.chunk_size,
-    )
-    out = ppo_policy_loss(
-        logprobs=new.logprobs[:, 0],
+    logprobs = policy_logprobs(policy, experience, hyper=hyper).logprobs
+    clipped_loss = ppo_policy_loss
+    if hyper.dual_clip:
+        clipped_loss = functools.partial(
+            dual_clip_policy_loss, dual_clip=hyper.dual_clip
+        )
+    out = clipped_loss(
+        logprobs=logprobs,
         old_logprobs=experience.old_logprobs,
         advantages=experience.advantages,
         mask=mask,
@@ -202,54 +259,49 @@ def policy_loss_fn(policy, batch, *, num_tokens_in_batch, num_sft_tokens, hyper:
         "val/ratio": Mean.of(out.ratio, mask),
     }
     total = loss.total / num_tokens_in_batch
+    if hyper.kl_in_loss:
+        token_kl = kl.k3(masked.keep(logprobs, mask), experience.ref_logprobs)
+        metrics["loss/kl"] = Mean.of(token_kl, mask)
+        total += kl_coef * metrics["loss/kl"].total / num_tokens_in_batch
     if hyper.beta_sft:
-        logprobs = dialogue_logprobs(
+        sft_logprobs = dialogue_logprobs(
             policy, sft, num_tokens=hyper.num_tokens, chunk_size=hyper.chunk_size
         )
-        metrics["loss/sft"] = Mean.of(sft_loss(logprobs=logprobs), sft.loss_mask)
+        metrics["loss/sft"] = Mean.of(sft_loss(logprobs=sft_logprobs), sft.loss_mask)
         total += hyper.beta_sft * metrics["loss/sft"].total / num_sft_tokens
     return total, metrics
 
 
 def value_loss_fn(value_model, experience: Experience, *, num_tokens_in_batch, hyper):
+    """The share of the clipped value loss of a part of a batch."""
     mask = experience.response_mask
-    values = response_values(
-        value_model,
-        experience.prompts,
-        experience.prompt_mask,
-        experience.responses[:, None],
-        mask[:, None],
-    )[:, 0]
     out = ppo_value_loss(
-        values=values,
+        values=response_values(value_model, *one_response(experience))[:, 0],
         old_values=experience.old_values,
         returns=experience.returns,
         mask=mask,
         value_clip_range=hyper.value_clip_range,
     )
     loss = Mean.of(out.loss, mask)
-    return loss.total / num_tokens_in_batch, {
-        "loss/value": loss,
-        "val/clipfrac": Mean.of(out.clipped, mask),
-    }
+    metrics = {"loss/value": loss, "val/clipfrac": Mean.of(out.clipped, mask)}
+    return loss.total / num_tokens_in_batch, metrics
 
 
 def update(
     state: PPOState,
     experience: Experience,
-    sft_batches: SFTBatch,
+    sft_batches: SFTBatch | None,
     key: jax.Array,
     *,
     hyper: Hyper,
     policy_optimizer,
     value_optimizer,
 ) -> tuple[PPOState, dict]:
-    """All epochs and minibatches of one iteration.
+    """All epochs and minibatches of one iteration, in one scan.
 
     Args:
         sft_batches: one SFT batch for each update, stacked: leaves [updates, b, T].
     """
-    rows = experience.prompts.shape[0]
 
     def one_update(models, inputs):
         policy, value = models
@@ -260,40 +312,45 @@ def update(
             policy_loss_fn,
             num_tokens_in_batch=num_tokens_in_batch,
             num_sft_tokens=sft.loss_mask.sum() if sft else 1,
+            kl_coef=state.kl_coef,
             hyper=hyper,
-        )
-        value_share = functools.partial(
-            value_loss_fn, num_tokens_in_batch=num_tokens_in_batch, hyper=hyper
         )
         _, metrics, gradients = value_and_grad(
             policy_share, policy.model, (batch, sft), microbatches=hyper.microbatches
         )
-        policy, policy_update = apply_gradients(policy, gradients, policy_optimizer)
-        _, value_metrics, gradients = value_and_grad(
-            value_share, value.model, batch, microbatches=hyper.microbatches
-        )
-        value, value_update = apply_gradients(value, gradients, value_optimizer)
-        metrics |= value_metrics
-        metrics["optim/grad_norm"] = policy_update["optim/grad_norm"]
-        metrics["optim/value_grad_norm"] = value_update["optim/grad_norm"]
+        policy, applied = apply_gradients(policy, gradients, policy_optimizer)
+        metrics["optim/grad_norm"] = applied["optim/grad_norm"]
+        if value is not None:
+            value_share = functools.partial(
+                value_loss_fn, num_tokens_in_batch=num_tokens_in_batch, hyper=hyper
+            )
+            _, value_metrics, gradients = value_and_grad(
+                value_share, value.model, batch, microbatches=hyper.microbatches
+            )
+            value, applied = apply_gradients(value, gradients, value_optimizer)
+            metrics |= value_metrics
+            metrics["optim/value_grad_norm"] = applied["optim/grad_norm"]
         return (policy, value), metrics
 
+    rows = experience.prompts.shape[0]
     keys = jax.random.split(key, hyper.ppo_epochs)
     order = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
     indices = order.reshape(hyper.ppo_epochs * hyper.minibatches, -1)
     (policy, value), metrics = jax.lax.scan(
         one_update, (state.policy, state.value), (indices, sft_batches)
     )
-    first = jax.tree.map(lambda x: x[0], metrics["val/ratio"])
+    first_ratio = jax.tree.map(lambda x: x[0], metrics["val/ratio"])
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
-    metrics["val/ratio_first"] = first
-    metrics["optim/skipped"] = jnp.maximum(policy.skipped, value.skipped)
+    metrics["val/ratio_first"] = first_ratio
+    skipped = [model.skipped for model in (policy, value) if model is not None]
+    metrics["optim/skipped"] = jnp.stack(skipped).max()
     return dataclasses.replace(state, policy=policy, value=value), metrics
 
 
 def run(config, workdir: str) -> None:
     """Improve `config.init_from` (an SFT policy) against `config.reward_model`; leave
     policy ("model") and value model ("value") in `workdir/checkpoints`."""
+    check_options(config)
     workdir = open_workdir(workdir, config)
     key = jax.random.key(config.seed)
     init_key, head_key, reference_key, rollout_key, update_key, eval_key = (
@@ -303,21 +360,17 @@ def run(config, workdir: str) -> None:
     # Data
     data = sources.open_data(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    prompts_file = config.prompts or data / "prompts.jsonl"
-    eval_file = config.eval_prompts or data / "eval_prompts.jsonl"
-    records = read_records(prompts_file, Prompt)
+    records = read_records(config.prompts or data / "prompts.jsonl", Prompt)
     _, prompts = encode_prompts(records, tokenizer, config.max_prompt_tokens)
     logging.info("%d prompts, %d of them short enough.", len(records), len(prompts))
+    records = read_records(config.eval_prompts or data / "eval_prompts.jsonl", Prompt)
     _, eval_prompts = encode_prompts(
-        read_records(eval_file, Prompt)[: config.batch_size],
-        tokenizer,
-        config.max_prompt_tokens,
+        records[: config.batch_size], tokenizer, config.max_prompt_tokens
     )
     width = round_up(max(map(len, prompts + eval_prompts)), config.pad_to_multiple)
-    order = BatchOrder(len(prompts), batch_size=config.batch_size, seed=config.seed)
-    make_prompts = functools.partial(prompt_batch, pad_id=tokenizer.pad_id, width=width)
+    prompts_a_step = config.batch_size // config.samples_per_prompt
+    order = BatchOrder(len(prompts), batch_size=prompts_a_step, seed=config.seed)
     num_updates = config.ppo_epochs * config.minibatches
-    check_divides(config)
     sft = None
     if config.beta_sft:
         dialogues, _ = encode_dialogues(
@@ -331,32 +384,34 @@ def run(config, workdir: str) -> None:
             seed=config.seed,
         )
 
-    # Model
+    # Models
     load = functools.partial(
         weights.load_policy,
         model=config.model,
         num_tokens=tokenizer.vocab_size,
         key=init_key,
         dtype=config.dtype,
-        param_dtype=config.param_dtype,
     )
-    policy = load(config.init_from)
+    load_scorer = functools.partial(
+        weights.load_score_model,
+        config.reward_model,
+        num_tokens=tokenizer.vocab_size,
+        key=head_key,
+    )
+    policy = load(config.init_from, param_dtype=config.param_dtype)
+    reference = load(
+        config.reference or config.init_from, param_dtype=config.frozen_param_dtype
+    )
     if config.reference and config.reference != config.init_from:
         logging.warning(
             "The reference, %s, is not where the policy starts, %s.",
             weights.fingerprint(config.reference),
             weights.fingerprint(config.init_from),
         )
-    reference = load(config.reference or config.init_from)
-    reward = weights.load_score_model(
-        config.reward_model,
-        backbone=reference,
-        num_tokens=tokenizer.vocab_size,
-        key=head_key,
-    )
+    frozen = Frozen(reference, load_scorer(backbone=reference))
     if not config.reward_model:
         logging.warning("No reward_model: a random one, good for trying out only.")
-    frozen = Frozen(reference, reward)
+    value = load_scorer(backbone=policy) if config.advantage == "gae" else None
 
     # State
     total_steps = config.total_steps
@@ -366,15 +421,17 @@ def run(config, workdir: str) -> None:
 
     @jax.jit
     def create(policy, value):
+        # Copies: the state's buffers are donated, so no other model may share them.
+        policy, value = jax.tree.map(jnp.copy, (policy, value))
         return PPOState(
             policy=TrainState.create(policy, policy_optimizer),
-            value=TrainState.create(value, value_optimizer),
+            value=value and TrainState.create(value, value_optimizer),
             kl_coef=jnp.float32(config.kl_coef),
+            moments=advantages_.init_moments(),
         )
 
-    # The state's buffers are donated: it must not share any with the frozen models.
-    state = create(policy, jax.tree.map(jnp.copy, reward))
-    del policy
+    state = create(policy, value)
+    del policy, value
 
     # Steps
     hyper = Hyper(
@@ -395,6 +452,7 @@ def run(config, workdir: str) -> None:
         pad_id=tokenizer.pad_id,
         num_tokens=tokenizer.vocab_size,
     )
+    greedy = dataclasses.replace(sampling, temperature=0.0)
     experience_step = jax.jit(functools.partial(make_experience, hyper=hyper))
     update_step = jax.jit(
         functools.partial(
@@ -408,33 +466,33 @@ def run(config, workdir: str) -> None:
 
     # Restore
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
-    meta = {
-        "models": {
-            "model": weights.describe(state.policy.model),
-            "value": weights.describe(state.value.model),
-        }
-    }
+    models = {"model": state.policy.model}
+    models |= {"value": state.value.model} if state.value else {}
+    meta = {"models": {name: weights.describe(model) for name, model in models.items()}}
     start = checkpoints.latest_step()
     if start:
-        items = checkpoints.restore(start, state_items(state))
-        state = PPOState(
-            from_items(items), from_items(items, "value"), items["kl_coef"]["kl_coef"]
-        )
+        state = from_checkpoint(checkpoints.restore(start, to_checkpoint(state)))
 
     # Reference answers
     reference_scores = np.zeros(len(prompts), np.float32)
     if config.baseline == "reference":
-        reference_scores = score_reference(
-            workdir / "reference_scores.npy",
-            frozen,
-            prompts,
-            make_prompts,
-            reference_key,
-            sampling,
-            config.batch_size,
+
+        def score_reference():
+            answers = scored_rollouts(
+                reference,
+                frozen.reward,
+                prompts,
+                reference_key,
+                sampling,
+                samples_per_prompt=1,
+                batch_size=config.batch_size,
+                width=width,
+            )
+            return np.concatenate([found.scores[:, 0] for found in answers])
+
+        reference_scores = cached_array(
+            workdir / "reference_scores.npy", score_reference
         )
-    elif config.baseline != "none":
-        raise ValueError(f"{config.baseline=} must be 'reference' or 'none'.")
 
     # Loop
     writer = Writer(workdir, start, config.max_skipped_updates)
@@ -442,19 +500,30 @@ def run(config, workdir: str) -> None:
     with ProgressBar("ppo", total_steps, start, show) as bar:
         for step in range(start, total_steps):
             index = order.indices(step)
-            batch = make_prompts([prompts[i] for i in index], index)
+            batch = prompt_batch(
+                [prompts[i] for i in index], index, pad_id=tokenizer.pad_id, width=width
+            )
+            step_key = jax.random.fold_in(rollout_key, step)
             watch = Stopwatch()
             rolled = rollout(
                 state.policy.model,
-                batch,
-                jax.random.fold_in(rollout_key, step),
+                repeat_prompts(batch, config.samples_per_prompt),
+                step_key,
                 sampling,
             )
+            baseline_scores = reference_scores[index]
+            if config.baseline == "greedy":
+                answers = rollout(state.policy.model, batch, step_key, greedy)
+                baseline_scores = np.asarray(rollout_scores(frozen.reward, answers))
             num_generated = float(rolled.response_mask.sum())
             seconds = {"time/generate": watch.lap()}
-            experience, metrics = experience_step(
-                state, frozen, rolled, reference_scores[index]
+            experience, moments, metrics = experience_step(
+                state,
+                frozen,
+                rolled,
+                np.repeat(baseline_scores, config.samples_per_prompt),
             )
+            state = dataclasses.replace(state, moments=moments)
             jax.block_until_ready(metrics)
             seconds["time/score"] = watch.lap()
             state, update_metrics = update_step(
@@ -475,19 +544,19 @@ def run(config, workdir: str) -> None:
             if due(step + 1, config.eval_every, total_steps):
                 eval_metrics, samples = evaluate(
                     state.policy.model,
-                    frozen,
+                    frozen.reward,
                     eval_prompts,
-                    make_prompts,
                     eval_key,
                     sampling,
                     tokenizer,
+                    width=width,
                 )
                 writer.write(step + 1, eval_metrics)
                 writer.write_samples(step + 1, samples[: config.num_samples])
             ceiling = numbers.get("objective/kl", 0.0) > config.kl_ceiling
             if ceiling or due(step + 1, config.save_every, total_steps):
                 writer.flush()
-                checkpoints.save(step + 1, state_items(state), meta)
+                checkpoints.save(step + 1, to_checkpoint(state), meta)
             if ceiling:
                 logging.error(
                     "Stopped at step %d: objective/kl %.1f is above kl_ceiling %.1f. "
@@ -500,9 +569,15 @@ def run(config, workdir: str) -> None:
     finish(workdir, numbers)
 
 
-def state_items(state: PPOState) -> dict:
-    items = to_items(state.policy) | to_items(state.value, "value")
-    return items | {"kl_coef": {"kl_coef": state.kl_coef}}
+def to_checkpoint(state: PPOState) -> dict:
+    items = to_items(state.policy)
+    items |= to_items(state.value, "value") if state.value else {}
+    return items | {"rest": {"kl_coef": state.kl_coef, "moments": state.moments}}
+
+
+def from_checkpoint(items: dict) -> PPOState:
+    value = from_items(items, "value") if "value" in items else None
+    return PPOState(policy=from_items(items), value=value, **items["rest"])
 
 
 def adapt_kl_coef(state: PPOState, observed: Mean, config) -> PPOState:
@@ -516,68 +591,51 @@ def adapt_kl_coef(state: PPOState, observed: Mean, config) -> PPOState:
     return dataclasses.replace(state, kl_coef=kl_coef)
 
 
-def score_reference(
-    path, frozen: Frozen, prompts, make_prompts, key, sampling, batch_size
-) -> np.ndarray:
-    """The score of the reference's answer to each prompt: float32 [prompts], kept on
-    disk."""
-    if path.exists():
-        return np.load(path, allow_pickle=False)
-    scores = np.zeros(len(prompts), np.float32)
-    for first in range(0, len(prompts), batch_size):
-        index = np.arange(first, first + batch_size) % len(prompts)
-        batch: PromptBatch = make_prompts([prompts[i] for i in index], index)
-        rolled = rollout(frozen.reference, batch, key, sampling)
-        scores[index] = np.asarray(score_rollout(frozen.reward, rolled))
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, scores)
-    temporary.replace(path)
-    return scores
+def check_options(config) -> None:
+    """Refuse options that contradict each other, before anything is read or compiled.
 
-
-@jax.jit
-def score_rollout(reward_model, rolled: Rollout) -> jax.Array:
-    return response_scores(
-        reward_model,
-        rolled.prompts,
-        rolled.prompt_mask,
-        rolled.responses[:, None],
-        rolled.response_mask[:, None],
-    )[:, 0]
-
-
-def evaluate(policy, frozen, prompts, make_prompts, key, sampling, tokenizer):
-    """Mean score on held-out prompts, and the conversations; the same every time."""
-    batch = make_prompts(prompts, np.arange(len(prompts)))
-    rolled = rollout(policy, batch, key, sampling)
-    scores = np.asarray(score_rollout(frozen.reward, rolled))
-    responses = np.asarray(rolled.responses)
-    lengths = np.asarray(rolled.response_mask).sum(-1)
-    samples = [
-        {
-            "prompt": tokenizer.decode(prompt),
-            "response": tokenizer.decode(responses[i, : lengths[i]]),
-            "reward": float(scores[i]),
-        }
-        for i, prompt in enumerate(prompts)
-    ]
-    metrics = {
-        "eval/scores": Mean.of(scores),
-        "eval/response_length": Mean.of(lengths),
-    }
-    return metrics, samples
-
-
-def check_divides(config) -> None:
-    """Batch sizes that the compiled update can cut evenly."""
-    parts = config.minibatches * config.microbatches
-    if config.batch_size % parts:
+    Raises:
+        ValueError: which, and what to set instead.
+    """
+    for name, known in {
+        "advantage": ("gae", "rloo", "grpo", "remax"),
+        "baseline": ("reference", "greedy", "none"),
+    }.items():
+        if config[name] not in known:
+            raise ValueError(f"{name}={config[name]!r} must be one of {known}.")
+    grouped = config.advantage in ("rloo", "grpo")
+    if grouped and config.samples_per_prompt < 2:
         raise ValueError(
-            f"batch_size={config.batch_size} must be a multiple of minibatches * "
-            f"microbatches = {parts}."
+            f"advantage={config.advantage!r} compares the responses to one prompt: "
+            "set samples_per_prompt to 2 or more."
         )
-    if config.beta_sft and config.sft_batch_size % config.microbatches:
+    if grouped and config.baseline != "none":
         raise ValueError(
-            f"sft_batch_size={config.sft_batch_size} must be a multiple of "
-            f"microbatches={config.microbatches}."
+            f"baseline={config.baseline!r} cancels out of advantage="
+            f"{config.advantage!r}, which subtracts the group's mean: set "
+            "baseline='none'."
         )
+    if config.advantage == "remax" and config.baseline == "none":
+        raise ValueError(
+            "advantage='remax' is the score less a baseline's: set baseline='greedy', "
+            "or 'reference'."
+        )
+    if config.whiten_rewards and config.advantage != "gae":
+        raise ValueError(
+            "whiten_rewards is of advantage='gae', with its token rewards."
+        )
+    if 0 < config.dual_clip <= 1:
+        raise ValueError(f"{config.dual_clip=} must be above 1, or 0 for none.")
+    for name, parts in {
+        "batch_size": ("samples_per_prompt",),
+        "batch_size ": ("minibatches", "microbatches"),
+        "sft_batch_size": ("microbatches",) if config.beta_sft else (),
+    }.items():
+        whole, divisor = config[name.strip()], 1
+        for part in parts:
+            divisor *= config[part]
+        if whole % divisor:
+            raise ValueError(
+                f"{name.strip()}={whole} must be a multiple of "
+                f"{' * '.join(f'{part}={config[part]}' for part in parts)}."
+            )

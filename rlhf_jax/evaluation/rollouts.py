@@ -1,0 +1,104 @@
+"""Responses with their scores, to all prompts of a data set or to a few."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rlhf_jax.batches import PromptBatch, Rollout
+from rlhf_jax.data.batching import prompt_batch
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.generation.rollout import repeat_prompts, rollout
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.scoring import one_response, response_scores
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.training.metrics import Mean
+
+
+class ScoredRollout(NamedTuple):
+    """K responses to each of n prompts, on the host."""
+
+    index: np.ndarray  # int [n], the prompts' places in the data set
+    rollout: Rollout  # rows n * K, the responses to one prompt side by side
+    scores: np.ndarray  # float32 [n, K]
+
+
+@jax.jit
+def rollout_scores(reward_model: ScoreModel, rolled: Rollout) -> jax.Array:
+    """The score of each response: float32 [B]."""
+    return response_scores(reward_model, *one_response(rolled))[:, 0]
+
+
+def scored_rollouts(
+    policy: ChatGLM,
+    reward_model: ScoreModel,
+    prompts: Sequence[list[int]],
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    samples_per_prompt: int,
+    batch_size: int,
+    width: int,
+) -> Iterator[ScoredRollout]:
+    """Answer every prompt and score the answers, `batch_size` prompts at a time.
+
+    All batches have one shape: the last is filled with prompts from the beginning,
+    whose answers are dropped.
+    """
+    for first in range(0, len(prompts), batch_size):
+        index = np.arange(first, first + batch_size) % len(prompts)
+        real = min(batch_size, len(prompts) - first)
+        batch: PromptBatch = prompt_batch(
+            [prompts[i] for i in index], index, pad_id=sampling.pad_id, width=width
+        )
+        rolled = rollout(
+            policy, repeat_prompts(batch, samples_per_prompt), key, sampling
+        )
+        scores = np.asarray(rollout_scores(reward_model, rolled))
+        rows = real * samples_per_prompt
+        yield ScoredRollout(
+            index=index[:real],
+            rollout=jax.tree.map(lambda x, rows=rows: np.asarray(x)[:rows], rolled),
+            scores=scores.reshape(batch_size, samples_per_prompt)[:real],
+        )
+
+
+def evaluate(
+    policy: ChatGLM,
+    reward_model: ScoreModel,
+    prompts: Sequence[list[int]],
+    key: jax.Array,
+    sampling: Sampling,
+    tokenizer: Tokenizer,
+    *,
+    width: int,
+) -> tuple[dict[str, Mean], list[dict]]:
+    """Score and length on held-out prompts, and the conversations as records for
+    samples.jsonl; the same prompts and keys every time."""
+    (found,) = scored_rollouts(
+        policy,
+        reward_model,
+        prompts,
+        key,
+        sampling,
+        samples_per_prompt=1,
+        batch_size=len(prompts),
+        width=width,
+    )
+    lengths = found.rollout.response_mask.sum(-1)
+    samples = [
+        {
+            "prompt": tokenizer.decode(prompt),
+            "response": tokenizer.decode(found.rollout.responses[i, : lengths[i]]),
+            "reward": float(found.scores[i, 0]),
+        }
+        for i, prompt in enumerate(prompts)
+    ]
+    metrics = {
+        "eval/scores": Mean.of(found.scores),
+        "eval/response_length": Mean.of(lengths),
+        "eval/ended_fraction": Mean.of(found.rollout.ended),
+    }
+    return metrics, samples
