@@ -20,11 +20,21 @@ def get_config(preset="tiny"):
     c.max_prompt_tokens = lengths.prompt
     c.max_response_tokens = lengths.response
     c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128
-    c.beta = 0.1  # the pull to the reference; the paper gives no value
-    c.label_smoothing = 0.0
+    # "dpo", "robust", "ipo", "simpo" or "length_regularised": see losses/dpo.py
+    c.loss = "dpo"
+    c.beta = 0.1  # the pull to the reference; the paper gives no value; simpo wants 2
+    c.label_smoothing = 0.0  # share of wrong labels: conservative for dpo, robust
+    c.gamma = 0.0  # simpo: the margin to reach
+    c.alpha = 0.0  # length_regularised: a token's price
+    c.reference = "cached"  # its log-probabilities, once; "on_the_fly": every step
+    c.reference_cache = ""  # a .npz file that runs may share; "": in the workdir
+    c.reference_from = ""  # a policy; "": init_from
     c.beta_sft = 0.5  # weight of the SFT loss; the paper gives no value
     c.sft_batch_size = 8 if small else 32
     c.max_sft_tokens = lengths.dialogue
+    c.eval_every = 500  # steps; the last step is always one
+    c.eval_prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl
+    c.num_eval_prompts = 128  # answered at an evaluation, for KL and length
+    c.num_samples = 8  # of these conversations written
     c.save_every = 500
-    c.num_samples = 8  # conversations written at the end
     return c

@@ -364,7 +364,6 @@ def run(config, workdir: str) -> None:
             metrics["tokens_per_second"] = watch.rate(batch.response_mask.sum())
             bar.update(*writer.write(step + 1, metrics))
             if due(step + 1, config.eval_every, total_steps):
-                writer.flush()
                 eval_metrics, samples = evaluate(
                     state.model,
                     reference or load(config.reference_from or config.init_from),
