@@ -5,11 +5,11 @@ What a record may hold is said here; json_lines.py reads the lines.
 
 import dataclasses
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlhf_jax.data import fields
 from rlhf_jax.data.json_lines import (
     OnBadRecord,
     RecordError,
@@ -39,7 +39,7 @@ class Dialogue:
         messages = _messages(record, "messages")
         if messages[-1]["role"] != "assistant":
             raise RecordError("must end with the assistant.", "messages")
-        return cls(messages, _string(record, "intent", default=""))
+        return cls(messages, fields.text(record, "intent", default=""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Prompt:
         if messages[-1]["role"] != "user":
             raise RecordError("must end with the user.", "messages")
         return cls(
-            _string(record, "id"),
+            fields.text(record, "id"),
             messages,
-            _string(record, "intent", default=""),
-            _object(record, "task"),
+            fields.text(record, "intent", default=""),
+            fields.optional_object(record, "task"),
         )
 
 
@@ -77,10 +77,10 @@ class Response:
     @classmethod
     def from_json(cls, record: dict) -> "Response":
         return cls(
-            _prompt(record),
-            _string(record, "text"),
-            _string(record, "model", default=""),
-            _object(record, "settings"),
+            prompt_of(record),
+            fields.text(record, "text"),
+            fields.text(record, "model", default=""),
+            fields.optional_object(record, "settings"),
         )
 
 
@@ -103,17 +103,17 @@ class Comparison:
     @classmethod
     def from_json(cls, record: dict) -> "Comparison":
         return cls(
-            _prompt(record),
-            _string(record, "response_a"),
-            _string(record, "response_b"),
-            _choice(record, "preference", CHOICES),
-            _string(record, "annotator", default=""),
-            _criteria(record, "criteria"),
-            _choice(record, "shown_first", ("", "a", "b"), default=""),
-            _seconds(record, "seconds"),
-            _string(record, "time", default=""),
-            _string(record, "task", default=""),
-            _object(record, "info"),
+            prompt_of(record),
+            fields.text(record, "response_a"),
+            fields.text(record, "response_b"),
+            fields.choice(record, "preference", CHOICES),
+            fields.text(record, "annotator", default=""),
+            fields.choices(record, "criteria", CRITERIA, CHOICES),
+            fields.choice(record, "shown_first", ("", "a", "b"), default=""),
+            fields.seconds(record, "seconds"),
+            fields.text(record, "time", default=""),
+            fields.text(record, "task", default=""),
+            fields.optional_object(record, "info"),
         )
 
     @property
@@ -171,48 +171,8 @@ def write_records(path: str | Path, records: Iterable) -> None:
     temporary.replace(path)
 
 
-def _string(record: dict, field: str, default: str | None = None) -> str:
-    value = record.get(field, default)
-    if value is None:
-        raise RecordError("is missing or null.", field)
-    if not isinstance(value, str):
-        raise RecordError(f"must be text, not {kind_of(value)}.", field)
-    return value
-
-
-def _choice(
-    record: dict, field: str, choices: tuple[str, ...], default: str | None = None
-) -> str:
-    value = _string(record, field, default)
-    if value not in choices:
-        raise RecordError(f"must be one of {choices}, not {value[:80]!r}.", field)
-    return value
-
-
-def _criteria(record: dict, field: str) -> dict[str, str] | None:
-    value = _object(record, field)
-    for name, choice in (value or {}).items():
-        if name not in CRITERIA or choice not in CHOICES:
-            raise RecordError(
-                f"must give {', '.join(CRITERIA)} one of {CHOICES}, not "
-                f"{name[:80]!r}: {str(choice)[:80]!r}.",
-                field,
-            )
-    return value
-
-
-def _seconds(record: dict, field: str) -> float | None:
-    value = record.get(field)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordError(f"must be a number, not {kind_of(value)}.", field)
-    if not 0 <= value <= sys.float_info.max:
-        raise RecordError(f"must be seconds, 0 or more, not {str(value)[:80]}.", field)
-    return float(value)
-
-
-def _prompt(record: dict) -> Prompt:
+def prompt_of(record: dict) -> Prompt:
+    """The field "prompt" of a record."""
     value = record.get("prompt")
     if not isinstance(value, dict):
         raise RecordError(f"must be an object, not {kind_of(value)}.", "prompt")
@@ -231,13 +191,6 @@ def _check_version(record: dict) -> None:
         )
 
 
-def _object(record: dict, field: str) -> dict | None:
-    value = record.get(field)
-    if value is not None and not isinstance(value, dict):
-        raise RecordError(f"must be an object, not {kind_of(value)}.", field)
-    return value
-
-
 def _messages(record: dict, field: str) -> tuple[Message, ...]:
     value = record.get(field)
     if not isinstance(value, list) or not value:
@@ -249,7 +202,8 @@ def _messages(record: dict, field: str) -> tuple[Message, ...]:
                 f"must be an object, not {kind_of(message)}.", f"{field}[{i}]"
             )
         try:
-            role, content = _choice(message, "role", ROLES), _string(message, "content")
+            role = fields.choice(message, "role", ROLES)
+            content = fields.text(message, "content")
         except RecordError as error:
             raise error.within(f"{field}[{i}]") from None
         messages.append({"role": role, "content": content})
