@@ -89,15 +89,20 @@ def checked(row: Any) -> dict:
     return row
 
 
-def keep_good(
+def keep_good(rows, convert, **where) -> list:
+    """The list of what `each_good` yields."""
+    return list(each_good(rows, convert, **where))
+
+
+def each_good(
     rows: Iterable[tuple[int, dict | RecordError]],
     convert: Callable[[dict], Any],
     *,
     source: str | Path,
     on_bad_record: OnBadRecord = "error",
     report: Path | None = None,
-) -> list:
-    """`convert(row)` of every good row.
+) -> Iterator:
+    """`convert(row)` of every good row, one after the other.
 
     Args:
         convert: raises RecordError for a row that it does not take.
@@ -107,31 +112,33 @@ def keep_good(
         report: a .jsonl file that lists all bad records, of this source among others.
 
     Raises:
-        RecordError: a bad row, under "error"; or there is no good one.
+        RecordError: at the end, a bad row, under "error"; or there is no good one.
     """
     if on_bad_record not in ("error", "skip"):
         raise ValueError(f"{on_bad_record=} must be 'error' or 'skip'.")
-    good, bad = [], []
+    good, bad = 0, []
     for number, row in rows:
         try:
             if isinstance(row, RecordError):
                 raise row
-            good.append(convert(row))
+            record = convert(row)
         except RecordError as error:
             bad.append(BadRecord(str(source), number, error.field, error.problem))
+        else:
+            good += 1
+            yield record
     if report is not None:
         _write_report(report, str(source), bad)
     if bad:
         shown = "\n  ".join(map(str, bad[:SHOWN]))
         more = f"\n  ... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         listed = f" (all in {report})" if report is not None else ""
-        message = f"{len(bad)} bad of {len(good) + len(bad)}{listed}:\n  {shown}{more}"
+        message = f"{len(bad)} bad of {good + len(bad)}{listed}:\n  {shown}{more}"
         if on_bad_record == "error":
             raise RecordError(f'{message}\nMend them, or set on_bad_record="skip".')
         logging.warning("Left out %s", message)
     if not good:
         raise RecordError(f"{source} holds no records.")
-    return good
 
 
 def kind_of(value) -> str:
