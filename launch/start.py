@@ -1,13 +1,15 @@
 """What the launch scripts share: flags, quiet logs, a compile cache, clear errors."""
 
+import contextlib
 import difflib
 import errno
 import importlib
 import logging as standard_logging
 import os
+import pkgutil
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # transformers would advise to install torch; its tokenizers are all that we use.
@@ -28,12 +30,15 @@ USER_ERRORS = (ValueError, FileNotFoundError, DiskFullError, NonFiniteError)
 
 
 def stage(*stages: str) -> None:
-    """The whole of a script that runs one of `stages` by its config."""
+    """The whole of a script that runs one of `stages`, or any module in
+    rlhf_jax/stages when none is given, by its config."""
+    folder = ROOT / "rlhf_jax" / "stages"
+    known = stages or tuple(module.name for module in pkgutil.iter_modules([folder]))
 
     def main(config, workdir):
-        if config.stage not in stages:
+        if config.stage not in known:
             raise ValueError(
-                f"{sys.argv[0]} runs {', '.join(stages)}; this config is for "
+                f"{sys.argv[0]} runs {', '.join(known)}; this config is for "
                 f"{config.stage!r}."
             )
         importlib.import_module(f"rlhf_jax.stages.{config.stage}").run(config, workdir)
@@ -62,8 +67,15 @@ def run(main: Callable) -> None:
         check_config_flags(argv)
         return app.parse_flags_with_usage(argv)
 
-    try:
+    with clear_errors():
         app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """A user's mistake, or a full disk, ends with its message and status 1."""
+    try:
+        yield
     except USER_ERRORS as error:
         if logging.get_verbosity() >= logging.DEBUG:
             raise

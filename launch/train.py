@@ -1,4 +1,4 @@
-"""Train one stage: sft, reward, ppo or dpo.
+"""Run one stage: the module in rlhf_jax/stages that the config names.
 
 python launch/train.py --config=configs/sft.py:tiny --workdir=runs/sft \
     [--config.key=value ...]
@@ -7,4 +7,4 @@ python launch/train.py --config=configs/sft.py:tiny --workdir=runs/sft \
 import start
 
 if __name__ == "__main__":
-    start.stage("sft", "reward", "ppo", "dpo")
+    start.stage()

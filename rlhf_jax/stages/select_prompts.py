@@ -1,0 +1,159 @@
+"""Prompt selection: leave out prompts whose responses all score alike.
+
+ChatGLM-RLHF (arXiv 2404.00934), section 3. There is nothing to learn from a prompt on
+which the policy's responses do not differ in the reward model's eyes:
+1. The policy answers every prompt `samples_per_prompt` times.
+2. The reward model scores the answers.
+3. Prompts whose scores have a variance below `epsilon` are dropped.
+Leaves `prompts.jsonl`, for config.prompts of PPO; `rollouts.jsonl`, every prompt's
+variance and its responses with their scores; and `summary.json`, what was kept by
+intent, and how variances are distributed.
+
+The paper gives neither the number of samples nor epsilon.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from rlhf_jax.data import sources
+from rlhf_jax.data.batching import round_up
+from rlhf_jax.data.encoding import encode_prompts
+from rlhf_jax.data.records import Prompt, read_records, write_records
+from rlhf_jax.evaluation.rollouts import scored_rollouts
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.training import weights
+from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+
+QUANTILES = (0, 5, 10, 25, 50, 75, 90, 100)  # per cent
+NUM_BINS = 20
+
+
+def run(config, workdir: str) -> None:
+    """Select prompts for `config.init_from`, as `config.reward_model` scores it."""
+    if config.samples_per_prompt < 2:
+        raise ValueError(
+            f"{config.samples_per_prompt=} must be 2 or more: one has no variance."
+        )
+    workdir = open_workdir(workdir, config)
+    if is_finished(workdir):
+        return
+    sample_key, policy_key, head_key = jax.random.split(jax.random.key(config.seed), 3)
+
+    # Data
+    data = sources.open_data(config.data, workdir)
+    tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
+    records = read_records(config.prompts or data / "prompts.jsonl", Prompt)
+    prompts, prompt_ids = encode_prompts(records, tokenizer, config.max_prompt_tokens)
+
+    # Models
+    policy = weights.load_policy(
+        config.init_from,
+        model=config.model,
+        num_tokens=tokenizer.vocab_size,
+        key=policy_key,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+    )
+    reward_model = weights.load_score_model(
+        config.reward_model,
+        backbone=policy,
+        num_tokens=tokenizer.vocab_size,
+        key=head_key,
+    )
+
+    # Responses and scores
+    sampling = Sampling(
+        max_new_tokens=config.max_response_tokens,
+        temperature=config.temperature,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        num_tokens=tokenizer.vocab_size,
+    )
+    answers = scored_rollouts(
+        policy,
+        reward_model,
+        prompt_ids,
+        sample_key,
+        sampling,
+        samples_per_prompt=config.samples_per_prompt,
+        batch_size=config.batch_size,
+        width=round_up(max(map(len, prompt_ids)), 16),
+    )
+    scores = write_rollouts(workdir / "rollouts.jsonl", prompts, answers, tokenizer)
+
+    # Selection
+    variances = scores.var(axis=1)  # of the samples: divided by K
+    keep = variances >= config.epsilon
+    if not keep.any():
+        raise ValueError(
+            f"Every prompt's scores have a variance below {config.epsilon=}; the "
+            f"largest is {variances.max():.3g}."
+        )
+    write_records(
+        workdir / "prompts.jsonl",
+        [prompt for prompt, kept in zip(prompts, keep, strict=True) if kept],
+    )
+    report = selection_report(prompts, variances, keep)
+    report["too long"] = len(records) - len(prompts)
+    report["responses"] = scores.size
+    logging.info("Kept %d of %d prompts.", report["kept"], len(prompts))
+    finish(workdir, report)
+
+
+def write_rollouts(path: Path, prompts, answers, tokenizer) -> np.ndarray:
+    """Write one line a prompt; return the scores, float32 [prompts, K]."""
+    found = []
+    with path.open("w", encoding="utf-8") as file:
+        for batch in answers:
+            found.append(batch.scores)
+            lengths = batch.rollout.response_mask.sum(-1)
+            texts = [
+                tokenizer.decode(tokens[:length])
+                for tokens, length in zip(batch.rollout.responses, lengths, strict=True)
+            ]
+            samples = batch.scores.shape[1]
+            for row, i in enumerate(batch.index):
+                record = {
+                    "id": prompts[i].id,
+                    "intent": prompts[i].intent,
+                    "variance": float(batch.scores[row].var()),
+                    "scores": batch.scores[row].tolist(),
+                    "responses": texts[row * samples : (row + 1) * samples],
+                }
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return np.concatenate(found)
+
+
+def selection_report(
+    prompts: Sequence[Prompt], variances: np.ndarray, keep: np.ndarray
+) -> dict:
+    """Counts of what was kept and dropped, whole and by intent; quantiles and a
+    histogram of the variances."""
+    counts, edges = np.histogram(variances, bins=NUM_BINS)
+    intents = np.array([prompt.intent for prompt in prompts])
+    return {
+        "kept": int(keep.sum()),
+        "dropped": int((~keep).sum()),
+        # Of the rollouts that one pass over all the prompts would take.
+        "rollouts saved": float((~keep).mean()),
+        "by intent": {
+            str(intent): {
+                "kept": int(keep[intents == intent].sum()),
+                "dropped": int((~keep)[intents == intent].sum()),
+                "variance": float(variances[intents == intent].mean()),
+            }
+            for intent in sorted(set(intents))
+        },
+        "variance quantiles": {
+            f"{q} %": float(np.percentile(variances, q)) for q in QUANTILES
+        },
+        "variance histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
+    }
