@@ -10,6 +10,8 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "rlhf_jax" / "__init__.py").read_text()
 ).group(1)
 
+GRADIO = "gradio>=6.31,<7"
+
 setup(
     name="rlhf_jax",
     version=VERSION,
@@ -18,6 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
+    package_data={"rlhf_jax.data.annotation": ["*.css", "*.js", "*.md"]},
     install_requires=[
         "absl-py>=2.1",
         "datasets>=3.0",
@@ -40,10 +43,14 @@ setup(
     extras_require={
         "test": [
             "beartype>=0.20",
+            GRADIO,
             "hypothesis>=6.100",
+            "playwright>=1.50",  # drives Debian's chromium; without it tests skip
             "pytest>=8",
             "ruff>=0.9",
         ],
+        # The page on which people compare responses.
+        "annotate": [GRADIO],
         # Live comparison with the published torch implementations.
         "parity": ["torch==2.13.0"],
         # The TPU compiler on a machine without a TPU (586 MB).

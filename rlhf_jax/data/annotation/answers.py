@@ -1,0 +1,207 @@
+"""What annotators answered: a line each, on the disk before the next task is shown."""
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from absl import logging
+
+from rlhf_jax.data import fields
+from rlhf_jax.data.annotation.tasks import Task
+from rlhf_jax.data.json_lines import checked
+from rlhf_jax.data.records import (
+    CHOICES,
+    CRITERIA,
+    VERSION,
+    Comparison,
+    read_records,
+)
+
+
+class LogInUseError(ValueError):
+    """Another process has the answers open for appending."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One annotator's answer to one task."""
+
+    task: str
+    annotator: str
+    preference: str  # "a", "b", "tie" or "skip"
+    criteria: dict[str, str] | None = None  # of CRITERIA: "a", "b" or "tie"
+    seconds: float | None = None  # from the task's appearance to the answer
+    time: str = ""  # of the answer, ISO 8601
+
+    @classmethod
+    def from_json(cls, record: dict) -> "Answer":
+        return cls(
+            fields.text(record, "task"),
+            fields.text(record, "annotator"),
+            fields.choice(record, "preference", (*CHOICES, "skip")),
+            fields.choices(record, "criteria", CRITERIA, CHOICES),
+            fields.seconds(record, "seconds"),
+            fields.text(record, "time", default=""),
+        )
+
+
+def comparisons(tasks: dict[str, Task], answers: Iterable[Answer]) -> list[Comparison]:
+    """The answers as records; what was skipped is left out.
+
+    Raises:
+        ValueError: an answer to a task that is not there, or two by one annotator.
+    """
+    records = []
+    seen = set()
+    for answer in answers:
+        if answer.task not in tasks:
+            raise ValueError(
+                f"{answer.annotator!r} answers the unknown {answer.task!r}."
+            )
+        if (answer.task, answer.annotator) in seen:
+            raise ValueError(f"{answer.annotator!r} answers {answer.task!r} twice.")
+        seen.add((answer.task, answer.annotator))
+        if answer.preference == "skip":
+            continue
+        task = tasks[answer.task]
+        info = {
+            "known_answer": task.known_answer,
+            "repeat_of": task.repeat_of,
+            "settings_a": task.settings_a,
+            "settings_b": task.settings_b,
+        }
+        records.append(
+            Comparison(
+                task.prompt,
+                task.response_a,
+                task.response_b,
+                answer.preference,
+                answer.annotator,
+                criteria=answer.criteria,
+                shown_first=task.shown_first,
+                seconds=answer.seconds,
+                time=answer.time,
+                task=task.id,
+                info={name: value for name, value in info.items() if value} or None,
+            )
+        )
+    return records
+
+
+class AnswerLog:
+    """answers.jsonl, open for appending by one process at a time.
+
+    A crash can leave half a line at the end of the file. Opening sets it aside, in
+    answers.jsonl.torn, and says so; a half line cannot have been confirmed.
+
+    Attributes:
+        answers: all that the file holds.
+    """
+
+    def __init__(self, path: str | Path):
+        """Open or make the file.
+
+        Raises:
+            LogInUseError: another process has it open.
+            RecordError: a line that is not the last is broken; names file and line.
+        """
+        self.path = Path(path)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LogInUseError(
+                    f"Another process has {self.path} open: only one page at a time "
+                    "can serve these tasks, and any number of annotators can use it."
+                ) from None
+            _sync_folder(self.path)
+            self._end = self._mend()
+            self.answers = read_records(self.path, Answer) if self._end else []
+        except Exception:
+            self.close()
+            raise
+
+    def append(self, answer: Answer) -> None:
+        """Write an answer; it is on the disk when this returns.
+
+        Raises:
+            OSError: it could not be written (a full disk); the file is as before.
+        """
+        line = {"version": VERSION, **dataclasses.asdict(answer)}
+        data = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        try:
+            written = os.write(self._file, data)
+            if written < len(data):
+                raise OSError(f"{written} of {len(data)} bytes fit into {self.path}.")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, self._end)
+            raise
+        self._end += len(data)
+        self.answers.append(answer)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _mend(self) -> int:
+        """Deal with a last line without end; the file's size after it."""
+        data = self.path.read_bytes()
+        tail = data.rpartition(b"\n")[2]
+        if not tail:
+            return len(data)
+        if _is_answer(tail):  # only its end is missing
+            os.write(self._file, b"\n")
+            os.fsync(self._file)
+            return len(data) + 1
+        torn = self.path.with_name(self.path.name + ".torn")
+        with torn.open("ab") as file:
+            file.write(tail + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(torn)
+        os.ftruncate(self._file, len(data) - len(tail))
+        os.fsync(self._file)
+        logging.warning(
+            "%s ended in half a line, from a crash while it was written: its %d bytes "
+            "are now in %s. Nobody was told that it was saved.",
+            self.path,
+            len(tail),
+            torn,
+        )
+        return len(data) - len(tail)
+
+
+def read_answers(path: str | Path) -> list[Answer]:
+    """The answers of a file, also while a page is adding to it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RecordError: a line is broken.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        log = AnswerLog(path)
+    except LogInUseError:
+        return read_records(path, Answer)
+    log.close()
+    return log.answers
+
+
+def _is_answer(line: bytes) -> bool:
+    try:
+        Answer.from_json(checked(json.loads(line)))
+    except (ValueError, RecursionError):  # not UTF-8, not JSON or not an answer
+        return False
+    return True
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the file's entry in its folder durable."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)

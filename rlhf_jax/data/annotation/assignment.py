@@ -1,0 +1,176 @@
+"""Who gets which task next, with several annotators at once."""
+
+import dataclasses
+import threading
+import time
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from rlhf_jax.data.annotation.answers import Answer, AnswerLog, comparisons
+from rlhf_jax.data.annotation.tasks import Task
+
+REPEAT_DISTANCE = 10  # answers between a task and its repeat, where there are so many
+MAX_NAME = 64  # characters
+
+
+@dataclasses.dataclass
+class Lease:
+    """A place at a task, kept for an annotator who has it on the screen."""
+
+    task: str
+    started: float  # seconds, of the clock
+    ends: float
+
+
+class Assignment:
+    """Hands out tasks and takes answers; safe to call from several threads.
+
+    A task goes to so many annotators as it has places. A repeat goes to those who
+    answered its original, and as late as that is possible. A task that someone skipped
+    goes to somebody else.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, Task],
+        log: AnswerLog,
+        *,
+        annotators_per_task: int,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Take up from what the log holds.
+
+        Raises:
+            ValueError: the log answers other tasks than these, or one of them twice.
+        """
+        if annotators_per_task < 1:
+            raise ValueError(f"{annotators_per_task=} must be at least 1.")
+        if lease_seconds <= 0:
+            raise ValueError(f"{lease_seconds=} must be more than 0.")
+        comparisons(tasks, log.answers)  # raises where they do not fit
+        self._tasks = tasks
+        self._log = log
+        self._places = annotators_per_task
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._leases: dict[str, Lease] = {}  # by annotator
+        # By annotator: the tasks dealt with, and at which of their answers.
+        self._seen: dict[str, dict[str, int]] = defaultdict(dict)
+        self._answered: dict[str, set[str]] = defaultdict(set)  # by task: annotators
+        self._open = dict(tasks)  # those with a place that nobody has answered
+        for answer in log.answers:
+            self._count(answer)
+
+    def next_task(self, annotator: str) -> Task | None:
+        """The annotator's task, kept for them from now on; None: none is left."""
+        with self._lock:
+            now = self._clock()
+            lease = self._leases.get(annotator)
+            if lease is None or lease.ends <= now:
+                task = self._choose(annotator, now)
+                if task is None:
+                    self._leases.pop(annotator, None)
+                    return None
+                lease = self._leases[annotator] = Lease(task, now, 0.0)
+            lease.ends = now + self._lease_seconds
+            return self._tasks[lease.task]
+
+    def save(
+        self,
+        task: str,
+        annotator: str,
+        preference: str,
+        criteria: dict[str, str] | None = None,
+    ) -> bool:
+        """Take an answer; it is on the disk when this returns True.
+
+        The same answer sent twice is kept once. False: the lease ran out, and somebody
+        else has the last place.
+
+        Raises:
+            ValueError: there is no such task.
+            OSError: it could not be written; nothing is changed.
+        """
+        with self._lock:
+            if task not in self._tasks:
+                raise ValueError(f"There is no task {task!r}.")
+            if task in self._seen[annotator]:
+                return True
+            now = self._clock()
+            if not self._has_place(task, annotator, now):
+                return False
+            lease = self._leases.get(annotator)
+            ours = lease is not None and lease.task == task
+            answer = Answer(
+                task,
+                annotator,
+                preference,
+                criteria,
+                round(now - lease.started, 2) if ours else None,
+                datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            self._log.append(answer)
+            self._count(answer)
+            if ours:
+                del self._leases[annotator]
+            return True
+
+    def task(self, id: str) -> Task:
+        """The task of this id; ValueError where there is none."""
+        if id not in self._tasks:
+            raise ValueError(f"There is no task {id!r}.")
+        return self._tasks[id]
+
+    def progress(self, annotator: str) -> tuple[int, int, int]:
+        """Answers of this annotator, of all, and how many there will be."""
+        with self._lock:
+            own = len(self._seen[annotator])
+            done = sum(map(len, self._answered.values()))
+            return own, done, self._places * len(self._tasks)
+
+    def _choose(self, annotator: str, now: float) -> str | None:
+        seen = self._seen[annotator]
+        too_soon = None
+        for task in self._open.values():
+            if task.id in seen or not self._has_place(task.id, annotator, now):
+                continue
+            if task.repeat_of:
+                if annotator not in self._answered[task.repeat_of]:
+                    continue
+                if len(seen) - seen[task.repeat_of] < REPEAT_DISTANCE:
+                    too_soon = too_soon or task.id
+                    continue
+            return task.id
+        return too_soon
+
+    def _has_place(self, task: str, annotator: str, now: float) -> bool:
+        others = sum(
+            lease.task == task and lease.ends > now
+            for name, lease in self._leases.items()
+            if name != annotator
+        )
+        return len(self._answered[task]) + others < self._places
+
+    def _count(self, answer: Answer) -> None:
+        seen = self._seen[answer.annotator]
+        seen[answer.task] = len(seen)
+        if answer.preference != "skip":
+            self._answered[answer.task].add(answer.annotator)
+            if len(self._answered[answer.task]) >= self._places:
+                self._open.pop(answer.task, None)
+
+
+def annotator_name(text: str) -> str:
+    """The name under which answers are kept: "  Ann Lee" and "ann lee" are one.
+
+    Raises:
+        ValueError: no name, a very long one, or one with control characters.
+    """
+    name = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        raise ValueError(f"Sign in with a name of 1 to {MAX_NAME} characters.")
+    return name

@@ -1,0 +1,218 @@
+"""The annotation page: a guideline, a conversation, two responses, a choice.
+
+What a model or a user wrote is text and never HTML: `_text` escapes it, in one place.
+The page's state is in the browser (the name, the task on the screen) and on the disk
+(the answers), so a server that was killed and started again goes on where it was.
+"""
+
+import hmac
+import html
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from rlhf_jax.data.annotation.assignment import Assignment, annotator_name
+from rlhf_jax.data.annotation.tasks import Task
+
+HERE = Path(__file__).parent
+OVERALL = "overall"
+CHOICES = [("1", "1"), ("Tie", "tie"), ("2", "2")]
+KEYS = (
+    "Keys: <kbd>1</kbd> <kbd>2</kbd> <kbd>T</kbd> choose in the marked row, "
+    "<kbd>↑</kbd> <kbd>↓</kbd> go to another, <kbd>Enter</kbd> saves, "
+    "<kbd>S</kbd> skips."
+)
+# Nothing comes from elsewhere, and what might slip in could send nothing out.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: "
+    "blob:; frame-ancestors 'none'; base-uri 'self'; form-action 'self'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def make_app(
+    assignment: Assignment,
+    *,
+    guideline: str,
+    criteria: Sequence[str],
+    password: str | None,
+    allowed_hosts: Sequence[str],
+) -> FastAPI:
+    """The web application.
+
+    Args:
+        guideline: Markdown, shown before the first task and then on demand.
+        criteria: asked beside the overall choice; may be empty.
+        password: that everyone needs who signs in; None: no password.
+        allowed_hosts: under which names a browser may ask for the page; "*": any.
+    """
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))
+
+    @app.middleware("http")
+    async def add_headers(request, call_next):
+        response = await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
+    return gr.mount_gradio_app(
+        app,
+        _blocks(assignment, guideline, [*criteria, OVERALL]),
+        path="/",
+        auth=None if password is None else _sign_in(password),
+        auth_message="Your name, and the password of this page.",
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        max_file_size="1kb",  # nothing is uploaded
+        theme=gr.themes.Default(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
+        css_paths=[HERE / "page.css"],
+        js=(HERE / "page.js").read_text(encoding="utf-8"),
+    )
+
+
+def _sign_in(password: str) -> Callable[[str, str], bool]:
+    def is_right(name: str, given: str) -> bool:
+        try:
+            annotator_name(name)
+        except ValueError:
+            return False
+        return hmac.compare_digest(given.encode(), password.encode())
+
+    return is_right
+
+
+def _blocks(assignment: Assignment, guideline: str, rows: list[str]) -> gr.Blocks:
+    with gr.Blocks(title="Compare responses", analytics_enabled=False) as blocks:
+        # A name is no secret, and a constant lets it outlive a restart of the server.
+        stored = gr.BrowserState("", storage_key="annotator", secret="annotator")
+        with gr.Column(elem_id="start") as start:
+            gr.Markdown(guideline, elem_classes="guideline")
+            notice = gr.HTML(elem_id="notice")
+            name = gr.Textbox(label="Your name", elem_id="name", max_length=64)
+            begin = gr.Button("Start", variant="primary", elem_id="begin")
+        with gr.Column(visible=False, elem_id="work") as work:
+            task_id = gr.Textbox(elem_id="task")
+            progress = gr.HTML(elem_id="progress")
+            with gr.Accordion("Guideline", open=False):
+                gr.Markdown(guideline, elem_classes="guideline")
+            conversation = gr.HTML(elem_id="conversation")
+            with gr.Row(elem_id="responses"):
+                responses = [gr.HTML(elem_id=f"response-{number}") for number in "12"]
+            with gr.Column(elem_id="choices"):
+                with gr.Row(elem_id="rows"):
+                    choices = [
+                        gr.Radio(CHOICES, label=row.title(), elem_classes=["row", row])
+                        for row in rows
+                    ]
+                message = gr.HTML(elem_id="message")
+                with gr.Row(elem_id="buttons"):
+                    gr.HTML(KEYS, elem_id="keys")
+                    skip = gr.Button("Skip", elem_id="skip")
+                    save = gr.Button("Save", variant="primary", elem_id="save")
+        view = [start, work, notice, message, task_id, progress, conversation]
+        view += [*responses, *choices]
+
+        def next_view(annotator: str, note: str = "") -> dict:
+            task = assignment.next_task(annotator)
+            own, done, total = assignment.progress(annotator)
+            counts = f"{annotator}: {own} · everybody: {done} of {total}"
+            if task is None:
+                note = f"{note} Nothing is left for you now. Thank you! ({counts})"
+                return {
+                    start: gr.Column(visible=True),
+                    work: gr.Column(visible=False),
+                    notice: _text(note),
+                }
+            return {
+                start: gr.Column(visible=False),
+                work: gr.Column(visible=True),
+                message: _text(note),
+                task_id: task.id,
+                progress: _progress_bar(counts, done, total),
+                conversation: _conversation(task),
+                **{
+                    box: _block("response", f"Response {number}", text)
+                    for number, box, text in zip(
+                        "12", responses, task.shown, strict=True
+                    )
+                },
+                **dict.fromkeys(choices),
+            }
+
+        def on_load(stored_name: str, request: gr.Request):
+            signed_in = request.username
+            return gr.Textbox(value=signed_in or stored_name, visible=not signed_in)
+
+        def on_start(name: str, request: gr.Request) -> dict:
+            try:
+                annotator = annotator_name(request.username or name)
+            except ValueError as error:
+                return {notice: _text(str(error))}
+            return {stored: annotator, **next_view(annotator)}
+
+        def on_save(request: gr.Request, name: str, task: str, *chosen: str) -> dict:
+            missing = [r for r, c in zip(rows, chosen, strict=True) if c is None]
+            if missing:
+                return {message: _text(f"Still to choose: {', '.join(missing)}.")}
+            *criteria, overall = map(assignment.task(task).seen, chosen)
+            criteria = dict(zip(rows[:-1], criteria, strict=True))
+            return take(request, name, task, overall, criteria or None)
+
+        def on_skip(name: str, task: str, request: gr.Request) -> dict:
+            return take(request, name, task, "skip")
+
+        def take(request, name, task, preference, criteria=None) -> dict:
+            annotator = annotator_name(request.username or name)
+            try:
+                kept = assignment.save(task, annotator, preference, criteria)
+            except OSError as error:
+                note = f"NOT SAVED: the server could not write ({error.strerror})."
+                return {message: _text(f"{note} Try again, or tell who runs it.")}
+            late = "The last one was not kept: somebody else had answered it meanwhile."
+            return next_view(annotator, "" if kept else late)
+
+        # Without the queue an event is one request, which needs no session.
+        event = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+        blocks.load(on_load, stored, name, **event)
+        gr.on([begin.click, name.submit], on_start, name, [stored, *view], **event)
+        save.click(on_save, [stored, task_id, *choices], view, **event)
+        skip.click(on_skip, [stored, task_id], view, **event)
+    return blocks
+
+
+def _conversation(task: Task) -> str:
+    return f'<div data-task="{_text(task.id)}"></div>' + "".join(
+        _block(m["role"], m["role"].title(), m["content"]) for m in task.prompt.messages
+    )
+
+
+def _block(kind: str, title: str, text: str) -> str:
+    return (
+        f'<section class="card {kind}"><h3>{title}</h3>'
+        f'<div class="text" dir="auto">{_text(text)}</div></section>'
+    )
+
+
+def _progress_bar(counts: str, done: int, total: int) -> str:
+    return f'<progress value="{done}" max="{total}"></progress> {_text(counts)}'
+
+
+def _text(text: str) -> str:
+    """Text as HTML that shows it letter by letter. Braces and dollars go too: gradio's
+    HTML component knows templates."""
+    escaped = html.escape(text)
+    return escaped.translate({ord(c): f"&#{ord(c)};" for c in "{}$`\\"})
