@@ -1,24 +1,15 @@
-r"""Dialogues to tokens, in GLM-4's chat format.
+"""Dialogues to tokens, in the chat format that belongs to the tokenizer.
 
-    [gMASK]<sop><|user|>\n{question}<|assistant|>\n{answer}<|user|>\n{question} ...
-
-The token that ends an answer is the role token of whoever speaks next; an answer
-that ends the dialogue is closed with <|user|>, so the model learns one way to stop.
-The newline after <|assistant|> belongs to the prompt: a response is the answer's
-own tokens and the token that ends it.
-
-A message is {"role": "system" | "user" | "assistant" | "observation",
-"content": text}.
+A message is {"role": "system" | "user" | "assistant" | "observation", "content": text};
+`chat_formats` says what else it may hold, and how each format writes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from rlhf_jax.data.chat_formats import FORMATS, Message, answer_lead
 from rlhf_jax.data.tokenizers import Tokenizer
 
-Message = dict[str, str]
-
 ROLES = ("system", "user", "assistant", "observation")
-END = "<|user|>"
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -30,13 +21,20 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
             "A prompt ends before the assistant speaks; its last message is the "
             "assistant's. Use encode_dialogue for finished dialogues."
         )
-    ids, _ = _encode_messages(messages, tokenizer)
-    return ids + _assistant_start(tokenizer)
+    return _encode(messages, tokenizer)[0]
 
 
 def encode_response(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The answer's tokens and the token that ends it: what a policy has to write."""
-    return [*tokenizer.encode(text), tokenizer.special_id(END)]
+    """What a policy has to write: the answer's tokens and the token that ends it."""
+    question = {"role": "user", "content": ""}
+    answer = {"role": "assistant", "content": text}
+    ids, mask = _encode([question, answer], tokenizer)
+    return [i for i, is_learned in zip(ids, mask, strict=True) if is_learned]
+
+
+def decode_response(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+    """The answer's text: what `encode_response` was given."""
+    return tokenizer.decode(ids).removeprefix(answer_lead(tokenizer))
 
 
 def encode_dialogue(
@@ -49,42 +47,19 @@ def encode_dialogue(
     """
     if not any(message.get("role") == "assistant" for message in messages):
         raise ValueError("A dialogue to train on needs an answer of the assistant.")
-    ids, loss_mask = _encode_messages(messages, tokenizer)
-    if messages[-1]["role"] == "assistant":
-        ids.append(tokenizer.special_id(END))
-        loss_mask.append(True)
-    return ids, loss_mask
+    return _encode(messages, tokenizer)
 
 
-def _assistant_start(tokenizer: Tokenizer) -> list[int]:
-    return [tokenizer.special_id("<|assistant|>"), *tokenizer.encode("\n")]
-
-
-def _encode_messages(
-    messages: Sequence[Message], tokenizer: Tokenizer
-) -> tuple[list[int], list[bool]]:
-    ids = [tokenizer.special_id("[gMASK]"), tokenizer.special_id("<sop>")]
-    loss_mask = [False, False]
-    after_answer = False
+def _encode(messages, tokenizer):
     for index, message in enumerate(messages):
-        role, content = _checked(message, index)
-        if role == "assistant":
-            start, text = _assistant_start(tokenizer), tokenizer.encode(content)
-        else:
-            start = [tokenizer.special_id(f"<|{role}|>")]
-            text = tokenizer.encode("\n" + content)
-        ids += start + text
-        ends_answer = after_answer and start[0] in tokenizer.stop_ids
-        after_answer = role == "assistant"
-        loss_mask += [ends_answer] + [False] * (len(start) - 1)
-        loss_mask += [after_answer] * len(text)
-    return ids, loss_mask
-
-
-def _checked(message: Message, index: int) -> tuple[str, str]:
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise ValueError(f"Message {index} has role {role!r}; known are {ROLES}.")
-    if not isinstance(content, str):
-        raise ValueError(f"Message {index} ({role}) has no text: {content!r}.")
-    return role, content
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"Message {index} has role {role!r}; known are {ROLES}.")
+        if not isinstance(content, str):
+            raise ValueError(f"Message {index} ({role}) has no text: {content!r}.")
+    if tokenizer.chat_format not in FORMATS:
+        raise ValueError(
+            "The tokenizer has no chat template and is none of the ChatGLM family's: "
+            "put a chat_template.jinja into its folder."
+        )
+    return FORMATS[tokenizer.chat_format](messages, tokenizer)

@@ -12,7 +12,6 @@ Every stage reads one data folder:
 or takes one that is already laid out.
 """
 
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +29,13 @@ from rlhf_jax.data.records import (
 from rlhf_jax.data.testbed import world
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import write_demonstrated
-from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from rlhf_jax.data.tokenizers import (
+    Tokenizer,
+    copy_tokenizer,
+    has_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 FOLDER = ("sft.jsonl", "sft_test.jsonl", "prompts.jsonl", "eval_prompts.jsonl")
 HH_MARKS = ("\n\nHuman:", "\n\nAssistant:")
@@ -72,13 +77,13 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
         places += [Path(init_from) / "tokenizer", Path(init_from)]
     places += [data / "tokenizer"]
     for place in map(Path, places):
-        if (place / "tokenizer.json").is_file():
+        if has_tokenizer(place):
             target = Path(workdir) / "tokenizer"
             if not target.exists():
-                shutil.copytree(place, target, ignore=_not_tokenizer)
+                copy_tokenizer(place, target)
             return load_tokenizer(place)
     raise FileNotFoundError(
-        f"No tokenizer.json in any of {[str(p) for p in places]}: set data.tokenizer."
+        f"No tokenizer in any of {[str(p) for p in places]}: set data.tokenizer."
     )
 
 
@@ -171,8 +176,3 @@ def _find(path: Path, split: str) -> Path:
         f"{split}.jsonl[.gz] is missing"
         + ("." if path.is_dir() else ", and there is no such folder.")
     )
-
-
-def _not_tokenizer(folder: str, names: list[str]) -> list[str]:
-    kept = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab")
-    return [n for n in names if not n.startswith(kept) or n.endswith(".bin")]

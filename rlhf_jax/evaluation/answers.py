@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
+from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt, read_records
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -45,7 +46,7 @@ def answer(
     """Answer every prompt that fits."""
     kept, prompt_ids = encode_prompts(prompts, tokenizer, max_prompt_tokens)
     ids = respond(model, prompt_ids, key, sampling, batch_size=batch_size)
-    return Answers(kept, prompt_ids, [tokenizer.decode(i) for i in ids], ids)
+    return Answers(kept, prompt_ids, [decode_response(i, tokenizer) for i in ids], ids)
 
 
 def sample_conversations(

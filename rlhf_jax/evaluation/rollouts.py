@@ -8,6 +8,7 @@ import numpy as np
 
 from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.data.batching import prompt_batch
+from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import Sampling
@@ -91,7 +92,9 @@ def evaluate(
     samples = [
         {
             "prompt": tokenizer.decode(prompt),
-            "response": tokenizer.decode(found.rollout.responses[i, : lengths[i]]),
+            "response": decode_response(
+                found.rollout.responses[i, : lengths[i]], tokenizer
+            ),
             "reward": float(found.scores[i, 0]),
         }
         for i, prompt in enumerate(prompts)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
-from rlhf_jax.data.chat import encode_response
+from rlhf_jax.data.chat import decode_response, encode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.filters import clean
 from rlhf_jax.data.length_balance import length_balance
@@ -96,7 +96,7 @@ def run(config, workdir: str) -> None:
 def ask_annotators(prompts, responses, tokenizer, config) -> list[Comparison]:
     """Every pair of each prompt's responses, compared by the testbed's annotators."""
     pairs = [
-        (prompt, tokenizer.decode(a), tokenizer.decode(b))
+        (prompt, decode_response(a, tokenizer), decode_response(b, tokenizer))
         for prompt, several in zip(prompts, responses, strict=True)
         for a, b in itertools.combinations(several, 2)
     ]

@@ -13,6 +13,7 @@ from absl import logging
 
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
+from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
 from rlhf_jax.generation.rollout import respond
@@ -77,7 +78,7 @@ def run(config, workdir: str) -> None:
     kept = []
     for prompt, several, found in zip(prompts, responses, scores, strict=True):
         best, worst = int(found.argmax()), int(found.argmin())
-        texts = tokenizer.decode(several[best]), tokenizer.decode(several[worst])
+        texts = [decode_response(several[i], tokenizer) for i in (best, worst)]
         if found[best] - found[worst] <= config.min_margin or texts[0] == texts[1]:
             continue
         info = {"scores": [float(found[best]), float(found[worst])]}

@@ -22,6 +22,7 @@ from absl import logging
 
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import round_up
+from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt, read_records, write_records
 from rlhf_jax.evaluation.rollouts import scored_rollouts
@@ -116,7 +117,7 @@ def write_rollouts(path: Path, prompts, answers, tokenizer) -> np.ndarray:
             found.append(batch.scores)
             lengths = batch.rollout.response_mask.sum(-1)
             texts = [
-                tokenizer.decode(tokens[:length])
+                decode_response(tokens[:length], tokenizer)
                 for tokens, length in zip(batch.rollout.responses, lengths, strict=True)
             ]
             samples = batch.scores.shape[1]
