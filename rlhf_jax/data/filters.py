@@ -1,52 +1,178 @@
-"""Cleaning of comparisons: ties and cycles out (ChatGLM-RLHF, arXiv 2404.00934, 1).
+"""Cleaning of comparisons (ChatGLM-RLHF, arXiv 2404.00934, section 1).
 
-A cycle is one in the directed graph "better than" over the responses to a prompt.
-Every comparison inside a strongly connected component of that graph goes.
+In this order, each step on what the steps before it left:
+
+1. Out: an empty response, and two responses of the same text.
+2. Out: every vote of annotators who fail known answers or contradict their own repeats
+   (annotator_quality.py).
+3. Out: the answers to known-answer tasks. They are tests, not data.
+4. An annotator's votes on one pair become one, by majority. Votes without an annotator
+   count as one person's each.
+5. The annotators' votes on one pair become one, by majority: the pair is a tie if most
+   votes are, else ties abstain; out if both sides have as many.
+6. Out: every comparison in a cycle: both its responses lie in one strongly connected
+   component of the graph "better than".
+
+Each comparison that comes in is kept or dropped for one reason. Which pairs stay, and
+with which verdict, does not depend on the order of the comparisons; the first of those
+that agree stands for its pair.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from rlhf_jax.data.annotator_quality import Annotators, Limits, judge
 from rlhf_jax.data.records import Comparison
+from rlhf_jax.data.votes import UNNAMED, Votes, read_votes
+
+REASONS = (
+    "",  # kept
+    "empty response",
+    "identical responses",
+    "careless annotator",
+    "known-answer task",
+    "own repeat, merged",
+    "contradicts own repeat",
+    "tie",
+    "annotators disagree",
+    "outvoted",
+    "same verdict, merged",
+    "cycle",
+)
 
 
-def clean(comparisons: Sequence[Comparison]) -> tuple[list[Comparison], Counter]:
+TRUST_ALL = Limits(min_known_right=0.0, max_contradicted=1.0, confidence=0.9)
+
+_SPLIT = 2  # beside 1, -1 and 0: a group without a majority
+
+
+class Cleaning(NamedTuple):
+    """What became of N comparisons."""
+
+    reason: np.ndarray  # int8 [N]: index into REASONS; 0: kept
+    voted: np.ndarray  # bool [N]: counted in step 5, one of an annotator for a pair
+    annotators: Annotators
+
+    def dropped(self) -> Counter:
+        """How many were dropped, by reason."""
+        counts = np.bincount(self.reason, minlength=len(REASONS)).tolist()
+        return +Counter(dict(zip(REASONS[1:], counts[1:], strict=True)))
+
+
+def clean(
+    comparisons: Sequence[Comparison], limits: Limits = TRUST_ALL
+) -> tuple[list[Comparison], Counter]:
     """The comparisons that agree with each other, and how many were dropped, by reason.
 
-    Reasons: "empty response", "identical responses", "tie", "cycle". Cleaning twice
-    changes nothing more.
+    Cleaning twice changes nothing more.
     """
-    dropped = Counter()
-    decided = []
-    for comparison in comparisons:
-        if not comparison.response_a.strip() or not comparison.response_b.strip():
-            dropped["empty response"] += 1
-        elif comparison.response_a == comparison.response_b:
-            dropped["identical responses"] += 1
-        elif comparison.preference == "tie":
-            dropped["tie"] += 1
-        else:
-            decided.append(comparison)
-    cyclic = in_cycle(decided)
-    dropped["cycle"] = int(cyclic.sum())
-    kept = [c for c, bad in zip(decided, cyclic, strict=True) if not bad]
-    return kept, +dropped
+    votes = read_votes(comparisons, measure=lambda texts: map(len, texts))
+    cleaning = clean_votes(votes, limits)
+    kept = take(comparisons, cleaning.reason == 0, votes, cleaning)
+    return list(kept), cleaning.dropped()
 
 
-def in_cycle(comparisons: Sequence[Comparison]) -> np.ndarray:
-    """Which comparisons (none a tie) stand in a cycle: bool [comparisons].
+def clean_votes(votes: Votes, limits: Limits) -> Cleaning:
+    """The steps above on columns, for more comparisons than fit into memory."""
+    count = len(votes.pair)
+    reason = np.zeros(count, np.int8)
 
-    One graph over all prompts: its nodes are the distinct (prompt, response).
+    def drop(rows: np.ndarray, why: str) -> None:
+        reason[rows] = REASONS.index(why)
+
+    drop(votes.one == votes.other, "identical responses")
+    drop(votes.empty, "empty response")
+    annotators = judge(votes, reason == 0, limits)
+    careless = np.append(annotators.careless, False)[votes.annotator]  # last: UNNAMED
+    drop((reason == 0) & careless, "careless annotator")
+    drop((reason == 0) & (votes.known != 0), "known-answer task")
+
+    rows = np.flatnonzero(reason == 0)
+    pair, verdict = votes.pair[rows], votes.verdict[rows]
+    annotator, people = votes.annotator[rows], len(votes.annotators)
+    voter = np.where(annotator == UNNAMED, people + rows, annotator)
+    outcome, stands = _majority(pair * (people + count) + voter, verdict)
+    drop(rows[verdict == outcome], "own repeat, merged")
+    drop(rows[verdict != outcome], "contradicts own repeat")
+    rows, pair, verdict = rows[stands], pair[stands], verdict[stands]
+    voted = np.zeros(count, bool)
+    voted[rows] = True
+
+    outcome, stands = _majority(pair, verdict)
+    drop(rows, "same verdict, merged")
+    drop(rows[verdict == -outcome], "outvoted")
+    drop(rows[outcome == _SPLIT], "annotators disagree")
+    drop(rows[(outcome == 0) | (verdict == 0)], "tie")
+    rows = rows[stands & (outcome != 0)]
+
+    better, worse = chosen_and_rejected(votes, rows)
+    drop(rows, "")
+    drop(rows[in_cycle(better, worse)], "cycle")
+    return Cleaning(reason, voted, annotators)
+
+
+def take(
+    comparisons: Iterable[Comparison],
+    keep: np.ndarray,
+    votes: Votes,
+    cleaning: Cleaning,
+) -> Iterator[Comparison]:
+    """Those comparisons that `keep` (bool [N]) names. Where several annotators voted on
+    a pair, `info["votes"]` says who was for it, against it, or called a tie."""
+    voters = np.flatnonzero(cleaning.voted)
+    voters = voters[np.argsort(votes.pair[voters], kind="stable")]
+    pairs = votes.pair[voters]
+    names = [*votes.annotators, ""]  # last: UNNAMED
+    for row, comparison in enumerate(comparisons):
+        if not keep[row]:
+            continue
+        begin, end = np.searchsorted(pairs, votes.pair[row] + np.arange(2))
+        if end - begin > 1:
+            found = {"for": [], "against": [], "tie": []}
+            for other in voters[begin:end]:
+                same = int(votes.verdict[other]) * int(votes.verdict[row])
+                side = ("tie", "for", "against")[same]
+                found[side].append(names[votes.annotator[other]])
+            info = (comparison.info or {}) | {"votes": found}
+            comparison = dataclasses.replace(comparison, info=info)
+        yield comparison
+
+
+def chosen_and_rejected(votes: Votes, rows: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Numbers of the better and of the worse response of votes that are no ties."""
+    one, other = votes.one[rows], votes.other[rows]
+    first = votes.verdict[rows] > 0
+    return np.where(first, one, other), np.where(first, other, one)
+
+
+def in_cycle(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+    """Which edges better -> worse (numbers of responses) lie in a cycle: bool [edges].
+
+    One graph over all prompts: responses to different prompts have different numbers.
     """
-    if not comparisons:
+    nodes = max(better.max(initial=-1), worse.max(initial=-1)) + 1
+    if nodes == 0:
         return np.zeros(0, bool)
-    nodes: dict[tuple[str, str], int] = defaultdict(lambda: len(nodes))
-    better = np.array([nodes[c.prompt.id, c.chosen] for c in comparisons])
-    worse = np.array([nodes[c.prompt.id, c.rejected] for c in comparisons])
-    edges = coo_array((np.ones(len(better)), (better, worse)), shape=(len(nodes),) * 2)
+    edges = coo_array((np.ones(len(better)), (better, worse)), (nodes, nodes))
     _, component = connected_components(edges, directed=True, connection="strong")
     return component[better] == component[worse]
+
+
+def _majority(group: np.ndarray, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each vote: what its group decides (1, -1, 0: most say tie, or _SPLIT), and
+    whether it is the first of its group that says so."""
+    _, number = np.unique(group, return_inverse=True)
+    balance = np.bincount(number, verdict)
+    mostly_ties = np.bincount(number, verdict == 0) * 2 > np.bincount(number)
+    decided = np.where(balance == 0, _SPLIT, np.sign(balance))
+    outcome = np.where(mostly_ties, 0, decided).astype(int)[number]
+    agrees = np.flatnonzero(verdict == outcome)
+    stands = np.zeros(len(group), bool)
+    stands[agrees[np.unique(number[agrees], return_index=True)[1]]] = True
+    return outcome, stands

@@ -1,0 +1,158 @@
+"""Who can be trusted: each annotator's record against known answers, against their own
+repeats, against the others; and their liking for the left and for the long.
+
+An annotator goes who is certainly bad, not who was unlucky: when the whole Clopper-
+Pearson interval of the share of known answers right lies below the least allowed, or
+that of the share of repeats contradicted above the most allowed. Few answers make wide
+intervals, so nobody goes on little evidence, and nobody on agreement alone: the
+majority may be wrong, and a minority has reasons. The paper (ChatGLM-RLHF, arXiv
+2404.00934) does not say how it judged annotators; this is our choice.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import beta
+from sklearn.metrics import cohen_kappa_score
+
+from rlhf_jax.data.votes import UNNAMED, Votes
+
+
+class Limits(NamedTuple):
+    """When an annotator is out."""
+
+    min_known_right: float  # share of known answers
+    max_contradicted: float  # share of own repeats
+    confidence: float  # of the two-sided intervals: 0.9 errs once in twenty a side
+
+
+class Share(NamedTuple):
+    """`count` of `of`, for each annotator, with the interval of the share behind it."""
+
+    count: np.ndarray  # int [A]
+    of: np.ndarray  # int [A]
+    low: np.ndarray  # float [A]; 0 where there is no evidence
+    high: np.ndarray  # float [A]; 1 where there is no evidence
+
+
+class Annotators(NamedTuple):
+    """What the votes say about each of A named annotators."""
+
+    names: list[str]
+    votes: np.ndarray  # int [A]
+    known_right: Share  # of known-answer tasks; a tie is wrong
+    contradicted: Share  # of own repeats, ties aside
+    first_chosen: Share  # of votes for one: the response that was shown first
+    longer_chosen: Share  # of votes for one of unequal lengths
+    kappa: np.ndarray  # float [A]: Cohen's, with the others' majority; nan: no others
+    careless: np.ndarray  # bool [A]: out, for known answers or for contradictions
+
+
+def judge(votes: Votes, usable: np.ndarray, limits: Limits) -> Annotators:
+    """Judge every annotator by their `usable` votes (bool [N])."""
+    rows = np.flatnonzero(usable & (votes.annotator != UNNAMED))
+    who, verdict = votes.annotator[rows], votes.verdict[rows]
+    known = votes.known[rows]
+    decided = verdict != 0
+    shown_first = votes.shown_first[rows]
+    lengths = votes.lengths
+    longer = np.sign(lengths[votes.one[rows]] - lengths[votes.other[rows]])
+
+    def share(hit, among) -> Share:
+        size = len(votes.annotators)
+        count = np.bincount(who[hit & among], minlength=size)
+        return _share(count, np.bincount(who[among], minlength=size), limits.confidence)
+
+    known_right = share(verdict == known, known != 0)
+    contradicted = _contradicted(votes, rows[decided], limits.confidence)
+    out = known_right.high < limits.min_known_right
+    out |= contradicted.low > limits.max_contradicted
+    return Annotators(
+        names=votes.annotators,
+        votes=np.bincount(who, minlength=len(votes.annotators)),
+        known_right=known_right,
+        contradicted=contradicted,
+        first_chosen=share(verdict == shown_first, decided & (shown_first != 0)),
+        longer_chosen=share(verdict == longer, decided & (longer != 0)),
+        kappa=_kappas(votes, rows),
+        careless=out,
+    )
+
+
+def agreement(votes: Votes, usable: np.ndarray) -> float:
+    """Cohen's kappa of every usable named vote with the majority of the other
+    annotators of the same pair; nan where nobody shares a pair."""
+    rows = np.flatnonzero(usable & (votes.annotator != UNNAMED))
+    mine, others, _ = _beside_others(votes, rows)
+    return _kappa(mine, others)
+
+
+def _contradicted(votes: Votes, rows: np.ndarray, confidence: float) -> Share:
+    """Of an annotator's n votes on one pair, n - 1 are repeats; contradicted is as many
+    of them as of all pairs of these votes: f a + g b make 2 f g / (f + g)."""
+    people = len(votes.annotators)
+    group, first = _groups(votes.pair[rows] * people + votes.annotator[rows])
+    for_one = np.bincount(group, votes.verdict[rows] > 0)
+    size = np.bincount(group)
+    who = votes.annotator[rows][first]
+    flips = np.bincount(who, 2 * for_one * (size - for_one) / size, people)
+    repeats = np.bincount(who, size - 1, people)
+    return _share(np.floor(flips + 1e-9).astype(int), repeats.astype(int), confidence)
+
+
+def _kappas(votes: Votes, rows: np.ndarray) -> np.ndarray:
+    mine, others, who = _beside_others(votes, rows)
+    order = np.argsort(who, kind="stable")
+    ends = np.cumsum(np.bincount(who, minlength=len(votes.annotators)))[:-1]
+    each = zip(np.split(mine[order], ends), np.split(others[order], ends), strict=True)
+    return np.array([_kappa(*both) for both in each][: len(votes.annotators)])
+
+
+def _beside_others(votes: Votes, rows: np.ndarray):
+    """(verdict, the others' majority, annotator) where others voted on the same pair
+    and were not split."""
+    people = len(votes.annotators)
+    pair, who = votes.pair[rows], votes.annotator[rows]
+    verdict = votes.verdict[rows].astype(int)
+    own, _ = _groups(pair * people + who)
+
+    def without_own(values):
+        by_pair, by_own = np.bincount(pair, values), np.bincount(own, values)
+        return by_pair[pair] - by_own[own]
+
+    balance, decided = without_own(verdict), without_own(verdict != 0)
+    ties = without_own(verdict == 0)
+    clear = (balance != 0) | (ties > decided)
+    return (
+        verdict[clear],
+        np.where(ties > decided, 0, np.sign(balance)).astype(int)[clear],
+        who[clear],
+    )
+
+
+def _kappa(mine: np.ndarray, others: np.ndarray) -> float:
+    if len(mine) == 0:
+        return float("nan")
+    with warnings.catch_warnings():  # one label only: nan, which says it
+        warnings.simplefilter("ignore")
+        return float(cohen_kappa_score(mine, others, labels=[-1, 0, 1]))
+
+
+def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each key among the distinct ones, and where each of those is first."""
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    return number, first
+
+
+def _share(count: np.ndarray, of: np.ndarray, confidence: float) -> Share:
+    """Clopper and Pearson's exact interval."""
+    tail = (1 - confidence) / 2
+    low = beta.ppf(tail, count, of - count + 1)  # nan at the ends
+    high = beta.ppf(1 - tail, count + 1, of - count)
+    return Share(
+        count,
+        of,
+        np.where(count == 0, 0.0, low),
+        np.where(count == of, 1.0, high),
+    )

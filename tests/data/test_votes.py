@@ -1,0 +1,68 @@
+import numpy as np
+
+from rlhf_jax.data.records import Comparison, Prompt
+from rlhf_jax.data.votes import UNNAMED, read_votes
+
+PROMPT = Prompt("p", ({"role": "user", "content": "Say something."},))
+
+
+def vote(a, b, preference="a", annotator="", **fields):
+    return Comparison(PROMPT, a, b, preference, annotator, **fields)
+
+
+def lengths(texts):
+    return map(len, texts)
+
+
+def test_a_pair_reads_the_same_whichever_way_round_it_was_stored():
+    columns = read_votes(
+        [
+            vote("x", "yy", "a", shown_first="b", info={"known_answer": "a"}),
+            vote("yy", "x", "b", shown_first="a", info={"known_answer": "b"}),
+        ],
+        lengths,
+    )
+    for name in ("one", "other", "pair", "verdict", "shown_first", "known"):
+        column = getattr(columns, name)
+        assert column[0] == column[1], name
+    assert columns.verdict[0] == columns.known[0] == -columns.shown_first[0] != 0
+
+
+def test_every_distinct_response_is_measured_once_and_stripped():
+    measured = []
+
+    def measure(texts):
+        measured.extend(texts)
+        return map(len, texts)
+
+    columns = read_votes(
+        [vote("x", "yy"), vote(" yy\n", "zzz"), vote("x", "")], measure
+    )
+    assert sorted(measured) == ["", "x", "yy", "zzz"]
+    both = np.stack([columns.one, columns.other])
+    assert np.sort(columns.lengths[both], axis=0).T.tolist() == [[1, 2], [2, 3], [0, 1]]
+    assert columns.empty.tolist() == [False, False, True]
+
+
+def test_names_are_sorted_and_a_missing_one_is_unnamed():
+    names = ["bob", "", "a\0", "a", "bob"]
+    columns = read_votes([vote("x", "y", annotator=name) for name in names], lengths)
+    assert columns.annotators == ["a", "a\0", "bob"]
+    assert columns.annotator.tolist() == [2, UNNAMED, 1, 0, 2]
+
+
+def test_only_a_and_b_are_known_answers():
+    infos = [None, {}, {"known_answer": None}, {"known_answer": "tie"}]
+    infos += [{"known_answer": 1}, {"known_answer": ["a"]}]
+    columns = read_votes([vote("x", "y", info=info) for info in infos], lengths)
+    assert not columns.known.any()
+
+
+def test_half_a_character_is_text_too():
+    columns = read_votes([vote("\ud800", "y")], lengths)
+    assert not columns.empty.any()
+
+
+def test_no_comparisons_make_empty_columns():
+    columns = read_votes([], lengths)
+    assert len(columns.pair) == len(columns.lengths) == 0
