@@ -8,6 +8,7 @@ does what is left.
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import multiprocessing
 import os
@@ -54,12 +55,16 @@ class Job:
         """The config with the overrides.
 
         Raises:
-            KeyError, TypeError: an override that the config does not have or take.
+            KeyError, TypeError: an override that the config does not have, or does
+                not take.
         """
         path, _, preset = self.config.partition(":")
         get_config = runpy.run_path(str(ROOT / path))["get_config"]
         config = get_config(preset) if preset else get_config()
-        config.update_from_flattened_dict(self.overrides)
+        config.lock()
+        for key, value in self.overrides.items():
+            *path, field = key.split(".")
+            functools.reduce(getattr, path, config)[field] = value
         return config
 
 
