@@ -22,18 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from rlhf_jax.batches import PreferenceBatch, Rollout
+from rlhf_jax.batches import PreferenceBatch
 from rlhf_jax.data import sources
-from rlhf_jax.data.batching import (
-    BatchOrder,
-    SFTBatches,
-    preference_batch,
-    prompt_batch,
-    round_up,
-)
-from rlhf_jax.data.encoding import encode_dialogues, encode_pairs, encode_prompts
+from rlhf_jax.data.batching import BatchOrder, SFTBatches, preference_batch
+from rlhf_jax.data.encoding import encode_dialogues, encode_pairs
 from rlhf_jax.data.records import Comparison, Prompt, read_records
-from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.evaluation.answers import answer, sequence_logprobs
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import dialogue_logprobs, response_logprobs
 from rlhf_jax.losses import dpo as losses
@@ -66,31 +60,17 @@ class Hyper:
 
 def pair_logprobs(policy, batch: PreferenceBatch, *, hyper: Hyper):
     """Summed log-probabilities [B, 2] of chosen and rejected."""
-    return sequence_logprobs(
+    out = response_logprobs(
         policy,
         batch.prompts,
         batch.prompt_mask,
         batch.responses,
         batch.response_mask,
-        hyper=hyper,
-    )
-
-
-def sequence_logprobs(
-    policy, prompts, prompt_mask, responses, response_mask, *, hyper: Hyper
-):
-    """Summed log-probabilities [B, K] of K responses [B, K, R] to each prompt."""
-    out = response_logprobs(
-        policy,
-        prompts,
-        prompt_mask,
-        responses,
-        response_mask,
         temperature=1.0,
         num_tokens=hyper.num_tokens,
         chunk_size=hyper.chunk_size,
     )
-    return jnp.where(response_mask, out.logprobs, 0.0).sum(-1)
+    return jnp.where(batch.response_mask, out.logprobs, 0.0).sum(-1)
 
 
 def preference_loss(logprobs, ref_logprobs, lengths, hyper: Hyper):
@@ -180,35 +160,16 @@ def pair_lengths(pairs) -> list[int]:
     return [max(len(chosen), len(rejected)) for _, chosen, rejected in pairs]
 
 
-def rollout_kl(policy, reference, rolled: Rollout, *, hyper: Hyper):
-    """log(policy / reference) of sampled responses, in nats: float32 [B]."""
-    row = (
-        rolled.prompts,
-        rolled.prompt_mask,
-        rolled.responses[:, None],
-        rolled.response_mask[:, None],
-    )
-    ours = sequence_logprobs(policy, *row, hyper=hyper)
-    return (ours - sequence_logprobs(reference, *row, hyper=hyper))[:, 0]
-
-
-def evaluate(policy, reference, batch, prompts, key, sampling, tokenizer, kl_step):
-    """KL from the reference and length of answers to the same prompts, sampled with the
-    same keys every time; and the conversations."""
-    rolled = rollout(policy, batch, key, sampling)
-    kl = np.asarray(kl_step(policy, reference, rolled))
-    responses = np.asarray(rolled.responses)
-    lengths = np.asarray(rolled.response_mask).sum(-1)
+def evaluate(policy, reference, ask, logprobs) -> tuple[dict, list[dict]]:
+    """KL(policy || reference) in nats and length of the policy's own answers, and the
+    conversations."""
+    answers = ask(policy)
+    kl = logprobs(policy, answers) - logprobs(reference, answers)
     samples = [
-        {
-            "prompt": prompt.messages[-1]["content"],
-            "response": tokenizer.decode(responses[i, : lengths[i]]),
-            "reward": None,
-            "kl": float(kl[i]),
-        }
-        for i, prompt in enumerate(prompts)
+        {"prompt": p.messages[-1]["content"], "response": text, "reward": None, "kl": x}
+        for p, text, x in zip(answers.prompts, answers.texts, kl.tolist(), strict=True)
     ]
-    metrics = {"eval/kl": Mean.of(kl), "eval/response_length": Mean.of(lengths)}
+    metrics = {"eval/kl": Mean.of(kl), "eval/response_length": Mean.of(answers.lengths)}
     return metrics, samples
 
 
@@ -252,22 +213,11 @@ def run(config, workdir: str) -> None:
             pad_id=tokenizer.pad_id,
             seed=config.seed,
         )
-
-    eval_prompts, eval_ids = encode_prompts(
-        read_records(config.eval_prompts or data / "eval_prompts.jsonl", Prompt),
-        tokenizer,
-        config.max_prompt_tokens,
-    )
-    eval_prompts = eval_prompts[: config.num_eval_prompts]
-    eval_batch = prompt_batch(
-        eval_ids[: config.num_eval_prompts],
-        np.arange(len(eval_prompts)),
-        pad_id=tokenizer.pad_id,
-        width=round_up(max(map(len, eval_ids)), config.pad_to_multiple),
-    )
+    eval_file = config.eval_prompts or data / "eval_prompts.jsonl"
+    eval_prompts = read_records(eval_file, Prompt)[: config.num_eval_prompts]
 
     # Models
-    init_key, eval_key = jax.random.key(config.seed), jax.random.key(config.seed + 1)
+    init_key, eval_key = jax.random.split(jax.random.key(config.seed))
     load = functools.partial(
         weights.load_policy,
         model=config.model,
@@ -290,16 +240,6 @@ def run(config, workdir: str) -> None:
         alpha=config.alpha,
         beta_sft=config.beta_sft,
     )
-    sampling = Sampling(
-        max_new_tokens=config.max_response_tokens,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_new_tokens=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        num_tokens=tokenizer.vocab_size,
-    )
     total_steps = config.epochs * order.batches_per_epoch
     optimizer, schedule = optimizers.from_config(config.optimizer, total_steps)
     step_fn = jax.jit(
@@ -311,8 +251,6 @@ def run(config, workdir: str) -> None:
         ),
         donate_argnums=0,
     )
-
-    kl_step = jax.jit(functools.partial(rollout_kl, hyper=hyper))
 
     # Reference
     ref_logprobs = None
@@ -346,6 +284,34 @@ def run(config, workdir: str) -> None:
     if start:
         state = from_items(checkpoints.restore(start, to_items(state)))
 
+    # Evaluation: the same prompts and keys every time
+    sampling = Sampling(
+        max_new_tokens=config.max_response_tokens,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        num_tokens=tokenizer.vocab_size,
+    )
+    ask = functools.partial(
+        answer,
+        prompts=eval_prompts,
+        tokenizer=tokenizer,
+        key=eval_key,
+        sampling=sampling,
+        max_prompt_tokens=config.max_prompt_tokens,
+        batch_size=config.batch_size,
+    )
+    logprobs = functools.partial(
+        sequence_logprobs,
+        num_tokens=tokenizer.vocab_size,
+        chunk_size=config.chunk_size,
+        pad_id=tokenizer.pad_id,
+        batch_size=config.batch_size,
+    )
+
     # Loop
     writer, watch = Writer(workdir, start, config.max_skipped_updates), Stopwatch()
     show = {"loss": "loss/dpo", "margin": "rewards/margins"}
@@ -367,12 +333,8 @@ def run(config, workdir: str) -> None:
                 eval_metrics, samples = evaluate(
                     state.model,
                     reference or load(config.reference_from or config.init_from),
-                    eval_batch,
-                    eval_prompts,
-                    eval_key,
-                    sampling,
-                    tokenizer,
-                    kl_step,
+                    ask,
+                    logprobs,
                 )
                 writer.write(step + 1, eval_metrics)
                 writer.write_samples(step + 1, samples[: config.num_samples])
@@ -416,8 +378,9 @@ def check_options(config) -> None:
         raise ValueError("loss='simpo' has no reference: leave reference='cached'.")
     if config.reference_cache and (loss == "simpo" or config.reference == "on_the_fly"):
         raise ValueError(f"{config.reference_cache=} is read only where one is cached.")
-    if config.beta_sft < 0:
-        raise ValueError(f"{config.beta_sft=} must not be negative.")
+    for name in ("gamma", "beta_sft"):
+        if config[name] < 0:
+            raise ValueError(f"{name}={config[name]} must not be negative.")
     for name in ("batch_size", "sft_batch_size"):
         if config[name] % config.microbatches:
             raise ValueError(
