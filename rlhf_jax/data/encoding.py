@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_jax.data.batching import SFTBatches
 from rlhf_jax.data.chat import encode_dialogue, encode_prompt, encode_response
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt, read_records
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -22,6 +23,26 @@ def encode_dialogues(
     if not kept:
         raise ValueError(f"No dialogue of {path} fits {max_tokens=}.")
     return kept, len(examples) - len(kept)
+
+
+def sft_batches(
+    path: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    batch_size: int,
+    seed: int,
+) -> SFTBatches:
+    """Batches of the dialogues of a file that fit, padded to `max_tokens`: for the SFT
+    term of PPO and DPO."""
+    dialogues, _ = encode_dialogues(path, tokenizer, max_tokens)
+    return SFTBatches(
+        dialogues,
+        batch_size=batch_size,
+        width=max_tokens,
+        pad_id=tokenizer.pad_id,
+        seed=seed,
+    )
 
 
 def encode_prompts(

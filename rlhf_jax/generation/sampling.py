@@ -56,6 +56,20 @@ class Sampling:
             raise ValueError(f"stop or pad ids {bad} are outside {self.num_tokens=}.")
 
 
+def plain_sampling(tokenizer, *, max_new_tokens: int, temperature: float) -> Sampling:
+    """Sampling from the whole distribution, with the ids of a tokenizer."""
+    return Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        num_tokens=tokenizer.vocab_size,
+    )
+
+
 class Sampled(NamedTuple):
     """Tokens with their log-probabilities: `logprobs` under the distribution that was
     sampled from, `model_logprobs` under the plain model (temperature 1, no filter)."""

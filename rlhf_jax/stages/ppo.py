@@ -53,11 +53,12 @@ from rlhf_jax.losses.ppo import (
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.accumulate import value_and_grad
+from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
-from rlhf_jax.training.workdir import cached_array, due, finish, open_workdir
+from rlhf_jax.training.workdir import due, finish, open_workdir
 
 
 @jax.tree_util.register_dataclass
@@ -490,8 +491,15 @@ def run(config, workdir: str) -> None:
             )
             return np.concatenate([found.scores[:, 0] for found in answers])
 
-        reference_scores = cached_array(
-            workdir / "reference_scores.npy", score_reference
+        reference_scores = cached(
+            workdir / "reference_scores.npz",
+            {
+                "reference": weights_fingerprint(reference),
+                "reward model": weights_fingerprint(frozen.reward),
+                "set of prompts": fingerprint(prompts),
+                "way to sample": fingerprint(dataclasses.astuple(sampling)),
+            },
+            score_reference,
         )
 
     # Loop

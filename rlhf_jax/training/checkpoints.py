@@ -84,6 +84,13 @@ class Checkpoints:
         with _disk_errors(self.folder):
             self._manager.wait_until_finished()
 
+    def delete_from(self, step: int) -> None:
+        """Delete the checkpoints of `step` and of all later steps."""
+        self.wait()
+        for saved in self._manager.all_steps():
+            if saved >= step:
+                self._manager.delete(saved)
+
     def meta(self, step: int) -> dict:
         """The JSON record of a checkpoint."""
         arguments = ocp.args.Composite(**{META: ocp.args.JsonRestore()})

@@ -2,12 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import flax
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 import rlhf_jax
@@ -78,17 +76,6 @@ def is_finished(workdir: str | os.PathLike) -> bool:
 
 def read_summary(workdir: str | os.PathLike) -> dict:
     return json.loads((Path(workdir) / "summary.json").read_text(encoding="utf-8"))
-
-
-def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array in a .npy file, which is made when it is not there yet."""
-    if path.exists():
-        return np.load(path, allow_pickle=False)
-    array = make()
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, array)
-    temporary.replace(path)
-    return array
 
 
 def due(step: int, every: int, total: int) -> bool:
