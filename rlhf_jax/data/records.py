@@ -147,7 +147,7 @@ def read_records(
     """
 
     def convert(row: dict) -> Record:
-        _check_version(row)
+        check_version(row)
         return kind.from_json(row)
 
     return keep_good(
@@ -182,7 +182,7 @@ def prompt_of(record: dict) -> Prompt:
         raise error.within("prompt") from None
 
 
-def _check_version(record: dict) -> None:
+def check_version(record: dict) -> None:
     version = record.get("version", VERSION)
     if version != VERSION:
         raise RecordError(

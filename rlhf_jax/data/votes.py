@@ -33,6 +33,7 @@ class Votes(NamedTuple):
     known: np.ndarray  # int8 [N]: right answer of a known-answer task; 0: no such task
     empty: np.ndarray  # bool [N]: a response is empty
     annotator: np.ndarray  # int64 [N]: index into `annotators`, or UNNAMED
+    conversation: np.ndarray  # float [N]: hash in [0, 1) of the first user turn
     annotators: list[str]  # sorted names
     lengths: np.ndarray  # int64 [responses]: of each distinct (prompt, response)
 
@@ -49,7 +50,7 @@ def read_votes(
     """
     keys = array("Q")  # a, b
     signs = array("b")  # verdict, shown first, known answer: 1 is a, -1 is b
-    empty, annotator = array("b"), array("q")
+    empty, annotator, conversation = array("b"), array("q"), array("d")
     names: dict[str, int] = {"": UNNAMED}
     lengths: dict[int, int] = {}
     unmeasured: dict[int, str] = {}
@@ -67,6 +68,7 @@ def read_votes(
         signs.append(_SIGN[known] if known in ("a", "b") else 0)
         empty.append(not all(texts))
         annotator.append(names.setdefault(comparison.annotator, len(names) - 1))
+        conversation.append(_place(comparison.prompt))
         if len(unmeasured) >= _BATCH:
             _measure(unmeasured, lengths, measure)
     _measure(unmeasured, lengths, measure)
@@ -88,6 +90,7 @@ def read_votes(
         known=known,
         empty=np.array(empty, bool),
         annotator=ranks[np.array(annotator, int)],  # -1 finds the last, UNNAMED
+        conversation=np.array(conversation, float),
         annotators=sorted(named),
         lengths=np.array([lengths[key] for key in responses.tolist()], int),
     )
@@ -103,6 +106,11 @@ def _prompt_key(prompt: Prompt) -> bytes:
     # A length before every part, so that no text can imitate a boundary.
     parts = (_bytes(m[field]) for m in prompt.messages for field in ("role", "content"))
     return _hash(b"".join(b"%d:%b" % (len(part), part) for part in parts), 16)
+
+
+def _place(prompt: Prompt) -> float:
+    turns = (m["content"] for m in prompt.messages if m["role"] == "user")
+    return int.from_bytes(_hash(_bytes(next(turns)), 6)) / 2**48
 
 
 def _hash(data: bytes, size: int) -> bytes:
