@@ -209,6 +209,8 @@ def test_training_raises_the_chosen_over_the_rejected(
     assert lines[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
     assert lines[-1]["rewards/margins"] > 1.0
     assert lines[-1]["rewards/accuracies"] == 1.0
+    gap = [line["logps/chosen"] - line["logps/rejected"] for line in lines]
+    assert gap[-1] - gap[0] > 10.0  # beta is 0.1
     assert lines[-1]["loss/dpo"] < 0.5 < np.log(2)
 
 
