@@ -1,13 +1,18 @@
-"""Compare checkpoints on held-out prompts.
+"""Compare checkpoints on held-out prompts; presets "reward" and "best_of_n" look at a
+reward model alone (configs/evaluate_reward.py, configs/best_of_n.py).
 
 Run: python launch/evaluate.py --config=configs/evaluate.py:tiny --workdir=runs/eval \
          --config.models=sft=runs/sft,ppo=runs/ppo
 """
 
-from configs import common
+from configs import best_of_n, common, evaluate_reward
+
+OTHERS = {"reward": evaluate_reward, "best_of_n": best_of_n}
 
 
 def get_config(preset="tiny"):
+    if preset in OTHERS:
+        return OTHERS[preset].get_config()
     c = common.stage("evaluate", preset)
     c.chunk_size = common.chunk_size(preset)
     small, lengths = common.is_small(preset), common.lengths(preset)

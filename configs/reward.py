@@ -15,14 +15,22 @@ def get_config(preset="tiny"):
     c.optimizer = common.optimizer(5e-4 if small else 1e-5)
     c.comparisons = ""  # a .jsonl file; "": the data folder's comparisons.jsonl
     c.comparisons_test = ""
-    c.epochs = 1
+    human = preset == "hh"  # few comparisons, and nobody has balanced them
+    # Of the training prompts, to choose the best model by.
+    c.validation_share = 0.1 if human else 0.05
+    c.length_bucket = 10 if human else 0  # tokens; 0: balanced already (collect)
+    c.too_long = "truncate_prompt" if human else "drop"  # whole turns, the oldest first
+    c.epochs = 3 if human else 1
     c.batch_size = 32 if small else 128  # pairs
     c.max_prompt_tokens = lengths.prompt
-    c.max_response_tokens = lengths.response
+    c.max_response_tokens = 192 if human else lengths.response  # 96 % of hh-rlhf
     c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128
     c.score_regularisation = 0.01  # the paper gives no value
+    c.margin = 0.0  # that the score of chosen shall have over rejected
+    c.label_smoothing = 0.0  # the share of comparisons taken to be wrong
     c.num_centring_pairs = 512  # whose mean score becomes 0 at the end
-    c.eval_every = 100
+    c.eval_every = 50 if small else 100  # steps; validation
+    c.patience = 3 if human else 0  # evaluations none of them better; 0: go on
     c.save_every = 500
     c.num_samples = 8  # held-out pairs written with their scores at the end
     return c

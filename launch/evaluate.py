@@ -1,10 +1,14 @@
-"""Compare checkpoints on held-out prompts.
+"""Compare checkpoints on held-out prompts, or look at a reward model alone.
 
 python launch/evaluate.py --config=configs/evaluate.py:tiny --workdir=runs/evaluate \
     --config.models=sft=runs/sft,ppo=runs/ppo
+python launch/evaluate.py --config=configs/evaluate.py:reward --workdir=runs/scores \
+    --config.reward_model=runs/reward --config.data.path=FOLDER
+python launch/evaluate.py --config=configs/evaluate.py:best_of_n --workdir=runs/best \
+    --config.policy=runs/sft --config.reward_model=runs/reward
 """
 
 import start
 
 if __name__ == "__main__":
-    start.stage("evaluate")
+    start.stage("evaluate", "evaluate_reward", "best_of_n")

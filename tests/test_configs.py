@@ -10,7 +10,17 @@ from ml_collections import ConfigDict
 from configs import common
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("sft", "collect", "reward", "ppo", "pairs", "dpo", "evaluate")
+STAGES = (
+    "sft",
+    "collect",
+    "reward",
+    "ppo",
+    "pairs",
+    "dpo",
+    "evaluate",
+    "evaluate_reward",
+    "best_of_n",
+)
 EVERY = [(stage, preset) for stage in STAGES for preset in common.STAGE_PRESETS]
 EVERY += [("pipeline", "tiny"), ("pipeline", "hh")]
 

@@ -12,19 +12,17 @@ import numpy as np
 
 from rlhf_jax.batches import PackedPairs, PreferenceBatch, PromptBatch, SFTBatch
 
-# Batches of similar length: sort within windows of this many batches.
-WINDOW = 16
-
 
 class BatchOrder:
     """Which examples make up each batch.
 
-    Each epoch is shuffled, cut into windows of 16 batches, sorted by length inside
+    Each epoch is shuffled, cut into windows of several batches, sorted by length inside
     each window (so that a batch pads little), cut into batches, and these shuffled.
     An example that does not fill a batch at the end of an epoch is left out of it.
 
     Args:
         lengths: a length for each example, or None to batch without regard to it.
+        window: batches; the wider, the less padding, and the more alike a batch.
         num_examples: how many there are.
         batch_size: examples a batch; a smaller data set is repeated to fill one.
         process: which of `num_processes` this is; each loads an equal part of every
@@ -41,6 +39,7 @@ class BatchOrder:
         batch_size: int,
         seed: int,
         lengths: Sequence[int] | None = None,
+        window: int = 16,
         process: int = 0,
         num_processes: int = 1,
     ):
@@ -52,6 +51,7 @@ class BatchOrder:
             raise ValueError(f"{process=} must be from 0 to {num_processes - 1}.")
         self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
         self.batches_per_epoch = max(num_examples // batch_size, 1)
+        self._window = window * batch_size
         self._lengths = None if lengths is None else np.asarray(lengths)
         part = batch_size // num_processes
         self._part = slice(process * part, (process + 1) * part)
@@ -70,8 +70,8 @@ class BatchOrder:
         size = self.batches_per_epoch * self.batch_size
         order = np.resize(order, size)  # repeats when there are too few, cuts the rest
         if self._lengths is not None:
-            window = WINDOW * self.batch_size
-            parts = [order[i : i + window] for i in range(0, size, window)]
+            starts = range(0, size, self._window)
+            parts = [order[i : i + self._window] for i in starts]
             order = np.concatenate(
                 [part[np.argsort(self._lengths[part], kind="stable")] for part in parts]
             )

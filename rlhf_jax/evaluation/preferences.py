@@ -1,22 +1,173 @@
-"""How well scores agree with preferences."""
+"""How well scores agree with preferences, from arrays to numbers.
+
+Arrays [N, 2] have a row for each pair of responses: chosen, rejected. A margin is
+what a scorer gives chosen less what it gives rejected: right if positive, half right
+if 0.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+
+from rlhf_jax.evaluation.calibration import reliability
+
+# Buckets of the difference of lengths, in tokens, by their lowest.
+LENGTH_EDGES = (0, 1, 10, 20, 40, 80, 160)
+LENGTH_NAMES = ("0", "1-9", "10-19", "20-39", "40-79", "80-159", "160+")
 
 
-def pair_accuracy(scores: np.ndarray) -> dict[str, float]:
-    """Accuracy of scores [N, 2] of (chosen, rejected), with a 95 % Wilson interval.
+class JudgedPairs(NamedTuple):
+    """Held-out pairs, and what is known of them besides their scores."""
 
-    A tie counts as half right.
+    prompts: Sequence[Hashable]  # pairs of one prompt share their key
+    intents: Sequence[str]  # "": unknown
+    lengths: np.ndarray  # int [N, 2], tokens
+    qualities: np.ndarray | None  # float [N, 2], where the truth is known
+
+
+def assess(
+    scores: np.ndarray, pairs: JudgedPairs, rivals: dict[str, np.ndarray]
+) -> dict:
+    """All that is reported of a reward model, as a tree for JSON.
+
+    Args:
+        scores: float [N, 2].
+        rivals: margins [N] of baselines by name, whose accuracy stands beside every
+            accuracy of the scores.
     """
-    margin = scores[:, 0] - scores[:, 1]
-    right = (margin > 0).sum() + 0.5 * (margin == 0).sum()
-    low, high = stats.binomtest(int(right), len(margin)).proportion_ci(method="wilson")
-    return {
-        "accuracy": float(right / len(margin)),
-        "accuracy_low": float(low),
-        "accuracy_high": float(high),
-        "margin": float(margin.mean()),
-        "score_mean": float(scores.mean()),
-        "score_std": float(scores.std()),
+    margins = scores[:, 0] - scores[:, 1]
+    report = {
+        "accuracy": {
+            group: pair_accuracy(margins[rows], _take(pairs.prompts, rows))
+            | {name: float(_right(x[rows]).mean()) for name, x in rivals.items()}
+            for group, rows in groups(pairs).items()
+        },
+        "scores": {
+            "mean": float(scores.mean()),
+            "std": float(scores.std()),
+            "chosen_mean": float(scores[:, 0].mean()),
+            "chosen_std": float(scores[:, 0].std()),
+            "rejected_mean": float(scores[:, 1].mean()),
+            "rejected_std": float(scores[:, 1].std()),
+            "margin": float(margins.mean()),
+        },
+        "length_correlation": correlations(scores, pairs.lengths),
+        "calibration": reliability(margins),
     }
+    if pairs.qualities is not None:
+        report["truth"] = truth(scores, pairs)
+    return report
+
+
+def truth(scores: np.ndarray, pairs: JudgedPairs) -> dict:
+    """Agreement with true quality: how often the better of a pair scores higher (pairs
+    of equal quality left out), and correlations; those of quality with length tell how
+    much of the scores' would be deserved."""
+    better = np.sign(pairs.qualities[:, 0] - pairs.qualities[:, 1])
+    rows = np.flatnonzero(better)
+    margins = (better * (scores[:, 0] - scores[:, 1]))[rows]
+    return {
+        **pair_accuracy(margins, _take(pairs.prompts, rows)),
+        "correlation": correlations(scores, pairs.qualities),
+        "length_correlation": correlations(pairs.qualities, pairs.lengths),
+    }
+
+
+def headline(report: dict) -> dict[str, float]:
+    """The numbers of a report that summaries quote."""
+    scores, length = report["scores"], report["length_correlation"]
+    numbers = report["accuracy"]["all"] | {
+        "margin": scores["margin"],
+        "score_mean": scores["mean"],
+        "score_std": scores["std"],
+        "length_correlation": length["responses"],
+        "length_correlation_within": length["within_pairs"],
+        "calibration_error": report["calibration"]["expected_error"],
+    }
+    if "truth" in report:
+        found = report["truth"]
+        for name in ("accuracy", "accuracy_low", "accuracy_high"):
+            numbers[f"true_{name}"] = found[name]
+        numbers["true_correlation"] = found["correlation"]["responses"]
+        numbers["true_length_correlation"] = found["length_correlation"]["responses"]
+    return numbers
+
+
+def groups(pairs: JudgedPairs) -> dict[str, np.ndarray]:
+    """Name -> rows [M] of every group of pairs that is reported."""
+    difference = pairs.lengths[:, 0] - pairs.lengths[:, 1]
+    bucket = np.searchsorted(LENGTH_EDGES, np.abs(difference), side="right") - 1
+    intents = np.array(pairs.intents)
+    masks = {"all": np.ones(len(difference), bool)}
+    for name in sorted(set(pairs.intents) - {""}):
+        masks[f"intent: {name}"] = intents == name
+    for i, name in enumerate(LENGTH_NAMES):
+        masks[f"length differs by {name}"] = bucket == i
+    masks["chosen longer"] = difference > 0
+    masks["rejected longer"] = difference < 0
+    return {name: np.flatnonzero(mask) for name, mask in masks.items() if mask.any()}
+
+
+def pair_accuracy(
+    margins: np.ndarray, prompts: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+    """The share of margins [N] that are right, with its 95 % interval.
+
+    Wilson's interval for as many independent pairs as these are worth: pairs of one
+    prompt that are right or wrong together count for less (a design effect, as in
+    surveys). Without `prompts` every pair is its own.
+    """
+    right = _right(margins)
+    accuracy = right.mean()
+    if prompts is None:
+        prompts = range(len(right))
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    index = np.array([place[prompt] for prompt in prompts])
+    by_prompt = np.bincount(index, right - accuracy)
+    independent, found = ((right - accuracy) ** 2).sum(), (by_prompt**2).sum()
+    design_effect = max(1.0, found / independent) if independent > 0 else 1.0
+    low, high = wilson(accuracy, len(right) / design_effect)
+    return {
+        "accuracy": float(accuracy),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "pairs": len(right),
+    }
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` independent cases."""
+    z = 1.959964
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count)
+    half *= np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    # It holds the share, also where rounding says otherwise.
+    return float(min(centre - half, share)), float(max(centre + half, share))
+
+
+def correlations(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Pearson's correlation of x and y, both [N, 2]: over all responses, and of the
+    differences inside pairs (each pair in both orders), where prompts cancel out.
+
+    0 where one of them does not vary.
+    """
+    both = np.stack([x.ravel(), y.ravel()]).astype(np.float64)
+    inside = np.stack([x[:, 0] - x[:, 1], y[:, 0] - y[:, 1]]).astype(np.float64)
+    return {
+        "responses": _cosine(*(both - both.mean(axis=1, keepdims=True))),
+        "within_pairs": _cosine(*inside),
+    }
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale > 0 else 0.0
+
+
+def _right(margins: np.ndarray) -> np.ndarray:
+    return (np.sign(margins) + 1) / 2
+
+
+def _take(values: Sequence, rows: np.ndarray) -> list:
+    return [values[i] for i in rows]

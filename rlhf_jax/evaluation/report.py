@@ -6,7 +6,7 @@ from rich.table import Table
 
 def print_table(summary: dict) -> None:
     """Print an evaluation's summary.json as a table, one row a model."""
-    Console(width=None if Console().is_terminal else 110).print(summary_table(summary))
+    Console(width=None if Console().is_terminal else 120).print(summary_table(summary))
     if "reward_model" in summary:
         found = summary["reward_model"]
         print(
@@ -17,11 +17,17 @@ def print_table(summary: dict) -> None:
 
 
 def print_held_out(reward: dict) -> None:
-    """Print a reward model's accuracy on held-out comparisons, from its summary."""
+    """Print a reward model's accuracy on held-out comparisons, from its summary, beside
+    what it has to beat."""
+    rivals = ("always_longer", "always_shorter", "bag_of_words")
+    known = [name for name in rivals if f"eval/{name}" in reward]
+    beside = ", ".join(
+        f"{name.replace('_', ' ')} {reward[f'eval/{name}']:.1%}" for name in known
+    )
     print(
         f"Reward model: agrees with {reward['eval/accuracy']:.1%} of the held-out "
         f"comparisons (95 % interval {reward['eval/accuracy_low']:.1%} to "
-        f"{reward['eval/accuracy_high']:.1%})."
+        f"{reward['eval/accuracy_high']:.1%}); {beside}."
     )
 
 
@@ -31,20 +37,22 @@ def summary_table(summary: dict) -> Table:
     table = Table(title=f"Judged by {judge}, against {against}")
     for column in ("model", judge, "win / tie / lose", "net wins [95 %]"):
         table.add_column(column)
-    for column in ("tokens", "KL", "identity", "JSON"):
+    for column in ("at equal length", "tokens", "KL", "identity", "JSON"):
         table.add_column(column, justify="right")
     for name, row in summary["models"].items():
         quality, versus = row["quality"], row.get("against_baseline")
-        shares, net = "", ""
+        shares, net, equal = "", "", ""
         if versus:
             shares = " / ".join(f"{versus[k]:.0%}" for k in ("win", "tie", "lose"))
             net = f"{versus['net']:+.1%} [{versus['net_low']:+.1%}, "
             net += f"{versus['net_high']:+.1%}]"
+            equal = f"{versus['length_controlled_net']:+.1%}"
         table.add_row(
             name,
             f"{quality['mean']:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]",
             shares,
             net,
+            equal,
             f"{row['length']:.1f}",
             f"{row['kl']:.1f}",
             *(

@@ -4,7 +4,8 @@
 2. A judge gives each answer a quality: the testbed's true scorer, or, where the truth
    is unknown, the reward model (which is then no independent judge).
 3. Against the first model: win / tie / lose with a 95 % bootstrap interval over
-   prompts, and KL(model || first model) on the model's own answers, in nats.
+   prompts, by intent and at equal length; KL(model || first model) on the model's own
+   answers, in nats. With more than two models, their Bradley-Terry ratings.
 4. Probes (testbed): does the model still know its name, does it answer in JSON?
 5. With a reward model: the score of every answer, and how much its mean differs from
    intent to intent, as it is and minus the score of the first model's answer.
@@ -27,9 +28,16 @@ from rlhf_jax.evaluation.answers import (
     sequence_logprobs,
     write_answers,
 )
-from rlhf_jax.evaluation.preferences import pair_accuracy
+from rlhf_jax.evaluation.preferences import JudgedPairs, assess, headline
 from rlhf_jax.evaluation.report import print_table
-from rlhf_jax.evaluation.win_rate import mean_with_interval, win_rate
+from rlhf_jax.evaluation.win_rate import (
+    bradley_terry,
+    by_group,
+    length_controlled,
+    mean_with_interval,
+    results,
+    win_rate,
+)
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
@@ -97,7 +105,12 @@ def run(config, workdir: str) -> None:
     )
     first = load(models[baseline])
     summary = {"models": {}, "judge": config.judge, "baseline": baseline}
-    qualities, rewards = {}, {}
+    qualities, lengths, rewards = {}, {}, {}
+
+    def compare(name, other):
+        margin = config.tie_margin
+        return results(qualities[name], qualities[other], tie_margin=margin)
+
     for name, folder in models.items():
         model = first if name == baseline else load(folder)
         answers = ask(
@@ -106,7 +119,7 @@ def run(config, workdir: str) -> None:
             key=answer_key,
             sampling=sampling(temperature=config.temperature),
         )
-        qualities[name] = judge(answers)
+        qualities[name], lengths[name] = judge(answers), answers.lengths
         kl = logprobs(model, answers) - logprobs(first, answers)
         columns = {"quality": qualities[name], "kl": kl}
         row = {
@@ -120,18 +133,23 @@ def run(config, workdir: str) -> None:
             row |= score_spread(rewards[name], rewards[baseline], answers.prompts)
         write_answers(workdir / f"answers_{name}.jsonl", answers, **columns)
         if name != baseline:
-            row["against_baseline"] = win_rate(
-                qualities[name],
-                qualities[baseline],
-                tie_margin=config.tie_margin,
-                seed=config.seed,
+            result = compare(name, baseline)
+            longer = answers.lengths - lengths[baseline]
+            row["against_baseline"] = win_rate(result, seed=config.seed)
+            row["against_baseline"] |= length_controlled(
+                result, longer, seed=config.seed
             )
+            intents = [prompt.intent for prompt in answers.prompts]
+            row["by_intent"] = by_group(result, intents, seed=config.seed)
         greedy = sampling(temperature=0.0)
         for probe, asked in probes.items():
             texts = ask(model, asked, key=probe_key, sampling=greedy).texts
             row[f"{probe}_probes"] = float(np.mean(check(probe, texts, config)))
         summary["models"][name] = row
         logging.info("Evaluated %s: quality %.2f.", name, row["quality"]["mean"])
+
+    if len(models) > 2:
+        summary["ratings"] = bradley_terry(list(models), compare)
 
     # Reward model against the truth, on two answers of the first model to each prompt
     if reward_model is not None and config.judge == "testbed":
@@ -196,16 +214,26 @@ def check(probe: str, texts: list[str], config) -> list[bool]:
 
 
 def agreement(judge, reward_model, pair: list[Answers], pad_id, batch_size) -> dict:
-    """How often the reward model orders two answers as the truth does, where the truth
-    tells them apart."""
+    """How the reward model orders two answers where the truth tells them apart."""
     truth = np.stack([judge(answers) for answers in pair], axis=1)
     found = [
         scores(reward_model, answers, pad_id=pad_id, batch_size=batch_size)
         for answers in pair
     ]
-    found = np.stack(found, axis=1)
-    differ = truth[:, 0] != truth[:, 1]
+    differ = np.flatnonzero(truth[:, 0] != truth[:, 1])
     best_first = np.argsort(-truth[differ], axis=1)
-    return pair_accuracy(np.take_along_axis(found[differ], best_first, axis=1)) | {
-        "pairs": int(differ.sum())
-    }
+
+    def in_order(columns):
+        columns = np.stack(columns, axis=1)[differ]
+        return np.take_along_axis(columns, best_first, axis=1)
+
+    prompts = [pair[0].prompts[i] for i in differ]
+    lengths = in_order([answers.lengths for answers in pair])
+    pairs = JudgedPairs(
+        prompts=[prompt.id for prompt in prompts],
+        intents=[prompt.intent for prompt in prompts],
+        lengths=lengths,
+        qualities=None,
+    )
+    longer = {"always_longer": lengths[:, 0] - lengths[:, 1]}
+    return headline(assess(in_order(found), pairs, longer))

@@ -2,7 +2,18 @@
 
 import pytest
 
-from configs import collect, common, dpo, evaluate, pairs, ppo, reward, sft
+from configs import (
+    best_of_n,
+    collect,
+    common,
+    dpo,
+    evaluate,
+    evaluate_reward,
+    pairs,
+    ppo,
+    reward,
+    sft,
+)
 from rlhf_jax.data import sources
 
 CONFIGS = {
@@ -13,6 +24,8 @@ CONFIGS = {
     "pairs": pairs,
     "dpo": dpo,
     "evaluate": evaluate,
+    "evaluate_reward": evaluate_reward,
+    "best_of_n": best_of_n,
 }
 
 
@@ -46,7 +59,7 @@ def stage_config(data_folder):
             "max_sft_tokens": 256,
             "sft_batch_size": 4,
             "max_prompt_tokens": 128,
-            "max_response_tokens": 128 if stage in ("reward", "dpo") else 12,
+            "max_response_tokens": 128 if "reward" in stage or stage == "dpo" else 12,
             "pad_to_multiple": 128,
             "eval_every": 2,
             "save_every": 2,

@@ -1,0 +1,85 @@
+"""A reward model on held-out comparisons: its scores, and everything known of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlhf_jax.data.batching import packed_pairs
+from rlhf_jax.data.encoding import Pair
+from rlhf_jax.data.records import Comparison
+from rlhf_jax.data.testbed.quality import true_quality
+from rlhf_jax.evaluation.baselines import rival_margins
+from rlhf_jax.evaluation.preferences import JudgedPairs, assess, headline
+from rlhf_jax.evaluation.reward_report import write_report
+from rlhf_jax.generation.scoring import pair_scores
+from rlhf_jax.models.heads import ScoreModel
+
+_score = jax.jit(pair_scores)
+
+
+def score_pairs(
+    model: ScoreModel,
+    pairs: Sequence[Pair],
+    *,
+    pad_id: int,
+    multiple: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Scores of chosen and rejected: float32 [N, 2]. Pairs of similar length go
+    together, widths are rounded up to `multiple` tokens."""
+    order = np.argsort([sum(map(len, pair)) for pair in pairs], kind="stable")
+    scores = np.empty((len(pairs), 2), np.float32)
+    for i in range(0, len(pairs), batch_size):
+        rows = order[i : i + batch_size]
+        batch = packed_pairs(
+            [pairs[j] for j in rows],
+            pad_id=pad_id,
+            multiple=multiple,
+            batch_size=batch_size,
+        )
+        scores[rows] = np.asarray(_score(model, batch))[: len(rows)]
+    return scores
+
+
+def evaluate_held_out(
+    scores: np.ndarray,
+    comparisons: Sequence[Comparison],
+    pairs: Sequence[Pair],
+    train_pairs: Sequence[Pair],
+    folder: Path,
+) -> dict[str, float]:
+    """Write the report of `reward_report` into `folder`; return its headline.
+
+    Args:
+        scores: float [N, 2].
+        comparisons, pairs: the same N comparisons as text and as token ids.
+        train_pairs: what the bag-of-words baseline learns from.
+    """
+    rivals = rival_margins(train_pairs, pairs)
+    report = assess(scores, judged_pairs(comparisons, pairs), rivals)
+    write_report(folder, report, scores, comparisons)
+    return headline(report)
+
+
+def judged_pairs(
+    comparisons: Sequence[Comparison], pairs: Sequence[Pair]
+) -> JudgedPairs:
+    """What is known of comparisons; their true quality where all are the testbed's."""
+    qualities = None
+    if all(c.prompt.task is not None for c in comparisons):
+        qualities = np.array(
+            [
+                [true_quality(c.prompt, text) for text in (c.chosen, c.rejected)]
+                for c in comparisons
+            ]
+        )
+    return JudgedPairs(
+        prompts=[tuple(prompt) for prompt, _, _ in pairs],
+        intents=[c.prompt.intent for c in comparisons],
+        lengths=np.array(
+            [[len(chosen), len(rejected)] for _, chosen, rejected in pairs]
+        ),
+        qualities=qualities,
+    )

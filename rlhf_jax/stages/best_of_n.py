@@ -1,0 +1,103 @@
+"""Best of n on the testbed: how far can this reward model be trusted?
+
+1. A policy answers every prompt `num_samples` times.
+2. The reward model scores the answers; the true scorer judges them.
+3. For n = 1, 2, 4, ... the expected true quality of the answer that the reward model
+   likes best of n, beside its score and the best that could be picked.
+"""
+
+import jax
+import numpy as np
+from absl import logging
+
+from rlhf_jax.data import sources
+from rlhf_jax.data.records import Prompt, read_records
+from rlhf_jax.data.testbed.quality import true_quality
+from rlhf_jax.evaluation.answers import answer, scores
+from rlhf_jax.evaluation.best_of_n import expected_of_best, kl_of_best, plot
+from rlhf_jax.evaluation.win_rate import mean_with_interval
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.training import weights
+from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+
+
+def run(config, workdir: str) -> None:
+    """Measure `config.reward_model` on answers of `config.policy`; leave summary.json,
+    best_of_n.md and best_of_n.png."""
+    workdir = open_workdir(workdir, config)
+    if is_finished(workdir):
+        return
+
+    # Data
+    data = sources.open_data(config.data, workdir)
+    tokenizer = sources.open_tokenizer(config.data, data, config.policy, workdir)
+    prompts = read_records(config.prompts or data / "eval_prompts.jsonl", Prompt)
+    prompts = prompts[: config.num_prompts]
+    if any(prompt.task is None for prompt in prompts):
+        raise ValueError("Best of n needs the truth: prompts of the testbed.")
+
+    # Models
+    policy, reward_model = (
+        weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
+        for folder in (config.policy, config.reward_model)
+    )
+    for model, folder in ((policy, config.policy), (reward_model, config.reward_model)):
+        weights.check_vocabulary(model.config, tokenizer.vocab_size, folder)
+
+    # Answers
+    sampling = Sampling(
+        max_new_tokens=config.max_response_tokens,
+        temperature=config.temperature,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        num_tokens=tokenizer.vocab_size,
+    )
+    answers = answer(
+        policy,
+        [prompt for prompt in prompts for _ in range(config.num_samples)],
+        tokenizer,
+        jax.random.key(config.seed),
+        sampling,
+        max_prompt_tokens=config.max_prompt_tokens,
+        batch_size=config.batch_size,
+    )
+    found = scores(
+        reward_model, answers, pad_id=tokenizer.pad_id, batch_size=config.batch_size
+    ).reshape(-1, config.num_samples)
+    quality = np.array(list(map(true_quality, answers.prompts, answers.texts)))
+    quality = quality.reshape(found.shape)
+    logging.info("Judged %d answers to %d prompts.", found.size, len(found))
+
+    # Curve
+    curve, n = [], 1
+    while n <= config.num_samples:
+        row = {"n": n, "kl": kl_of_best(n)}
+        picks = {"quality": (found, quality), "score": (found, found)}
+        picks["oracle"] = (quality, quality)
+        for name, (by, values) in picks.items():
+            expected = expected_of_best(by, values, n=n)
+            row[name] = mean_with_interval(expected, seed=config.seed)
+        curve.append(row)
+        n *= 2
+    (workdir / "best_of_n.md").write_text(table(curve))
+    plot(curve, workdir / "best_of_n.png")
+    print(table(curve))
+    finish(workdir, {"prompts": len(found), "curve": curve})
+
+
+def table(curve: list[dict]) -> str:
+    """The curve in Markdown; intervals of 95 % over prompts."""
+    lines = [
+        "| n | KL | true quality | score | best true quality |",
+        "|---|---|---|---|---|",
+    ]
+    for row in curve:
+        cells = [
+            f"{row[name]['mean']:.2f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]"
+            for name in ("quality", "score", "oracle")
+        ]
+        lines.append(f"| {row['n']} | {row['kl']:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

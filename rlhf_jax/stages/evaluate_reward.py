@@ -1,0 +1,62 @@
+"""Evaluate a reward model on any comparisons: the report that training ends with.
+
+Accuracy with intervals, by intent, by length and by who is longer, beside baselines;
+correlation of score and length; calibration; the worst errors.
+"""
+
+import functools
+
+from absl import logging
+
+from rlhf_jax.data import sources
+from rlhf_jax.data.encoding import encode_pairs
+from rlhf_jax.data.records import Comparison, read_records
+from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.training import weights
+from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+
+
+def run(config, workdir: str) -> None:
+    """Evaluate `config.reward_model`; leave summary.json and the folder evaluation."""
+    workdir = open_workdir(workdir, config)
+    if is_finished(workdir):
+        return
+
+    # Data
+    data = sources.open_data(config.data, workdir)
+    tokenizer = sources.open_tokenizer(config.data, data, config.reward_model, workdir)
+    encode = functools.partial(
+        encode_pairs,
+        tokenizer=tokenizer,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_response_tokens=config.max_response_tokens,
+        too_long=config.too_long,
+    )
+    train_file = config.comparisons_train or data / "comparisons.jsonl"
+    test_file = config.comparisons or data / "comparisons_test.jsonl"
+    comparisons, pairs, dropped = encode(read_records(test_file, Comparison))
+    _, train_pairs, _ = encode(read_records(train_file, Comparison))
+    logging.info("%d pairs; dropped: %s.", len(pairs), dict(dropped))
+
+    # Model
+    model = weights.load_model(
+        config.reward_model, dtype=config.dtype, param_dtype=config.dtype
+    )
+    if not isinstance(model, ScoreModel):
+        raise ValueError(f"{config.reward_model} is a language model: it has no score.")
+    weights.check_vocabulary(model.config, tokenizer.vocab_size, config.reward_model)
+
+    # Scores
+    scores = score_pairs(
+        model,
+        pairs,
+        pad_id=tokenizer.pad_id,
+        multiple=config.pad_to_multiple,
+        batch_size=config.batch_size,
+    )
+    folder = workdir / "evaluation"
+    summary = evaluate_held_out(scores, comparisons, pairs, train_pairs, folder)
+    print((folder / "report.md").read_text(encoding="utf-8"))
+    checkpoint = weights.fingerprint(config.reward_model)
+    finish(workdir, summary | {"checkpoint": checkpoint, "dropped": dict(dropped)})
