@@ -23,6 +23,7 @@ setup(
     package_data={"rlhf_jax.data.annotation": ["*.css", "*.js", "*.md"]},
     install_requires=[
         "absl-py>=2.1",
+        "choix>=0.3.5",
         "datasets>=3.0",
         "flax>=0.12,<0.14",
         "jax>=0.10,<0.12",

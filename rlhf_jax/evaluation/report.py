@@ -6,7 +6,7 @@ from rich.table import Table
 
 def print_table(summary: dict) -> None:
     """Print an evaluation's summary.json as a table, one row a model."""
-    Console(width=None if Console().is_terminal else 120).print(summary_table(summary))
+    Console(width=None if Console().is_terminal else 130).print(summary_table(summary))
     if "reward_model" in summary:
         found = summary["reward_model"]
         print(
@@ -49,7 +49,7 @@ def summary_table(summary: dict) -> Table:
             equal = f"{versus['length_controlled_net']:+.1%}"
         table.add_row(
             name,
-            f"{quality['mean']:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]",
+            f"{quality["mean"]:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]",
             shares,
             net,
             equal,
