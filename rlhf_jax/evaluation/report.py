@@ -49,7 +49,7 @@ def summary_table(summary: dict) -> Table:
             equal = f"{versus['length_controlled_net']:+.1%}"
         table.add_row(
             name,
-            f"{quality["mean"]:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]",
+            f"{quality['mean']:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]",
             shares,
             net,
             equal,
