@@ -19,6 +19,12 @@ def get_config(preset="tiny"):
     c.temperature = 1.0
     c.top_k = 0
     c.top_p = 1.0
+    c.annotator = "testbed"  # or "people": leaves tasks.jsonl for launch/annotate.py
+    # For people; shares of the pairs that they compare.
+    c.known_comparisons = ""  # .jsonl, whose answer is certain; "": the testbed's own
+    c.known_share = 0.1  # tasks with a known answer, to measure annotators
+    c.repeat_share = 0.1  # tasks shown to an annotator again, in the other order
+    # For the testbed.
     c.length_bucket = 4 if small else 50  # tokens; 0: no length balancing
     c.test_share = 0.1  # of the prompts, whose comparisons are held out
     return c

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 
 from rlhf_jax.data.annotation.answers import AnswerLog
 from rlhf_jax.data.annotation.assignment import Assignment
-from rlhf_jax.data.annotation.tasks import read_tasks
+from rlhf_jax.data.annotation.tasks import GUIDELINE, read_tasks
 from rlhf_jax.data.records import CRITERIA
 
 PASSWORD = "RLHF_JAX_PASSWORD"  # environment variable
@@ -49,7 +49,7 @@ def serve(workdir: Path) -> None:
         from rlhf_jax.data.annotation import page
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'rlhf_jax[annotate]'.") from None
-    guideline = Path(FLAGS.guideline or page.HERE / "guideline.md")
+    guideline = Path(FLAGS.guideline or GUIDELINE)
     log = AnswerLog(workdir / "answers.jsonl")
     web = page.make_app(
         Assignment(

@@ -32,6 +32,26 @@ def optional_object(record: dict, field: str) -> dict[str, Any] | None:
     return value
 
 
+def objects(record: dict, field: str) -> list[dict[str, Any]]:
+    """A list of objects."""
+    value = record.get(field)
+    if not isinstance(value, list):
+        raise RecordError(f"must be a list, not {kind_of(value)}.", field)
+    for i, item in enumerate(value):
+        if not isinstance(item, dict):
+            problem = f"must be an object, not {kind_of(item)}."
+            raise RecordError(problem, f"{field}[{i}]")
+    return value
+
+
+def texts(record: dict, field: str) -> list[str]:
+    """A list of texts."""
+    value = record.get(field)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise RecordError("must be a list of texts.", field)
+    return value
+
+
 def choices(
     record: dict, field: str, names: Sequence[str], allowed: tuple[str, ...]
 ) -> dict[str, str] | None:

@@ -2,7 +2,8 @@
 
 ChatGLM-RLHF (arXiv 2404.00934), sections 1 and 2:
 1. A model answers every prompt `num_responses` times.
-2. The testbed's annotators compare every pair of a prompt's answers.
+2. Every two answers to a prompt are compared, by the testbed's annotators; for people
+   the stage ends here and leaves their tasks in `tasks.jsonl`.
 3. Ties and cycles go; what people chose is balanced by length.
 Leaves `comparisons.jsonl` and a part held out in `comparisons_test.jsonl`.
 """
@@ -14,13 +15,14 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
+from rlhf_jax.data.annotation.tasks import Pair, check_shares, make_tasks, read_known
 from rlhf_jax.data.chat import decode_response, encode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.filters import clean
 from rlhf_jax.data.length_balance import length_balance
 from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
-from rlhf_jax.data.testbed.comparisons import compare
+from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt
 from rlhf_jax.generation.rollout import respond
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.training import weights
@@ -32,6 +34,9 @@ def run(config, workdir: str) -> None:
     workdir = open_workdir(workdir, config)
     if is_finished(workdir):
         return
+    if config.annotator not in ("testbed", "people"):
+        raise ValueError(f"{config.annotator=} must be 'testbed' or 'people'.")
+    check_shares(config.known_share, config.repeat_share)
     sample_key, init_key = jax.random.split(jax.random.key(config.seed))
 
     # Data
@@ -42,6 +47,9 @@ def run(config, workdir: str) -> None:
         tokenizer,
         config.max_prompt_tokens,
     )
+    known = []
+    if config.annotator == "people" and config.known_share:
+        known = known_comparisons(prompts, config)
 
     # Responses
     policy = weights.load_policy(
@@ -69,13 +77,40 @@ def run(config, workdir: str) -> None:
         for i in range(0, len(flat), config.num_responses)
     ]
 
-    # Comparison
-    comparisons = ask_annotators(prompts, responses, tokenizer, config)
-    report = {
-        "prompts": len(prompts),
-        "responses": len(flat),
-        "compared": len(comparisons),
-    }
+    pairs = pairs_of(prompts, responses, tokenizer, config)
+    report = {"prompts": len(prompts), "responses": len(flat), "pairs": len(pairs)}
+
+    # Tasks, for people
+    if config.annotator == "people":
+        tasks = make_tasks(
+            pairs,
+            known,
+            known_share=config.known_share,
+            repeat_share=config.repeat_share,
+            seed=config.seed,
+        )
+        write_records(workdir / "tasks.jsonl", tasks)
+        num_known = sum(bool(task.known_answer) for task in tasks)
+        repeats = sum(bool(task.repeat_of) for task in tasks)
+        dropped = len(pairs) + num_known + repeats - len(tasks)
+        report["dropped: identical or empty"] = dropped
+        report |= {"known answers": num_known, "repeats": repeats, "tasks": len(tasks)}
+        logging.info(
+            "Annotation tasks: %s. Next: python launch/annotate.py --workdir=%s, or "
+            "launch/exchange.py for Label Studio and Argilla.",
+            report,
+            workdir,
+        )
+        finish(workdir, report)
+        return
+
+    # Comparison, by the testbed
+    comparisons = compare(
+        [(pair.prompt, pair.response_a, pair.response_b) for pair in pairs],
+        make_annotators(AnnotatorConfig(**config.data.annotators)),
+        seed=config.seed,
+        stream="collect",
+    )
     comparisons, dropped = clean(comparisons)
     report |= {f"dropped: {reason}": n for reason, n in dropped.items()}
     held_out = {p.id for p in prompts[: round(config.test_share * len(prompts))]}
@@ -93,15 +128,34 @@ def run(config, workdir: str) -> None:
     finish(workdir, report)
 
 
-def ask_annotators(prompts, responses, tokenizer, config) -> list[Comparison]:
-    """Every pair of each prompt's responses, compared by the testbed's annotators."""
-    pairs = [
-        (prompt, decode_response(a, tokenizer), decode_response(b, tokenizer))
+def known_comparisons(prompts, config) -> list[Comparison]:
+    """Comparisons whose answer is certain: from the config's file, or in the testbed a
+    good and a spoilt demonstration."""
+    if config.known_comparisons:
+        return read_known(config.known_comparisons)
+    if not all(prompt.task for prompt in prompts):
+        raise ValueError(
+            f"{config.known_share=} needs comparisons whose answer is certain, to "
+            "measure the annotators: set known_comparisons=FILE, or known_share=0."
+        )
+    return good_against_spoilt(prompts, seed=config.seed)
+
+
+def pairs_of(prompts, responses, tokenizer, config) -> list[Pair]:
+    """Every two responses to each prompt, each with how it was generated."""
+    names = ("temperature", "top_k", "top_p", "max_response_tokens", "seed")
+    settings = {"model": config.init_from, **{name: config[name] for name in names}}
+    return [
+        Pair(
+            prompt,
+            decode_response(several[a], tokenizer),
+            decode_response(several[b], tokenizer),
+            {**settings, "sample": a},
+            {**settings, "sample": b},
+        )
         for prompt, several in zip(prompts, responses, strict=True)
-        for a, b in itertools.combinations(several, 2)
+        for a, b in itertools.combinations(range(len(several)), 2)
     ]
-    annotators = make_annotators(AnnotatorConfig(**config.data.annotators))
-    return compare(pairs, annotators, seed=config.seed, stream="collect")
 
 
 def balanced(comparisons, tokenizer, config) -> list[Comparison]:

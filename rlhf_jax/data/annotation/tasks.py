@@ -17,6 +17,8 @@ from rlhf_jax.data import fields
 from rlhf_jax.data.json_lines import RecordError
 from rlhf_jax.data.records import Comparison, Prompt, prompt_of, read_records
 
+GUIDELINE = Path(__file__).parent / "guideline.md"  # what annotators are told
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -68,6 +70,14 @@ class Pair(NamedTuple):
     settings_b: dict[str, Any] | None = None
 
 
+def check_shares(known_share: float, repeat_share: float) -> None:
+    """Raises ValueError for shares that `make_tasks` does not take."""
+    if not 0 <= known_share <= 1:
+        raise ValueError(f"{known_share=} must be from 0 to 1.")
+    if not 0 <= repeat_share <= 0.5:
+        raise ValueError(f"{repeat_share=} must be from 0 to 0.5.")
+
+
 def make_tasks(
     pairs: Sequence[Pair],
     known: Sequence[Comparison],
@@ -78,63 +88,59 @@ def make_tasks(
 ) -> list[Task]:
     """The queue: the pairs, tasks with a known answer, and repeats, well mixed.
 
+    Pairs of equal or empty responses are no tasks: there is nothing to judge.
+
     Args:
         known: comparisons whose preference, "a" or "b", is certain.
-        known_share: so many tasks with a known answer as this share of the pairs.
+        known_share: so many tasks with a known answer as this share of the pairs, as
+            far as `known` goes.
         repeat_share: so many repeats, likewise; at most 0.5. A repeat stands at least
             half a queue behind its original.
 
     Raises:
-        ValueError: a share is out of range, or `known` is too few or has a tie.
+        ValueError: a share is out of range, or no pair is left.
     """
-    if not 0 <= repeat_share <= 0.5:
-        raise ValueError(f"{repeat_share=} must be from 0 to 0.5.")
-    if known_share < 0:
-        raise ValueError(f"{known_share=} must not be negative.")
-    num_known = round(known_share * len(pairs))
-    if num_known > len(known):
-        raise ValueError(
-            f"{known_share=} of {len(pairs)} pairs asks for {num_known} comparisons "
-            f"with a known answer; there are {len(known)}."
-        )
-    if any(comparison.preference == "tie" for comparison in known):
-        raise ValueError("A comparison with a known answer must not be a tie.")
-    rng = np.random.default_rng([seed, zlib.crc32(b"annotation tasks")])
-
-    fresh = [Task("", *pair[:3], "a", *pair[3:]) for pair in pairs]
-    for index in rng.choice(len(known), num_known, replace=False):
-        c = known[index]
-        fresh.append(
-            Task(
-                "",
-                c.prompt,
-                c.response_a,
-                c.response_b,
-                "a",
-                known_answer=c.preference,
-            )
-        )
-    order = rng.permutation(len(fresh))
-    fresh = [
-        dataclasses.replace(fresh[i], shown_first="ab"[rng.integers(2)]) for i in order
+    check_shares(known_share, repeat_share)
+    pairs = [
+        pair
+        for pair in pairs
+        if pair.response_a != pair.response_b
+        and pair.response_a.strip()
+        and pair.response_b.strip()
     ]
+    if not pairs:
+        raise ValueError("No prompt has two responses that differ.")
+    rng = np.random.default_rng([seed, zlib.crc32(b"annotation tasks")])
+    num_known = min(round(known_share * len(pairs)), len(known))
+    sure = [known[i] for i in rng.choice(len(known), num_known, replace=False)]
+    fresh = [(pair, "") for pair in pairs]
+    fresh += [(Pair(c.prompt, c.response_a, c.response_b), c.preference) for c in sure]
+    rng.shuffle(fresh)
+    first = rng.choice(["a", "b"], len(fresh)).tolist()
 
     half = len(fresh) / 2
-    first_half = [i for i in range(int(half)) if not fresh[i].known_answer]
-    num_repeats = min(round(repeat_share * len(pairs)), len(first_half))
-    repeated = np.sort(rng.choice(first_half, num_repeats, replace=False)).astype(int)
+    repeatable = [i for i in range(int(half)) if not fresh[i][1]]
+    num_repeats = min(round(repeat_share * len(pairs)), len(repeatable))
     # (place in the queue, index of the task, whether it is the repeat)
     places = [(float(i), i, False) for i in range(len(fresh))]
-    places += [(rng.uniform(i + half, len(fresh)), i, True) for i in repeated.tolist()]
-    ids = {}
-    queue = []
+    for i in map(int, rng.choice(repeatable, num_repeats, replace=False)):
+        places.append((rng.uniform(i + half, len(fresh)), i, True))
+
+    queue, ids = [], {}
     for number, (_, i, is_repeat) in enumerate(sorted(places), start=1):
-        task = dataclasses.replace(fresh[i], id=f"task-{number:06d}")
-        if is_repeat:
-            other = "b" if task.shown_first == "a" else "a"
-            task = dataclasses.replace(task, shown_first=other, repeat_of=ids[i])
-        else:
-            ids[i] = task.id
+        pair, known_answer = fresh[i]
+        task = Task(
+            f"task-{number:06d}",
+            pair.prompt,
+            pair.response_a,
+            pair.response_b,
+            "ba"["ab".index(first[i])] if is_repeat else first[i],
+            pair.settings_a,
+            pair.settings_b,
+            known_answer,
+            ids.get(i, ""),
+        )
+        ids.setdefault(i, task.id)
         queue.append(task)
     return queue
 
@@ -156,3 +162,26 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
             )
         tasks[task.id] = task
     return tasks
+
+
+def read_known(path: str | Path) -> list[Comparison]:
+    """Comparisons whose answer is certain.
+
+    Raises:
+        FileNotFoundError, RecordError: as `read_records`; or one is a tie.
+    """
+    known = read_records(path, Comparison)
+    for comparison in known:
+        if comparison.preference == "tie":
+            raise RecordError(
+                f"{path}: a known answer must not be a tie, as it is for the prompt "
+                f"{comparison.prompt.id!r}."
+            )
+    return known
+
+
+def transcript(prompt: Prompt) -> str:
+    """The conversation as one text, for tools that show one."""
+    if len(prompt.messages) == 1:
+        return prompt.messages[0]["content"]
+    return "\n\n".join(f"{m['role'].title()}: {m['content']}" for m in prompt.messages)

@@ -15,9 +15,11 @@ from rlhf_jax.data.records import (
 )
 from rlhf_jax.data.testbed.annotators import Annotator, annotate
 from rlhf_jax.data.testbed.demonstrations import respond
+from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.data.testbed.tasks import key_of, task_of
 
 MODES = ("good", "padded", "sloppy")
+CERTAIN = 2.0  # points of true quality
 
 
 def compare(
@@ -50,6 +52,23 @@ def compare(
                 info={"annotator_kind": note.annotator_kind},
             )
         )
+    return comparisons
+
+
+def good_against_spoilt(prompts: Sequence[Prompt], *, seed: int) -> list[Comparison]:
+    """A good demonstration and a sloppy one for each prompt where the true quality of
+    the two is `CERTAIN` apart: comparisons whose answer is known."""
+    rng = _stream(seed, "known answers")
+    comparisons = []
+    for prompt in prompts:
+        key = key_of(task_of(prompt))
+        good, sloppy = respond(key, "good", rng), respond(key, "sloppy", rng)
+        if true_quality(prompt, good) - true_quality(prompt, sloppy) < CERTAIN:
+            continue
+        if rng.random() < 0.5:
+            comparisons.append(Comparison(prompt, good, sloppy, "a"))
+        else:
+            comparisons.append(Comparison(prompt, sloppy, good, "b"))
     return comparisons
 
 
