@@ -59,7 +59,7 @@ def comparisons(tasks: dict[str, Task], answers: Iterable[Answer]) -> list[Compa
     for answer in answers:
         if answer.task not in tasks:
             raise ValueError(
-                f"{answer.annotator!r} answers the unknown {answer.task!r}."
+                f"{answer.annotator!r} answers {answer.task!r}, which is no task here."
             )
         if (answer.task, answer.annotator) in seen:
             raise ValueError(f"{answer.annotator!r} answers {answer.task!r} twice.")
