@@ -6,7 +6,8 @@ python launch/convert.py --source=chatglm3-6b --target=runs/chatglm3-6b
 
 What the source is decides the direction. The tokenizer goes along. Exports load in
 transformers: `AutoModelForCausalLM.from_pretrained("exported")`, and reward models with
-AutoModelForSequenceClassification.
+AutoModelForSequenceClassification, which has no bias: its scores are ours plus the
+`score_offset` of config.json.
 """
 
 import json

@@ -109,21 +109,65 @@ def test_remote_code_checkpoints_are_glm_by_another_name(rng, tmp_path):
     np.testing.assert_allclose(ours[mask], theirs[mask], atol=1e-5 * max(scale, 1))
 
 
-@pytest.mark.parametrize("family", ["v2", "glm4"])
-def test_reward_models_are_sequence_classifiers(family, tmp_path):
-    model = ScoreModel(random_model(FAMILIES[family]), rngs=nnx.Rngs(0))
-    huggingface.save(model, tmp_path, fields={"pad_token_id": 0})
+def scores_of_both(model, folder):
+    """Scores [2] by our model and by transformers' of `folder`, and the latter. The
+    first row ends in padding, which transformers finds by its id, 0."""
     tokens = random_tokens(model.config, (2, 9)) + 1
     mask = np.ones(tokens.shape, bool)
     mask[0, 5:] = False
     tokens[~mask] = 0
-    scores = jax.jit(lambda m, *a: last_real_token(m(*a), a[1]))(model, tokens, mask)
+    ours = jax.jit(lambda m, *a: last_real_token(m(*a), a[1]))(model, tokens, mask)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
-        tmp_path, dtype=torch.float32
+        folder, dtype=torch.float32
     )
     with torch.no_grad():
         logits = theirs(
             input_ids=torch.tensor(tokens).long(),
             attention_mask=torch.tensor(mask).long(),
         ).logits[:, 0]
-    np.testing.assert_allclose(scores, logits.numpy(), atol=2e-5)
+    return np.asarray(ours), logits.numpy(), theirs
+
+
+@pytest.mark.parametrize("family", ["v2", "glm4"])
+def test_reward_models_are_sequence_classifiers(family, tmp_path):
+    """Their head has no bias: the shift that centres our scores goes beside it."""
+    model = ScoreModel(random_model(FAMILIES[family]), rngs=nnx.Rngs(0))
+    model.head.bias[...] = np.array([0.25], np.float32)
+    model.offset[...] = np.float32(1.5)
+    huggingface.save(model, tmp_path / "ours", fields={"pad_token_id": 0})
+    ours, theirs, classifier = scores_of_both(model, tmp_path / "ours")
+    names = {"v2": "Glm", "glm4": "Glm4"}
+    assert type(classifier).__name__ == f"{names[family]}ForSequenceClassification"
+    offset = classifier.config.score_offset
+    assert offset == 1.25
+    np.testing.assert_allclose(ours, theirs - offset, atol=2e-5)
+
+    # And back: from the folder that transformers writes.
+    classifier.save_pretrained(tmp_path / "theirs")
+    back = huggingface.load(tmp_path / "theirs", **FLOAT32)
+    np.testing.assert_allclose(
+        scores_of_both(back, tmp_path / "ours")[0], ours, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["Glm", "Glm4"])
+def test_reward_models_of_transformers_are_ours(kind, tmp_path):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=80,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        pad_token_id=0,
+        num_labels=1,
+    )
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    made.save_pretrained(tmp_path)
+    model = huggingface.load(tmp_path, **FLOAT32)
+    assert isinstance(model, ScoreModel)
+    ours, theirs, _ = scores_of_both(model, tmp_path)
+    assert np.ptp(theirs) > 1e-3
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
