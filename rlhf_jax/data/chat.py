@@ -4,7 +4,7 @@ A message is {"role": "system" | "user" | "assistant" | "observation", "content"
 `chat_formats` says what else it may hold, and how each format writes it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rlhf_jax.data.chat_formats import FORMATS, Message, answer_lead
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -35,6 +35,21 @@ def encode_response(text: str, tokenizer: Tokenizer) -> list[int]:
 def decode_response(ids: Iterable[int], tokenizer: Tokenizer) -> str:
     """The answer's text: what `encode_response` was given."""
     return tokenizer.decode(ids).removeprefix(answer_lead(tokenizer))
+
+
+def stream_response(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield the answer's text as its tokens come: together, what `decode_response`
+    gives. A character whose bytes are not all there waits for the rest."""
+    seen, shown = [], ""
+    for token in ids:
+        seen.append(token)
+        if answer_lead(tokenizer).startswith(tokenizer.decode(seen)):
+            continue
+        text = decode_response(seen, tokenizer)
+        if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text
+    yield decode_response(seen, tokenizer)[len(shown) :]
 
 
 def encode_dialogue(

@@ -4,14 +4,17 @@ Letters: B batch, P prompt (left-padded), R response (right-padded).
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.generation.sampling import Sampling, sample
 from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.inputs import check_inputs
+from rlhf_jax.models.kv_cache import KVCache
 
 
 class Generation(NamedTuple):
@@ -30,12 +33,12 @@ class Generation(NamedTuple):
     ended: Bool[Array, "B"]
 
 
-class _Decoding(NamedTuple):
-    """The loop's carry. `logits` are for the token that is sampled next."""
+class Decoding(NamedTuple):
+    """What goes from step to step. `logits` are for the token that is sampled next."""
 
     step: Int[Array, ""]
     logits: Float[Array, "B V"]
-    cache: Any
+    cache: KVCache
     live: Bool[Array, "B"]
     tokens: Int[Array, "B R"]
     mask: Bool[Array, "B R"]
@@ -45,8 +48,8 @@ class _Decoding(NamedTuple):
 
 def generate(
     model: ChatGLM,
-    tokens: Int[Array, "B P"],
-    mask: Bool[Array, "B P"],
+    tokens: Int[Array | np.ndarray, "B P"],
+    mask: Bool[Array | np.ndarray, "B P"],
     key: Key[Array, ""] | Key[Array, "B"],
     sampling: Sampling,
 ) -> Generation:
@@ -55,70 +58,27 @@ def generate(
     Randomness hangs on the row's key alone: pass one key a row, and a prompt gets the
     same response in whichever batch it stands. A single key is split by row.
 
+    Prompts are checked on the host before anything is compiled, which takes some tens
+    of microseconds; inside a `jit` they cannot be.
+
     Raises:
-        ValueError: prompt and response do not fit the model's context.
+        ValueError: prompt and response do not fit the model's context, or the prompts
+            are not what `check_inputs` lets through.
     """
-    length = tokens.shape[1] + sampling.max_new_tokens
-    if length > model.config.context_length:
-        raise ValueError(
-            f"Prompts of {tokens.shape[1]} tokens and max_new_tokens="
-            f"{sampling.max_new_tokens} need a context of {length}; the model has "
-            f"{model.config.context_length}."
-        )
-    if key.ndim == 0:
-        rows = jnp.arange(tokens.shape[0])
-        key = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-    return _generate(model, tokens, mask, key, sampling)
+    check_prompts(model, tokens, mask, sampling)
+    return _generate(model, tokens, mask, split_by_row(key, len(tokens)), sampling)
 
 
 @functools.partial(jax.jit, static_argnames="sampling")
 def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
-    batch, limit = tokens.shape[0], sampling.max_new_tokens
-    stop_ids = jnp.array(sampling.stop_ids, jnp.int32)
+    def unfinished(s: Decoding):
+        return (s.step < sampling.max_new_tokens) & s.live.any()
 
-    def project(hidden):  # [B, D] -> [B, V]
-        return jnp.dot(hidden, model.output_matrix, preferred_element_type=jnp.float32)
-
-    def decode_step(s: _Decoding) -> _Decoding:
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, s.step)
-        allow_stop = s.step + 1 >= sampling.min_new_tokens
-        new = sample(s.logits, step_keys, sampling, allow_stop)
-        token = jnp.where(s.live, new.tokens, sampling.pad_id)
-
-        def write(buffer, column):  # one column a step
-            return jax.lax.dynamic_update_slice(buffer, column[:, None], (0, s.step))
-
-        hidden, cache = model.decode(token[:, None], s.live[:, None], s.cache)
-        return _Decoding(
-            step=s.step + 1,
-            logits=project(hidden[:, -1]),
-            cache=cache,
-            live=s.live & ~jnp.isin(token, stop_ids),
-            tokens=write(s.tokens, token),
-            mask=write(s.mask, s.live),
-            logprobs=write(s.logprobs, jnp.where(s.live, new.logprobs, 0.0)),
-            model_logprobs=write(
-                s.model_logprobs, jnp.where(s.live, new.model_logprobs, 0.0)
-            ),
-        )
-
-    def unfinished(s: _Decoding):
-        return (s.step < limit) & s.live.any()
-
-    hidden, cache = model.decode(
-        tokens, mask, model.init_cache(batch, tokens.shape[1] + limit)
+    end = jax.lax.while_loop(
+        unfinished,
+        lambda s: decode_step(model, s, keys, sampling),
+        prefill(model, tokens, mask, sampling),
     )
-    start = _Decoding(
-        step=jnp.int32(0),
-        logits=project(hidden[:, -1]),
-        cache=cache,
-        live=jnp.ones(batch, bool),
-        tokens=jnp.full((batch, limit), sampling.pad_id, jnp.int32),
-        mask=jnp.zeros((batch, limit), bool),
-        logprobs=jnp.zeros((batch, limit)),
-        model_logprobs=jnp.zeros((batch, limit)),
-    )
-    end = jax.lax.while_loop(unfinished, decode_step, start)
     return Generation(
         tokens=end.tokens,
         mask=end.mask,
@@ -127,3 +87,74 @@ def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
         lengths=end.mask.sum(-1, dtype=jnp.int32),
         ended=~end.live,
     )
+
+
+def prefill(model: ChatGLM, tokens, mask, sampling: Sampling) -> Decoding:
+    """Read the prompts [B, P]: the state before the first step."""
+    batch, limit = tokens.shape[0], sampling.max_new_tokens
+    hidden, cache = model.decode(
+        tokens, mask, model.init_cache(batch, tokens.shape[1] + limit)
+    )
+    return Decoding(
+        step=jnp.int32(0),
+        logits=_project(model, hidden[:, -1]),
+        cache=cache,
+        live=jnp.ones(batch, bool),
+        tokens=jnp.full((batch, limit), sampling.pad_id, jnp.int32),
+        mask=jnp.zeros((batch, limit), bool),
+        logprobs=jnp.zeros((batch, limit)),
+        model_logprobs=jnp.zeros((batch, limit)),
+    )
+
+
+def decode_step(model: ChatGLM, s: Decoding, keys, sampling: Sampling) -> Decoding:
+    """Sample a token for every live row with the row's key [B], and read it."""
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, s.step)
+    allow_stop = s.step + 1 >= sampling.min_new_tokens
+    new = sample(s.logits, step_keys, sampling, allow_stop)
+    token = jnp.where(s.live, new.tokens, sampling.pad_id)
+
+    def write(buffer, column):  # one column a step
+        return jax.lax.dynamic_update_slice(buffer, column[:, None], (0, s.step))
+
+    hidden, cache = model.decode(token[:, None], s.live[:, None], s.cache)
+    stops = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
+    return Decoding(
+        step=s.step + 1,
+        logits=_project(model, hidden[:, -1]),
+        cache=cache,
+        live=s.live & ~stops,
+        tokens=write(s.tokens, token),
+        mask=write(s.mask, s.live),
+        logprobs=write(s.logprobs, jnp.where(s.live, new.logprobs, 0.0)),
+        model_logprobs=write(
+            s.model_logprobs, jnp.where(s.live, new.model_logprobs, 0.0)
+        ),
+    )
+
+
+def check_prompts(model: ChatGLM, tokens, mask, sampling: Sampling) -> None:
+    """Raise a ValueError where `generate` cannot answer; see there."""
+    length = tokens.shape[1] + sampling.max_new_tokens
+    if length > model.config.context_length:
+        raise ValueError(
+            f"Prompts of {tokens.shape[1]} tokens and max_new_tokens="
+            f"{sampling.max_new_tokens} need a context of {length}; the model has "
+            f"{model.config.context_length}."
+        )
+    # Traced values are not known, and other hosts' rows are not here.
+    if not any(isinstance(x, jax.core.Tracer) for x in (tokens, mask)) and all(
+        getattr(x, "is_fully_addressable", True) for x in (tokens, mask)
+    ):
+        check_inputs(np.asarray(tokens), np.asarray(mask), model.config)
+
+
+def split_by_row(key: Key[Array, ""] | Key[Array, "B"], rows: int) -> Key[Array, "B"]:
+    """One key a row: those given, or a single key split."""
+    if key.ndim:
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
+def _project(model: ChatGLM, hidden):  # [B, D] -> [B, V]
+    return jnp.dot(hidden, model.output_matrix, preferred_element_type=jnp.float32)

@@ -70,13 +70,8 @@ def respond(
         for row, i in enumerate(index):
             tokens[row, width - len(prompts[i]) :] = prompts[i]
             mask[row, width - len(prompts[i]) :] = True
-        out = generate(
-            model,
-            jnp.asarray(tokens),
-            jnp.asarray(mask),
-            row_keys(key, jnp.asarray(index)),
-            sampling,
-        )
+        keys = row_keys(key, jnp.asarray(index))
+        out = generate(model, tokens, mask, keys, sampling)
         lengths = np.asarray(out.lengths)
         found = np.asarray(out.tokens)
         real = min(batch_size, len(prompts) - start)

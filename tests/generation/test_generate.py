@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +8,13 @@ import pytest
 from flax import nnx
 
 from rlhf_jax.batches import PromptBatch
-from rlhf_jax.generation import scoring
-from rlhf_jax.generation.generate import generate
+from rlhf_jax.generation import generate, scoring
 from rlhf_jax.generation.rollout import respond, rollout
 from rlhf_jax.generation.sampling import Sampling
-from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
-from rlhf_jax.models.presets import preset
+from tests.models.families import GMASK, MASK, START
+
+generation_module = sys.modules["rlhf_jax.generation.generate"]
 
 NUM_TOKENS = 30
 SAMPLING = Sampling(
@@ -29,14 +30,6 @@ SAMPLING = Sampling(
 
 
 @pytest.fixture(scope="module")
-def model():
-    config = preset("micro", vocab_size=32, context_length=64)
-    model = ChatGLM(config, rngs=nnx.Rngs(0))
-    # Sharper than at initialisation, so that log-probabilities differ visibly.
-    return jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, model)
-
-
-@pytest.fixture(scope="module")
 def prompts():
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, NUM_TOKENS, (5, 8)).astype(np.int32)
@@ -45,22 +38,50 @@ def prompts():
     return jnp.where(mask, tokens, 0), jnp.asarray(mask)
 
 
+@pytest.fixture(scope="module")
+def chatglm_6b_prompts():
+    """[gMASK] behind the context, [MASK] inside it, and a context of one token."""
+    rows = [
+        [5, 6, 7, 8, 9, 10, GMASK, START],
+        [5, MASK, 6, 7, START],
+        [GMASK, START],
+        [11, 12, GMASK, START, 13, 14],  # the answer has begun
+    ]
+    tokens, mask = np.zeros((4, 8), np.int32), np.zeros((4, 8), bool)
+    for row, ids in enumerate(rows):
+        tokens[row, 8 - len(ids) :] = ids
+        mask[row, 8 - len(ids) :] = True
+    return tokens, mask
+
+
+@jax.jit
+def forward(model, tokens):
+    return model(tokens)
+
+
 def sampling(**changes) -> Sampling:
     return dataclasses.replace(SAMPLING, **changes)
 
 
-def test_greedy_equals_a_loop_of_full_forward_passes(model, prompts):
-    tokens, mask = prompts
+@pytest.mark.parametrize("family", ["chatglm2", "chatglm_6b"])
+def test_greedy_takes_the_likeliest_token_of_a_full_forward_pass(family, request):
+    names = {"chatglm2": ("model", "prompts")}
+    names = names.get(family, ("chatglm_6b", "chatglm_6b_prompts"))
+    model, (tokens, mask) = map(request.getfixturevalue, names)
     out = generate(model, tokens, mask, jax.random.key(0), sampling(temperature=0.0))
+    assert len({tuple(row) for row in out.tokens.tolist()}) > 1
     for row in range(len(tokens)):
-        context = np.asarray(tokens[row])[np.asarray(mask[row])].tolist()
-        expected = []
-        while len(expected) < 10 and not (expected and expected[-1] in (1, 2)):
-            logits = model(jnp.array([context + expected]))[0, -1, :NUM_TOKENS]
-            expected.append(int(logits.argmax()))
-        length = int(out.lengths[row])
-        assert out.tokens[row, :length].tolist() == expected
-        assert bool(out.ended[row]) == (expected[-1] in (1, 2))
+        context = np.asarray(tokens)[row][np.asarray(mask)[row]]
+        length, start = int(out.lengths[row]), len(context)
+        whole = np.zeros((1, 18), np.int32)
+        whole[0, :start] = context
+        whole[0, start : start + length] = response = out.tokens[row, :length]
+        logits = forward(model, whole)[0, start - 1 : start - 1 + length]
+        assert (logits[:, :NUM_TOKENS].argmax(-1) == response).all()
+        assert bool(out.ended[row]) == (int(response[-1]) in (1, 2))
+        log = jax.nn.log_softmax(logits[:, :NUM_TOKENS])
+        log = jnp.take_along_axis(log, response[:, None], axis=1)[:, 0]
+        np.testing.assert_allclose(out.model_logprobs[row, :length], log, atol=1e-4)
 
 
 def test_the_mask_ends_with_the_first_stop_token(model, prompts):
@@ -136,10 +157,57 @@ def test_more_left_padding_changes_nothing(model, prompts):
     np.testing.assert_allclose(wide.logprobs, plain.logprobs, atol=1e-5)
 
 
+def test_chatglm_6b_gives_the_same_response_in_any_batch(
+    chatglm_6b, chatglm_6b_prompts
+):
+    tokens, mask = chatglm_6b_prompts
+    keys = jax.random.split(jax.random.key(5), 4)
+    together = generate(chatglm_6b, tokens, mask, keys, SAMPLING)
+    order = np.array([2, 0])
+    wider = ((0, 0), (3, 0))
+    apart = generate(
+        chatglm_6b,
+        np.pad(tokens[order], wider),
+        np.pad(mask[order], wider),
+        keys[order],
+        SAMPLING,
+    )
+    assert (apart.tokens == together.tokens[order]).all()
+
+
 def test_another_key_gives_another_response(model, prompts):
     a = generate(model, *prompts, jax.random.key(7), SAMPLING)
     b = generate(model, *prompts, jax.random.key(8), SAMPLING)
     assert (a.tokens != b.tokens).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: (t.at[0, 3].set(32), m), "Token 32 in row 0"),
+        (lambda t, m: (t.at[4, 7].set(-1), m), "outside the vocabulary of 32"),
+        (lambda t, m: (t, m.at[2].set(False)), r"Rows \[2\] are empty"),
+        (lambda t, m: (t, m.at[0, 2].set(False)), r"rows \[0\] have holes"),
+        (lambda t, m: (t[:, :0], m[:, :0]), "are empty"),
+    ],
+)
+def test_bad_prompts_are_refused_before_anything_is_compiled(
+    model, prompts, change, message, monkeypatch
+):
+    monkeypatch.setattr(generation_module, "_generate", None)
+    tokens, mask = change(*prompts)
+    for made in (np.asarray, jnp.asarray):
+        with pytest.raises(ValueError, match=message):
+            generate(model, made(tokens), made(mask), jax.random.key(0), SAMPLING)
+
+
+def test_generation_can_stand_inside_a_jit(model, prompts):
+    def lengths(model, tokens, mask, key):
+        return generate(model, tokens, mask, key, SAMPLING).lengths
+
+    key = jax.random.key(5)
+    inside = jax.jit(lengths)(model, *prompts, key)
+    assert (inside == lengths(model, *prompts, key)).all()
 
 
 def test_what_exceeds_the_context_is_refused(model, prompts):
@@ -188,8 +256,10 @@ def test_scores_of_a_shared_prompt_equal_separate_passes(model):
         for k in range(2):
             prompt = np.asarray(tokens[row])[np.asarray(mask[row])]
             length = int(response_mask[row, k].sum())
-            text = np.concatenate([prompt, np.asarray(responses[row, k, :length])])
-            alone = score_model(jnp.asarray(text)[None])[0, -1]
+            text = np.concatenate([prompt, np.asarray(responses[row, k])])
+            # What comes later changes nothing, and all rows have one shape.
+            later = np.pad(text, (0, 11 - len(text)))
+            alone = forward(score_model, later[None])[0, len(prompt) + length - 1]
             np.testing.assert_allclose(shared[row, k], alone, atol=1e-5)
 
 
@@ -201,6 +271,6 @@ def test_a_value_is_of_the_state_before_its_token(model):
     )
     prompt = np.asarray(tokens[0])[np.asarray(mask[0])]
     text = jnp.asarray(np.concatenate([prompt, np.asarray(responses[0, 0])]))[None]
-    alone = score_model(text)[0]
+    alone = forward(score_model, text)[0]
     start = len(prompt)
     np.testing.assert_allclose(values[0, 0], alone[start - 1 : start + 4], atol=1e-5)
