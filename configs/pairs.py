@@ -20,5 +20,9 @@ def get_config(preset="tiny"):
     c.temperature = 1.0
     c.top_k = 0
     c.top_p = 1.0
-    c.min_margin = 0.0  # of score between chosen and rejected
+    # Which responses make a pair: "ranks", "random" or "every" (data/pair_rules.py)
+    c.rule = "ranks"
+    c.chosen_rank = 0  # 0 is the best; read by the rule "ranks"
+    c.rejected_rank = -1  # -1 is the worst, num_responses // 2 the median
+    c.min_margin = 0.0  # of score; pairs with less are left out
     return c

@@ -3,17 +3,19 @@
 ChatGLM-RLHF (arXiv 2404.00934), section 4:
 1. The policy answers every prompt `num_responses` times.
 2. The reward model scores the answers.
-3. The best answer to each prompt is chosen, the worst rejected.
-Leaves `comparisons.jsonl`.
+3. A rule makes pairs of them: the best against the worst, or another of
+   data/pair_rules.py. What teaches nothing is left out and counted.
+Leaves `comparisons.jsonl`, each line with where it came from.
 """
+
+import json
 
 import jax
 import numpy as np
 from absl import logging
 
-from rlhf_jax.data import sources
+from rlhf_jax.data import pair_rules, sources
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
-from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
 from rlhf_jax.generation.rollout import respond
@@ -25,6 +27,7 @@ from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
 def run(config, workdir: str) -> None:
     """Label responses of `config.init_from` by `config.reward_model`."""
+    check_options(config)
     workdir = open_workdir(workdir, config)
     if is_finished(workdir):
         return
@@ -75,27 +78,52 @@ def run(config, workdir: str) -> None:
 
     # Pairs
     scores = score(prompt_ids, responses, reward_model, tokenizer.pad_id, config)
-    kept = []
-    for prompt, several, found in zip(prompts, responses, scores, strict=True):
-        best, worst = int(found.argmax()), int(found.argmin())
-        texts = [decode_response(several[i], tokenizer) for i in (best, worst)]
-        if found[best] - found[worst] <= config.min_margin or texts[0] == texts[1]:
-            continue
-        info = {"scores": [float(found[best]), float(found[worst])]}
-        kept.append(Comparison(prompt, *texts, "a", "reward_model", info=info))
-    if not kept:
-        raise ValueError(
-            f"No prompt has two responses whose scores differ by more than "
-            f"{config.min_margin=}."
-        )
-    write_records(workdir / "comparisons.jsonl", kept)
-    report = {
-        "prompts": len(prompts),
-        "responses": len(flat),
-        "dropped: identical or below the margin": len(prompts) - len(kept),
-        "kept": len(kept),
-    }
+    texts = [[tokenizer.decode(ids) for ids in several] for several in responses]
+    made = make_pairs(scores, config)
+    kept, dropped = pair_rules.usable_pairs(
+        made,
+        scores,
+        [json.dumps(prompt.messages) for prompt in prompts],
+        texts,
+        min_margin=config.min_margin,
+    )
+    report = {"prompts": len(prompts), "responses": len(flat), "pairs": len(made)}
+    report |= {f"dropped: {reason}": n for reason, n in dropped.items()}
+    report["kept"] = len(kept)
     logging.info("Pairs: %s", report)
+    if not len(kept):
+        raise ValueError(
+            f"No pair is left: {report}. Is {config.min_margin=} too high?"
+        )
+
+    # Comparisons
+    source = {
+        "rule": config.rule,
+        "policy": weights.fingerprint(config.init_from),
+        "reward_model": weights.fingerprint(config.reward_model),
+        "sampling": {
+            "num_responses": config.num_responses,
+            "max_response_tokens": config.max_response_tokens,
+            "temperature": config.temperature,
+            "top_k": config.top_k,
+            "top_p": config.top_p,
+            "seed": config.seed,
+        },
+    }
+    if config.rule == "ranks":
+        source["ranks"] = [config.chosen_rank, config.rejected_rank]
+    comparisons = [
+        Comparison(
+            prompts[prompt],
+            texts[prompt][chosen],
+            texts[prompt][rejected],
+            preference="a",
+            annotator="reward_model",
+            info={"scores": scores[prompt, [chosen, rejected]].tolist()} | source,
+        )
+        for prompt, chosen, rejected in kept
+    ]
+    write_records(workdir / "comparisons.jsonl", comparisons)
     finish(workdir, report)
 
 
@@ -113,3 +141,31 @@ def score(prompt_ids, responses, reward_model, pad_id: int, config) -> np.ndarra
         tokens, mask = tokens.reshape(shape), mask.reshape(shape)
         found.append(np.asarray(step(reward_model, prompts, prompt_mask, tokens, mask)))
     return np.concatenate(found)[: len(prompt_ids)]
+
+
+def make_pairs(scores: np.ndarray, config) -> np.ndarray:
+    """Pairs int [N, 3] of (prompt, chosen, rejected) by the config's rule."""
+    return pair_rules.make_pairs(
+        scores,
+        config.rule,
+        chosen_rank=config.chosen_rank,
+        rejected_rank=config.rejected_rank,
+        seed=config.seed,
+    )
+
+
+def check_options(config) -> None:
+    """Refuse what cannot make pairs, before anything is sampled.
+
+    Raises:
+        ValueError: says which value, and what it must be.
+    """
+    if not config.reward_model:
+        raise ValueError("config.reward_model is empty: who should label the pairs?")
+    if config.num_responses < 2:
+        raise ValueError(f"{config.num_responses=} must be at least 2 to make a pair.")
+    if not config.min_margin >= 0:
+        raise ValueError(f"{config.min_margin=} must not be negative.")
+    if config.rule != "ranks" and (config.chosen_rank, config.rejected_rank) != (0, -1):
+        raise ValueError(f"{config.rule=} reads no ranks: leave them at 0 and -1.")
+    make_pairs(np.zeros((1, config.num_responses)), config)
