@@ -31,6 +31,8 @@ def stage(name: str, preset: str) -> ConfigDict:
     c = ConfigDict()
     c.stage = name  # module in rlhf_jax/stages
     c.seed = 0  # every random number of the run comes from it
+    # Sizes of data, fsdp and tensor (rlhf_jax/parallel/mesh.py); -1: the rest.
+    c.mesh = (1, -1, 1)
     c.dtype = "float32" if is_small(preset) else "bfloat16"  # of the computation
     c.data = data(preset)
     return c
@@ -73,8 +75,14 @@ def chunk_size(preset: str) -> int:
 
 def data(preset: str) -> ConfigDict:
     c = ConfigDict()
-    # "testbed", a data folder, or a folder with train.jsonl[.gz] and test.jsonl[.gz]
+    # "testbed", a data folder, or a preference set: a folder with train.jsonl[.gz] and
+    # test.jsonl[.gz] or of Hugging Face datasets, "hf:NAME[:SUBSET]", "tfds:NAME".
     c.path = "" if preset == "hh" else "testbed"
+    c.layout = ""  # of a preference set (rlhf_jax/data/layouts.py); "": by its fields
+    c.train_split = "train"  # of a preference set
+    c.test_split = "test"  # "": test_share of the training split
+    c.test_share = 0.05
+    c.on_bad_record = "error"  # or "skip": left out; bad_records.jsonl lists them
     c.tokenizer = ""  # a tokenizer folder; "": the start model's, else one is trained
     c.vocab_size = 2048 if preset == "hh" else 1024  # of a tokenizer trained here
     c.testbed = testbed()
@@ -118,8 +126,9 @@ def annotators() -> ConfigDict:
 
 
 def optimizer(learning_rate: float) -> ConfigDict:
-    """AdamW; see rlhf_jax/training/optimizers.py."""
+    """See rlhf_jax/training/optimizers.py."""
     c = ConfigDict()
+    c.name = "adamw"  # "adamw", "adafactor" (least memory; no b1, b2, eps) or "sgd"
     c.learning_rate = learning_rate
     c.warmup_steps = 10
     c.decay = "cosine"  # "constant", "linear" or "cosine"
@@ -128,5 +137,11 @@ def optimizer(learning_rate: float) -> ConfigDict:
     c.b2 = 0.95
     c.eps = 1e-8
     c.weight_decay = 0.1  # of matrices; embeddings, norms and biases have none
-    c.clip_norm = 1.0  # global norm of the gradient; 0: no clipping
+    c.moment_dtype = "float32"  # of AdamW's first moment; "bfloat16" saves memory
+    c.clip_norm = 1.0  # 0: no clipping
+    # By the norm of the whole gradient, or "per_layer". Where the update is fused, the
+    # whole gradient's norm takes a backward pass more.
+    c.clip = "global"
+    # Inside the backward pass: the gradient of one layer exists at a time.
+    c.fused = False
     return c

@@ -11,12 +11,14 @@ command again and it goes on where it stopped.
 
 from pathlib import Path
 
+import jax
 import start
 from absl import logging
 from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
 from rlhf_jax.evaluation.report import print_held_out
+from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.stages import collect, dpo, evaluate, pairs, ppo, reward, sft
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
 
@@ -35,7 +37,8 @@ def main(config: ConfigDict, workdir: str) -> None:
             logging.info("%s: done before.", name)
         else:
             logging.info("%s: %s", name, target)
-            stage.run(config, str(target))
+            with jax.set_mesh(make_mesh(config.mesh)):
+                stage.run(config, str(target))
         return str(target)
 
     policy = run(sft, config.sft, "sft")
@@ -60,7 +63,8 @@ def main(config: ConfigDict, workdir: str) -> None:
     evaluate_config = prepare(
         config.evaluate, seed, data, {"models": models, "reward_model": scorer}
     )
-    evaluate.run(evaluate_config, str(folder / "evaluate"))
+    with jax.set_mesh(make_mesh(evaluate_config.mesh)):
+        evaluate.run(evaluate_config, str(folder / "evaluate"))
     summary = read_summary(folder / "evaluate")
     summary["reward"] = read_summary(folder / "reward")
     finish(folder, summary)

@@ -19,6 +19,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.checkpoints import DiskFullError
 from rlhf_jax.training.metrics import NonFiniteError
 
@@ -41,7 +42,9 @@ def stage(*stages: str) -> None:
                 f"{sys.argv[0]} runs {', '.join(known)}; this config is for "
                 f"{config.stage!r}."
             )
-        importlib.import_module(f"rlhf_jax.stages.{config.stage}").run(config, workdir)
+        module = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
+        with jax.set_mesh(make_mesh(config.mesh)):
+            module.run(config, workdir)
 
     run(main)
 

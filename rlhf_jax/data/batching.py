@@ -98,9 +98,18 @@ def pad_left(
 
 
 def sft_batch(
-    examples: Sequence[tuple[list[int], list[bool]]], *, pad_id: int, multiple: int
+    examples: Sequence[tuple[list[int], list[bool]]],
+    *,
+    pad_id: int,
+    multiple: int,
+    batch_size: int | None = None,
 ) -> SFTBatch:
-    """Dialogues as (token ids, which of them carry loss), right-padded."""
+    """Dialogues as (token ids, which of them carry loss), right-padded, filled up to
+    `batch_size` rows with ones without loss."""
+    if batch_size:
+        ids, _ = examples[0]
+        empty = (ids, [False] * len(ids))
+        examples = [*examples, *[empty] * (batch_size - len(examples))]
     width = round_up(max(len(ids) for ids, _ in examples), multiple)
     tokens, mask = pad_right([ids for ids, _ in examples], width, pad_id)
     loss_mask, _ = pad_right([wanted for _, wanted in examples], width, 0)

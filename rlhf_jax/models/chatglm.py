@@ -17,6 +17,7 @@ query heads, K key-value heads, H head dim.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -29,7 +30,9 @@ from rlhf_jax.models.attention import attend, visible
 from rlhf_jax.models.kv_cache import KVCache
 from rlhf_jax.models.positions import count_before, prefix, two_axes
 from rlhf_jax.models.rotary import rotate, rotation
+from rlhf_jax.parallel.layers import apply_layers, take
 from rlhf_jax.parallel.sharding import constrain
+from rlhf_jax.parallel.vocabulary import lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +96,14 @@ class ChatGLMConfig:
         return self.rotary == "two_axes"
 
 
+# What the backward pass computes again.
 REMAT = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "none": lambda apply: apply,
+    "dots": functools.partial(
+        jax.checkpoint,
+        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    ),
+    "full": jax.checkpoint,
 }
 
 
@@ -332,17 +339,13 @@ class ChatGLM(nnx.Module):
         )
         turn = self._rotation(positions)
 
-        def apply(block, x):
-            return block(x, turn, seen)[0]
-
-        if self.config.remat != "none":
-            apply = jax.checkpoint(apply, policy=REMAT[self.config.remat])
-        x = self._embed(tokens)
-        if self.config.scan_layers:
-            x, _ = jax.lax.scan(lambda x, b: (apply(b, x), None), x, self.blocks)
-        else:
-            for i in range(self.config.num_layers):
-                x = apply(self._block(i), x)
+        x = apply_layers(
+            self.blocks,
+            lambda block, x: block(x, turn, seen)[0],
+            self._embed(tokens),
+            scan=self.config.scan_layers,
+            checkpoint=REMAT[self.config.remat],
+        )
         return self.final_norm(x)
 
     def decode(
@@ -374,7 +377,7 @@ class ChatGLM(nnx.Module):
         x = self._embed(tokens)
         layers = []
         for i, layer in enumerate(zip(cache.keys, cache.values, strict=True)):
-            x, layer = self._block(i)(x, turn, seen, layer, cache.index)
+            x, layer = take(self.blocks, i)(x, turn, seen, layer, cache.index)
             layers.append(layer)
         keys, values = zip(*layers, strict=True)
         cache = KVCache(
@@ -398,11 +401,8 @@ class ChatGLM(nnx.Module):
             dtype=self.config.dtype,
         )
 
-    def _block(self, i: int) -> Block:
-        return jax.tree.map(lambda x: x[i], self.blocks)
-
     def _embed(self, tokens):
-        x = self.embedding[...][tokens].astype(self.config.dtype)
+        x = lookup(self.embedding[...], tokens, self.config.dtype)
         return constrain(x, "batch", "length", "width")
 
     def _prefix(self, tokens, mask, places, segments):

@@ -1,44 +1,148 @@
-"""Where arrays live on a mesh with axes data, fsdp and tensor."""
+"""Where arrays live on the mesh: one table for parameters, one for everything else.
+
+The mesh is `jax.set_mesh`'s. An axis of an array stays whole where the mesh's axis does
+not divide it: two key-value heads on four devices are held by all. Without a mesh every
+function here is the identity, or answers with the first device.
+"""
 
 import re
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 # (pattern of a parameter's path, layout): the first match wins. Parameters of blocks
-# have a leading axis of layers.
+# have a leading axis of layers. The optimizer's moments have their parameter's path
+# within their own, and its shape.
 PARAMETERS = (
-    (r"\.embedding\b", P("tensor", "fsdp")),  # [V, D]
-    (r"\.query\.kernel", P(None, "fsdp", "tensor", None)),  # [L, D, N, H]
-    (r"\.key_value\.kernel", P(None, "fsdp", None, "tensor", None)),  # [L, D, 2, K, H]
-    (r"\.output\.kernel", P(None, "tensor", None, "fsdp")),  # [L, N, H, D]
-    (r"\.up\.kernel", P(None, "fsdp", None, "tensor")),  # [L, D, 2, F]
-    (r"\.down\.kernel", P(None, "tensor", "fsdp")),  # [L, F, D]
-    (r"\.head\.kernel", P("fsdp", "tensor")),  # [D, V], or [D, 1]
-    (r"\.(bias|scale|offset)\b", P()),
+    (r"\bv_(row|col)\b", P()),  # Adafactor's factors: small
+    (r"\bembedding\b", P("tensor", "fsdp")),  # [V, D]
+    (r"\bquery\.kernel", P(None, "fsdp", "tensor", None)),  # [L, D, N, H]
+    (r"\bkey_value\.kernel", P(None, "fsdp", None, "tensor", None)),  # [L, D, 2, K, H]
+    (r"\boutput\.kernel", P(None, "tensor", None, "fsdp")),  # [L, N, H, D]
+    (r"\bup\.kernel", P(None, "fsdp", None, "tensor")),  # [L, D, 2, F]
+    (r"\bdown\.kernel", P(None, "tensor", "fsdp")),  # [L, F, D]
+    (r"\bhead\.kernel", P("fsdp", "tensor")),  # [D, V], or [D, 1]
+    (r"\b(bias|scale|offset)\b", P()),
 )
 
+# Axes of activations, caches and batches.
+ACTIVATIONS = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "slots": None,
+    "width": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "ffn": "tensor",
+    "vocab": "tensor",
+}
 
-def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+
+def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
     """The layout of one parameter, by its path in the model's tree.
 
-    An axis stays whole where the mesh's axis does not divide it: two key-value heads
-    on four devices are held by all.
+    Raises:
+        ValueError: no rule for an array of two or more axes.
     """
     matches = (spec for pattern, spec in PARAMETERS if re.search(pattern, path))
     spec = next(matches, None)
     if spec is None:
+        if len(shape) < 2:
+            return P()
         raise ValueError(f"No rule in PARAMETERS for {path}, of shape {shape}.")
+    return _fit(spec, shape, sizes)
 
-    def fits(axis, size):
-        return axis in mesh.shape and size % mesh.shape[axis] == 0
 
-    axes = [a if fits(a, s) else None for a, s in zip(spec, shape, strict=False)]
-    return NamedSharding(mesh, P(*axes))
+def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """The same as a sharding."""
+    return NamedSharding(mesh, parameter_spec(path, shape, dict(mesh.shape)))
+
+
+def shard_parameters(tree):
+    """A model's or state's arrays (or their shapes) as shapes with shardings: what to
+    restore into, and `jax.jit`'s `out_shardings`, see `shardings`."""
+
+    def place(path, x):
+        sharding = SingleDeviceSharding(jax.devices()[0])
+        mesh = jax.sharding.get_mesh()
+        if not mesh.empty:
+            sharding = parameter_sharding(jax.tree_util.keystr(path), x.shape, mesh)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def create(make, *args):
+    """`make(*args)`, a model or a state, in one program that leaves every array where
+    the table says: nothing is ever whole on one device."""
+    placed = shard_parameters(jax.eval_shape(make, *args))
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed))(
+        *args
+    )
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Ask for a layout by the names of the axes; the identity without a mesh."""
+    """Ask for the layout that ACTIVATIONS has for axes of these names."""
     assert len(names) == x.ndim, f"{names=} for an array of shape {x.shape}."
-    return x
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if not sizes:
+        return x
+    return jax.lax.with_sharding_constraint(x, activation_spec(names, x.shape, sizes))
+
+
+def activation_spec(names: tuple[str, ...], shape, sizes: dict[str, int]) -> P:
+    """The layout that ACTIVATIONS has for an array whose axes have these names."""
+    return _fit(P(*(ACTIVATIONS[name] for name in names)), shape, sizes)
+
+
+def constrain_parameters(tree, *, layer: bool = False):
+    """Ask for the layout of parameters, for gradients for example: they are then
+    summed up where they are needed, and nowhere else.
+
+    Args:
+        layer: the tree is of one layer's parameters, without the axis of layers.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if not sizes:
+        return tree
+
+    def place(path, x):
+        shape = (1, *x.shape) if layer else x.shape
+        spec = parameter_spec(jax.tree_util.keystr(path), shape, sizes)
+        return jax.lax.with_sharding_constraint(x, P(*spec[1:]) if layer else spec)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def shard_batch(tree, *, axis: int = 0):
+    """Put host arrays on the mesh, rows (axis `axis`) over data and fsdp.
+
+    Every process passes its own rows; in order of process they are the batch.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return tree
+
+    def place(x):
+        spec = P(*[None] * axis, ACTIVATIONS["batch"])
+        return jax.make_array_from_process_local_data(
+            NamedSharding(mesh, spec), np.asarray(x)
+        )
+
+    return jax.tree.map(place, tree)
+
+
+def _fit(spec: P, shape, sizes: dict[str, int]) -> P:
+    """The spec without axes that the mesh lacks or that do not divide the shape."""
+
+    def keep(axes, size):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        parts = 1
+        for name in names:
+            parts *= sizes.get(name, 1)
+        return axes if parts > 1 and size % parts == 0 else None
+
+    return P(*(keep(a, s) for a, s in zip(spec, shape, strict=False)))

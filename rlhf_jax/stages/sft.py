@@ -20,12 +20,13 @@ from rlhf_jax.data.encoding import encode_dialogues
 from rlhf_jax.evaluation.answers import sample_conversations
 from rlhf_jax.generation.scoring import dialogue_logprobs
 from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.parallel.mesh import check_batch
+from rlhf_jax.parallel.sharding import create, shard_batch
 from rlhf_jax.training import optimizers, weights
-from rlhf_jax.training.accumulate import value_and_grad
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
+from rlhf_jax.training.state import TrainState, from_items, to_items, update
 from rlhf_jax.training.workdir import due, finish, open_workdir
 
 
@@ -45,22 +46,19 @@ def train_step(state, batch, *, optimizer, microbatches, num_tokens, chunk_size)
         num_tokens=num_tokens,
         chunk_size=chunk_size,
     )
-    _, metrics, gradients = value_and_grad(
-        share, state.model, batch, microbatches=microbatches
-    )
-    state, update_metrics = apply_gradients(state, gradients, optimizer)
-    return state, metrics | update_metrics
+    return update(share, state, batch, optimizer=optimizer, microbatches=microbatches)
 
 
 def evaluate(policy, batches, eval_step) -> dict:
     """Mean loss per assistant token on held-out dialogues."""
-    losses = [eval_step(policy, batch)[1]["loss/sft"] for batch in batches]
+    losses = [eval_step(policy, shard_batch(b))[1]["loss/sft"] for b in batches]
     return {"eval/loss": functools.reduce(operator.add, losses)}
 
 
 def run(config, workdir: str) -> None:
     """Fine-tune `config.init_from` (or random weights) on dialogues; leave the policy
     in `workdir/checkpoints`."""
+    check_batch("batch_size", config.batch_size, parts=config.microbatches)
     workdir = open_workdir(workdir, config)
 
     # Data
@@ -78,12 +76,14 @@ def run(config, workdir: str) -> None:
         batch_size=config.batch_size,
         seed=config.seed,
         lengths=[len(ids) for ids, _ in examples],
+        process=jax.process_index(),
+        num_processes=jax.process_count(),
     )
     make_batch = functools.partial(
         sft_batch, pad_id=tokenizer.pad_id, multiple=config.pad_to_multiple
     )
     eval_batches = [
-        make_batch(held_out[i : i + config.batch_size])
+        make_batch(held_out[i : i + config.batch_size], batch_size=config.batch_size)
         for i in range(0, len(held_out), config.batch_size)
     ]
 
@@ -100,7 +100,7 @@ def run(config, workdir: str) -> None:
     # State
     total_steps = config.epochs * order.batches_per_epoch
     optimizer, schedule = optimizers.from_config(config.optimizer, total_steps)
-    state = jax.jit(functools.partial(TrainState.create, optimizer=optimizer))(policy)
+    state = create(functools.partial(TrainState.create, optimizer=optimizer), policy)
     del policy
 
     # Steps
@@ -133,7 +133,7 @@ def run(config, workdir: str) -> None:
     with ProgressBar("sft", total_steps, start, {"loss": "loss/sft"}) as bar:
         for step in range(start, total_steps):
             batch = make_batch([examples[i] for i in order.indices(step)])
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, shard_batch(batch))
             metrics["optim/lr"] = schedule(step)
             metrics["tokens_per_second"] = watch.rate(batch.mask.sum())
             bar.update(*writer.write(step + 1, metrics))

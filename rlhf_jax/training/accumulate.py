@@ -25,7 +25,9 @@ def value_and_grad(loss_fn: Callable, model, batch, *, microbatches: int):
         return loss, metrics, gradients
 
     def split(x):
-        return x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:])
+        # Every microbatches-th row: a device that holds neighbouring rows keeps them.
+        x = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
+        return x.swapaxes(0, 1)
 
     def add(total, microbatch):
         return jax.tree.map(jnp.add, total, grad_fn(model, microbatch)), None

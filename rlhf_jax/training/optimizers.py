@@ -1,7 +1,58 @@
-"""AdamW with a learning-rate schedule, clipping and decay on matrices only."""
+"""Optimizers that work layer by layer, with clipping and a learning-rate schedule."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from rlhf_jax.parallel.fused_update import sum_of_squares
+from rlhf_jax.parallel.layers import split
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A rule for one layer, applied to every layer and every parameter outside them.
+
+    To all layers at once (`state.apply_gradients`) or to one after another inside the
+    backward pass (`parallel.fused_update`): state and result are the same.
+    """
+
+    rule: optax.GradientTransformation
+    clip_norm: float  # 0: no clipping
+    clip: str = "global"  # by the norm of the whole gradient, or "per_layer"
+    fused: bool = False  # inside the backward pass
+
+    @property
+    def needs_norm(self) -> bool:
+        """Whether the whole gradient's norm is needed before the first update."""
+        return bool(self.clip_norm) and self.clip == "global"
+
+    def init(self, model) -> dict:
+        layers, rest = split(model)
+        return {
+            "layers": jax.vmap(self.rule.init)(layers) if layers else {},
+            "rest": {name: self.rule.init({name: x}) for name, x in rest.items()},
+        }
+
+    def apply(self, gradient, state, parameters, norm: jax.Array | None) -> tuple:
+        """New parameters and state, of one layer or of one parameter outside them.
+
+        Args:
+            norm: of the whole gradient; None: not known yet, see `needs_norm`. Where it
+                (or, when None, that of `gradient`) is not finite, nothing changes.
+        """
+        own = jnp.sqrt(sum_of_squares(gradient))
+        finite = jnp.isfinite(own if norm is None else norm)
+        if self.clip_norm:
+            measured = norm if self.clip == "global" else own
+            scale = jnp.minimum(1.0, self.clip_norm / jnp.maximum(measured, 1e-30))
+            gradient = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
+        updates, new_state = self.rule.update(gradient, state, parameters)
+        new = optax.apply_updates(parameters, updates), new_state
+        return jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), new, (parameters, state)
+        )
 
 
 def learning_rate_schedule(
@@ -40,23 +91,54 @@ def adamw(
     eps: float,
     weight_decay: float,
     clip_norm: float,
-) -> optax.GradientTransformation:
-    """Clip by global norm (0 turns that off), then AdamW (arXiv 1711.05101)."""
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-
-    def decay_mask(params):
-        return jax.tree_util.tree_map_with_path(is_matrix, params)
-
-    return optax.chain(
-        clip,
-        optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=decay_mask),
+    moment_dtype: str | None = None,
+) -> Optimizer:
+    """AdamW (arXiv 1711.05101); `moment_dtype` is of the first moment, None: as the
+    parameters."""
+    rule = optax.adamw(
+        schedule,
+        b1,
+        b2,
+        eps,
+        mu_dtype=moment_dtype,
+        weight_decay=weight_decay,
+        mask=_decay_mask,
     )
+    return Optimizer(rule, clip_norm)
 
 
-def from_config(
-    config, total_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer that a stage's `config.optimizer` describes, and its schedule."""
+def adafactor(
+    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
+) -> Optimizer:
+    """Adafactor (arXiv 1804.04235) without momentum: its second moments are factored,
+    so they take next to no memory. The learning rate is relative to the parameters."""
+    rule = optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(),
+        optax.add_decayed_weights(weight_decay, _decay_mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return Optimizer(rule, clip_norm)
+
+
+def sgd(schedule: optax.Schedule, *, clip_norm: float) -> Optimizer:
+    """Plain gradient descent."""
+    return Optimizer(optax.sgd(schedule), clip_norm)
+
+
+def from_config(config, total_steps: int) -> tuple[Optimizer, optax.Schedule]:
+    """The optimizer that a stage's `config.optimizer` describes, and its schedule.
+
+    Raises:
+        ValueError: an unknown choice; the known ones are listed.
+    """
+    for field, known in {
+        "name": ("adamw", "adafactor", "sgd"),
+        "clip": ("global", "per_layer"),
+    }.items():
+        if config[field] not in known:
+            raise ValueError(f"optimizer.{field}={config[field]!r}: not in {known}.")
     schedule = learning_rate_schedule(
         config.learning_rate,
         warmup_steps=config.warmup_steps,
@@ -64,12 +146,25 @@ def from_config(
         decay=config.decay,
         final=config.final,
     )
-    optimizer = adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
+    if config.name == "adamw":
+        optimizer = adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            moment_dtype=config.moment_dtype,
+        )
+    elif config.name == "adafactor":
+        optimizer = adafactor(
+            schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+        )
+    else:
+        optimizer = sgd(schedule, clip_norm=config.clip_norm)
+    optimizer = dataclasses.replace(optimizer, clip=config.clip, fused=config.fused)
     return optimizer, schedule
+
+
+def _decay_mask(params):
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

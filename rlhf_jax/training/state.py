@@ -1,14 +1,19 @@
 """What a training run carries from step to step, and one step of it."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
+from rlhf_jax.parallel.fused_update import fused_update, sum_of_squares
+from rlhf_jax.parallel.layers import join, split
+from rlhf_jax.parallel.sharding import constrain_parameters
+from rlhf_jax.training.accumulate import value_and_grad
 from rlhf_jax.training.metrics import Mean
+from rlhf_jax.training.optimizers import Optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -20,36 +25,69 @@ class TrainState:
     step: Int[Array, ""]
     skipped: Int[Array, ""]
     model: nnx.Module
-    opt_state: optax.OptState
+    opt_state: dict
 
     @classmethod
-    def create(cls, model, optimizer: optax.GradientTransformation) -> "TrainState":
+    def create(cls, model, optimizer: Optimizer) -> "TrainState":
         return cls(jnp.int32(0), jnp.int32(0), model, optimizer.init(model))
 
 
+def update(
+    loss_fn: Callable, state: TrainState, batch, *, optimizer: Optimizer, microbatches
+) -> tuple[TrainState, dict]:
+    """One optimizer step down `loss_fn(model, batch) -> (loss, metrics)`, see
+    `accumulate.value_and_grad`: with the whole gradient, or fused into its computation.
+
+    Returns the new state and the loss's metrics, with those of `apply_gradients`.
+    """
+    if not optimizer.fused:
+        _, metrics, gradients = value_and_grad(
+            loss_fn, state.model, batch, microbatches=microbatches
+        )
+        gradients = constrain_parameters(gradients)
+        state, update_metrics = apply_gradients(state, gradients, optimizer)
+        return state, metrics | update_metrics
+    if microbatches != 1:
+        raise ValueError(
+            f"{microbatches=} add up a whole gradient, which optimizer.fused "
+            "never holds: set microbatches=1."
+        )
+    new = fused_update(loss_fn, state.model, state.opt_state, batch, optimizer)
+    state, update_metrics = _advance(state, new.model, new.opt_state, new.grad_norm)
+    return state, new.metrics | update_metrics
+
+
 def apply_gradients(
-    state: TrainState, gradients, optimizer: optax.GradientTransformation
+    state: TrainState, gradients, optimizer: Optimizer
 ) -> tuple[TrainState, dict]:
     """One optimizer update. A gradient that is not finite changes nothing but counts.
 
     Returns the new state and the metrics `optim/grad_norm` (before clipping) and
     `optim/skipped` (non-finite updates in a row so far).
     """
-    norm = optax.global_norm(gradients)
-    finite = jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.model)
-    model = optax.apply_updates(state.model, updates)
+    norm = jnp.sqrt(sum_of_squares(gradients))
+    layers, rest = split(state.model)
+    layer_gradients, rest_gradients = split(gradients)
+    states = {"layers": {}, "rest": {}}
+    if layers:
+        layers, states["layers"] = jax.vmap(
+            lambda *layer: optimizer.apply(*layer, norm)
+        )(layer_gradients, state.opt_state["layers"], layers)
+    for name, x in rest.items():
+        new, states["rest"][name] = optimizer.apply(
+            {name: rest_gradients[name]},
+            state.opt_state["rest"][name],
+            {name: x},
+            norm,
+        )
+        rest = rest | new
+    return _advance(state, join(state.model, layers, rest), states, norm)
 
-    def keep_old(new, old):
-        return jnp.where(finite, new, old)
 
-    skipped = jnp.where(finite, 0, state.skipped + 1)
-    new = TrainState(
-        step=state.step + 1,
-        skipped=skipped,
-        model=jax.tree.map(keep_old, model, state.model),
-        opt_state=jax.tree.map(keep_old, opt_state, state.opt_state),
-    )
+def _advance(state: TrainState, model, opt_state, norm) -> tuple[TrainState, dict]:
+    skipped = jnp.where(jnp.isfinite(norm), 0, state.skipped + 1)
+    model, opt_state = constrain_parameters((model, opt_state))
+    new = TrainState(state.step + 1, skipped, model, opt_state)
     return new, {"optim/grad_norm": Mean.of(norm), "optim/skipped": skipped}
 
 

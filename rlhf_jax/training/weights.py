@@ -1,7 +1,8 @@
 """Models from checkpoints: a workdir of ours, or a folder in Hugging Face's layout.
 
 A checkpoint's record says what each of its models is, so that
-`load_model(workdir)` needs nothing else.
+`load_model(workdir)` needs nothing else. With a mesh, weights go straight to where
+`parallel.sharding` says.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ from rlhf_jax.models import huggingface
 from rlhf_jax.models.chatglm import ChatGLM, ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.mesh import check_heads
+from rlhf_jax.parallel.sharding import create, shard_parameters
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
 
 
@@ -46,10 +49,12 @@ def load_model(
     if has_checkpoint(folder):
         return _load_ours(folder, item, dtype, param_dtype)
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        mesh = jax.sharding.get_mesh()
         return huggingface.load(
             folder,
             dtype=dtype or "float32",
             param_dtype=param_dtype or dtype or "float32",
+            mesh=None if mesh.empty else mesh,
         )
     raise FileNotFoundError(
         f"{folder} holds no model: neither checkpoints/ of a finished or running stage "
@@ -74,7 +79,8 @@ def load_policy(
         num_tokens: the tokenizer's size, which the vocabulary has to hold.
 
     Raises:
-        ValueError: the tokenizer has more tokens than the model.
+        ValueError: the tokenizer has more tokens than the model, or the mesh's tensor
+            axis does not divide its heads.
     """
     if init_from:
         policy = load_model(init_from, dtype=dtype, param_dtype=param_dtype)
@@ -86,7 +92,9 @@ def load_policy(
         if model in ("micro", "tiny"):  # made to the tokenizer's measure
             rows = -(-num_tokens // 64) * 64
             config = dataclasses.replace(config, vocab_size=rows)
-        policy = _create(lambda: ChatGLM(config, rngs=nnx.Rngs(key)))
+        check_heads(config.num_heads)
+        policy = create(lambda: ChatGLM(config, rngs=nnx.Rngs(key)))
+    check_heads(policy.config.num_heads)
     check_vocabulary(policy.config, num_tokens, init_from or f"preset {model!r}")
     return policy
 
@@ -96,7 +104,7 @@ def load_score_model(
 ) -> ScoreModel:
     """A reward or value model: loaded, or a new head on `backbone` when "" is given."""
     if not init_from:
-        return _create(lambda: ScoreModel(backbone, rngs=nnx.Rngs(key)))
+        return create(lambda b: ScoreModel(b, rngs=nnx.Rngs(key)), backbone)
     config = backbone.config
     model = load_model(init_from, dtype=config.dtype, param_dtype=config.param_dtype)
     if not isinstance(model, ScoreModel):
@@ -111,11 +119,6 @@ def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None
             f"The tokenizer has {num_tokens} tokens, but {where} has a vocabulary of "
             f"{config.vocab_size}: they do not belong together."
         )
-
-
-def _create(make):
-    """Build a model in one compiled program, so that no weight is made twice."""
-    return jax.jit(make)()
 
 
 def _load_ours(folder, item, dtype, param_dtype):
@@ -136,11 +139,7 @@ def _load_ours(folder, item, dtype, param_dtype):
             return backbone
         return ScoreModel(backbone, rngs=nnx.Rngs(0))
 
-    abstract = jax.eval_shape(build)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract
-    )
+    like = shard_parameters(jax.eval_shape(build))
     model = checkpoints.restore(step, {item: like})[item]
     checkpoints.close()
     logging.info("Loaded %s of %s at step %d.", item, folder, step)

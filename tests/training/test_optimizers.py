@@ -44,9 +44,9 @@ def optimizer(**changes):
 def test_weight_decay_is_on_kernels_only():
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     tx = optimizer(weight_decay=0.5)
-    updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
-    np.testing.assert_allclose(updates["mlp"]["kernel"], -0.05)  # lr * decay * 1
-    np.testing.assert_allclose(updates["norm"]["scale"], 0.0)
+    state, _ = apply_gradients(TrainState.create(PARAMS, tx), zeros, tx)
+    np.testing.assert_allclose(state.model["mlp"]["kernel"], 0.95)  # 1 - lr * decay
+    np.testing.assert_allclose(state.model["norm"]["scale"], 1.0)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():

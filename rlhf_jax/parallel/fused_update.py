@@ -1,0 +1,134 @@
+"""The optimizer inside the backward pass: the gradient of one layer at a time.
+
+"Model parallelism with fused gradient descent" (ChatGLM-RLHF, arXiv 2404.00934) in its
+second meaning. The backward pass walks the layers in reverse; as soon as a layer's
+gradient exists, its parameters and moments are written in place, in one loop over the
+stacked layers. What is outside the layers is updated when its gradient is complete: the
+head before the walk, the embedding after it.
+
+To clip by the norm of the whole gradient needs all of it before the first update: that
+takes a walk more, for the norm alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.parallel.layers import StandIn, count, join, split, take
+from rlhf_jax.parallel.sharding import constrain_parameters
+
+
+class Updated(NamedTuple):
+    model: Any
+    opt_state: dict
+    metrics: dict
+    grad_norm: jax.Array  # of the whole gradient, before clipping
+
+
+def fused_update(
+    loss_fn: Callable, model, opt_state: dict, batch, optimizer
+) -> Updated:
+    """Update `model` by the gradient of `loss_fn(model, batch)`.
+
+    Args:
+        loss_fn: `(model, batch) -> (loss, metrics)`. It may send several inputs through
+            the model's layers; none of them may depend on the output of another.
+        optimizer: a `training.optimizers.Optimizer`.
+
+    A gradient that is not finite changes nothing where clipping is global; else it
+    leaves alone its own layer, and with it those below.
+    """
+    layers, rest = split(model)
+    first = {n: x for n, x in rest.items() if n.split(".")[-1] == "embedding"}
+
+    def layer_inputs(first):
+        calls = StandIn()
+        loss_fn(join(model, calls, rest | first), batch)
+        return tuple(calls.inputs)
+
+    def head_loss(rest, outputs):
+        return loss_fn(join(model, StandIn(outputs), rest), batch)
+
+    calls = StandIn()
+    loss_fn(join(model, calls, rest), batch)
+
+    def apply(layer, xs):
+        return tuple(f(layer, x) for f, x in zip(calls.applies, xs, strict=True))
+
+    # Forward: every layer's input is kept.
+    x, first_vjp = jax.vjp(layer_inputs, first)
+    x, inputs = jax.lax.scan(lambda x, layer: (apply(layer, x), x), x, layers)
+    head_grad = jax.value_and_grad(head_loss, (0, 1), has_aux=True)
+    (_, metrics), (d_rest, d_last) = head_grad(rest, x)
+
+    def backward(step, layers, d_x):
+        """The layer that is `step`th from the last, its gradient, and that of x."""
+        i = count(layers) - 1 - step
+        layer = take(layers, i)
+        _, vjp = jax.vjp(apply, layer, take(inputs, i))
+        gradient, d_x = vjp(d_x)
+        return i, layer, constrain_parameters(gradient, layer=True), d_x
+
+    def with_first(d_rest, d_x):
+        (d_first,) = first_vjp(d_x)
+        summed = {name: d_rest[name] + d for name, d in d_first.items()}
+        return constrain_parameters(d_rest | summed)
+
+    # The norm, where it is needed before the first update.
+    norm = None
+    if optimizer.needs_norm:
+
+        def add_squares(step, carry):
+            d_x, squares = carry
+            _, _, gradient, d_x = backward(step, layers, d_x)
+            return d_x, squares + sum_of_squares(gradient)
+
+        start = (d_last, jnp.float32(0.0))
+        d_x, squares = jax.lax.fori_loop(0, count(layers), add_squares, start)
+        norm = jnp.sqrt(squares + sum_of_squares(with_first(d_rest, d_x)))
+
+    def update(names, gradients, rest, states):
+        """Update parameters outside the layers, each with its own state."""
+        for name in names:
+            new, states[name] = optimizer.apply(
+                {name: gradients[name]}, states[name], {name: rest[name]}, norm
+            )
+            rest |= new
+
+    rest_states = dict(opt_state["rest"])
+    update(rest.keys() - first.keys(), constrain_parameters(d_rest), rest, rest_states)
+    # Held back until the head's gradient is used up and its memory free.
+    d_last, rest = jax.lax.optimization_barrier((d_last, rest))
+
+    def update_layer(step, carry):
+        d_x, layers, states, squares = carry
+        i, layer, gradient, d_x = backward(step, layers, d_x)
+        new = optimizer.apply(gradient, take(states, i), layer, norm)
+        layers, states = jax.tree.map(
+            lambda whole, part: whole.at[i].set(part), (layers, states), new
+        )
+        return d_x, layers, states, squares + sum_of_squares(gradient)
+
+    start = (d_last, layers, opt_state["layers"], jnp.float32(0.0))
+    d_x, layers, states, squares = jax.lax.fori_loop(
+        0, count(layers), update_layer, start
+    )
+    d_rest = with_first(d_rest, d_x)
+    update(first, d_rest, rest, rest_states)
+    if norm is None:
+        norm = jnp.sqrt(squares + sum_of_squares(d_rest))
+    return Updated(
+        model=join(model, layers, rest),
+        opt_state={"layers": states, "rest": rest_states},
+        metrics=metrics,
+        grad_norm=norm,
+    )
+
+
+def sum_of_squares(tree) -> jax.Array:
+    return sum(
+        (jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)),
+        start=jnp.float32(0.0),
+    )

@@ -1,0 +1,110 @@
+"""The devices as a mesh of three axes, laid out for the links between them.
+
+    data     copies of the model, each on its part of the batch
+    fsdp     parts of the batch too; the parameters are split among them and gathered
+             layer by layer (ZeRO, arXiv 1910.02054)
+    tensor   heads, FFN width and vocabulary are split (Megatron, arXiv 1909.08053)
+
+The mesh is a context: `with jax.set_mesh(make_mesh((1, -1, 1))): ...`. What creates,
+constrains or loads arrays asks for it; without one everything is on one device.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(sizes: Sequence[int], devices: Sequence | None = None) -> Mesh:
+    """A mesh of the given sizes of data, fsdp and tensor; -1 takes what is left.
+
+    Args:
+        devices: all of this run's by default; a topology's, to compile for it.
+
+    Raises:
+        ValueError: the sizes do not make up the devices; the nearest that do are named.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = complete(sizes, len(devices))
+    # A ring or torus for each axis, so that its collectives use all links.
+    laid_out = mesh_utils.create_device_mesh(
+        sizes, devices, allow_split_physical_axes=True
+    )
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def complete(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
+    """The sizes with -1 replaced, if their product is the number of devices."""
+    sizes = tuple(sizes)
+    wrong = len(sizes) != len(AXES) or any(n < 1 and n != -1 for n in sizes)
+    if wrong or sizes.count(-1) > 1:
+        raise ValueError(
+            f"mesh={sizes}: it needs a size for each of {', '.join(AXES)}, positive or "
+            "one -1 for what the others leave."
+        )
+    known = math.prod(n for n in sizes if n != -1)
+    full = tuple(num_devices // known if n == -1 else n for n in sizes)
+    if math.prod(full) != num_devices:
+        wanted = [max(n, 1) for n in full]
+        fitting = sorted(
+            (
+                shape
+                for shape in itertools.product(_divisors(num_devices), repeat=3)
+                if math.prod(shape) == num_devices
+            ),
+            key=lambda shape: sum(abs(np.log(np.divide(shape, wanted)))),
+        )
+        raise ValueError(
+            f"mesh={sizes} does not make up {num_devices} devices. Nearest that do: "
+            f"{', '.join(map(str, fitting[:3]))} of {', '.join(AXES)}."
+        )
+    return full
+
+
+def check_batch(name: str, size: int, *, parts: int = 1) -> None:
+    """Refuse a batch that the current mesh cannot share out.
+
+    Args:
+        parts: what else divides it first, such as microbatches.
+
+    Raises:
+        ValueError: with the nearest sizes that work.
+    """
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    data, fsdp = shape.get("data", 1), shape.get("fsdp", 1)
+    unit = data * fsdp * parts
+    if size % unit:
+        below, above = size // unit * unit, -(-size // unit) * unit
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(
+            f"{name}={size} does not divide among {data=} x {fsdp=} parts of the mesh"
+            + (f" in {parts} parts each" if parts > 1 else "")
+            + f". Nearest that do: {nearest}."
+        )
+
+
+def check_heads(num_heads: int) -> None:
+    """Refuse query heads that the current mesh's tensor axis does not divide.
+
+    Key-value heads are so few that devices may hold the same ones.
+
+    Raises:
+        ValueError: with the nearest sizes of the axis that work.
+    """
+    tensor = dict(jax.sharding.get_abstract_mesh().shape).get("tensor", 1)
+    if num_heads % tensor:
+        fitting = sorted(_divisors(num_heads), key=lambda n: abs(n - tensor))[:2]
+        raise ValueError(
+            f"The mesh's {tensor=} does not divide {num_heads} query heads. Nearest "
+            f"sizes that do: {' or '.join(map(str, sorted(fitting)))}."
+        )
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
