@@ -41,6 +41,8 @@ def open_checkpoint(
     folder: Path, dtype: str | None = None
 ) -> tuple[ChatGLM, Tokenizer]:
     """The language model and the tokenizer of a workdir or a Hugging Face folder."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--checkpoint: there is no folder {folder}.")
     places = [folder / "tokenizer", folder]
     known = [place for place in places if has_tokenizer(place)]
     if not known:
@@ -58,10 +60,10 @@ def answer(
 ) -> str:
     """Write the answer to some messages as it comes; Ctrl-C ends it early."""
     prompt = encode_prompt(messages, speaker.tokenizer)
-    key = jax.random.fold_in(speaker.key, turn)
-    tokens = stream(speaker.model, prompt, key, speaker.sampling)
     text = ""
     with contextlib.suppress(KeyboardInterrupt):
+        key = jax.random.fold_in(speaker.key, turn)
+        tokens = stream(speaker.model, prompt, key, speaker.sampling)
         for piece in stream_response(tokens, speaker.tokenizer):
             write(piece)
             text += piece
@@ -89,7 +91,7 @@ def chat(
         try:
             text = answer(speaker, asked, turn, write)
         except ValueError as error:  # most often the context is full
-            write(f"{error} /new starts again.\n")
+            write(f"{error}\n/new starts again.\n")
             continue
         write("\n")
         messages = [*asked, {"role": "assistant", "content": text}]
@@ -146,5 +148,5 @@ if __name__ == "__main__":
     flags.mark_flag_as_required("checkpoint")
     start.set_up_logs()
     logging.set_verbosity(logging.WARNING)
-    with start.clear_errors():
+    with start.clear_errors(), contextlib.suppress(KeyboardInterrupt):
         app.run(main)
