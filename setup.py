@@ -25,7 +25,9 @@ setup(
         "absl-py>=2.1",
         "choix>=0.3.5",
         "datasets>=3.0",
+        "datasketch>=1.6",
         "flax>=0.12,<0.14",
+        "importlib-resources>=6",  # tensorflow-datasets reads with it and forgets it
         "jax>=0.10,<0.12",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
@@ -35,6 +37,8 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "protobuf>=5",
+        "py3langid>=0.3",
+        "requests>=2.32",
         "rich>=13",
         "safetensors>=0.5",
         "scikit-learn>=1.6",

@@ -1,4 +1,4 @@
-"""Where data comes from, and the folder it is laid out in.
+"""The folder of data that a run reads, made from whatever `config.path` names.
 
 Every stage reads one data folder:
 
@@ -8,24 +8,16 @@ Every stage reads one data folder:
     identity_probes.jsonl  json_probes.jsonl        (testbed) capabilities to keep
     tokenizer/
 
-`open_data` makes it: from the synthetic testbed, from a folder in the hh-rlhf layout,
-or takes one that is already laid out.
+`open_data` makes it, from the synthetic testbed or a published preference set, or
+takes one that is already laid out.
 """
 
-from collections import Counter
 from pathlib import Path
 
-from absl import logging
+import jax
 
-from rlhf_jax.data.json_lines import scan_json_lines
-from rlhf_jax.data.records import (
-    Comparison,
-    Dialogue,
-    Prompt,
-    RecordError,
-    read_records,
-    write_records,
-)
+from rlhf_jax.data.preference_sets import write_preferences
+from rlhf_jax.data.records import Dialogue, Record, read_records
 from rlhf_jax.data.testbed import world
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import write_demonstrated
@@ -38,35 +30,57 @@ from rlhf_jax.data.tokenizers import (
 )
 
 FOLDER = ("sft.jsonl", "sft_test.jsonl", "prompts.jsonl", "eval_prompts.jsonl")
-HH_MARKS = ("\n\nHuman:", "\n\nAssistant:")
+BAD_RECORDS = "bad_records.jsonl"  # in the workdir: every line that could not be read
 
 
 def open_data(config, workdir: Path) -> Path:
     """The data folder of a run: `config.path`, or `workdir/data` made from it.
 
     Args:
-        config: path ("testbed", a laid-out folder, or a folder in the hh-rlhf layout),
-            testbed (its settings), vocab_size (of a tokenizer trained here).
+        config: path ("testbed", a laid-out folder, or what `rows.scan_rows` takes);
+            layout, train_split, test_split, test_share and on_bad_record (of a
+            preference set); testbed and annotators (settings of the testbed);
+            vocab_size (of a tokenizer trained here).
 
     Raises:
-        FileNotFoundError: the folder is in neither layout; says what is missing.
-        RecordError: a broken line; names file and line.
+        FileNotFoundError: there is no such folder or split.
+        RecordError: bad records, under on_bad_record="error".
+        ValueError: a data set that its library cannot read, or an unknown layout.
     """
-    made = Path(workdir) / "data"
+    made, path = Path(workdir) / "data", Path(config.path)
+    if config.path != "testbed" and all((path / name).is_file() for name in FOLDER):
+        return path
+    if (made / "tokenizer").is_dir():
+        return made
     if config.path == "testbed":
-        if not (made / "tokenizer").is_dir():
-            write_testbed(config, made)
+        write_testbed(config, made)
     else:
-        path = Path(config.path)
-        if all((path / name).is_file() for name in FOLDER):
-            return path
-        if not (made / "tokenizer").is_dir():
-            write_hh(path, made)
+        write_preferences(
+            config.path,
+            made,
+            layout=config.layout,
+            train_split=config.train_split,
+            test_split=config.test_split,
+            test_share=config.test_share,
+            on_bad_record=config.on_bad_record,
+            report=Path(workdir) / BAD_RECORDS,
+        )
     if not (made / "tokenizer").is_dir():
         dialogues = read_records(made / "sft.jsonl", Dialogue)
         texts = [m["content"] for dialogue in dialogues for m in dialogue.messages]
         train_tokenizer(texts, config.vocab_size, made / "tokenizer")
     return made
+
+
+def open_records(config, path: Path, kind: type[Record], workdir: Path) -> list[Record]:
+    """The records of a file; bad ones are treated as `config.on_bad_record` says, and
+    listed in `workdir/bad_records.jsonl`."""
+    return read_records(
+        path,
+        kind,
+        on_bad_record=config.on_bad_record,
+        report=Path(workdir) / BAD_RECORDS if jax.process_index() == 0 else None,
+    )
 
 
 def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokenizer:
@@ -93,86 +107,3 @@ def write_testbed(config, folder: Path) -> None:
     world.write(testbed, folder)
     annotators = make_annotators(AnnotatorConfig(**config.annotators))
     write_demonstrated(folder, annotators, testbed.seed)
-
-
-def write_hh(path: Path, folder: Path) -> Counter:
-    """Lay out a folder that holds train.jsonl[.gz] and test.jsonl[.gz] with the fields
-    `chosen` and `rejected` (whole dialogues as text, as in Anthropic's hh-rlhf).
-
-    Returns how many pairs were left out, by reason.
-    """
-    dropped = Counter()
-    for split, suffix in (("train", ""), ("test", "_test")):
-        file = _find(path, split)
-        comparisons = []
-        for number, record in scan_json_lines(file):
-            try:
-                if isinstance(record, RecordError):
-                    raise record
-                comparison, reason = hh_comparison(record, f"{split}-{number}")
-            except RecordError as error:
-                raise RecordError(f"{file}, line {number}: {error}") from None
-            if reason:
-                dropped[reason] += 1
-            else:
-                comparisons.append(comparison)
-        if not comparisons:
-            raise RecordError(f"{file} holds no usable pairs: {dict(dropped)}.")
-        prompts = [c.prompt for c in comparisons]
-        dialogues = [
-            Dialogue((*c.prompt.messages, {"role": "assistant", "content": c.chosen}))
-            for c in comparisons
-        ]
-        write_records(folder / f"sft{suffix}.jsonl", dialogues)
-        write_records(folder / f"comparisons{suffix}.jsonl", comparisons)
-        name = "prompts.jsonl" if split == "train" else "eval_prompts.jsonl"
-        write_records(folder / name, prompts)
-    logging.info("Pairs left out of %s: %s", path, dict(dropped))
-    return dropped
-
-
-def hh_comparison(record: dict, name: str) -> tuple[Comparison | None, str]:
-    """A comparison from a record of hh-rlhf, or None and the reason it is unusable."""
-    sides = []
-    for field in ("chosen", "rejected"):
-        text = record.get(field)
-        if not isinstance(text, str):
-            raise RecordError(f"field '{field}' must be text.")
-        sides.append(_hh_messages(text))
-    chosen, rejected = sides
-    if chosen[:-1] != rejected[:-1]:
-        return None, "prompts differ"
-    for messages in sides:
-        roles = [message["role"] for message in messages]
-        if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
-            return None, "roles do not alternate"
-    if not chosen[-1]["content"] or not rejected[-1]["content"]:
-        return None, "empty response"
-    if chosen[-1] == rejected[-1]:
-        return None, "identical responses"
-    prompt = Prompt(id=name, messages=tuple(chosen[:-1]))
-    return Comparison(prompt, chosen[-1]["content"], rejected[-1]["content"], "a"), ""
-
-
-def _hh_messages(text: str) -> list[dict]:
-    human, assistant = HH_MARKS
-    messages = []
-    for i, turn in enumerate(text.split(human)):
-        if i == 0 and not turn.strip():
-            continue  # what stands before the first mark
-        question, *answers = turn.split(assistant)
-        messages.append({"role": "user", "content": question.strip()})
-        messages += [{"role": "assistant", "content": a.strip()} for a in answers]
-    return messages
-
-
-def _find(path: Path, split: str) -> Path:
-    for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
-        if (path / name).is_file():
-            return path / name
-    raise FileNotFoundError(
-        f"data.path={str(path)!r} must be 'testbed', a folder with "
-        f"{', '.join(FOLDER)}, or a folder with train.jsonl[.gz] and test.jsonl[.gz]; "
-        f"{split}.jsonl[.gz] is missing"
-        + ("." if path.is_dir() else ", and there is no such folder.")
-    )

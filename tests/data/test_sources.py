@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
 from rlhf_jax.data import sources
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt, read_records
-
-HH = Path(__file__).parents[2] / ".." / "shared" / "data" / "hh_rlhf_harmless"
 
 
 def dialogue(*turns: str) -> str:
@@ -21,35 +20,10 @@ GOOD = {
 }
 
 
-def test_an_hh_pair_becomes_a_comparison():
-    comparison, reason = sources.hh_comparison(GOOD, "p")
-    assert reason == ""
-    assert [m["content"] for m in comparison.prompt.messages] == [
-        "Hi",
-        "Hello!",
-        "How are you?",
-    ]
-    assert (comparison.chosen, comparison.rejected) == ("Fine.", "Go away.")
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"rejected": dialogue("Hey", "x", "How?", "No.")}, "prompts differ"),
-        ({"rejected": dialogue("Hi", "Hello!", "How are you?", "")}, "empty response"),
-        ({"rejected": GOOD["chosen"]}, "identical responses"),
-        (
-            {k: dialogue("Hi") + GOOD[k] for k in GOOD},  # two users in a row
-            "roles do not alternate",
-        ),
-    ],
-)
-def test_an_unusable_pair_is_left_out_with_its_reason(change, reason):
-    assert sources.hh_comparison(GOOD | change, "p") == (None, reason)
-
-
 def config(path: Path, vocab_size=300) -> ConfigDict:
-    return ConfigDict({"path": str(path), "tokenizer": "", "vocab_size": vocab_size})
+    c = common.data("hh")
+    c.path, c.vocab_size = str(path), vocab_size
+    return c
 
 
 def write_split(folder: Path, **lines: str) -> None:
@@ -63,10 +37,10 @@ def test_a_folder_in_the_hh_layout_is_laid_out(tmp_path):
     bad = json.dumps(GOOD | {"rejected": GOOD["chosen"]}) + "\n"
     write_split(tmp_path / "hh", train=line * 3 + bad, test=line)
     data = sources.open_data(config(tmp_path / "hh"), tmp_path / "run")
-    assert len(read_records(data / "sft.jsonl", Dialogue)) == 3
+    assert len(read_records(data / "sft.jsonl", Dialogue)) == 1  # three times the same
     assert len(read_records(data / "comparisons.jsonl", Comparison)) == 3
     assert len(read_records(data / "comparisons_test.jsonl", Comparison)) == 1
-    assert len(read_records(data / "prompts.jsonl", Prompt)) == 3
+    assert len(read_records(data / "prompts.jsonl", Prompt)) == 1
     tokenizer = sources.open_tokenizer(
         config(tmp_path / "hh"), data, "", tmp_path / "run"
     )
@@ -75,31 +49,79 @@ def test_a_folder_in_the_hh_layout_is_laid_out(tmp_path):
     assert sources.open_data(config(data), tmp_path / "other") == data
 
 
-def test_a_folder_without_the_files_says_which(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train.jsonl\[.gz\] is missing"):
+def test_a_split_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is empty"):
         sources.open_data(config(tmp_path), tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
         sources.open_data(config(tmp_path / "none"), tmp_path / "run")
-
-
-def test_a_broken_line_is_named(tmp_path):
-    line = json.dumps(GOOD) + "\n"
-    write_split(tmp_path / "hh", train=line + '{"chosen": 3}\n', test=line)
-    with pytest.raises(ValueError, match=r"train.jsonl, line 2: field 'chosen'"):
+    write_split(tmp_path / "hh", train=json.dumps(GOOD) + "\n")
+    with pytest.raises(ValueError, match="Cannot read split 'test'"):
         sources.open_data(config(tmp_path / "hh"), tmp_path / "run")
 
 
-@pytest.mark.skipif(not HH.is_dir(), reason="the hh-rlhf files are not at hand")
-def test_the_published_pairs_load_with_their_known_faults_counted(tmp_path):
-    dropped = sources.write_hh(HH, tmp_path)
-    kept = sum(
-        len(read_records(tmp_path / f"comparisons{suffix}.jsonl", Comparison))
-        for suffix in ("", "_test")
+def test_a_broken_line_stops_or_is_left_out_as_the_config_says(tmp_path):
+    line = json.dumps(GOOD) + "\n"
+    bad = json.dumps(GOOD | {"rejected": 3}) + "\n"
+    write_split(tmp_path / "hh", train=line + bad, test=line)
+    c = config(tmp_path / "hh")
+    with pytest.raises(ValueError, match=r"hh \(train\), line 2, field 'rejected'"):
+        sources.open_data(c, tmp_path / "run")
+    c.on_bad_record, c.layout = "skip", "dialogues"
+    data = sources.open_data(c, tmp_path / "run")
+    assert len(read_records(data / "comparisons.jsonl", Comparison)) == 1
+    listed = (tmp_path / "run" / "bad_records.jsonl").read_text().splitlines()
+    assert [json.loads(bad)["line"] for bad in listed] == [2]
+    # A reader of the stages does the same.
+    file = data / "prompts.jsonl"
+    file.write_text(file.read_text() + "{\n")
+    assert len(sources.open_records(c, file, Prompt, tmp_path / "run")) == 1
+    listed = (tmp_path / "run" / "bad_records.jsonl").read_text().splitlines()
+    assert [json.loads(bad)["file"] for bad in listed][1:] == [str(file)]
+
+
+def test_without_a_test_split_whole_conversations_are_held_out(tmp_path):
+    rows = [
+        {"prompt": f"question {n % 50}", "chosen": f"yes {n}", "rejected": "no"}
+        for n in range(200)
+    ]
+    write_split(tmp_path / "set", train="".join(json.dumps(r) + "\n" for r in rows))
+    c = config(tmp_path / "set")
+    c.test_split, c.test_share = "", 0.3
+    data = sources.open_data(c, tmp_path / "run")
+    train, test = (
+        read_records(data / name, Comparison)
+        for name in ("comparisons.jsonl", "comparisons_test.jsonl")
     )
-    assert kept + sum(dropped.values()) == 1599 + 201
-    assert set(dropped) <= {
-        "roles do not alternate",
-        "prompts differ",
-        "empty response",
-    }
-    assert dropped["prompts differ"] >= 1
+    assert len(train) + len(test) == 200
+    assert 20 < len(test) < 100
+    sides = [{c.prompt.id for c in part} for part in (train, test)]
+    assert not sides[0] & sides[1]
+    prompts = read_records(data / "prompts.jsonl", Prompt)
+    assert [p.id for p in prompts] == list(dict.fromkeys(c.prompt.id for c in train))
+    c.test_share = 0.0
+    with pytest.raises(ValueError, match="leaves no pairs to hold out"):
+        sources.open_data(c, tmp_path / "other")
+
+
+def test_mistakes_in_the_config_are_named_before_anything_is_read(tmp_path):
+    c = config(tmp_path / "none")
+    c.layout = "dialogs"
+    with pytest.raises(ValueError, match="layout='dialogs' is unknown"):
+        sources.open_data(c, tmp_path / "run")
+    c.layout, c.test_split = "", "train"
+    with pytest.raises(ValueError, match="must differ"):
+        sources.open_data(c, tmp_path / "run")
+
+
+def test_ties_are_comparisons_but_nothing_to_imitate(tmp_path):
+    rows = [
+        {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 1, 2]},
+        {"prompt": "q", "responses": ["c", "a"], "scores": [2, 1]},
+    ]
+    line = "".join(json.dumps(row) + "\n" for row in rows)
+    write_split(tmp_path / "set", train=line, test=line)
+    data = sources.open_data(config(tmp_path / "set"), tmp_path / "run")
+    comparisons = read_records(data / "comparisons.jsonl", Comparison)
+    assert [c.preference for c in comparisons] == ["tie", "b", "b", "a"]
+    (dialogue,) = read_records(data / "sft.jsonl", Dialogue)
+    assert dialogue.messages[-1]["content"] == "c"
