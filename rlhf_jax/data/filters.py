@@ -75,7 +75,7 @@ def clean(
     votes = read_votes(comparisons, measure=lambda texts: map(len, texts))
     cleaning = clean_votes(votes, limits)
     kept = take(comparisons, cleaning.reason == 0, votes, cleaning)
-    return list(kept), cleaning.dropped()
+    return [comparison for _, comparison in kept], cleaning.dropped()
 
 
 def clean_votes(votes: Votes, limits: Limits) -> Cleaning:
@@ -122,26 +122,34 @@ def take(
     keep: np.ndarray,
     votes: Votes,
     cleaning: Cleaning,
-) -> Iterator[Comparison]:
-    """Those comparisons that `keep` (bool [N]) names. Where several annotators voted on
-    a pair, `info["votes"]` says who was for it, against it, or called a tie."""
+) -> Iterator[tuple[int, Comparison]]:
+    """The comparisons that `keep` (bool [N]) names, with their numbers. Where several
+    annotators voted on a pair, `info["votes"]` says who was for it, against it, or
+    called a tie.
+
+    Raises:
+        ValueError: these are not the N comparisons of which the votes were taken.
+    """
     voters = np.flatnonzero(cleaning.voted)
     voters = voters[np.argsort(votes.pair[voters], kind="stable")]
-    pairs = votes.pair[voters]
+    pairs, verdicts = votes.pair[voters], votes.verdict[voters].tolist()
+    annotators = votes.annotator[voters].tolist()
     names = [*votes.annotators, ""]  # last: UNNAMED
-    for row, comparison in enumerate(comparisons):
-        if not keep[row]:
+    begins = np.searchsorted(pairs, votes.pair)
+    ends = np.searchsorted(pairs, votes.pair, side="right")
+    for row, (kept, comparison) in enumerate(zip(keep, comparisons, strict=True)):
+        if not kept:
             continue
-        begin, end = np.searchsorted(pairs, votes.pair[row] + np.arange(2))
+        begin, end = begins[row], ends[row]
         if end - begin > 1:
             found = {"for": [], "against": [], "tie": []}
-            for other in voters[begin:end]:
-                same = int(votes.verdict[other]) * int(votes.verdict[row])
-                side = ("tie", "for", "against")[same]
-                found[side].append(names[votes.annotator[other]])
+            sides = {int(votes.verdict[row]): "for", 0: "tie"}
+            for i in range(begin, end):
+                side = sides.get(verdicts[i], "against")
+                found[side].append(names[annotators[i]])
             info = (comparison.info or {}) | {"votes": found}
             comparison = dataclasses.replace(comparison, info=info)
-        yield comparison
+        yield row, comparison
 
 
 def chosen_and_rejected(votes: Votes, rows: np.ndarray) -> tuple[np.ndarray, ...]:

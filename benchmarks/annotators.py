@@ -1,0 +1,180 @@
+"""Does cleaning find careless annotators and raise agreement with true quality?
+
+On the testbed it is known who is careless and what is true; the cleaning sees neither.
+Annotators answer tasks as launch/collect.py makes them: every pair of responses to
+three people, one task in ten with a known answer, one in ten repeated.
+
+python -m benchmarks.annotators [--seeds=10]      JSON lines, one a seed, then the sum
+"""
+
+import argparse
+import itertools
+import json
+
+import numpy as np
+
+from configs.prepare_comparisons import get_config
+from rlhf_jax.data.annotation.tasks import Pair, make_tasks
+from rlhf_jax.data.annotator_quality import Limits
+from rlhf_jax.data.filters import chosen_and_rejected, clean_votes
+from rlhf_jax.data.length_balance import length_balance
+from rlhf_jax.data.records import Comparison
+from rlhf_jax.data.testbed.annotators import (
+    CARELESS,
+    CONTRADICTORY,
+    HONEST,
+    AnnotatorConfig,
+    annotate,
+    make_annotators,
+)
+from rlhf_jax.data.testbed.demonstrations import respond
+from rlhf_jax.data.testbed.quality import true_quality
+from rlhf_jax.data.testbed.tasks import key_of, task_of
+from rlhf_jax.data.testbed.world import TestbedConfig, make_testbed
+from rlhf_jax.data.votes import Votes, read_votes
+
+MODES = ("good", "padded", "sloppy")
+LIMITS = Limits(**get_config().annotators)
+LENGTH_BIAS = 0.2  # logits a word; more than the testbed's, to have something to lose
+CLEAR = 3.0  # points of true quality between the responses of a known-answer task
+
+
+def campaign(
+    seed: int,
+    *,
+    prompts: int = 300,
+    responses: int = 4,
+    people: int = 20,
+    each: int = 3,
+    known_share: float = 0.1,
+    repeat_share: float = 0.1,
+    **faults,
+) -> list[Comparison]:
+    """Simulated annotation; `info["annotator_kind"]` says who is what.
+
+    Args:
+        each: how many people answer a task.
+        faults: fields of AnnotatorConfig.
+    """
+    rng = np.random.default_rng(seed)
+    testbed = TestbedConfig(seed=seed, num_sft=0, num_comparison_prompts=prompts)
+    pairs, certain = [], []
+    for prompt in make_testbed(testbed).comparison_prompts:
+        modes = rng.choice(MODES, responses)
+        texts = [respond(key_of(task_of(prompt)), mode, rng) for mode in modes]
+        pairs += [Pair(prompt, a, b) for a, b in itertools.combinations(texts, 2)]
+        a, b = (respond(key_of(task_of(prompt)), m, rng) for m in ("good", "sloppy"))
+        if true_quality(prompt, a) - true_quality(prompt, b) > CLEAR:
+            certain.append(Comparison(prompt, a, b, "a"))
+    known_share = min(known_share, len(certain) / len(pairs))
+    tasks = make_tasks(
+        pairs, certain, known_share=known_share, repeat_share=repeat_share, seed=seed
+    )
+
+    annotators = make_annotators(AnnotatorConfig(seed, people, **faults))
+    asked, comparisons = {}, []
+    for task in tasks:
+        chosen = rng.choice(people, each, replace=False)
+        asked[task.id] = asked.get(task.repeat_of, chosen)
+        order = "ab" if task.shown_first == "a" else "ba"
+        for person in asked[task.id]:
+            shown = (task.prompt, task.response_a, task.response_b)
+            note = annotate(*shown, annotators[person], rng, order)
+            info = {"annotator_kind": note.annotator_kind}
+            if task.known_answer:
+                info["known_answer"] = task.known_answer
+            comparisons.append(
+                Comparison(
+                    *shown,
+                    note.preference,
+                    note.annotator,
+                    shown_first=task.shown_first,
+                    info=info,
+                )
+            )
+    return comparisons
+
+
+def study(comparisons: list[Comparison], limits: Limits, width: int, seed: int) -> dict:
+    """What cleaning and balancing do to one campaign."""
+    votes = read_votes(comparisons, lambda texts: [len(t.split()) for t in texts])
+    cleaning = clean_votes(votes, limits)
+    kept = np.flatnonzero(cleaning.reason == 0)
+    better, worse = chosen_and_rejected(votes, kept)
+    balance = length_balance(
+        votes.lengths[better], votes.lengths[worse], width=width, seed=seed
+    )
+    balanced = kept[balance.keep]
+
+    kind = {c.annotator: c.info["annotator_kind"] for c in comparisons}
+    out = dict(zip(votes.annotators, cleaning.annotators.careless, strict=True))
+    asked = np.flatnonzero((votes.known == 0) & (votes.one != votes.other))
+    return {
+        "comparisons": len(comparisons),
+        "dropped": dict(cleaning.dropped()),
+        "out": {
+            name: [
+                sum(bool(out[n]) for n in kind if kind[n] == name),
+                list(kind.values()).count(name),
+            ]
+            for name in (CARELESS, CONTRADICTORY, HONEST)
+        },
+        "agreement": {
+            "before": agreement_with_truth(comparisons, asked),
+            "cleaned": agreement_with_truth(comparisons, kept),
+            "balanced": agreement_with_truth(comparisons, balanced),
+        },
+        "length_correlation": {
+            "before": length_correlation(votes, asked),
+            "cleaned": length_correlation(votes, kept),
+            "balanced": length_correlation(votes, balanced),
+        },
+    }
+
+
+def agreement_with_truth(comparisons: list[Comparison], rows: np.ndarray) -> float:
+    """The share of these comparisons, ties aside, whose better response is truly."""
+    right = []
+    for comparison in (comparisons[row] for row in rows):
+        texts = comparison.chosen, comparison.rejected
+        margin = np.subtract(*(true_quality(comparison.prompt, t) for t in texts))
+        if comparison.preference != "tie" and margin:
+            right.append(margin > 0)
+    return float(np.mean(right))
+
+
+def length_correlation(votes: Votes, rows: np.ndarray) -> float:
+    """Of the label (1: the one response is better, -1: the other) with the difference
+    of their lengths."""
+    rows = rows[votes.verdict[rows] != 0]
+    difference = votes.lengths[votes.one[rows]] - votes.lengths[votes.other[rows]]
+    return float(np.corrcoef(votes.verdict[rows], difference)[0, 1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    studies = []
+    for seed in range(parser.parse_args().seeds):
+        found = study(
+            campaign(seed, length_bias=LENGTH_BIAS), LIMITS, width=4, seed=seed
+        )
+        studies.append(found)
+        print(json.dumps({"seed": seed, **found}), flush=True)
+    total = {
+        kind: np.sum([s["out"][kind] for s in studies], axis=0).tolist()
+        for kind in studies[0]["out"]
+    }
+    mean = {
+        name: {
+            when: float(np.mean([s[name][when] for s in studies]))
+            for when in ("before", "cleaned", "balanced")
+        }
+        for name in ("agreement", "length_correlation")
+    }
+    worst = max(abs(s["length_correlation"]["balanced"]) for s in studies)
+    print(json.dumps({"out": total, **mean, "largest_correlation": worst}))
+
+
+if __name__ == "__main__":
+    main()

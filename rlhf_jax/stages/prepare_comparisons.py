@@ -1,0 +1,163 @@
+"""Raw human comparisons to a clean, length-balanced set, and what was dropped and why.
+
+1. Read the comparisons once, as columns of numbers (data/votes.py).
+2. Clean: careless annotators, contradictions, ties and cycles go (data/filters.py).
+3. Hold out a share of the conversations; balance the others by length
+   (ChatGLM-RLHF, arXiv 2404.00934, section 2; data/length_balance.py).
+4. Read again and write those that are left.
+
+Leaves comparisons.jsonl, comparisons_test.jsonl (cleaned, not balanced), report.json,
+report.md and length_difference.png. What is read twice must not change in between.
+"""
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from rlhf_jax.data import comparison_report
+from rlhf_jax.data.annotator_quality import Limits, agreement
+from rlhf_jax.data.filters import REASONS, chosen_and_rejected, clean_votes, take
+from rlhf_jax.data.json_lines import RecordError, each_good, scan_json_lines
+from rlhf_jax.data.layouts import comparisons_of
+from rlhf_jax.data.length_balance import length_balance
+from rlhf_jax.data.records import Comparison, check_version, write_records
+from rlhf_jax.data.rows import Rows, scan_rows
+from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from rlhf_jax.data.votes import read_votes
+from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+
+TRAINED_ON = 20_000  # comparisons, whose responses a tokenizer is trained on
+
+
+def run(config, workdir: str) -> None:
+    """Prepare `config.comparisons` into `workdir`."""
+    if not config.comparisons:
+        raise ValueError("Set config.comparisons: files, or a data set.")
+    workdir = open_workdir(workdir, config)
+    if is_finished(workdir):
+        logging.info("Done before: %s", workdir / "report.md")
+        return
+
+    # Read
+    tokenizer = open_tokenizer(config, workdir)
+    left_out = Counter()
+    votes = read_votes(
+        read(config, left_out, workdir / "bad_records.jsonl"),
+        measure=lambda texts: [len(tokenizer.encode(text)) for text in texts],
+    )
+
+    # Clean
+    cleaning = clean_votes(votes, Limits(**config.annotators))
+    clean = cleaning.reason == 0
+
+    # Hold out and balance
+    test = clean & (votes.conversation < config.test_share)
+    rows = np.flatnonzero(clean & ~test)
+    better, worse = (votes.lengths[r] for r in chosen_and_rejected(votes, rows))
+    balance = length_balance(
+        better, worse, width=config.length_bucket, seed=config.seed
+    )
+    train = np.zeros(len(clean), bool)
+    train[rows[balance.keep]] = True
+
+    if not train.any():
+        raise ValueError(
+            f"None of {len(clean)} comparisons is left to train on; dropped: "
+            f"{dict(left_out + cleaning.dropped())}, held out: {test.sum()}, length "
+            f"balance: {len(rows)}."
+        )
+
+    # Write
+    held_out = []
+
+    def trained_on() -> Iterator[Comparison]:
+        kept = take(read_again(config), train | test, votes, cleaning)
+        for row, comparison in kept:
+            if train[row]:
+                yield comparison
+            else:
+                held_out.append(comparison)
+
+    write_records(workdir / "comparisons.jsonl", trained_on())
+    write_records(workdir / "comparisons_test.jsonl", held_out)
+
+    # Report
+    dropped = left_out + cleaning.dropped()
+    dropped["length balance"] = int((~balance.keep).sum())
+    usable = ~votes.empty & (votes.one != votes.other)
+    trusted = usable & (cleaning.reason != REASONS.index("careless annotator"))
+    tables = {
+        "Comparisons": comparison_report.funnel_rows(
+            len(clean) + left_out.total(),
+            dropped,
+            {"held out": len(held_out), "out": int(train.sum())},
+        ),
+        "Annotators": comparison_report.annotator_rows(cleaning.annotators),
+        "Length balance": comparison_report.bucket_rows(balance, config.length_bucket),
+    }
+    kappa = {
+        "of all annotators": agreement(votes, usable),
+        "of those who are in": agreement(votes, trusted),
+    }
+    comparison_report.write(workdir, tables, kappa, better - worse, balance.keep)
+    finish(workdir, {row["step"]: row["comparisons"] for row in tables["Comparisons"]})
+
+
+def open_tokenizer(config, workdir: Path) -> Tokenizer:
+    """That of `config.tokenizer`, or one trained on the first responses."""
+    if config.tokenizer:
+        return load_tokenizer(config.tokenizer)
+    folder = workdir / "tokenizer"
+    if not folder.is_dir():
+        first = itertools.islice(read_again(config), TRAINED_ON)
+        texts = (text for c in first for text in (c.response_a, c.response_b))
+        train_tokenizer(texts, config.vocab_size, folder)
+    return load_tokenizer(folder)
+
+
+def read(config, left_out: Counter, report: Path) -> Iterator[Comparison]:
+    """The comparisons of all files, bad records treated as the config says, and what
+    else is left out counted by reason."""
+    for origin in origins(config):
+        for found, without in each_good(
+            scan(origin, config.split),
+            lambda row: comparisons_in(row, config.layout),
+            source=origin,
+            on_bad_record=config.on_bad_record,
+            report=report,
+        ):
+            left_out.update(without)
+            yield from found
+
+
+def read_again(config) -> Iterator[Comparison]:
+    """The same comparisons; of what was bad, the first reading spoke."""
+    for origin in origins(config):
+        for _, row in scan(origin, config.split):
+            if isinstance(row, dict):
+                with contextlib.suppress(RecordError):
+                    yield from comparisons_in(row, config.layout)[0]
+
+
+def origins(config) -> list[str]:
+    return [name.strip() for name in config.comparisons.split(",") if name.strip()]
+
+
+def scan(origin: str, split: str) -> Rows:
+    """The rows of a file, or of one split of a data set."""
+    return (
+        scan_json_lines(origin) if Path(origin).is_file() else scan_rows(origin, split)
+    )
+
+
+def comparisons_in(row: dict, layout: str) -> tuple[list[Comparison], Counter]:
+    """Of a row in our own layout or in another's, and what is left out of it."""
+    if layout or "response_a" not in row:
+        return comparisons_of(row, layout)
+    check_version(row)
+    return [Comparison.from_json(row)], Counter()
