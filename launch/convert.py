@@ -11,28 +11,18 @@ AutoModelForSequenceClassification, which has no bias: its scores are ours plus 
 """
 
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import start
 from absl import app, flags, logging
+from rich.console import Console
 from rich.progress import track
 
-from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.data.tokenizers import copy_tokenizer, has_tokenizer, load_tokenizer
 from rlhf_jax.models import huggingface
 from rlhf_jax.training import weights
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
 from rlhf_jax.training.workdir import versions
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "ice_text.model",
-)
 
 
 def convert(
@@ -66,13 +56,14 @@ def _export(source, target, item, naming, param_dtype):
     model = weights.load_model(source, item=item, param_dtype=param_dtype)
     fields = {}
     tokenizer = source / "tokenizer"
-    if (tokenizer / "tokenizer.json").is_file():
+    if has_tokenizer(tokenizer):
         known = load_tokenizer(tokenizer)
         fields = {"pad_token_id": known.pad_id, "eos_token_id": list(known.stop_ids)}
     huggingface.save(
         model, target, naming=naming, fields=fields, progress=_bar("writing tensors")
     )
-    _copy_tokenizer(tokenizer, target)
+    if has_tokenizer(tokenizer):
+        copy_tokenizer(tokenizer, target)
 
 
 def _import(source, target, param_dtype):
@@ -90,18 +81,15 @@ def _import(source, target, param_dtype):
     config = {"stage": "convert", "source": str(source), "seed": 0}
     record = {"config": config, "versions": versions(), "seed": 0}
     (target / "config.json").write_text(json.dumps(record, indent=2))
-    _copy_tokenizer(source, target / "tokenizer")
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            target.mkdir(exist_ok=True)
-            shutil.copy(source / name, target / name)
+    if has_tokenizer(source):
+        copy_tokenizer(source, target / "tokenizer")
 
 
 def _bar(description: str):
-    return lambda items: track(items, description, disable=not sys.stderr.isatty())
+    console = Console(stderr=True)
+    return lambda items: track(
+        items, description, console=console, disable=not console.is_terminal
+    )
 
 
 def main(argv):
@@ -126,9 +114,6 @@ if __name__ == "__main__":
     flags.DEFINE_enum("naming", None, ["native", "remote", "v1"], "Names of tensors.")
     flags.DEFINE_string("param_dtype", None, "Type of the numbers, e.g. bfloat16.")
     flags.mark_flags_as_required(["source", "target"])
-    logging.set_verbosity(logging.INFO)
-    try:
+    start.set_up_logs()
+    with start.clear_errors():
         app.run(main)
-    except start.USER_ERRORS as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)

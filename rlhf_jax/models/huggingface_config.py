@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import Any
 
-from rlhf_jax.models.chatglm import ChatGLMConfig
+from rlhf_jax.models.config import ChatGLMConfig
 
 # Settings that all published text models share: the value, and what it means if absent.
 _REMOTE_FIXED = {
@@ -52,7 +52,7 @@ def namings(config: ChatGLMConfig) -> tuple[str, ...]:
     """The namings that can hold a model, the preferred one first."""
     if config.rotary == "two_axes":
         return ("v1",)
-    if config.residual == "sandwich" or config.rotary_dims * 2 != config.head_dim:
+    if config.residual == "sandwich" or config.rotary_fraction != 0.5:
         return ("native",)
     if config.position_divisor != 1.0:
         return ("remote",)
@@ -140,7 +140,7 @@ def _read_native(c):
         residual="sandwich" if c["model_type"] == "glm4" else "pre",
         norm_eps=c["rms_norm_eps"],
         qkv_bias=c["attention_bias"],
-        rotary_dims=int(head_dim * rope.get("partial_rotary_factor", 0.5)),
+        rotary_fraction=float(rope.get("partial_rotary_factor", 0.5)),
         rotary_base=float(rope.get("rope_theta", 10000.0)),
         tied=c.get("tie_word_embeddings", False),
     )
@@ -211,7 +211,7 @@ def _write_native(c):
         "rms_norm_eps": c.norm_eps,
         "attention_bias": c.qkv_bias,
         "hidden_act": "silu",
-        "partial_rotary_factor": c.rotary_dims / c.head_dim,
+        "partial_rotary_factor": c.rotary_fraction,
         "rope_theta": c.rotary_base,
         "tie_word_embeddings": c.tied,
         # transformers would fill in GLM-4's, which a smaller vocabulary lacks.

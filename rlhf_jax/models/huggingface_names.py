@@ -10,7 +10,7 @@ dim, c the parts of a joint matrix (keys and values; gate and up; v1's q, k and 
 import dataclasses
 import re
 
-from rlhf_jax.models.chatglm import ChatGLMConfig
+from rlhf_jax.models.config import ChatGLMConfig
 
 # Kept in published files for the code that made them; nothing else is ignored.
 IGNORED = re.compile(

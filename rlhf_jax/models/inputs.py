@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rlhf_jax.models.chatglm import ChatGLMConfig
+from rlhf_jax.models.config import ChatGLMConfig
 
 
 def check_inputs(

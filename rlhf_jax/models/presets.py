@@ -6,7 +6,8 @@ import math
 import jax
 from flax import nnx
 
-from rlhf_jax.models.chatglm import ChatGLM, ChatGLMConfig
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.config import ChatGLMConfig
 
 _CHATGLM_6B = ChatGLMConfig(
     vocab_size=130528,

@@ -15,7 +15,8 @@ from absl import logging
 from flax import nnx
 
 from rlhf_jax.models import huggingface
-from rlhf_jax.models.chatglm import ChatGLM, ChatGLMConfig
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import check_heads
@@ -130,7 +131,8 @@ def _load_ours(folder, item, dtype, param_dtype):
     fields = dict(record[item]["config"])
     fields |= {"dtype": dtype} if dtype else {}
     fields |= {"param_dtype": param_dtype} if param_dtype else {}
-    fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
+    if "rotary_dims" in fields:  # records of version 0.1
+        fields["rotary_fraction"] = fields.pop("rotary_dims") / fields["head_dim"]
     config = ChatGLMConfig(**fields)
 
     def build():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.data import tiktoken_file
+from rlhf_jax.data.chat import encode_prompt
 from rlhf_jax.data.tokenizers import SPECIAL_TOKENS, load_tokenizer
 
 SPLIT = regex.compile(
@@ -29,7 +30,11 @@ MERGED = [
     "你",
     "你好",
 ]
-RANKS = {bytes([b]): b for b in range(256)}
+# GLM-4 numbers bytes as GPT-2 does: those that print first.
+PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = PRINTED + [b for b in range(256) if b not in PRINTED]
+BYTES = {bytes([b]): rank for rank, b in enumerate(BYTES)}
+RANKS = dict(BYTES)
 RANKS |= {text.encode(): 256 + i for i, text in enumerate(MERGED)}
 
 
@@ -72,3 +77,20 @@ def test_special_tokens_follow_the_last_rank(tokenizer):
     assert ids == list(range(len(RANKS), len(RANKS) + len(SPECIAL_TOKENS)))
     assert tokenizer.chat_format == "glm4"
     assert not set(tokenizer.encode("say <|user|>")) & set(ids)
+
+
+def test_a_question_has_glm4s_published_ids(tmp_path):
+    """A file of the published size, in which the tokens needed have their places."""
+    ranks = [spelled for spelled, _ in sorted(BYTES.items(), key=lambda item: item[1])]
+    ranks += [f"{n:05}".encode() for n in range(256, 151329)]
+    ranks[109377] = "你好".encode()
+    # Its bytes have to meet on the way.
+    ranks[300:304] = [b"\xe4\xbd", "你".encode(), b"\xe5\xa5", "好".encode()]
+    lines = [base64.b64encode(t).decode() + f" {i}\n" for i, t in enumerate(ranks)]
+    (tmp_path / "tokenizer.model").write_text("".join(lines))
+    tokenizer = load_tokenizer(tmp_path)
+    ids = encode_prompt([{"role": "user", "content": "你好"}], tokenizer)
+    # The newline after <|assistant|> is part of the prompt here.
+    assert ids == [151331, 151333, 151336, 198, 109377, 151337, 198]
+    assert tokenizer.stop_ids == (151329, 151336, 151338)
+    assert (tokenizer.pad_id, tokenizer.special_id("[MASK]")) == (151329, 151330)

@@ -1,5 +1,6 @@
 """Our checkpoints to Hugging Face folders and back."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.training import weights
+from tests.data.tokenizer_models import write_v2
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
 from convert import convert
@@ -47,6 +49,22 @@ def test_there_and_back_again(kind, model, tmp_path):
     ids = load_tokenizer(again).encode("to be")
     assert ids == load_tokenizer(published).encode("to be")
     assert weights.fingerprint(str(ours)).endswith("step 0 (seed 0)")
+
+
+def test_chatglm3_takes_its_tokenizer_along(model, tmp_path):
+    """Its code, which alone says that it is not ChatGLM2's, stays behind."""
+    published, ours, again = (tmp_path / name for name in ("hf", "ours", "again"))
+    write_v2(published, "/data/model")
+    code = published / "tokenization_chatglm.py"
+    code.write_text("special_tokens = ['<|assistant|>']; raise SystemExit")
+    huggingface.save(model, published, naming="remote")
+    convert(published, ours)
+    convert(ours, again)
+    for folder in (ours / "tokenizer", again):
+        assert load_tokenizer(folder).chat_format == "chatglm3"
+        assert not list(folder.glob("*.py"))
+    fields = json.loads((again / "config.json").read_text())
+    assert fields["eos_token_id"] == [2, 64795, 64797]
 
 
 def test_mistakes_are_answered(model, tmp_path):

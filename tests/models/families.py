@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rlhf_jax.models.chatglm import ChatGLM, ChatGLMConfig
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.config import ChatGLMConfig
 
 START, GMASK, MASK = 60, 61, 62
 SMALL = {
@@ -35,7 +36,7 @@ FAMILIES = {
         mask_tokens=(GMASK, MASK),
     ),
     "v2": ChatGLMConfig(**SMALL),
-    "glm_edge": ChatGLMConfig(**SMALL, rotary_dims=16, qkv_bias=False, tied=True),
+    "glm_edge": ChatGLMConfig(**SMALL, rotary_fraction=1.0, qkv_bias=False, tied=True),
     "glm4": ChatGLMConfig(**SMALL, residual="sandwich"),
 }
 

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.models import huggingface, huggingface_tensors
-from rlhf_jax.models.chatglm import ChatGLMConfig
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.huggingface_config import namings
 from tests.models.families import FAMILIES, random_model
@@ -215,7 +219,9 @@ def test_chatglm2_6b_32k_alone_divides_positions(folder):
 
 
 def test_both_spellings_of_native_configs_are_read(tmp_path):
-    config = dataclasses.replace(FAMILIES["glm4"], rotary_base=123.0, rotary_dims=4)
+    config = dataclasses.replace(
+        FAMILIES["glm4"], rotary_base=123.0, rotary_fraction=0.25
+    )
     model = random_model(config)
     huggingface.save(model, tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
@@ -223,3 +229,55 @@ def test_both_spellings_of_native_configs_are_read(tmp_path):
     fields["rope_parameters"] = rope | {"rope_type": "default"}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert huggingface.load(tmp_path, **FLOAT32).config == config
+
+
+MEASURE = """
+import sys, threading, time
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+from rlhf_jax.models import huggingface
+
+def held():  # what the process itself holds: no mapped files
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("RssAnon"))
+
+auto = (jax.sharding.AxisType.Auto,) * 3
+mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=auto)
+settings = {"dtype": "float32", "param_dtype": "float32", "mesh": mesh}
+huggingface.load(sys.argv[1], **settings)  # compile first: the compiler allocates too
+before, peak, done = held(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.001):
+        peak = max(peak, held())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = huggingface.load(sys.argv[1], **settings)
+done.set()
+watcher.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only.")
+def test_a_process_holds_no_more_than_its_devices_and_one_tensor(tmp_path):
+    """The whole process, measured from outside of Python, on a mesh of 8 devices."""
+    config = dataclasses.replace(
+        FAMILIES["v2"], vocab_size=65536, width=256, num_layers=4, ffn_width=4096
+    )
+    model = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
+    huggingface.save(model, tmp_path)
+    total = sum(x.nbytes for x in jax.tree.leaves(model))
+    largest = 4 * config.vocab_size * config.width
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert int(run.stdout) < total + 1.2 * largest

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from rlhf_jax.models import huggingface
-from rlhf_jax.models.chatglm import ChatGLMConfig
+from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel, last_real_token
 from tests.models.families import FAMILIES, random_model, random_tokens
 
@@ -41,7 +41,7 @@ def random_config(rng, **fixed) -> ChatGLMConfig:
         "qkv_bias": bool(rng.integers(2)),
         "norm_eps": float(rng.choice([1e-5, 1.5625e-7])),
         "rotary_base": float(rng.choice([10000, 5000000])),
-        "rotary_dims": int(rng.choice([head_dim // 2, head_dim])),
+        "rotary_fraction": float(rng.choice([0.5, 1.0])),
         "tied": bool(rng.integers(2)),
         "scan_layers": True,
     }
@@ -89,14 +89,21 @@ def test_what_we_export_transformers_runs_and_gives_back(residual, rng, tmp_path
     back = huggingface.load(tmp_path / "theirs", **FLOAT32)
     for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(model), strict=True):
         np.testing.assert_array_equal(a, b)
-    fields = ("rotary_base", "rotary_dims", "norm_eps", "qkv_bias", "residual", "tied")
+    fields = (
+        "rotary_base",
+        "rotary_fraction",
+        "norm_eps",
+        "qkv_bias",
+        "residual",
+        "tied",
+    )
     for field in fields:
         assert getattr(back.config, field) == getattr(model.config, field)
 
 
 def test_remote_code_checkpoints_are_glm_by_another_name(rng, tmp_path):
     """ChatGLM2, ChatGLM3 and GLM-4: transformers runs them once they are renamed."""
-    config = random_config(rng, tied=False, qkv_bias=True, head_dim=16, rotary_dims=8)
+    config = random_config(rng, tied=False, qkv_bias=True, rotary_fraction=0.5)
     huggingface.save(random_model(config), tmp_path / "remote", naming="remote")
     remote = huggingface.load(tmp_path / "remote", **FLOAT32)
     huggingface.save(remote, tmp_path / "native", naming="native")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.batches import SFTBatch
-from rlhf_jax.models.chatglm import ChatGLMConfig
+from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import shard_batch, shard_parameters
 from rlhf_jax.stages import sft

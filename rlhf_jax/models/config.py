@@ -1,0 +1,69 @@
+"""What the ChatGLM generations do differently, as fields of one config."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatGLMConfig:
+    """A model of the family. Defaults are those that ChatGLM2 and later share."""
+
+    vocab_size: int  # rows of the embedding, unused ones included
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int  # num_heads * head_dim need not be the width
+    ffn_width: int
+    context_length: int
+    residual: str = "pre"  # "pre", "sandwich" or "normed"
+    residual_scale: float = 1.0  # s of "normed"
+    norm: str = "rms"  # "rms", or "layer" with a bias
+    norm_eps: float = 1e-5
+    mlp: str = "swiglu"  # "swiglu" or "gelu"
+    qkv_bias: bool = True
+    linear_bias: bool = False  # on the output projection and in the MLP
+    rotary: str = "interleaved"  # or "two_axes", with the prefix mask
+    rotary_fraction: float = 0.5  # of a head's dims, how many turn by each position
+    rotary_base: float = 10000.0
+    position_divisor: float = 1.0
+    tied: bool = False  # the head is the embedding, transposed
+    start_token: int | None = None  # ends the context of "two_axes"
+    mask_tokens: tuple[int, ...] = ()  # [gMASK] and [MASK] of "two_axes"
+    dtype: str = "float32"  # of the computation
+    param_dtype: str = "float32"
+    scan_layers: bool = False  # compile one block and scan it; or unroll all
+    remat: str = "none"  # recompute in the backward pass: "none", "dots" or "full"
+
+    def __post_init__(self):
+        known = {
+            "residual": ("pre", "sandwich", "normed"),
+            "norm": ("rms", "layer"),
+            "mlp": ("swiglu", "gelu"),
+            "rotary": ("interleaved", "two_axes"),
+            "remat": ("none", "dots", "full"),
+        }
+        for field, values in known.items():
+            if getattr(self, field) not in values:
+                raise ValueError(f"{field}={getattr(self, field)!r}: not in {values}.")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.num_heads=} not a multiple of {self.num_kv_heads=}"
+            )
+        # Configs are stored as JSON, which has no tuples.
+        object.__setattr__(self, "mask_tokens", tuple(self.mask_tokens))
+        # Names, so that configs compare, hash and print alike however they were made.
+        for field in ("dtype", "param_dtype"):
+            name = jnp.dtype(getattr(self, field)).name
+            object.__setattr__(self, field, name)
+
+    @property
+    def rotary_dims(self) -> int:
+        """How many of a head's dims turn by each position."""
+        return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the tokens before the start token are visible to all."""
+        return self.rotary == "two_axes"

@@ -1,0 +1,189 @@
+"""The parts of a ChatGLM: attention, MLP, norms, and the block that arranges them.
+
+    residual   block, with a attention, m MLP and N norms in order of use
+    "pre"      y = x + a(N(x)),          out = y + m(N(y))          ChatGLM2 to GLM-4
+    "sandwich" y = x + N(a(N(x))),       out = y + N(m(N(y)))       GLM-4-0414
+    "normed"   h = N(x), y = s h + a(h), g = N(y), out = s g + m(g) ChatGLM-6B
+
+Letters: B batch, T tokens, D width, F FFN width, N query heads, K key-value heads, H
+head dim.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from rlhf_jax.models import kv_cache
+from rlhf_jax.models.attention import attend
+from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.rotary import rotate
+from rlhf_jax.parallel.sharding import constrain
+
+
+class Linear(nnx.Module):
+    """An affine map: an einsum with a kernel of named axes, and perhaps a bias."""
+
+    def __init__(self, equation, shape, *, bias, std, config, rngs):
+        """`bias` is None or the bias's shape, which broadcasts to the output."""
+        dtype = config.param_dtype
+        self.equation = equation
+        self.dtype = config.dtype
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, dtype))
+        self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, dtype))
+
+    def __call__(self, x):
+        out = jnp.einsum(self.equation, x, self.kernel[...].astype(self.dtype))
+        if self.bias is None:
+            return out
+        bias = self.bias[...].astype(self.dtype)
+        return out + bias.reshape((1,) * (out.ndim - bias.ndim) + bias.shape)
+
+
+class Norm(nnx.Module):
+    """RMSNorm or LayerNorm, in float32 with one cast at the end."""
+
+    def __init__(self, config: ChatGLMConfig):
+        self.config = config
+        dtype = config.param_dtype
+        self.scale = nnx.Param(jnp.ones(config.width, dtype))
+        zeros = jnp.zeros(config.width, dtype)
+        self.bias = nnx.Param(zeros) if config.norm == "layer" else None
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        y = x.astype(jnp.float32)
+        if self.config.norm == "layer":
+            y = y - y.mean(axis=-1, keepdims=True)
+        mean_square = jnp.square(y).mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(mean_square + self.config.norm_eps)
+        y = y * self.scale[...].astype(jnp.float32)[None, None]
+        if self.bias is not None:
+            y = y + self.bias[...].astype(jnp.float32)[None, None]
+        return y.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        heads, kv = (c.num_heads, c.head_dim), (2, c.num_kv_heads, c.head_dim)
+        bias = c.qkv_bias or c.linear_bias
+        # Keys and values together, queries apart: either can be split between devices
+        # by heads, whose number differs.
+        self.query = Linear(
+            "btd,dnh->btnh",
+            (c.width, *heads),
+            bias=heads if bias else None,
+            std=0.02,
+            config=c,
+            rngs=rngs,
+        )
+        self.key_value = Linear(
+            "btd,dckh->btckh",
+            (c.width, *kv),
+            bias=kv if bias else None,
+            std=0.02,
+            config=c,
+            rngs=rngs,
+        )
+        self.output = Linear(
+            "btnh,nhd->btd",
+            (*heads, c.width),
+            bias=(c.width,) if c.linear_bias else None,
+            std=0.02 / math.sqrt(2 * c.num_layers),
+            config=c,
+            rngs=rngs,
+        )
+
+    def __call__(self, x, turn, seen, layer=None, index=None):
+        """Attend within x [B, T, D], or to one layer of a cache after adding x to it.
+
+        Returns the output [B, T, D] and that layer's keys and values.
+        """
+        layout = self.config.rotary
+        queries = constrain(self.query(x), "batch", "length", "heads", "head_dim")
+        queries = rotate(queries, turn, layout=layout)
+        both = self.key_value(x)  # [B, T, 2, K, H]
+        keys = rotate(both[:, :, 0], turn, layout=layout)
+        keys = keys.transpose(0, 2, 3, 1)  # [B, K, H, T]
+        values = both[:, :, 1].transpose(0, 2, 1, 3)  # [B, K, T, H]
+        if layer is not None:
+            keys, values = kv_cache.write(layer, keys, values, index)
+        out = attend(queries, keys, values, seen)
+        return self.output(out), (keys, values)
+
+
+class MLP(nnx.Module):
+    """down(silu(gate) * up), or down(gelu(up)) with biases."""
+
+    def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        # Gate and up are one product; their own axis lets F be split between devices.
+        parts = 2 if c.mlp == "swiglu" else 1
+        self.up = Linear(
+            "btd,dcf->btcf",
+            (c.width, parts, c.ffn_width),
+            bias=(parts, c.ffn_width) if c.linear_bias else None,
+            std=0.02,
+            config=c,
+            rngs=rngs,
+        )
+        self.down = Linear(
+            "btf,fd->btd",
+            (c.ffn_width, c.width),
+            bias=(c.width,) if c.linear_bias else None,
+            std=0.02 / math.sqrt(2 * c.num_layers),
+            config=c,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        up = self.up(x)
+        if self.config.mlp == "swiglu":
+            hidden = jax.nn.silu(up[:, :, 0]) * up[:, :, 1]
+        else:
+            hidden = jax.nn.gelu(up[:, :, 0], approximate=True)
+        return self.down(constrain(hidden, "batch", "length", "ffn"))
+
+
+class Block(nnx.Module):
+    """Attention and MLP with their norms, in the config's arrangement."""
+
+    def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.attention_norm = Norm(config)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm = Norm(config)
+        self.mlp = MLP(config, rngs=rngs)
+        if config.residual == "sandwich":
+            self.post_attention_norm = Norm(config)
+            self.post_mlp_norm = Norm(config)
+
+    def __call__(self, x, turn, seen, layer=None, index=None):
+        """One block on x [B, T, D]; arguments and results as of `Attention`."""
+        scale = self.config.residual_scale
+        h = self.attention_norm(x)
+        a, layer = self.attention(h, turn, seen, layer, index)
+        if self.config.residual == "normed":
+            y = scale * h + a
+            g = self.mlp_norm(y)
+            out = scale * g + self.mlp(g)
+        elif self.config.residual == "sandwich":
+            y = x + self.post_attention_norm(a)
+            out = y + self.post_mlp_norm(self.mlp(self.mlp_norm(y)))
+        else:
+            y = x + a
+            out = y + self.mlp(self.mlp_norm(y))
+        return constrain(out, "batch", "length", "width"), layer
+
+
+class Head(nnx.Module):
+    """The output matrix; `ChatGLM.__call__` multiplies, losses do so in chunks."""
+
+    def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
+        shape = (config.width, config.vocab_size)
+        kernel = jax.random.normal(rngs.params(), shape, config.param_dtype)
+        self.kernel = nnx.Param(0.02 * kernel)  # [D, V]
