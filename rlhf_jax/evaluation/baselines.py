@@ -5,12 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 from scipy import sparse
-
-try:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, GroupKFold
-except ImportError:  # it comes with the extra [test]
-    LogisticRegression = None
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, GroupKFold
 
 Pair = tuple[list[int], list[int], list[int]]  # token ids: prompt, chosen, rejected
 FOLDS = 5
@@ -18,7 +14,7 @@ FOLDS = 5
 
 def rival_margins(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, np.ndarray]:
     """Margins [N] of the baselines on test pairs: always the longer response, always
-    the shorter, and bags of words where scikit-learn is installed."""
+    the shorter, and bags of words where there are prompts enough to learn from."""
     longer = np.array([len(chosen) - len(rejected) for _, chosen, rejected in test])
     rivals = {"always_longer": longer, "always_shorter": -longer}
     words = bag_of_words_margins(train, test)
@@ -31,11 +27,8 @@ def bag_of_words_margins(
     """Margins [N] of a logistic regression on how often each token occurs in a
     response; its regularisation is chosen on the training pairs, by prompt.
 
-    None without scikit-learn or with fewer training prompts than folds.
+    None with fewer training prompts than folds.
     """
-    if LogisticRegression is None:
-        logging.warning("No bag-of-words baseline: scikit-learn is not installed.")
-        return None
     prompts = [tuple(prompt) for prompt, _, _ in train]
     if len(set(prompts)) < FOLDS:
         logging.warning("No bag-of-words baseline: fewer than %d prompts.", FOLDS)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from rlhf_jax.losses.reward import kway_ranking_loss, ranking_loss
 
@@ -178,6 +179,13 @@ def test_kway_loss_ignores_the_order_of_responses_and_appended_padding():
     for other in (permuted, padded):
         for x, y in zip(other, out, strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_kway_gradient_equals_finite_differences():
+    def total(scores):
+        return kway(scores, RANKS, MASK, **SETTINGS).loss.sum()
+
+    check_grads(total, (SCORES,), order=1, modes=["rev"], eps=1e-2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])

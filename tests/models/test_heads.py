@@ -41,9 +41,10 @@ def test_no_gradient_reaches_the_offset():
     np.testing.assert_allclose(gradient.head.bias[0], tokens.size, rtol=1e-6)
 
 
-def test_the_head_starts_with_variance_one_over_width_plus_one():
-    kernel = ScalarHead(10000, rngs=nnx.Rngs(0)).kernel[...]
-    np.testing.assert_allclose(kernel.std() * 10001**0.5, 1, atol=0.03)
+def test_the_head_starts_with_variance_one_over_width_plus_one_and_no_bias():
+    head = ScalarHead(10000, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(head.kernel[...].std() * 10001**0.5, 1, atol=0.03)
+    np.testing.assert_array_equal(head.bias[...], 0)
 
 
 def test_the_last_real_token_is_found_on_either_side_of_padding():
