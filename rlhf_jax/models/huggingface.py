@@ -169,9 +169,11 @@ def save(
             tensors[name] = np.empty(shapes[name], store)
             for leaf_name, piece, layer in sources[name]:
                 leaf = leaves[leaf_name]
-                part = np.asarray(leaf if layer is None else leaf[layer])
-                write_piece(piece, part, tensors[name])
+                if layer is not None:  # one program for all layers, not one for each
+                    leaf = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+                write_piece(piece, np.asarray(leaf), tensors[name])
         save_file(tensors, folder / file, metadata={"format": "pt"})
+    next(names, None)  # so that a progress bar comes to its end
 
 
 def _check_tensors(tensors, shapes, folder):
