@@ -2,14 +2,22 @@
 
 import hashlib
 import json
+import re
 import sys
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rlhf_jax.data.tokenizers import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
+from rlhf_jax.data.chat import encode_prompt
+from rlhf_jax.data.tokenizers import (
+    SPECIAL_TOKENS,
+    copy_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 TEXTS = ["The capital of France is Paris.", "What is 7 plus 5?", "a b a b"] * 20
 
@@ -55,6 +63,12 @@ def test_a_special_token_in_text_is_only_text(tokenizer, name):
     ids = tokenizer.encode(f"say {name} now")
     assert not set(ids) & {tokenizer.special_id(other) for other in SPECIAL_TOKENS}
     assert tokenizer.decode(ids) == f"say {name} now"
+
+
+def test_a_batch_is_encoded_as_its_texts_are(tokenizer):
+    texts = [*TEXTS[:3], "", f"a {SPECIAL_TOKENS[-2]} b", "你好"]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch([]) == []
 
 
 def test_decoding_leaves_special_tokens_out(tokenizer):
@@ -103,3 +117,69 @@ def test_code_in_a_tokenizer_folder_is_never_run(folder, tmp_path):
 def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 266"):
         train_tokenizer(TEXTS, 100, tmp_path)
+
+
+def other_tokenizer(path, **special):
+    """A tokenizer of another make, as transformers saves it."""
+    words = {word: i for i, word in enumerate(["[UNK]", "</s>", "be", "or", "to"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(path)
+
+
+def test_a_tokenizer_of_another_make_is_read(tmp_path):
+    other_tokenizer(tmp_path, unk_token="[UNK]", eos_token="</s>")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("to be or") == [4, 2, 3]
+    assert (tokenizer.pad_id, tokenizer.end_id, tokenizer.stop_ids) == (1, 1, (1,))
+    assert tokenizer.vocab_size == 5
+    with pytest.raises(ValueError, match="no chat template"):
+        encode_prompt([{"role": "user", "content": "to be"}], tokenizer)
+
+
+def test_answers_also_stop_where_the_models_folder_says(tmp_path):
+    other_tokenizer(tmp_path, unk_token="[UNK]", eos_token="</s>")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 1]}')
+    assert load_tokenizer(tmp_path).stop_ids == (1, 3)
+    copy_tokenizer(tmp_path, tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy").stop_ids == (1, 3)
+
+
+def test_a_tokenizer_that_ends_nothing_is_refused(tmp_path):
+    other_tokenizer(tmp_path, unk_token="[UNK]")
+    with pytest.raises(ValueError, match="no token that ends a text"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": "{"},
+        {"tokenizer_config.json": '{"tokenizer_class": "EvilTokenizer"}'},
+        {"tokenizer.model": "not a model"},
+        {
+            "tokenizer.model": "not a model",
+            "tokenizer_config.json": '{"tokenizer_class": "ChatGLMTokenizer", '
+            '"chat_format": "chatglm2"}',
+        },
+    ],
+)
+def test_what_cannot_be_read_is_a_clear_error(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        load_tokenizer(tmp_path)
+
+
+def test_copying_leaves_everything_else_behind(folder, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    for name in ("model.safetensors", "config.json", "evil.py"):
+        (tmp_path / name).write_text("{}")
+    copy_tokenizer(tmp_path, tmp_path / "copy")
+    copied = {path.name for path in (tmp_path / "copy").iterdir()}
+    assert copied == {"tokenizer.json", "tokenizer_config.json"}
+    assert (
+        load_tokenizer(tmp_path / "copy").fingerprint
+        == load_tokenizer(folder).fingerprint
+    )
