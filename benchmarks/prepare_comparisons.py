@@ -10,6 +10,7 @@ Prints one JSON line: seconds of wall clock and of CPU, and the peak of memory.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess

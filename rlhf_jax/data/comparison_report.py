@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlhf_jax.data.annotator_quality import Annotators, Share
 from rlhf_jax.data.length_balance import Balance
@@ -135,7 +136,7 @@ def print_rows(title: str, rows: Sequence[dict]) -> None:
         table.add_column(name, justify="right" if i else "left", min_width=cell)
     for row in rows[:SHOWN]:
         style = "bold" if row.get("step") in ("in", "out") else None
-        table.add_row(*(_cell(row, name) for name in row), style=style)
+        table.add_row(*(Text(_cell(row, name)) for name in row), style=style)
     Console(width=None if Console().is_terminal else 130).print(table)
     if len(rows) > SHOWN:
         print(f"... and {len(rows) - SHOWN} more rows in report.md")
@@ -186,7 +187,7 @@ def _cell(row: dict, name: str) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.1%}" if name == "share" else f"{value:.2f}"
-    return value
+    return " ".join(value.split())
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -71,6 +71,9 @@ class ChatGLMTokenizer:
         )
         return [self._first + i for i in self._pieces.encode(text)]
 
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: Iterable[int]) -> str:
         pieces = [int(i) - self._first for i in ids]
         text = _decode(self._pieces, [i for i in pieces if i >= 0])
@@ -108,6 +111,9 @@ class ChatGLM2Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         return self._pieces.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         size = self._pieces.vocab_size()

@@ -83,6 +83,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """The same of many texts, on all cores where the library can."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text; special tokens are left out."""
 
@@ -122,6 +125,17 @@ class TransformersTokenizer:
         return self._inner.encode(
             text, add_special_tokens=False, split_special_tokens=True
         )
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self._inner(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
 
     def encode_rendered(self, text: str) -> list[int]:
         """The ids of a rendered chat template, in which special tokens are tokens."""

@@ -8,6 +8,7 @@ known by 64 bits of its hash: of ten million, two collide once in 400,000 data s
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -52,16 +53,13 @@ def read_votes(
     signs = array("b")  # verdict, shown first, known answer: 1 is a, -1 is b
     empty, annotator, conversation = array("b"), array("q"), array("d")
     names: dict[str, int] = {"": UNNAMED}
-    lengths: dict[int, int] = {}
-    unmeasured: dict[int, str] = {}
+    lengths = _Lengths(measure)
     for comparison in comparisons:
         texts = comparison.response_a.strip(), comparison.response_b.strip()
         prompt = _prompt_key(comparison.prompt)
         for text in texts:
-            key = int.from_bytes(_hash(prompt + _bytes(text), 8))
-            keys.append(key)
-            if key not in lengths:
-                unmeasured[key] = text
+            keys.append(int.from_bytes(_hash(prompt + _bytes(text), 8)))
+            lengths.add(keys[-1], text)
         known = (comparison.info or {}).get("known_answer")
         signs.append(_SIGN[comparison.preference])
         signs.append(_SIGN[comparison.shown_first])
@@ -69,9 +67,6 @@ def read_votes(
         empty.append(not all(texts))
         annotator.append(names.setdefault(comparison.annotator, len(names) - 1))
         conversation.append(_place(comparison.prompt))
-        if len(unmeasured) >= _BATCH:
-            _measure(unmeasured, lengths, measure)
-    _measure(unmeasured, lengths, measure)
 
     responses, index = np.unique(np.array(keys, np.uint64), return_inverse=True)
     a, b = index.reshape(-1, 2).T
@@ -92,14 +87,40 @@ def read_votes(
         annotator=ranks[np.array(annotator, int)],  # -1 finds the last, UNNAMED
         conversation=np.array(conversation, float),
         annotators=sorted(named),
-        lengths=np.array([lengths[key] for key in responses.tolist()], int),
+        lengths=lengths.of(responses.tolist()),
     )
 
 
-def _measure(unmeasured: dict, lengths: dict, measure: Callable) -> None:
-    found = measure(list(unmeasured.values()))
-    lengths.update(zip(unmeasured, found, strict=True))
-    unmeasured.clear()
+class _Lengths:
+    """Measures every text once, a batch at a time, beside the reading of the next."""
+
+    def __init__(self, measure: Callable[[list[str]], Iterable[int]]):
+        self._measure = measure
+        self._pool = ThreadPoolExecutor(1)
+        self._found: dict[int, int] = {}
+        self._waiting: dict[int, str] = {}
+        self._running: tuple[list[int], Future] | None = None
+
+    def add(self, key: int, text: str) -> None:
+        if key not in self._found:
+            self._found[key] = 0
+            self._waiting[key] = text
+            if len(self._waiting) == _BATCH:
+                self._start()
+
+    def of(self, keys: list[int]) -> np.ndarray:
+        self._start()
+        self._start()  # waits for the last batch
+        self._pool.shutdown()
+        return np.array([self._found[key] for key in keys], int)
+
+    def _start(self) -> None:
+        if self._running:
+            keys, lengths = self._running
+            self._found.update(zip(keys, lengths.result(), strict=True))
+        job = self._pool.submit(self._measure, list(self._waiting.values()))
+        self._running = list(self._waiting), job
+        self._waiting = {}
 
 
 def _prompt_key(prompt: Prompt) -> bytes:

@@ -48,7 +48,7 @@ def run(config, workdir: str) -> None:
     left_out = Counter()
     votes = read_votes(
         read(config, left_out, workdir / "bad_records.jsonl"),
-        measure=lambda texts: [len(tokenizer.encode(text)) for text in texts],
+        measure=lambda texts: map(len, tokenizer.encode_batch(texts)),
     )
 
     # Clean

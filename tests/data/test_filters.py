@@ -154,6 +154,13 @@ def test_all_votes_of_a_careless_annotator_go():
     assert dropped == {"careless annotator": 21}
 
 
+def test_comparisons_that_compare_nothing_are_no_evidence_against_an_annotator():
+    same = [compare(f"t{i}", "x", "x ", "b", "ann", known="a") for i in range(20)]
+    empty = [compare(f"t{i}", "x", "", "b", "ann", known="a") for i in range(20)]
+    vote = compare("p", "x", "y", "a", "ann")
+    assert clean([*same, *empty, vote], LIMITS)[0] == [vote]
+
+
 def test_nothing_comes_of_nothing():
     assert clean([]) == ([], {})
 

@@ -44,6 +44,23 @@ def test_every_distinct_response_is_measured_once_and_stripped():
     assert columns.empty.tolist() == [False, False, True]
 
 
+def test_more_texts_than_a_batch_are_all_measured():
+    texts = [str(number) for number in range(10_000)]
+    sizes = []
+
+    def measure(batch):
+        sizes.append(len(batch))
+        return map(int, batch)
+
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    columns = read_votes([vote(a, b) for a, b in pairs], measure)
+    assert sum(sizes) == 10_000 and max(sizes) < 5_000
+    assert (
+        np.abs(columns.lengths[columns.one] - columns.lengths[columns.other]).max() == 1
+    )
+    assert sorted(columns.lengths) == list(range(10_000))
+
+
 def test_names_are_sorted_and_a_missing_one_is_unnamed():
     names = ["bob", "", "a\0", "a", "bob"]
     columns = read_votes([vote("x", "y", annotator=name) for name in names], lengths)

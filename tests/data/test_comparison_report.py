@@ -1,0 +1,78 @@
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data import comparison_report
+from rlhf_jax.data.length_balance import length_balance
+
+
+def test_shares_of_the_funnel_are_of_what_came_in():
+    rows = comparison_report.funnel_rows(200, {"tie": 50}, {"out": 150})
+    assert rows == [
+        {"step": "in", "comparisons": 200, "share": 1.0},
+        {"step": "dropped: tie", "comparisons": 50, "share": 0.25},
+        {"step": "out", "comparisons": 150, "share": 0.75},
+    ]
+
+
+def test_buckets_say_how_many_there_were_on_either_side_and_are_kept():
+    better, worse = np.array([13, 15, 10, 45]), np.array([10, 10, 12, 10])
+    balance = length_balance(better, worse, width=10, seed=0)
+    assert comparison_report.bucket_rows(balance, 10) == [
+        {
+            "tokens": "0 to 9",
+            "better is longer": 2,
+            "better is shorter": 1,
+            "kept of each": 1,
+        },
+        {
+            "tokens": "30 to 39",
+            "better is longer": 1,
+            "better is shorter": 0,
+            "kept of each": 0,
+        },
+    ]
+
+
+def test_equal_lengths_are_no_sign_of_bias():
+    found = comparison_report.length_bias(np.array([3, 0, -1, 6]))
+    assert found["longer_is_better"] == pytest.approx(2 / 3)
+    assert (found["pairs"], found["equal"], found["mean_difference"]) == (4, 1, 2.0)
+    assert comparison_report.length_bias(np.zeros(2, int))["longer_is_better"] is None
+    assert comparison_report.length_bias(np.zeros(0, int))["mean_difference"] is None
+
+
+def test_names_cannot_break_the_tables(capsys):
+    rows = [{"annotator": "[bold]a|b\n", "votes": 1234, "out": True}]
+    (line,) = comparison_report.markdown("People", rows).splitlines()[4:]
+    assert line == r"| [bold]a\|b | 1,234 | out |"
+    comparison_report.print_rows("People", rows)
+    assert "[bold]a|b" in capsys.readouterr().out
+
+
+def test_long_tables_are_cut_in_the_terminal_and_whole_in_the_report(tmp_path, capsys):
+    rows = [{"step": f"row {i}", "comparisons": i} for i in range(30)]
+    comparison_report.write(
+        tmp_path,
+        {"Steps": rows, "Nobody": []},
+        {"of all": float("nan")},
+        np.array([1, -1, 5]),
+        np.array([True, True, False]),
+    )
+    printed = capsys.readouterr().out
+    assert "row 19" in printed and "row 20" not in printed
+    assert "and 10 more rows in report.md" in printed
+    assert "| row 29 | 29 |" in (tmp_path / "report.md").read_text()
+    assert "kappa" not in printed and "Nobody" not in printed
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["kappa"] == {"of all": None}
+    assert report["length"]["balanced"]["pairs"] == 2
+
+
+@pytest.mark.parametrize("difference", [[0], [1, -1], [900, -3, 4], list(range(200))])
+def test_any_differences_can_be_drawn(difference, tmp_path):
+    difference = np.array(difference)
+    path = tmp_path / "plot.png"
+    comparison_report.plot_differences(difference, difference[:1], path)
+    assert path.stat().st_size > 5000
