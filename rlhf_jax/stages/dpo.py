@@ -227,7 +227,9 @@ def run(config, workdir: str) -> None:
         param_dtype=config.param_dtype,
     )
     policy = load(config.init_from)
-    reference = load(config.reference_from) if config.reference_from else policy
+    reference = policy
+    if config.reference_from not in ("", config.init_from):
+        reference = load(config.reference_from)
 
     # Steps
     hyper = Hyper(

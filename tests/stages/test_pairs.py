@@ -1,0 +1,120 @@
+"""Pairs labelled by a reward model: where they come from, and what is refused."""
+
+import json
+
+import jax
+import pytest
+
+from configs import reward
+from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.stages import pairs
+from rlhf_jax.training import weights
+from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.workdir import open_workdir, read_summary
+
+
+@pytest.fixture(scope="module")
+def reward_model(data_folder, tmp_path_factory):
+    """The workdir of a reward model with random weights."""
+    workdir = tmp_path_factory.mktemp("reward_model")
+    key = jax.random.key(7)
+    num_tokens = load_tokenizer(data_folder / "tokenizer").vocab_size
+    backbone = weights.load_policy(
+        "",
+        model="micro",
+        num_tokens=num_tokens,
+        key=key,
+        dtype="float32",
+        param_dtype="float32",
+    )
+    model = weights.load_score_model(
+        "", backbone=backbone, num_tokens=num_tokens, key=key
+    )
+    open_workdir(workdir, reward.get_config("tiny"))
+    checkpoints = Checkpoints(workdir, keep=1)
+    checkpoints.save(
+        1, {"model": model}, {"models": {"model": weights.describe(model)}}
+    )
+    checkpoints.close()
+    return str(workdir)
+
+
+def run(config, workdir):
+    pairs.run(config, str(workdir))
+    lines = (workdir / "comparisons.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_every_rule_makes_pairs_that_say_where_they_come_from(
+    stage_config, reward_model, tmp_path
+):
+    """16 prompts with 3 responses of 12 tokens, by random weights: all differ."""
+    found = {}
+    for rule in ("ranks", "random", "every"):
+        config = stage_config(
+            "pairs", reward_model=reward_model, rule=rule, num_responses=3
+        )
+        found[rule] = run(config, tmp_path / rule)
+        summary = read_summary(tmp_path / rule)
+        assert summary["prompts"] == 16
+        assert summary["responses"] == 48
+        assert summary["pairs"] == (48 if rule == "every" else 16)
+        dropped = sum(n for name, n in summary.items() if name.startswith("dropped"))
+        assert summary["pairs"] == summary["kept"] + dropped
+        assert summary["kept"] == len(found[rule])
+    for comparison in found["ranks"]:
+        info, prompt = comparison["info"], comparison["prompt"]["id"]
+        best, worst = info.pop("scores")
+        others = [
+            c["info"]["scores"] for c in found["every"] if c["prompt"]["id"] == prompt
+        ]
+        assert best == max(map(max, others))
+        assert worst == min(map(min, others))
+        assert info == {
+            "rule": "ranks",
+            "ranks": [0, -1],
+            "policy": "random weights",
+            "reward_model": f"{reward_model} step 1 (seed 0)",
+            "sampling": {
+                "num_responses": 3,
+                "max_response_tokens": 12,
+                "temperature": 1.0,
+                "top_k": 0,
+                "top_p": 1.0,
+                "seed": 0,
+            },
+        }
+
+
+def test_greedy_responses_are_identical_and_leave_no_pair(
+    stage_config, reward_model, tmp_path
+):
+    config = stage_config("pairs", reward_model=reward_model, temperature=0.0)
+    with pytest.raises(ValueError, match=r"No pair is left.*identical responses': 16"):
+        run(config, tmp_path / "run")
+
+
+def test_a_margin_that_no_pair_has_is_reported(stage_config, reward_model, tmp_path):
+    config = stage_config("pairs", reward_model=reward_model, min_margin=1e6)
+    with pytest.raises(ValueError, match=r"No pair is left.*config.min_margin=1000000"):
+        run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reward_model": ""}, "reward_model is empty"),
+        ({"num_responses": 1}, "num_responses=1 must be at least 2"),
+        ({"min_margin": -1.0}, "min_margin=-1.0 must not be negative"),
+        ({"rule": "best"}, "rule='best' must be one of ranks, random, every"),
+        ({"rejected_rank": 4}, "ranks of 4 responses"),
+        ({"rule": "random", "rejected_rank": 2}, "reads no ranks"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_written(
+    fields, message, stage_config, tmp_path
+):
+    config = stage_config("pairs", **{"reward_model": "somewhere"} | fields)
+    with pytest.raises(ValueError, match=message):
+        pairs.run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
