@@ -42,28 +42,29 @@ def serve(workdir: Path) -> None:
     if unknown:
         raise ValueError(f"--criteria: {sorted(unknown)} is none of {CRITERIA}.")
     tasks = read_tasks(workdir / "tasks.jsonl")
+    guideline = read_text(FLAGS.guideline or GUIDELINE)
+    log = AnswerLog(workdir / "answers.jsonl")
+    assignment = Assignment(
+        tasks,
+        log,
+        annotators_per_task=FLAGS.annotators_per_task,
+        lease_seconds=60 * FLAGS.lease_minutes,
+    )
+    listener = listen(FLAGS.host, FLAGS.port)
     try:
-        # After the mistakes that cost nothing: these take a second.
+        # After all mistakes that a user can make: these take seconds.
         import uvicorn
 
-        from rlhf_jax.data.annotation import page
+        from rlhf_jax.data.annotation.page import make_app
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'rlhf_jax[annotate]'.") from None
-    guideline = Path(FLAGS.guideline or GUIDELINE)
-    log = AnswerLog(workdir / "answers.jsonl")
-    web = page.make_app(
-        Assignment(
-            tasks,
-            log,
-            annotators_per_task=FLAGS.annotators_per_task,
-            lease_seconds=60 * FLAGS.lease_minutes,
-        ),
-        guideline=guideline.read_text(encoding="utf-8"),
+    web = make_app(
+        assignment,
+        guideline=guideline,
         criteria=FLAGS.criteria,
         password=password,
         allowed_hosts=hosts,
     )
-    listener = listen(FLAGS.host, FLAGS.port)
     host, port = listener.getsockname()[:2]
     logging.info(
         "%d tasks, %d answers so far. The page: http://%s:%d  (Ctrl-C stops it)",
@@ -77,13 +78,19 @@ def serve(workdir: Path) -> None:
     log.close()
 
 
+def read_text(path: str | Path) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return Path(path).read_text(encoding="utf-8")
+
+
 def read_password(file: str) -> str | None:
     """The password from a file or the environment; None: there is none.
 
     It is no flag: flags can be seen by everyone on the machine and are logged.
     """
     if file:
-        password, source = Path(file).read_text(encoding="utf-8").strip(), file
+        password, source = read_text(file).strip(), file
     else:
         password, source = os.environ.get(PASSWORD), PASSWORD
         if password is None:

@@ -154,8 +154,9 @@ def _blocks(assignment: Assignment, guideline: str, rows: list[str]) -> gr.Block
             }
 
         def on_load(stored_name: str, request: gr.Request):
-            signed_in = request.username
-            return gr.Textbox(value=signed_in or stored_name, visible=not signed_in)
+            if request.username:
+                return gr.Textbox(value=request.username, visible=False)
+            return stored_name or gr.skip()  # what was typed meanwhile stays
 
         def on_start(name: str, request: gr.Request) -> dict:
             try:
