@@ -143,6 +143,10 @@ def test_ten_tasks_with_the_server_killed_in_the_middle(serve, browser, tmp_path
     tasks = write_tasks(tmp_path, 8)
     assert len(tasks) == 11
     server = serve(tmp_path, "--port=0")
+    # A page elsewhere whose name points to this machine is not served.
+    rebound = urllib.request.Request(server.url, headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(rebound)
     page = browser.new_page()
     sign_in(page, server, "Ann Lee")
     expected = {}
