@@ -70,7 +70,8 @@ class Tokenizer(Protocol):
         vocab_size: one more than the largest id.
         pad_id: what stands where nothing is.
         end_id: what closes an answer, and `stop_ids`, all that end one.
-        chat_format: how dialogues are written, a key of `chat_formats.FORMATS`.
+        chat_format: how dialogues are written, a key of `chat_formats.FORMATS`; or
+            "none", of a tokenizer that knows no dialogues.
         fingerprint: equal for equal vocabularies.
     """
 
@@ -114,9 +115,8 @@ class TransformersTokenizer:
         pad = inner.pad_token_id
         self.pad_id = self.stop_ids[0] if pad is None else pad
         self.vocab_size = max(vocabulary.values()) + 1
-        self.chat_format = "template" if inner.chat_template else "glm4"
-        if self.chat_format == "glm4" and not is_glm4:
-            self.chat_format = "none"
+        own_format = "glm4" if is_glm4 else "none"
+        self.chat_format = "template" if inner.chat_template else own_format
         self.fingerprint = hashlib.sha256(
             json.dumps(sorted(vocabulary.items())).encode()
         ).hexdigest()
