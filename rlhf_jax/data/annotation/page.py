@@ -18,11 +18,10 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from rlhf_jax.data.annotation.assignment import Assignment, annotator_name
+from rlhf_jax.data.annotation.assignment import MAX_NAME, Assignment, annotator_name
 from rlhf_jax.data.annotation.tasks import Task
 
 HERE = Path(__file__).parent
-OVERALL = "overall"
 CHOICES = [("1", "1"), ("Tie", "tie"), ("2", "2")]
 KEYS = (
     "Keys: <kbd>1</kbd> <kbd>2</kbd> <kbd>T</kbd> choose in the marked row, "
@@ -65,7 +64,9 @@ def make_app(
 
     return gr.mount_gradio_app(
         app,
-        _blocks(assignment, guideline, [*criteria, OVERALL]),
+        _blocks(
+            assignment, guideline, [*criteria, "overall"], ask_name=password is None
+        ),
         path="/",
         auth=None if password is None else _sign_in(password),
         auth_message="Your name, and the password of this page.",
@@ -95,14 +96,18 @@ def _sign_in(password: str) -> Callable[[str, str], bool]:
     return is_right
 
 
-def _blocks(assignment: Assignment, guideline: str, rows: list[str]) -> gr.Blocks:
+def _blocks(
+    assignment: Assignment, guideline: str, rows: list[str], *, ask_name: bool
+) -> gr.Blocks:
     with gr.Blocks(title="Compare responses", analytics_enabled=False) as blocks:
         # A name is no secret, and a constant lets it outlive a restart of the server.
         stored = gr.BrowserState("", storage_key="annotator", secret="annotator")
         with gr.Column(elem_id="start") as start:
             gr.Markdown(guideline, elem_classes="guideline")
             notice = gr.HTML(elem_id="notice")
-            name = gr.Textbox(label="Your name", elem_id="name", max_length=64)
+            name = gr.Textbox(
+                label="Your name", elem_id="name", max_length=MAX_NAME, visible=ask_name
+            )
             begin = gr.Button("Start", variant="primary", elem_id="begin")
         with gr.Column(visible=False, elem_id="work") as work:
             task_id = gr.Textbox(elem_id="task")
@@ -129,9 +134,9 @@ def _blocks(assignment: Assignment, guideline: str, rows: list[str]) -> gr.Block
         def next_view(annotator: str, note: str = "") -> dict:
             task = assignment.next_task(annotator)
             own, done, total = assignment.progress(annotator)
-            counts = f"{annotator}: {own} · everybody: {done} of {total}"
+            counts = f"{annotator}: {own} done · {done} of {total} answers in all"
             if task is None:
-                note = f"{note} Nothing is left for you now. Thank you! ({counts})"
+                note = f"{note} Nothing is left for you now. Thank you! {counts}."
                 return {
                     start: gr.Column(visible=True),
                     work: gr.Column(visible=False),
@@ -144,18 +149,12 @@ def _blocks(assignment: Assignment, guideline: str, rows: list[str]) -> gr.Block
                 task_id: task.id,
                 progress: _progress_bar(counts, done, total),
                 conversation: _conversation(task),
-                **{
-                    box: _block("response", f"Response {number}", text)
-                    for number, box, text in zip(
-                        "12", responses, task.shown, strict=True
-                    )
-                },
+                responses[0]: _block("response", "Response 1", task.shown[0]),
+                responses[1]: _block("response", "Response 2", task.shown[1]),
                 **dict.fromkeys(choices),
             }
 
-        def on_load(stored_name: str, request: gr.Request):
-            if request.username:
-                return gr.Textbox(value=request.username, visible=False)
+        def on_load(stored_name: str):
             return stored_name or gr.skip()  # what was typed meanwhile stays
 
         def on_start(name: str, request: gr.Request) -> dict:

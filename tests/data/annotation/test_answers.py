@@ -1,6 +1,9 @@
 """Answers on the disk: none lost, none doubled, half a line set aside."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +96,35 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     log.append(BOB)
     log.close()
     assert read_answers(path) == [ANN, BOB]
+
+
+WRITER = """
+import sys
+from rlhf_jax.data.annotation.answers import Answer, AnswerLog
+log = AnswerLog(sys.argv[1])
+for number in range(len(log.answers), 10**9):
+    log.append(Answer(f"task-{number}", "ann", "a"))
+    print(number, flush=True)
+"""
+
+
+def test_kill_9_loses_no_confirmed_answer_and_doubles_none(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    confirmed = []
+    for stop in (20, 60, 150):  # each takes up what the one before it left
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, path],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[3],
+        )
+        confirmed += [process.stdout.readline() for _ in range(stop)]
+        process.kill()
+        confirmed += process.stdout.read().splitlines()
+        process.wait()
+        kept = [answer.task for answer in read_answers(path)]
+        assert kept == [f"task-{number}" for number in range(len(kept))]
+        assert len(kept) > int(confirmed[-1])
 
 
 def test_two_processes_cannot_append_to_one_file(tmp_path):
