@@ -56,6 +56,7 @@ setup(
             "hypothesis>=6.100",
             "playwright>=1.50",  # drives Debian's chromium; without it tests skip
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
         ],
         # The page on which people compare responses.

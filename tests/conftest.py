@@ -18,6 +18,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
-_CACHE = tempfile.TemporaryDirectory(prefix="rlhf_jax_tests_")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# pytest-xdist's workers inherit the folder from the process that starts them.
+if "RLHF_JAX_TEST_CACHE" not in os.environ:
+    _FOLDER = tempfile.TemporaryDirectory(prefix="rlhf_jax_tests_")
+    os.environ["RLHF_JAX_TEST_CACHE"] = _FOLDER.name
+jax.config.update("jax_compilation_cache_dir", os.environ["RLHF_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
