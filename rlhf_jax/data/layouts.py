@@ -34,7 +34,7 @@ from rlhf_jax.data.message_fields import (
     prompt_messages,
     vote,
 )
-from rlhf_jax.data.records import Comparison, Message, Prompt
+from rlhf_jax.data.records import Comparison, Message, Prompt, check_version
 
 # A field that only this layout has.
 MARKS = {
@@ -81,6 +81,21 @@ def detect(row: dict) -> str:
         f"no known layout has the fields {', '.join(sorted(row))[:200]}; "
         f"set data.layout to one of: {', '.join(LAYOUTS)}."
     )
+
+
+def prompt_in(row: dict, intent_field: str) -> Prompt:
+    """The prompt of a row, in our own layout or in another's.
+
+    Raises:
+        RecordError: a field is missing or of a wrong type, or the user is not the last.
+    """
+    if "id" in row and "messages" in row:
+        check_version(row)
+        return Prompt.from_json(row)
+    messages = prompt_messages(row)
+    if messages[-1]["role"] != "user":
+        raise RecordError("must end with the user.", "prompt")
+    return hashed_prompt(messages, fields.text(row, intent_field, default=""))
 
 
 def hashed_prompt(messages: Sequence[Message], intent: str = "") -> Prompt:

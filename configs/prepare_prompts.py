@@ -1,0 +1,59 @@
+"""Which prompts are worth asking: by rules, quality and intents.
+
+Run: python launch/prepare_prompts.py --config=configs/prepare_prompts.py \
+         --workdir=runs/prompts --config.prompts=requests.jsonl,more.jsonl.gz
+     python launch/collect.py --config=configs/collect.py:tiny --workdir=runs/collect \
+         --config.init_from=runs/sft --config.prompts=runs/prompts/prompts.jsonl
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+PRESETS = ("default",)
+
+
+def get_config(preset="default"):
+    common.check_preset(preset, PRESETS, "prepare_prompts")
+    c = ConfigDict()
+    c.stage = "prepare_prompts"
+    c.seed = 0  # decides which prompts of a large intent stay
+    # Files .jsonl[.gz] with commas between, or data sets: a folder, "hf:NAME[:SUBSET]"
+    # or "tfds:NAME" (rlhf_jax/data/rows.py).
+    c.prompts = ""
+    c.split = "train"  # of a data set
+    c.intent_field = "intent"  # of rows that are not in our own layout
+    c.on_bad_record = "error"  # or "skip": left out; bad_records.jsonl lists them
+    c.min_characters = 4  # of the last message
+    c.max_characters = 8000
+    c.languages = ""  # ISO 639-1 with commas between, "zh,en"; "": any
+    c.max_similarity = 0.8  # Jaccard of 5-grams; above it a near-duplicate; 1: none
+    c.scorer = "rules"  # or "judge", "heads", "none"
+    c.min_score = 0.4  # of clear intention, clear semantics and answerability each
+    c.min_per_intent = 20  # fewer is reported
+    c.max_per_intent = 0  # more are drawn from at random; 0: no limit
+    c.judge = judge()
+    # Reward models, "intention=FOLDER,semantics=FOLDER,answerability=FOLDER", trained
+    # with the questions of rlhf_jax/data/prompt_quality.py as prompts.
+    c.heads = ""
+    c.batch_size = 64  # prompts at a time through a head
+    c.pad_to_multiple = 64
+    c.dtype = "float32"
+    return c
+
+
+def judge() -> ConfigDict:
+    """An OpenAI-compatible service (rlhf_jax/data/chat_client.py)."""
+    c = ConfigDict()
+    c.url = "http://127.0.0.1:8000/v1"
+    c.model = ""
+    c.api_key_variable = ""  # of the environment; "": the service asks for none
+    c.max_tokens = 64  # of a verdict
+    c.temperature = 0.0
+    c.prompt_price = 0.0  # per million tokens; 0: free
+    c.response_price = 0.0
+    c.spending_limit = 1.0  # in the currency of the prices; holds over restarts
+    c.max_retries = 6
+    c.timeout = 120.0  # seconds
+    c.workers = 8  # requests under way at once
+    return c

@@ -1,0 +1,137 @@
+"""Which prompts are worth asking: by rules, duplicates, quality and intents.
+
+ChatGLM-RLHF (arXiv 2404.00934, section 1). Every function returns one reason for each
+prompt, "" for what stays; the first reason that applies is the one that counts.
+"""
+
+import dataclasses
+import unicodedata
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import py3langid
+from datasketch import MinHash, MinHashLSH
+
+from rlhf_jax.data.prompt_quality import CRITERIA
+from rlhf_jax.data.records import Prompt
+
+SHINGLE = 5  # characters; words would not do for Chinese
+NUM_HASHES = 128
+# A text is in a wrong language only beyond doubt: short ones and code look like any.
+MIN_BYTES = 24
+MIN_SHARE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptRules:
+    """Limits of the last message, in characters, and what counts as the same."""
+
+    min_characters: int
+    max_characters: int
+    languages: tuple[str, ...]  # ISO 639-1; (): any
+    max_similarity: float  # Jaccard of character 5-grams, above it a duplicate; 1: none
+
+
+def by_rule(prompts: Sequence[Prompt], rules: PromptRules) -> list[str]:
+    """Reasons: "too short", "too long", "wrong language", "duplicate",
+    "near-duplicate". Of prompts that are the same, the first stays."""
+    reasons = [_by_itself(prompt, rules) for prompt in prompts]
+    rest = [i for i, reason in enumerate(reasons) if not reason]
+    texts = [normalised(prompts[i]) for i in rest]
+    seen = set()
+    for i, text in zip(rest, texts, strict=True):
+        if text in seen:
+            reasons[i] = "duplicate"
+        seen.add(text)
+    if rules.max_similarity < 1:
+        pairs = zip(rest, texts, strict=True)
+        unique = [(i, text) for i, text in pairs if not reasons[i]]
+        near = near_duplicates([text for _, text in unique], rules.max_similarity)
+        for i, _ in (unique[j] for j in np.flatnonzero(near)):
+            reasons[i] = "near-duplicate"
+    return reasons
+
+
+def by_quality(scores: np.ndarray, minimum: float) -> list[str]:
+    """Reasons: "no verdict", or "low intention" and so on for the lowest criterion.
+
+    Args:
+        scores: [prompts, 3] from a scorer, NaN where it gave no verdict.
+        minimum: of every criterion.
+    """
+    reasons = []
+    for row in scores:
+        if np.isnan(row).any():
+            reasons.append("no verdict")
+        else:
+            worst = int(row.argmin())
+            reasons.append(f"low {CRITERIA[worst]}" if row[worst] < minimum else "")
+    return reasons
+
+
+def by_intent(intents: Sequence[str], maximum: int, seed: int) -> list[str]:
+    """Reason: "enough of its intent", drawn at random from intents above `maximum`."""
+    reasons = [""] * len(intents)
+    places = {}
+    for i, intent in enumerate(intents):
+        places.setdefault(intent, []).append(i)
+    rng = np.random.default_rng(seed)
+    for intent in sorted(places):
+        for i in rng.permutation(places[intent])[maximum:].tolist():
+            reasons[i] = "enough of its intent"
+    return reasons
+
+
+def near_duplicates(texts: Sequence[str], max_similarity: float) -> np.ndarray:
+    """Which texts are like an earlier one that stays: bool [texts].
+
+    MinHash finds candidates without comparing all pairs; the exact Jaccard similarity
+    decides, so that nothing below the limit is ever dropped.
+    """
+    # Missing a duplicate is worse than a candidate too many.
+    index = MinHashLSH(max_similarity, num_perm=NUM_HASHES, weights=(0.2, 0.8))
+    near = np.zeros(len(texts), bool)
+    for i, text in enumerate(texts):
+        parts = _shingles(text)
+        sketch = MinHash(num_perm=NUM_HASHES, hashfunc=zlib.crc32)
+        sketch.update_batch([part.encode() for part in parts])
+        near[i] = any(
+            len(parts & other) > max_similarity * len(parts | other)
+            for other in (_shingles(texts[j]) for j in index.query(sketch))
+        )
+        if not near[i]:
+            index.insert(i, sketch)
+    return near
+
+
+def normalised(prompt: Prompt) -> str:
+    """The conversation without what makes no difference: case, width and spaces."""
+    text = "\n".join(f"{m['role']}: {m['content']}" for m in prompt.messages)
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def language_share(text: str, languages: Sequence[str]) -> float:
+    """How probable it is that a text is in one of `languages`. py3langid: 97 languages,
+    its model comes with the package."""
+    ranked = py3langid.rank(text)
+    logits = np.array([score for _, score in ranked], float)
+    weights = np.exp(logits - logits.max())
+    wanted = np.array([language in languages for language, _ in ranked])
+    return float(weights[wanted].sum() / weights.sum())
+
+
+def _by_itself(prompt: Prompt, rules: PromptRules) -> str:
+    text = prompt.messages[-1]["content"].strip()
+    if len(text) < rules.min_characters:
+        return "too short"
+    if len(text) > rules.max_characters:
+        return "too long"
+    if not rules.languages or len(text.encode()) < MIN_BYTES:
+        return ""
+    wrong = language_share(text, rules.languages) < MIN_SHARE
+    return "wrong language" if wrong else ""
+
+
+def _shingles(text: str) -> set[str]:
+    return {text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1))}

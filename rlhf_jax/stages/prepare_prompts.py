@@ -1,0 +1,202 @@
+"""Prompts worth asking, and what was dropped and why.
+
+ChatGLM-RLHF (arXiv 2404.00934), section 1:
+1. Read prompts from files or data sets.
+2. Rules: too short, too long, wrong language, duplicates and near-duplicates.
+3. Quality: clear intention, clear semantics, answerability, by `config.scorer`.
+4. Intents: at most so many prompts of each; those that fall short are reported.
+
+Leaves prompts.jsonl, dropped.jsonl (with the reason), report.json and report.md.
+"""
+
+import functools
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from rlhf_jax.data import prompt_filters, prompt_quality
+from rlhf_jax.data.batching import pad_left, pad_right, round_up
+from rlhf_jax.data.chat import encode_prompt, encode_response
+from rlhf_jax.data.chat_client import ChatClient, ChatSettings
+from rlhf_jax.data.comparison_report import markdown, print_rows
+from rlhf_jax.data.json_lines import each_good, scan_json_lines
+from rlhf_jax.data.layouts import prompt_in
+from rlhf_jax.data.records import Prompt, write_records
+from rlhf_jax.data.rows import scan_rows
+from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.generation.scoring import response_scores
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.training import weights
+from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+
+
+def run(config, workdir: str) -> None:
+    """Filter `config.prompts` into `workdir`."""
+    if not config.prompts:
+        raise ValueError("Set config.prompts: files, or a data set.")
+    workdir = open_workdir(workdir, config)
+    if is_finished(workdir):
+        logging.info("Done before: %s", workdir / "report.md")
+        return
+    score = make_scorer(config, workdir)
+
+    # Read
+    prompts = [
+        prompt
+        for origin in filter(None, config.prompts.split(","))
+        for prompt in read(origin.strip(), config, workdir / "bad_records.jsonl")
+    ]
+
+    # Rules
+    rules = prompt_filters.PromptRules(
+        min_characters=config.min_characters,
+        max_characters=config.max_characters,
+        languages=tuple(filter(None, config.languages.split(","))),
+        max_similarity=config.max_similarity,
+    )
+    reasons = np.array(prompt_filters.by_rule(prompts, rules), object)
+
+    # Quality
+    scores = np.full((len(prompts), len(prompt_quality.CRITERIA)), np.nan)
+    rest = np.flatnonzero(reasons == "")
+    if score is not None and len(rest):
+        scores[rest] = score([prompts[i] for i in rest])
+        reasons[rest] = prompt_filters.by_quality(scores[rest], config.min_score)
+
+    # Intents
+    intents = [prompt.intent for prompt in prompts]
+    rest = np.flatnonzero(reasons == "")
+    if config.max_per_intent:
+        reasons[rest] = prompt_filters.by_intent(
+            [intents[i] for i in rest], config.max_per_intent, config.seed
+        )
+
+    # Write
+    kept = [prompts[i] for i in np.flatnonzero(reasons == "")]
+    if not kept:
+        raise ValueError(f"None of {len(prompts)} prompts is left: {Counter(reasons)}.")
+    write_records(workdir / "prompts.jsonl", kept)
+    write_dropped(workdir / "dropped.jsonl", prompts, reasons, scores)
+    finish(workdir, write_report(intents, reasons, config.min_per_intent, workdir))
+
+
+def read(origin: str, config, report: Path) -> list[Prompt]:
+    """The prompts of a file, or of one split of a data set."""
+    is_file = Path(origin).is_file()
+    rows = scan_json_lines(origin) if is_file else scan_rows(origin, config.split)
+    return list(
+        each_good(
+            rows,
+            functools.partial(prompt_in, intent_field=config.intent_field),
+            source=origin,
+            on_bad_record=config.on_bad_record,
+            report=report,
+        )
+    )
+
+
+def make_scorer(config, workdir: Path) -> prompt_quality.Scorer | None:
+    if config.scorer == "none":
+        return None
+    if config.scorer == "rules":
+        return prompt_quality.by_rules
+    if config.scorer == "heads":
+        names = prompt_quality.CRITERIA
+        folders = dict(part.partition("=")[::2] for part in config.heads.split(","))
+        if set(folders) != set(names):
+            expected = ",".join(f"{name}=FOLDER" for name in names)
+            raise ValueError(f"{config.heads=} must be {expected}.")
+        heads = {name: load_head(folders[name], config) for name in names}
+        return prompt_quality.by_heads(lambda q, texts: heads[q.id](q, texts))
+    if config.scorer == "judge":
+        if not config.judge.model:
+            raise ValueError("Set config.judge.model, and its url.")
+        settings = dict(config.judge)
+        variable = settings.pop("api_key_variable")
+        if variable and variable not in os.environ:
+            raise ValueError(f"The environment variable {variable} is not set.")
+        client = ChatClient(
+            ChatSettings(**settings),
+            workdir / "judge.sqlite",
+            os.environ[variable] if variable else "",
+        )
+        return prompt_quality.by_judge(client.answers)
+    raise ValueError(f"{config.scorer=} must be 'rules', 'judge', 'heads' or 'none'.")
+
+
+def load_head(folder: str, config):
+    """A reward model as a function of a question and texts: float32 [texts]."""
+    model = weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
+    if not isinstance(model, ScoreModel):
+        raise ValueError(f"{folder} is a language model: it has no score.")
+    tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+    step = jax.jit(response_scores)
+
+    def scores(question: Prompt, texts: list[str]) -> np.ndarray:
+        asked = encode_prompt(question.messages, tokenizer)
+        encoded = [encode_response(text, tokenizer) for text in texts]
+        found = []
+        for i in range(0, len(encoded), config.batch_size):
+            index = np.arange(i, i + config.batch_size) % len(encoded)
+            batch = [encoded[j] for j in index]
+            width = round_up(max(map(len, batch)), config.pad_to_multiple)
+            prompts = pad_left([asked] * len(batch), len(asked), tokenizer.pad_id)
+            tokens, mask = pad_right(batch, width, tokenizer.pad_id)
+            found.append(step(model, *prompts, tokens[:, None], mask[:, None])[:, 0])
+        return np.concatenate(found)[: len(texts)]
+
+    return scores
+
+
+def write_dropped(path: Path, prompts, reasons, scores) -> None:
+    """A line for each prompt that was dropped: why, its scores, and what it says."""
+    with path.open("w", encoding="utf-8") as file:
+        for i in np.flatnonzero(reasons != ""):
+            marks = [None if np.isnan(mark) else float(mark) for mark in scores[i]]
+            line = {
+                "reason": reasons[i],
+                **dict(zip(prompt_quality.CRITERIA, marks, strict=True)),
+                "id": prompts[i].id,
+                "intent": prompts[i].intent,
+                "messages": prompts[i].messages,
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def write_report(intents, reasons, minimum: int, workdir: Path) -> dict:
+    """Print the funnel and the intents; write report.json and report.md."""
+    counts = Counter(reasons)
+    steps = {"in": len(intents)}
+    steps |= {f"dropped: {why}": n for why, n in sorted(counts.items()) if why}
+    steps["out"] = counts[""]
+    kept = Counter(i for i, why in zip(intents, reasons, strict=True) if not why)
+    tables = {
+        "Prompts": [
+            {"step": step, "prompts": n, "share": n / len(intents)}
+            for step, n in steps.items()
+        ],
+        "Intents": [
+            {
+                "intent": intent,
+                "in": n,
+                "out": kept[intent],
+                "short of": max(0, minimum - kept[intent]),
+            }
+            for intent, n in sorted(Counter(intents).items())
+        ],
+    }
+    short = {row["intent"]: row["out"] for row in tables["Intents"] if row["short of"]}
+    if short:
+        logging.warning("Intents with fewer than %d prompts: %s", minimum, short)
+    for title, rows in tables.items():
+        print_rows(title, rows)
+    text = "\n".join(markdown(title, rows) for title, rows in tables.items())
+    (workdir / "report.md").write_text(text, encoding="utf-8")
+    content = json.dumps(tables, indent=2, ensure_ascii=False)
+    (workdir / "report.json").write_text(content, encoding="utf-8")
+    return steps | {"intents that fall short": short}

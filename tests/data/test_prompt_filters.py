@@ -1,0 +1,137 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_jax.data.prompt_filters import (
+    PromptRules,
+    by_intent,
+    by_quality,
+    by_rule,
+    near_duplicates,
+)
+from rlhf_jax.data.records import Prompt
+
+RULES = PromptRules(
+    min_characters=3, max_characters=200, languages=(), max_similarity=0.8
+)
+
+
+def ask(*texts: str) -> list[Prompt]:
+    return [Prompt(t, ({"role": "user", "content": t},)) for t in texts]
+
+
+LONG = "Please tell me in a few words why the sky over the sea is blue at noon"
+
+
+@pytest.mark.parametrize(
+    ("texts", "reasons"),
+    [
+        (["Hi", " Hi ", "Why?", "x" * 201], ["too short", "too short", "", "too long"]),
+        (["Why me?", "why  ME？", "Why you?"], ["", "duplicate", ""]),
+        ([LONG, f"{LONG}?", LONG[:40]], ["", "near-duplicate", ""]),
+        (["写一首关于秋天的诗吧", "写一首关于秋天的诗"], ["", "near-duplicate"]),
+    ],
+)
+def test_rules_give_the_first_reason_that_applies(texts, reasons):
+    assert by_rule(ask(*texts), RULES) == reasons
+
+
+def test_a_similarity_of_one_seeks_no_near_duplicates():
+    rules = dataclasses.replace(RULES, max_similarity=1.0)
+    assert by_rule(ask(LONG, f"{LONG}?"), rules) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("What is the tallest mountain in the world?", False),
+        ("请给我写一封关于请假的邮件", False),
+        ("用英文翻译 hello world 这句话", False),
+        ("ok", False),  # too short to tell
+        ("def f(x): return x", False),
+        ("Schreibe ein Gedicht über den Herbst im Wald", True),
+        ("Quelle est la plus haute montagne du monde ?", True),
+        ("今日はとても寒いですね。晩ご飯に何を食べますか", True),
+        ("Какая гора самая высокая в мире?", True),
+    ],
+)
+def test_a_language_is_wrong_only_beyond_doubt(text, wrong):
+    rules = dataclasses.replace(RULES, min_characters=1, languages=("zh", "en"))
+    assert by_rule(ask(text), rules) == ["wrong language" if wrong else ""]
+    assert by_rule(ask(text), RULES) in ([""], ["too short"])
+
+
+def test_the_same_question_after_another_history_is_another_prompt():
+    history = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"})
+    (short,) = ask("Tell me more, please, about that.")
+    long = Prompt("2", (*history, *short.messages))
+    rules = dataclasses.replace(RULES, max_similarity=1.0)
+    assert by_rule([short, long, long], rules) == ["", "", "duplicate"]
+
+
+def jaccard(a: str, b: str) -> float:
+    parts = [{t[i : i + 5] for i in range(max(1, len(t) - 4))} for t in (a, b)]
+    return len(parts[0] & parts[1]) / len(parts[0] | parts[1])
+
+
+@given(st.lists(st.text("ab ", max_size=30), max_size=12), st.sampled_from([0.5, 0.8]))
+def test_nothing_below_the_limit_is_dropped_and_the_first_stays(texts, limit):
+    near = near_duplicates(texts, limit)
+    for i in np.flatnonzero(near):
+        kept = [j for j in range(i) if not near[j]]
+        assert max(jaccard(texts[i], texts[j]) for j in kept) > limit
+
+
+def test_nearly_all_near_duplicates_are_found():
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 6)) for _ in range(3000)]
+    texts = [" ".join(rng.choice(words, 20)) for _ in range(100)]
+    changed = [f"{text[:-1]}z" for text in texts]  # Jaccard of about 0.93
+    near = near_duplicates(texts + changed, 0.8)
+    assert not near[:100].any()
+    assert near[100:].mean() > 0.98
+
+
+def test_quality_names_the_lowest_criterion():
+    scores = np.array([[0.9, 0.5, 0.6], [0.1, 0.0, 0.9], [0.3, 0.9, 0.9], [np.nan] * 3])
+    assert by_quality(scores, 0.4) == [
+        "",
+        "low semantics",
+        "low intention",
+        "no verdict",
+    ]
+
+
+@given(
+    st.lists(st.sampled_from("abc"), max_size=40),
+    st.integers(1, 10),
+    st.integers(0, 3),
+)
+def test_large_intents_are_cut_to_the_maximum_and_small_ones_kept(
+    intents, maximum, seed
+):
+    reasons = by_intent(intents, maximum, seed)
+    assert reasons == by_intent(intents, maximum, seed)
+    for intent in set(intents):
+        kept = [i for i, why in zip(intents, reasons, strict=True) if not why]
+        assert kept.count(intent) == min(maximum, intents.count(intent))
+
+
+@given(
+    st.lists(st.text(max_size=12), max_size=20),
+    st.integers(0, 5),
+    st.integers(5, 12),
+    st.sampled_from([0.6, 1.0]),
+)
+def test_every_prompt_stays_or_has_a_reason_and_twice_changes_nothing(
+    texts, least, most, similarity
+):
+    rules = PromptRules(least, most, (), similarity)
+    prompts = ask(*texts)
+    reasons = by_rule(prompts, rules)
+    assert len(reasons) == len(prompts)
+    kept = [p for p, why in zip(prompts, reasons, strict=True) if not why]
+    assert not any(by_rule(kept, rules))
