@@ -10,6 +10,7 @@ majority may be wrong, and a minority has reasons. The paper (ChatGLM-RLHF, arXi
 """
 
 import warnings
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,18 @@ from sklearn.metrics import cohen_kappa_score
 from rlhf_jax.data.votes import UNNAMED, Votes
 
 
-class Limits(NamedTuple):
+@dataclass(frozen=True)
+class Limits:
     """When an annotator is out."""
 
     min_known_right: float  # share of known answers
     max_contradicted: float  # share of own repeats
     confidence: float  # of the two-sided intervals: 0.9 errs once in twenty a side
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must be from 0 to 1.")
 
 
 class Share(NamedTuple):

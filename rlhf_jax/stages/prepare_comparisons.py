@@ -38,6 +38,11 @@ def run(config, workdir: str) -> None:
     """Prepare `config.comparisons` into `workdir`."""
     if not config.comparisons:
         raise ValueError("Set config.comparisons: files, or a data set.")
+    if not 0 <= config.test_share < 1:
+        raise ValueError(f"{config.test_share=} must be from 0 to below 1.")
+    if config.length_bucket < 1:
+        raise ValueError(f"{config.length_bucket=} must be at least 1 token.")
+    limits = Limits(**config.annotators)
     workdir = open_workdir(workdir, config)
     if is_finished(workdir):
         logging.info("Done before: %s", workdir / "report.md")
@@ -52,7 +57,7 @@ def run(config, workdir: str) -> None:
     )
 
     # Clean
-    cleaning = clean_votes(votes, Limits(**config.annotators))
+    cleaning = clean_votes(votes, limits)
     clean = cleaning.reason == 0
 
     # Hold out and balance

@@ -162,3 +162,8 @@ def test_agreement_is_the_kappa_of_the_votes_with_the_others():
 
 def test_nobody_to_agree_with_is_nan():
     assert np.isnan(agreement(votes_of([vote(0, "a")]), np.ones(1, bool)))
+
+
+def test_limits_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"confidence=1.5 must be from 0 to 1"):
+        Limits(min_known_right=0.8, max_contradicted=0.3, confidence=1.5)

@@ -14,6 +14,9 @@ from rlhf_jax.data.json_lines import RecordError
 from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
 from rlhf_jax.stages import prepare_comparisons
 
+HARMLESS = Path(__file__).parents[2] / ".." / "shared" / "data" / "hh_rlhf_harmless"
+SIDES = ("chosen", "rejected")
+
 
 def vote(prompt, a, b, preference="a", annotator="", **fields):
     record = Prompt("id", ({"role": "user", "content": f"Question {prompt}"},))
@@ -197,6 +200,37 @@ def test_what_cannot_be_prepared_is_refused_in_words(prepare, tmp_path):
         prepare(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"None of 1 comparisons is left.*'tie': 1"):
         prepare([vote("p", "x", "y", "tie")], "other")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("test_share", 1.0), ("test_share", -0.1), ("length_bucket", 0)],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_read(
+    prepare, tmp_path, field, value
+):
+    with pytest.raises(ValueError, match=f"config.{field}={value} must be"):
+        prepare(lopsided(3), **{field: value})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not HARMLESS.is_dir(), reason="needs the data sets")
+def test_hh_rlhf_loads_whole_and_its_known_faults_are_found(prepare, capsys):
+    files = [HARMLESS / "train.jsonl.gz", HARMLESS / "test.jsonl.gz"]
+    mark = "\n\nAssistant:"
+    count = differ = empty = 0
+    text = b"".join(gzip.decompress(file.read_bytes()) for file in files)
+    for line in text.splitlines():
+        sides = [json.loads(line)[field].rpartition(mark) for field in SIDES]
+        count += 1
+        differ += sides[0][0].strip() != sides[1][0].strip()
+        empty += not all(response.strip() for _, _, response in sides)
+    found = funnel(prepare(",".join(map(str, files))))
+    assert found["in"] == count == 1800
+    assert found["dropped: prompts differ"] == differ > 0
+    assert found["dropped: empty response"] == empty > 0
+    assert sum(found.values()) == 2 * found["in"]
+    assert "dropped: prompts differ" in capsys.readouterr().out
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(
