@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from rlhf_jax.data.batching import SFTBatches
 from rlhf_jax.data.chat import encode_dialogue, encode_prompt, encode_response
-from rlhf_jax.data.records import Comparison, Dialogue, Prompt, read_records
+from rlhf_jax.data.records import Comparison, Dialogue, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 
 Example = tuple[list[int], list[bool]]  # token ids, and which of them carry loss
@@ -14,30 +13,29 @@ Pair = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
 
 
 def encode_dialogues(
-    path: str | Path, tokenizer: Tokenizer, max_tokens: int
+    dialogues: Sequence[Dialogue], tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[list[Example], int]:
-    """The dialogues of a file that fit, and how many did not."""
-    dialogues = read_records(path, Dialogue)
+    """The dialogues that fit, and how many do not."""
     examples = [encode_dialogue(d.messages, tokenizer) for d in dialogues]
     kept = [(ids, mask) for ids, mask in examples if len(ids) <= max_tokens]
     if not kept:
-        raise ValueError(f"No dialogue of {path} fits {max_tokens=}.")
+        raise ValueError(f"None of {len(dialogues)} dialogues fits {max_tokens=}.")
     return kept, len(examples) - len(kept)
 
 
 def sft_batches(
-    path: str | Path,
+    dialogues: Sequence[Dialogue],
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
     batch_size: int,
     seed: int,
 ) -> SFTBatches:
-    """Batches of the dialogues of a file that fit, padded to `max_tokens`: for the SFT
+    """Batches of the dialogues that fit, padded to `max_tokens`: for the SFT
     term of PPO and DPO."""
-    dialogues, _ = encode_dialogues(path, tokenizer, max_tokens)
+    examples, _ = encode_dialogues(dialogues, tokenizer, max_tokens)
     return SFTBatches(
-        dialogues,
+        examples,
         batch_size=batch_size,
         width=max_tokens,
         pad_id=tokenizer.pad_id,

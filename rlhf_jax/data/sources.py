@@ -12,6 +12,8 @@ Every stage reads one data folder:
 takes one that is already laid out.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -72,12 +74,11 @@ def open_data(config, workdir: Path) -> Path:
     return made
 
 
-def open_records(config, path: Path, kind: type[Record], workdir: Path) -> list[Record]:
-    """The records of a file; bad ones are treated as `config.on_bad_record` says, and
-    listed in `workdir/bad_records.jsonl`."""
-    return read_records(
-        path,
-        kind,
+def reader(config, workdir: Path) -> Callable[[Path, type[Record]], list[Record]]:
+    """`read_records` as `config.on_bad_record` says; what is bad is listed in
+    `workdir/bad_records.jsonl`."""
+    return functools.partial(
+        read_records,
         on_bad_record=config.on_bad_record,
         report=Path(workdir) / BAD_RECORDS if jax.process_index() == 0 else None,
     )

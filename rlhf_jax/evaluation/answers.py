@@ -11,7 +11,7 @@ import numpy as np
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.encoding import encode_prompts
-from rlhf_jax.data.records import Prompt, read_records
+from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.generation.rollout import respond
 from rlhf_jax.generation.sampling import Sampling
@@ -51,14 +51,14 @@ def answer(
 
 def sample_conversations(
     model: ChatGLM,
-    prompts_file: Path,
+    prompts: Sequence[Prompt],
     tokenizer: Tokenizer,
     *,
     count: int,
     max_prompt_tokens: int,
     max_response_tokens: int,
 ) -> list[dict]:
-    """Greedy answers to the first prompts of a file, as records for samples.jsonl."""
+    """Greedy answers to the first prompts, as records for samples.jsonl."""
     sampling = Sampling(
         max_new_tokens=max_response_tokens,
         temperature=0.0,
@@ -71,7 +71,7 @@ def sample_conversations(
     )
     answers = answer(
         model,
-        read_records(prompts_file, Prompt)[:count],
+        prompts[:count],
         tokenizer,
         jax.random.key(0),  # greedy: nothing is drawn from it
         sampling,

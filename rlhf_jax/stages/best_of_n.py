@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
-from rlhf_jax.data.records import Prompt, read_records
+from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.evaluation.answers import answer, scores
 from rlhf_jax.evaluation.best_of_n import expected_of_best, kl_of_best, plot
@@ -30,8 +30,9 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.policy, workdir)
-    prompts = read_records(config.prompts or data / "eval_prompts.jsonl", Prompt)
+    prompts = read(config.prompts or data / "eval_prompts.jsonl", Prompt)
     prompts = prompts[: config.num_prompts]
     if any(prompt.task is None for prompt in prompts):
         raise ValueError("Best of n needs the truth: prompts of the testbed.")

@@ -20,7 +20,7 @@ from rlhf_jax.data.chat import decode_response, encode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.filters import clean
 from rlhf_jax.data.length_balance import length_balance
-from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
+from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt
 from rlhf_jax.generation.rollout import respond
@@ -41,9 +41,10 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
     prompts, prompt_ids = encode_prompts(
-        read_records(config.prompts or data / "comparison_prompts.jsonl", Prompt),
+        read(config.prompts or data / "comparison_prompts.jsonl", Prompt),
         tokenizer,
         config.max_prompt_tokens,
     )

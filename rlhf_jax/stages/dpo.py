@@ -26,7 +26,7 @@ from rlhf_jax.batches import PreferenceBatch
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, SFTBatches, preference_batch
 from rlhf_jax.data.encoding import encode_dialogues, encode_pairs
-from rlhf_jax.data.records import Comparison, Prompt, read_records
+from rlhf_jax.data.records import Comparison, Dialogue, Prompt
 from rlhf_jax.evaluation.answers import answer, sequence_logprobs
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import dialogue_logprobs, response_logprobs
@@ -181,9 +181,10 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
     _, pairs, dropped = encode_pairs(
-        read_records(config.pairs or data / "comparisons.jsonl", Comparison),
+        read(config.pairs or data / "comparisons.jsonl", Comparison),
         tokenizer=tokenizer,
         max_prompt_tokens=config.max_prompt_tokens,
         max_response_tokens=config.max_response_tokens,
@@ -204,7 +205,9 @@ def run(config, workdir: str) -> None:
     sft = None
     if config.beta_sft:
         dialogues, _ = encode_dialogues(
-            data / "sft.jsonl", tokenizer, config.max_sft_tokens
+            read(data / "sft.jsonl", Dialogue),
+            tokenizer,
+            config.max_sft_tokens,
         )
         sft = SFTBatches(
             dialogues,
@@ -214,7 +217,7 @@ def run(config, workdir: str) -> None:
             seed=config.seed,
         )
     eval_file = config.eval_prompts or data / "eval_prompts.jsonl"
-    eval_prompts = read_records(eval_file, Prompt)[: config.num_eval_prompts]
+    eval_prompts = read(eval_file, Prompt)[: config.num_eval_prompts]
 
     # Models
     init_key, eval_key = jax.random.split(jax.random.key(config.seed))

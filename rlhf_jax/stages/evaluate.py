@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
-from rlhf_jax.data.records import Prompt, read_records
+from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.testbed.capabilities import is_identity, is_valid_json_answer
 from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.evaluation.answers import (
@@ -55,11 +55,12 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, models[baseline], workdir)
-    prompts = read_records(config.prompts or data / "eval_prompts.jsonl", Prompt)
+    prompts = read(config.prompts or data / "eval_prompts.jsonl", Prompt)
     prompts = prompts[: config.num_prompts]
     probes = {
-        name: read_records(data / f"{name}_probes.jsonl", Prompt)
+        name: read(data / f"{name}_probes.jsonl", Prompt)
         for name in ("identity", "json")
         if (data / f"{name}_probes.jsonl").is_file()
     }

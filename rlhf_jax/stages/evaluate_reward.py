@@ -10,7 +10,7 @@ from absl import logging
 
 from rlhf_jax.data import sources
 from rlhf_jax.data.encoding import encode_pairs
-from rlhf_jax.data.records import Comparison, read_records
+from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training import weights
@@ -25,6 +25,7 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.reward_model, workdir)
     encode = functools.partial(
         encode_pairs,
@@ -35,8 +36,8 @@ def run(config, workdir: str) -> None:
     )
     train_file = config.comparisons_train or data / "comparisons.jsonl"
     test_file = config.comparisons or data / "comparisons_test.jsonl"
-    comparisons, pairs, dropped = encode(read_records(test_file, Comparison))
-    _, train_pairs, _ = encode(read_records(train_file, Comparison))
+    comparisons, pairs, dropped = encode(read(test_file, Comparison))
+    _, train_pairs, _ = encode(read(train_file, Comparison))
     logging.info("%d pairs; dropped: %s.", len(pairs), dict(dropped))
 
     # Model

@@ -17,7 +17,7 @@ from absl import logging
 from rlhf_jax.data import pair_rules, sources
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.encoding import encode_prompts
-from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
+from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.generation.rollout import respond
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import response_scores
@@ -35,9 +35,10 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
     prompts, prompt_ids = encode_prompts(
-        read_records(config.prompts or data / "prompts.jsonl", Prompt),
+        read(config.prompts or data / "prompts.jsonl", Prompt),
         tokenizer,
         config.max_prompt_tokens,
     )

@@ -31,7 +31,7 @@ from rlhf_jax.batches import Experience, Rollout, SFTBatch
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, SFTBatches, prompt_batch, round_up
 from rlhf_jax.data.encoding import encode_dialogues, encode_prompts
-from rlhf_jax.data.records import Prompt, read_records
+from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.rollouts import evaluate, rollout_scores, scored_rollouts
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import Sampling
@@ -360,11 +360,12 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    records = read_records(config.prompts or data / "prompts.jsonl", Prompt)
+    records = read(config.prompts or data / "prompts.jsonl", Prompt)
     _, prompts = encode_prompts(records, tokenizer, config.max_prompt_tokens)
     logging.info("%d prompts, %d of them short enough.", len(records), len(prompts))
-    records = read_records(config.eval_prompts or data / "eval_prompts.jsonl", Prompt)
+    records = read(config.eval_prompts or data / "eval_prompts.jsonl", Prompt)
     _, eval_prompts = encode_prompts(
         records[: config.batch_size], tokenizer, config.max_prompt_tokens
     )
@@ -375,7 +376,9 @@ def run(config, workdir: str) -> None:
     sft = None
     if config.beta_sft:
         dialogues, _ = encode_dialogues(
-            data / "sft.jsonl", tokenizer, config.max_sft_tokens
+            read(data / "sft.jsonl", Dialogue),
+            tokenizer,
+            config.max_sft_tokens,
         )
         sft = SFTBatches(
             dialogues,

@@ -24,7 +24,7 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, packed_pairs
 from rlhf_jax.data.encoding import Pair, encode_pairs
 from rlhf_jax.data.length_balance import length_balance
-from rlhf_jax.data.records import Comparison, read_records
+from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.evaluation.preferences import pair_accuracy
 from rlhf_jax.generation.scoring import pair_scores
@@ -81,6 +81,7 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
     encode = functools.partial(
         encode_pairs,
@@ -91,8 +92,8 @@ def run(config, workdir: str) -> None:
     )
     train_file = config.comparisons or data / "comparisons.jsonl"
     test_file = config.comparisons_test or data / "comparisons_test.jsonl"
-    _, pairs, dropped = encode(read_records(train_file, Comparison))
-    test, test_pairs, test_dropped = encode(read_records(test_file, Comparison))
+    _, pairs, dropped = encode(read(train_file, Comparison))
+    test, test_pairs, test_dropped = encode(read(test_file, Comparison))
     if config.length_bucket:
         before, pairs = len(pairs), balanced(pairs, config.length_bucket, config.seed)
         dropped["length balance"] = before - len(pairs)

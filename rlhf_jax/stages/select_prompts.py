@@ -24,7 +24,7 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.batching import round_up
 from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.encoding import encode_prompts
-from rlhf_jax.data.records import Prompt, read_records, write_records
+from rlhf_jax.data.records import Prompt, write_records
 from rlhf_jax.evaluation.rollouts import scored_rollouts
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.training import weights
@@ -47,8 +47,9 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    records = read_records(config.prompts or data / "prompts.jsonl", Prompt)
+    records = read(config.prompts or data / "prompts.jsonl", Prompt)
     prompts, prompt_ids = encode_prompts(records, tokenizer, config.max_prompt_tokens)
 
     # Models

@@ -17,6 +17,7 @@ from rlhf_jax.batches import SFTBatch
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, sft_batch
 from rlhf_jax.data.encoding import encode_dialogues
+from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.answers import sample_conversations
 from rlhf_jax.generation.scoring import dialogue_logprobs
 from rlhf_jax.losses.sft import sft_loss
@@ -63,12 +64,17 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
+    read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
     examples, dropped = encode_dialogues(
-        data / "sft.jsonl", tokenizer, config.max_tokens
+        read(data / "sft.jsonl", Dialogue),
+        tokenizer,
+        config.max_tokens,
     )
     held_out, _ = encode_dialogues(
-        data / "sft_test.jsonl", tokenizer, config.max_tokens
+        read(data / "sft_test.jsonl", Dialogue),
+        tokenizer,
+        config.max_tokens,
     )
     logging.info("%d dialogues; %d too long and dropped.", len(examples), dropped)
     order = BatchOrder(
@@ -145,7 +151,7 @@ def run(config, workdir: str) -> None:
     numbers = writer.flush()
     samples = sample_conversations(
         state.model,
-        data / "eval_prompts.jsonl",
+        read(data / "eval_prompts.jsonl", Prompt),
         tokenizer,
         count=config.num_samples,
         max_prompt_tokens=config.max_prompt_tokens,

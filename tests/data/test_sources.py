@@ -74,7 +74,7 @@ def test_a_broken_line_stops_or_is_left_out_as_the_config_says(tmp_path):
     # A reader of the stages does the same.
     file = data / "prompts.jsonl"
     file.write_text(file.read_text() + "{\n")
-    assert len(sources.open_records(c, file, Prompt, tmp_path / "run")) == 1
+    assert len(sources.reader(c, tmp_path / "run")(file, Prompt)) == 1
     listed = (tmp_path / "run" / "bad_records.jsonl").read_text().splitlines()
     assert [json.loads(bad)["file"] for bad in listed][1:] == [str(file)]
 
