@@ -45,8 +45,6 @@ REASONS = (
     "same verdict, merged",
     "cycle",
 )
-
-
 TRUST_ALL = Limits(min_known_right=0.0, max_contradicted=1.0, confidence=0.9)
 
 _SPLIT = 2  # beside 1, -1 and 0: a group without a majority

@@ -97,9 +97,9 @@ class _Lengths:
     def __init__(self, measure: Callable[[list[str]], Iterable[int]]):
         self._measure = measure
         self._pool = ThreadPoolExecutor(1)
-        self._found: dict[int, int] = {}
+        self._found: dict[int, int] = {}  # 0 until it is measured
         self._waiting: dict[int, str] = {}
-        self._running: tuple[list[int], Future] | None = None
+        self._running: list[tuple[list[int], Future]] = []  # one at most
 
     def add(self, key: int, text: str) -> None:
         if key not in self._found:
@@ -110,17 +110,19 @@ class _Lengths:
 
     def of(self, keys: list[int]) -> np.ndarray:
         self._start()
-        self._start()  # waits for the last batch
+        self._wait()
         self._pool.shutdown()
         return np.array([self._found[key] for key in keys], int)
 
     def _start(self) -> None:
-        if self._running:
-            keys, lengths = self._running
-            self._found.update(zip(keys, lengths.result(), strict=True))
+        self._wait()
         job = self._pool.submit(self._measure, list(self._waiting.values()))
-        self._running = list(self._waiting), job
+        self._running = [(list(self._waiting), job)]
         self._waiting = {}
+
+    def _wait(self) -> None:
+        for keys, job in self._running:
+            self._found.update(zip(keys, job.result(), strict=True))
 
 
 def _prompt_key(prompt: Prompt) -> bytes:
