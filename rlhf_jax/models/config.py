@@ -51,8 +51,6 @@ class ChatGLMConfig:
             raise ValueError(
                 f"{self.num_heads=} not a multiple of {self.num_kv_heads=}"
             )
-        # Configs are stored as JSON, which has no tuples.
-        object.__setattr__(self, "mask_tokens", tuple(self.mask_tokens))
         # Names, so that configs compare, hash and print alike however they were made.
         for field in ("dtype", "param_dtype"):
             name = jnp.dtype(getattr(self, field)).name

@@ -131,6 +131,7 @@ def _load_ours(folder, item, dtype, param_dtype):
     fields = dict(record[item]["config"])
     fields |= {"dtype": dtype} if dtype else {}
     fields |= {"param_dtype": param_dtype} if param_dtype else {}
+    fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
     if "rotary_dims" in fields:  # records of version 0.1
         fields["rotary_fraction"] = fields.pop("rotary_dims") / fields["head_dim"]
     config = ChatGLMConfig(**fields)
