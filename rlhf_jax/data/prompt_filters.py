@@ -20,6 +20,9 @@ SHINGLE = 5  # characters; words would not do for Chinese
 NUM_HASHES = 128
 # A text is in a wrong language only beyond doubt: short ones and code look like any.
 MIN_BYTES = 24
+HAN = (("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"))
+KANA = (("\u3040", "\u30ff"),)
+HANGUL = (("\u1100", "\u11ff"), ("\uac00", "\ud7af"))
 MIN_SHARE = 0.05
 
 
@@ -112,8 +115,19 @@ def normalised(prompt: Prompt) -> str:
 
 
 def language_share(text: str, languages: Sequence[str]) -> float:
-    """How probable it is that a text is in one of `languages`. py3langid: 97 languages,
-    its model comes with the package."""
+    """How probable it is that a text is in one of `languages`.
+
+    Chinese, Japanese and Korean are told by their script; py3langid (97 languages, its
+    model comes with the package) tells the others, and takes Chinese for Japanese.
+    """
+    letters = [c for c in text if c.isalpha()]
+    han, kana, hangul = (
+        sum(low <= c <= high for c in letters for low, high in ranges)
+        for ranges in (HAN, KANA, HANGUL)
+    )
+    if han + kana + hangul > 0.2 * len(letters):
+        found = "zh" if han >= 4 * (kana + hangul) else "ja" if kana > hangul else "ko"
+        return float(found in languages)
     ranked = py3langid.rank(text)
     logits = np.array([score for _, score in ranked], float)
     weights = np.exp(logits - logits.max())

@@ -32,12 +32,13 @@ REQUEST = re.compile(
     r"解释|翻译|介绍|推荐|列出|总结|分析|描述|计算|比较|设计|生成|改写|回答|告诉|说明",
     re.IGNORECASE,
 )
+# What stands in no conversation: attachments, and the state of the world just now.
 OUT_OF_REACH = re.compile(
-    r"\b(attached|attachment|(this|the|following) (image|picture|photo|screenshot|"
-    r"video|audio|file|pdf|link)|right now|today|tonight|tomorrow|yesterday|this week|"
-    r"latest|current (price|weather|news|time)|my (location|calendar|inbox|account))\b"
-    r"|https?://|www\.|附件|这张图|这幅图|图片中|图中|截图|视频里|链接|今天|今晚|明天|现在几点|"
-    r"最新|实时|当前(价格|天气|股价)|我的(位置|日程|账户)",
+    r"\b(attached|attachment|this (image|picture|photo|screenshot|video|audio|file|pdf|"
+    r"link)|(today|tonight|tomorrow|right now|current|currently|latest)\b.{0,20}"
+    r"\b(weather|temperature|news|price|prices|stock|score|date|time))\b"
+    r"|https?://|www\.|附件|这张图|这幅图|图片中|截图|视频里|现在几点|今天几号|今天星期几"
+    r"|(今天|今晚|明天|现在|当前|最新|实时).{0,12}(天气|气温|新闻|股价|汇率|票价|车票|航班|路况)",
     re.IGNORECASE,
 )
 
@@ -48,9 +49,9 @@ def by_rules(prompts: Sequence[Prompt]) -> np.ndarray:
     rows = []
     for prompt in prompts:
         text = prompt.messages[-1]["content"].strip()
-        seen = "\n".join(message["content"] for message in prompt.messages)
-        intention = 1.0 if REQUEST.search(text) else 0.5 if len(text) >= 20 else 0.2
-        reach = 0.3 if OUT_OF_REACH.search(text) and len(seen) < 400 else 1.0
+        told = len(text.encode()) >= 20  # Chinese says more in a character
+        intention = 1.0 if REQUEST.search(text) else 0.5 if told else 0.2
+        reach = 0.3 if OUT_OF_REACH.search(text) else 1.0
         rows.append((intention, _order(text), reach if text else 0.0))
     return np.array(rows, float).reshape(-1, len(CRITERIA))
 

@@ -50,6 +50,9 @@ def test_a_similarity_of_one_seeks_no_near_duplicates():
         ("What is the tallest mountain in the world?", False),
         ("请给我写一封关于请假的邮件", False),
         ("用英文翻译 hello world 这句话", False),
+        ("法国、英国、西班牙、瑞士，其中任意2个国家相互接壤，是对的么", False),
+        ("请将以下词语翻译为中文：in the pink、black tea", False),
+        ("한국에서 가장 높은 산은 무엇입니까?", True),
         ("ok", False),  # too short to tell
         ("def f(x): return x", False),
         ("Schreibe ein Gedicht über den Herbst im Wald", True),

@@ -25,9 +25,11 @@ def test_rules_find_good_prompts_good_in_both_languages():
         "写一首关于秋天的诗",
         "请解释一下什么是机器学习，并举两个例子。",
         "2+2=?",
+        "单面玻璃的运作原理",
+        "如果我今天早上吃了早餐,那么我不会感到饥饿。",
     )
     scores = by_rules(good)
-    assert scores.shape == (5, 3)
+    assert scores.shape == (7, 3)
     assert (scores >= 0.5).all()
     assert (scores <= 1).all()
 
@@ -41,6 +43,8 @@ def test_rules_find_good_prompts_good_in_both_languages():
         ("哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈", "semantics"),
         ("What do you see in the attached photo?", "answerability"),
         ("这张图片中有什么？", "answerability"),
+        ("明天北京的天气怎么样？", "answerability"),
+        ("What is the latest news from Paris?", "answerability"),
     ],
 )
 def test_rules_find_the_fault(text, criterion):
