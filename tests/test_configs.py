@@ -22,6 +22,7 @@ STAGES = (
     "best_of_n",
 )
 EVERY = [(stage, preset) for stage in STAGES for preset in common.STAGE_PRESETS]
+EVERY += [("iterative_dpo", preset) for preset in common.STAGE_PRESETS]
 EVERY += [("pipeline", "tiny"), ("pipeline", "hh")]
 
 
@@ -42,7 +43,7 @@ def test_values_can_be_overridden_from_the_command_line(name, preset):
     check(make(name, preset), name)
 
 
-@pytest.mark.parametrize("name", [*STAGES, "pipeline"])
+@pytest.mark.parametrize("name", [*STAGES, "iterative_dpo", "pipeline"])
 def test_an_unknown_preset_lists_the_known(name):
     with pytest.raises(ValueError, match=rf"configs/{name}.py has no preset 'x'.*tiny"):
         make(name, "x")
