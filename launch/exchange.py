@@ -117,6 +117,6 @@ if __name__ == "__main__":
     logging.set_verbosity(logging.INFO)
     try:
         app.run(main)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)

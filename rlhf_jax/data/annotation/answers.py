@@ -1,6 +1,7 @@
 """What annotators answered: a line each, on the disk before the next task is shown."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -133,10 +134,11 @@ class AnswerLog:
         """
         line = {"version": VERSION, **dataclasses.asdict(answer)}
         data = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        os.ftruncate(self._file, self._end)  # should that below have failed
         try:
             written = os.write(self._file, data)
             if written < len(data):
-                raise OSError(f"{written} of {len(data)} bytes fit into {self.path}.")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(self._file)
         except OSError:
             os.ftruncate(self._file, self._end)
