@@ -17,6 +17,7 @@ from rlhf_jax.evaluation.answers import answer, scores
 from rlhf_jax.evaluation.best_of_n import expected_of_best, kl_of_best, plot
 from rlhf_jax.evaluation.win_rate import mean_with_interval
 from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -24,6 +25,8 @@ from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 def run(config, workdir: str) -> None:
     """Measure `config.reward_model` on answers of `config.policy`; leave summary.json,
     best_of_n.md and best_of_n.png."""
+    if not config.policy or not config.reward_model:
+        raise ValueError("Give config.policy and config.reward_model: their workdirs.")
     workdir = open_workdir(workdir, config)
     if is_finished(workdir):
         return
@@ -44,6 +47,11 @@ def run(config, workdir: str) -> None:
     )
     for model, folder in ((policy, config.policy), (reward_model, config.reward_model)):
         weights.check_vocabulary(model.config, tokenizer.vocab_size, folder)
+    if isinstance(policy, ScoreModel) or not isinstance(reward_model, ScoreModel):
+        raise ValueError(
+            f"{config.policy} must be a language model and {config.reward_model} a "
+            "reward model."
+        )
 
     # Answers
     sampling = Sampling(

@@ -19,6 +19,8 @@ from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
 def run(config, workdir: str) -> None:
     """Evaluate `config.reward_model`; leave summary.json and the folder evaluation."""
+    if not config.reward_model:
+        raise ValueError("Give config.reward_model: a workdir of stages/reward.py.")
     workdir = open_workdir(workdir, config)
     if is_finished(workdir):
         return
@@ -27,6 +29,7 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.reward_model, workdir)
+    read = sources.reader(config.data, workdir)
     encode = functools.partial(
         encode_pairs,
         tokenizer=tokenizer,

@@ -13,6 +13,7 @@ responses, which in the paper's data are those of the SFT model that PPO starts 
 """
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from rlhf_jax.data.length_balance import length_balance
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.evaluation.preferences import pair_accuracy
+from rlhf_jax.evaluation.report import print_held_out
 from rlhf_jax.generation.scoring import pair_scores
 from rlhf_jax.losses.reward import ranking_loss
 from rlhf_jax.training import optimizers, weights
@@ -105,6 +107,8 @@ def run(config, workdir: str) -> None:
         "dropped": dict(dropped),
         "dropped_test": dict(test_dropped),
     }
+    if (data / "source.json").is_file():  # what was left out before
+        counts["source"] = json.loads((data / "source.json").read_text())
     logging.info("Pairs: %s", counts)
     order = BatchOrder(
         len(pairs),
@@ -199,7 +203,9 @@ def run(config, workdir: str) -> None:
         checkpoints.save(step, to_items(state) | {"model": model, "best": best}, meta)
     writer.close()
     checkpoints.close()
-    finish(workdir, read_metrics(workdir)[-1] | {"pairs": counts})
+    summary = read_metrics(workdir)[-1] | {"pairs": counts}
+    finish(workdir, summary)
+    print_held_out(summary)
 
 
 def balanced(pairs: list[Pair], width: int, seed: int) -> list[Pair]:

@@ -1,0 +1,46 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.presets import preset
+from rlhf_jax.stages import best_of_n
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """Random models by the names of their folders."""
+    config = preset("micro", vocab_size=448)
+    policy = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
+    known = {"policy": policy, "reward": ScoreModel(policy, rngs=nnx.Rngs(1))}
+    monkeypatch.setattr(best_of_n.weights, "load_model", lambda name, **_: known[name])
+
+
+def test_the_score_rises_with_n_and_the_curve_starts_at_the_mean(
+    models, stage_config, tmp_path
+):
+    config = stage_config("best_of_n", policy="policy", reward_model="reward")
+    config.num_prompts, config.num_samples = 3, 4
+    best_of_n.run(config, str(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    curve = summary["curve"]
+    assert summary["prompts"] == 3
+    assert [row["n"] for row in curve] == [1, 2, 4]
+    assert curve[0]["quality"] == curve[0]["oracle"]
+    for name in ("score", "oracle"):
+        assert np.all(np.diff([row[name]["mean"] for row in curve]) > 0)
+    assert (tmp_path / "best_of_n.png").is_file()
+    assert "| 4 | 0.64 |" in (tmp_path / "best_of_n.md").read_text()
+
+
+def test_a_reward_model_does_not_answer(models, stage_config, tmp_path):
+    config = stage_config("best_of_n", policy="reward", reward_model="policy")
+    with pytest.raises(ValueError, match="reward must be a language model"):
+        best_of_n.run(config, str(tmp_path))
+    config = stage_config("best_of_n")
+    with pytest.raises(ValueError, match=r"Give config\.policy"):
+        best_of_n.run(config, str(tmp_path / "other"))
