@@ -14,15 +14,16 @@ from jax.sharding import PartitionSpec as P
 
 # (pattern of a parameter's path, layout): the first match wins. Parameters of blocks
 # have a leading axis of layers. The optimizer's moments have their parameter's path
-# within their own, and its shape.
+# within their own, and its shape. Never fsdp on the last axis: the TPU compiler would
+# sum up such a gradient on all devices instead of scattering it.
 PARAMETERS = (
     (r"\bv_(row|col)\b", P()),  # Adafactor's factors: small
     (r"\bembedding\b", P("tensor", "fsdp")),  # [V, D]
     (r"\bquery\.kernel", P(None, "fsdp", "tensor", None)),  # [L, D, N, H]
     (r"\bkey_value\.kernel", P(None, "fsdp", None, "tensor", None)),  # [L, D, 2, K, H]
-    (r"\boutput\.kernel", P(None, "tensor", None, "fsdp")),  # [L, N, H, D]
+    (r"\boutput\.kernel", P(None, "tensor", "fsdp", None)),  # [L, N, H, D]
     (r"\bup\.kernel", P(None, "fsdp", None, "tensor")),  # [L, D, 2, F]
-    (r"\bdown\.kernel", P(None, "tensor", "fsdp")),  # [L, F, D]
+    (r"\bdown\.kernel", P(None, ("tensor", "fsdp"), None)),  # [L, F, D]
     (r"\bhead\.kernel", P("fsdp", "tensor")),  # [D, V], or [D, 1]
     (r"\b(bias|scale|offset)\b", P()),
 )
@@ -139,10 +140,11 @@ def _fit(spec: P, shape, sizes: dict[str, int]) -> P:
     """The spec without axes that the mesh lacks or that do not divide the shape."""
 
     def keep(axes, size):
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        parts = 1
-        for name in names:
-            parts *= sizes.get(name, 1)
-        return axes if parts > 1 and size % parts == 0 else None
+        kept = []
+        for name in (axes,) if isinstance(axes, str) else axes or ():
+            parts = sizes.get(name, 1)
+            if parts > 1 and size % parts == 0:
+                kept, size = [*kept, name], size // parts
+        return tuple(kept) if len(kept) > 1 else kept[0] if kept else None
 
     return P(*(keep(a, s) for a, s in zip(spec, shape, strict=False)))

@@ -19,9 +19,10 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     spec = parameter_spec(".embedding", table.shape, sizes)
     batch = activation_spec(("batch", "length"), tokens.shape, sizes)
-    if not any(spec) or not any(batch):
-        return table[tokens].astype(dtype)
     rows, columns = spec
+    # A batch that its devices cannot share is looked up as the compiler likes.
+    if not any(spec) or (columns and columns not in (batch[0] or ())):
+        return table[tokens].astype(dtype)
 
     @functools.partial(jax.shard_map, in_specs=(spec, batch), out_specs=P(batch[0]))
     def local(table, tokens):

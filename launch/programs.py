@@ -1,0 +1,248 @@
+"""The programs of a stage's run, with the shapes of what they take: nothing is loaded.
+
+`of(config)` asks for the current mesh, so every argument is where the stage puts it.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlhf_jax.batches import (
+    Experience,
+    PackedPairs,
+    PreferenceBatch,
+    Rollout,
+    SFTBatch,
+)
+from rlhf_jax.generation.generate import _generate
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.losses.advantages import init_moments
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.mesh import check_batch, check_heads
+from rlhf_jax.parallel.plan import Program
+from rlhf_jax.parallel.sharding import ACTIVATIONS, shard_parameters
+from rlhf_jax.stages import dpo, ppo, reward, sft
+from rlhf_jax.training import optimizers
+from rlhf_jax.training.state import TrainState
+
+# A schedule needs an end; which one changes no program.
+STEPS = 1000
+
+
+def of(config) -> list[Program]:
+    """The programs of the stage that a config is for, the longest-running ones.
+
+    Raises:
+        ValueError: a stage without a plan, or sizes that the mesh does not share out.
+    """
+    stages = {"sft": of_sft, "reward": of_reward, "dpo": of_dpo, "ppo": of_ppo}
+    if config.stage not in stages:
+        raise ValueError(f"A plan is for {', '.join(stages)}, not {config.stage!r}.")
+    model = preset(config.model)
+    check_heads(model.num_heads)
+    parts = config.microbatches
+    if config.stage == "ppo":
+        parts *= config.minibatches
+    check_batch("batch_size", config.batch_size, parts=parts)
+    return stages[config.stage](config, model.vocab_size)
+
+
+def of_sft(config, num_tokens: int) -> list[Program]:
+    optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
+    step = functools.partial(
+        sft.train_step,
+        optimizer=optimizer,
+        microbatches=config.microbatches,
+        num_tokens=num_tokens,
+        chunk_size=config.chunk_size,
+    )
+    batch = dialogues(config.batch_size, config.max_tokens)
+    return [
+        Program("update", step, (train_state(config, optimizer), batch), donate=True)
+    ]
+
+
+def of_reward(config, num_tokens: int) -> list[Program]:
+    del num_tokens
+    optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
+    step = functools.partial(
+        reward.train_step,
+        optimizer=optimizer,
+        microbatches=config.microbatches,
+        margin=0.0,
+        label_smoothing=0.0,
+        score_regularisation=config.score_regularisation,
+    )
+    rows = config.batch_size
+    shape = (rows, config.max_prompt_tokens + 2 * config.max_response_tokens)
+    batch = PackedPairs(
+        tokens=array(shape),
+        mask=array(shape, bool),
+        segments=array(shape),
+        ends=array((rows, 2)),
+        valid=array((rows,), bool),
+    )
+    state = train_state(config, optimizer, score=True)
+    return [Program("update", step, (state, batch), donate=True)]
+
+
+def of_dpo(config, num_tokens: int) -> list[Program]:
+    optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
+    fields = {f.name for f in dataclasses.fields(dpo.Hyper)} - {"num_tokens"}
+    hyper = dpo.Hyper(num_tokens=num_tokens, **{name: config[name] for name in fields})
+    step = functools.partial(
+        dpo.train_step,
+        optimizer=optimizer,
+        microbatches=config.microbatches,
+        hyper=hyper,
+    )
+    rows = config.batch_size
+    prompts, responses = (
+        (rows, config.max_prompt_tokens),
+        (rows, 2, config.max_response_tokens),
+    )
+    batch = PreferenceBatch(
+        prompts=array(prompts),
+        prompt_mask=array(prompts, bool),
+        responses=array(responses),
+        response_mask=array(responses, bool),
+        valid=array((rows,), bool),
+    )
+    on_the_fly = config.reference == "on_the_fly"
+    arguments = (
+        train_state(config, optimizer),
+        batch,
+        None if on_the_fly else array((rows, 2), jnp.float32),
+        dialogues(config.sft_batch_size, config.max_sft_tokens),
+        model(config) if on_the_fly else None,
+    )
+    return [Program("update", step, arguments, donate=True)]
+
+
+def of_ppo(config, num_tokens: int) -> list[Program]:
+    policy_optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
+    value_optimizer, _ = optimizers.from_config(config.value_optimizer, STEPS)
+    fields = {f.name for f in dataclasses.fields(ppo.Hyper)} - {"num_tokens"}
+    hyper = ppo.Hyper(num_tokens=num_tokens, **{name: config[name] for name in fields})
+    value = None
+    if config.advantage == "gae":
+        value = train_state(config, value_optimizer, score=True)
+    state = ppo.PPOState(
+        policy=train_state(config, policy_optimizer),
+        value=value,
+        kl_coef=scalar(jnp.float32),
+        moments=shard_parameters(jax.eval_shape(init_moments)),
+    )
+    frozen_dtype = config.frozen_param_dtype
+    frozen = ppo.Frozen(
+        reference=model(config, param_dtype=frozen_dtype),
+        reward=model(config, param_dtype=frozen_dtype, score=True),
+    )
+    rows, width = config.batch_size, config.max_prompt_tokens
+    prompts, responses = (rows, width), (rows, config.max_response_tokens)
+    rolled = Rollout(
+        prompts=array(prompts),
+        prompt_mask=array(prompts, bool),
+        responses=array(responses),
+        response_mask=array(responses, bool),
+        logprobs=array(responses, jnp.float32),
+        ended=array((rows,), bool),
+    )
+    number = array(responses, jnp.float32)
+    experience = Experience(
+        prompts=rolled.prompts,
+        prompt_mask=rolled.prompt_mask,
+        responses=rolled.responses,
+        response_mask=rolled.response_mask,
+        old_logprobs=number,
+        ref_logprobs=number,
+        advantages=number,
+        old_values=None if value is None else number,
+        returns=None if value is None else number,
+    )
+    sampling = Sampling(
+        max_new_tokens=config.max_response_tokens,
+        temperature=config.temperature,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=(2,),
+        pad_id=0,
+        num_tokens=num_tokens,
+    )
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    keys = array(keys.shape, keys.dtype)
+    updates = config.ppo_epochs * config.minibatches
+    sft_batches = None
+    if config.beta_sft:
+        sft_batches = dialogues(config.sft_batch_size, config.max_sft_tokens, updates)
+    update = functools.partial(
+        ppo.update,
+        hyper=hyper,
+        policy_optimizer=policy_optimizer,
+        value_optimizer=value_optimizer,
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return [
+        Program(
+            "update",
+            update,
+            (state, experience, sft_batches, scalar(key.dtype)),
+            donate=True,
+            held=frozen,
+        ),
+        Program(
+            "score",
+            functools.partial(ppo.make_experience, hyper=hyper),
+            (state, frozen, rolled, array((rows,), jnp.float32)),
+        ),
+        Program(
+            "generate",
+            functools.partial(_generate, sampling=sampling),
+            (state.policy.model, rolled.prompts, rolled.prompt_mask, keys),
+            held=(state.policy.opt_state, state.value, frozen),
+            loop_steps=config.max_response_tokens,
+        ),
+    ]
+
+
+def model(config, *, param_dtype: str | None = None, score: bool = False):
+    """A model's shapes, sharded."""
+    fields = {"dtype": config.dtype, "param_dtype": param_dtype or config.param_dtype}
+    shape = preset(config.model, **fields)
+
+    def make():
+        backbone = ChatGLM(shape, rngs=nnx.Rngs(0))
+        return ScoreModel(backbone, rngs=nnx.Rngs(0)) if score else backbone
+
+    return shard_parameters(jax.eval_shape(make))
+
+
+def train_state(config, optimizer, *, score: bool = False) -> TrainState:
+    create = functools.partial(TrainState.create, optimizer=optimizer)
+    return shard_parameters(jax.eval_shape(create, model(config, score=score)))
+
+
+def dialogues(rows: int, width: int, stacked: int | None = None) -> SFTBatch:
+    shape, axis = ((rows, width), 0) if stacked is None else ((stacked, rows, width), 1)
+    mask = array(shape, bool, axis=axis)
+    return SFTBatch(array(shape, axis=axis), mask, mask)
+
+
+def array(shape, dtype=jnp.int32, *, axis: int = 0) -> jax.ShapeDtypeStruct:
+    """A batch's array, its rows (axis `axis`) over data and fsdp."""
+    spec = P(*[None] * axis, ACTIVATIONS["batch"])
+    sharding = NamedSharding(jax.sharding.get_mesh(), spec)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def scalar(dtype) -> jax.ShapeDtypeStruct:
+    sharding = NamedSharding(jax.sharding.get_mesh(), P())
+    return jax.ShapeDtypeStruct((), dtype, sharding=sharding)

@@ -1,0 +1,58 @@
+"""Floating-point operations of a program, from its jaxpr.
+
+The compiler's own analysis counts the body of a loop once, however often it runs.
+Matrix products are counted, two operations a multiplication; the rest is small beside
+them. What the backward pass computes again is there, because the program does it.
+"""
+
+import math
+
+import jax
+from jax.extend import core
+
+
+def count_flops(function, *args, loop_steps: int = 1) -> int:
+    """Operations of `function(*args)` over all devices.
+
+    Args:
+        loop_steps: how often a loop without a known end runs: the tokens of a response.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr, loop_steps)
+
+
+def _jaxpr_flops(jaxpr, loop_steps) -> int:
+    return sum(_equation_flops(equation, loop_steps) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation, loop_steps) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        depth = math.prod(shape[axis] for axis in contracted)
+        return 2 * depth * math.prod(equation.outvars[0].aval.shape)
+    inner = [
+        _jaxpr_flops(jaxpr, loop_steps)
+        for value in params.values()
+        for jaxpr in _jaxprs(value)
+    ]
+    if name == "scan":
+        return params["length"] * sum(inner)
+    if name == "while":
+        return loop_steps * sum(inner)
+    if name == "cond":
+        return max(inner)
+    if name == "shard_map":
+        return params["mesh"].size * sum(inner)
+    return sum(inner)
+
+
+def _jaxprs(value):
+    """The jaxprs in a parameter of an equation."""
+    if isinstance(value, core.ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, core.Jaxpr):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _jaxprs(item)

@@ -1,0 +1,125 @@
+"""Collectives of a compiled program: which, how many, how many bytes they move.
+
+Read from the compiled program's text. A collective in the body of a loop counts as
+often as the loop runs.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
+_COLLECTIVE = re.compile(
+    rf"= (\(?.*?\)?) ({'|'.join(KINDS)}|ragged-all-to-all)(?:-start)?\("
+)
+_CALLED = re.compile(r"(?:calls|body|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+_CONDITION = re.compile(r"condition=%([\w.\-]+)")
+_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_ARRAY = re.compile(r"([a-z]+)(\d+)\w*\[([\d,]*)\]")
+_GROUP_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+
+
+class Collective(NamedTuple):
+    kind: str
+    shape: str  # of the result, as the compiler writes it
+    times: int  # the product of the loops around it
+    loops: int  # how many there are
+    bytes_moved: int  # that a chip receives each time
+
+
+def collectives(text: str, *, loop_steps: int = 1) -> list[Collective]:
+    """All collectives of a program.
+
+    Args:
+        text: `compiled.as_text()`.
+        loop_steps: how often a loop without a known end runs.
+    """
+    bodies, entry = _computations(text)
+
+    def walk(name: str, times: int, loops: int) -> Iterator[Collective]:
+        for line in bodies.get(name, ()):
+            match = _COLLECTIVE.search(line)
+            if match:
+                shape, kind = match.groups()
+                # A TPU's reduce-scatter is a fusion of all-reduce and slice.
+                scattered = name.startswith("all-reduce-scatter")
+                moved = _bytes_moved(kind, shape, line) // (2 if scattered else 1)
+                kind = "reduce-scatter" if scattered else kind
+                yield Collective(kind, shape, times, loops, moved)
+            called = _CALLED.findall(line)
+            inner_times, inner_loops = times, loops
+            if " while(" in line:
+                condition = bodies[_CONDITION.search(line).group(1)]
+                inner_times *= _limit(condition) or loop_steps
+                inner_loops += 1
+            for names in called:
+                for inner in names.split(","):
+                    yield from walk(inner.strip(" %"), inner_times, inner_loops)
+
+    return list(walk(entry, 1, 0))
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        match = _COMPUTATION.match(line)
+        if match:
+            current = bodies.setdefault(match.group(2), [])
+            if match.group(1):
+                entry = match.group(2)
+        elif current is not None and " = " in line:
+            current.append(line)
+    return bodies, entry
+
+
+def _limit(condition: list[str]) -> int:
+    """How often a loop runs that counts up to a constant; 0 for another loop."""
+    simple = not any(" and(" in line or "reduce" in line for line in condition)
+    limits = [int(n) for line in condition for n in _CONSTANT.findall(line)]
+    return limits[0] if simple and len(limits) == 1 else 0
+
+
+def _bytes_moved(kind: str, shape: str, line: str) -> int:
+    """What a chip receives in a ring: of n parts, n - 1 are others'."""
+    arrays = [_array_bytes(*match) for match in _ARRAY.findall(shape)]
+    # The start of an asynchronous one has its operand beside its result.
+    pair = f"{kind}-start(" in line and kind in ("all-gather", "collective-permute")
+    size = max(arrays) if pair else sum(arrays)
+    n = _group_size(line)
+    share = (n - 1) / n
+    if kind == "all-reduce":
+        return int(2 * share * size)
+    if kind == "reduce-scatter":
+        return int(share * size * n)
+    if kind == "collective-permute":
+        return size
+    return int(share * size)
+
+
+def _group_size(line: str) -> int:
+    """How many chips take part, in the three ways to write it."""
+    if match := _GROUP_SHAPE.search(line):
+        return int(match.group(1))
+    if match := _GROUP_LIST.search(line):
+        return len(match.group(1).split(","))
+    if match := _GROUP_MESH.search(line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match.group(1)))
+        return math.prod(int(sizes[a]) for a in re.findall(r"'(\w+)'", match.group(2)))
+    return 2  # a collective-permute has pairs
+
+
+def _array_bytes(kind: str, bits: str, shape: str) -> int:
+    count = math.prod(int(n) for n in shape.split(",") if n)
+    return count * int(bits) // 8

@@ -1,0 +1,54 @@
+"""Reading compiled programs: of XLA for the CPU, and lines of the TPU's compiler."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlhf_jax.parallel.hlo import collectives
+from rlhf_jax.parallel.mesh import make_mesh
+
+TPU = """\
+%cond (p: (s32[], bf16[8,4])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(28)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
+}
+
+%all-reduce-scatter.1 (input: bf16[8,4]) -> bf16[2,4] {
+  %a = bf16[8,4]{1,0:T(8,128)(2,1)} all-reduce(%x), replica_groups={{0,1,2,3}}
+}
+
+%body (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %b = bf16[8,4]{1,0:T(8,128)} all-gather(%x), replica_groups=mesh['x'=4] {'x'}
+  %c = bf16[2,4]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+ENTRY %main (a: bf16[2,4]) -> bf16[2,4] {
+  %while.1 = (s32[], bf16[8,4]) while(%tuple), condition=%cond, body=%body
+  %d = (f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%z)
+  ROOT %e = s32[4,8]{1,0} all-to-all(%z), replica_groups=[2,4]<=[8], dimensions={0}
+}
+"""
+
+
+def test_collectives_in_loops_count_as_often_as_the_loop_runs():
+    found = {c.kind: c for c in collectives(TPU)}
+    assert found["all-gather"][2:] == (28, 1, 3 * 16)  # a quarter of it was here
+    assert found["reduce-scatter"][2:] == (28, 1, 3 * 16)
+    assert found["collective-permute"][2:] == (1, 0, 64)
+    assert found["all-to-all"][2:] == (1, 0, 4 * 8 * 4 * 3 // 4)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_sharded_product_on_this_machine_has_the_collective_it_needs(axis):
+    mesh = make_mesh((1, 8, 1))
+    spec = P("fsdp", None) if axis == 0 else P(None, "fsdp")
+    a = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=NamedSharding(mesh, P()))
+    b = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=NamedSharding(mesh, spec))
+    out = NamedSharding(mesh, P())
+    compiled = jax.jit(jnp.matmul, out_shardings=out).lower(a, b).compile()
+    (found,) = collectives(compiled.as_text())
+    assert found.kind == ("all-reduce" if axis == 0 else "all-gather")
+    assert found.bytes_moved == (2 if axis == 0 else 1) * 8 * 8 * 4 * 7 // 8
