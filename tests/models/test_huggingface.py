@@ -232,7 +232,7 @@ def test_both_spellings_of_native_configs_are_read(tmp_path):
 
 
 MEASURE = """
-import sys, threading, time
+import ctypes, gc, sys, threading
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -246,6 +246,8 @@ auto = (jax.sharding.AxisType.Auto,) * 3
 mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=auto)
 settings = {"dtype": "float32", "param_dtype": "float32", "mesh": mesh}
 huggingface.load(sys.argv[1], **settings)  # compile first: the compiler allocates too
+gc.collect()
+ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what is free
 before, peak, done = held(), 0, threading.Event()
 
 def watch():
@@ -280,4 +282,4 @@ def test_a_process_holds_no_more_than_its_devices_and_one_tensor(tmp_path):
         text=True,
         cwd=Path(__file__).parents[2],
     )
-    assert int(run.stdout) < total + 1.2 * largest
+    assert 0.9 * total < int(run.stdout) < total + 1.2 * largest
