@@ -27,13 +27,13 @@ def expected_of_best(scores: np.ndarray, values: np.ndarray, *, n: int) -> np.nd
     count = scores.shape[1]
     if not 1 <= n <= count:
         raise ValueError(f"{n=} must be between 1 and the {count} samples of a prompt.")
-    weights = comb(np.arange(count), n - 1) / comb(count, n)
+    chances = comb(np.arange(count), n - 1) / comb(count, n)
+    below = np.concatenate([[0.0], chances.cumsum()])  # of all lower ranks
     ranked = np.sort(scores, axis=1)
     expected = np.empty(len(scores))
     for i, (row, ranks) in enumerate(zip(scores, ranked, strict=True)):
         # The chance that the best score is this one, spread over those that have it.
         first, last = (np.searchsorted(ranks, row, side) for side in ("left", "right"))
-        below = np.concatenate([[0.0], weights.cumsum()])
         chance = (below[last] - below[first]) / (last - first)
         expected[i] = chance @ values[i]
     return expected

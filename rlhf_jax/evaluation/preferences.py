@@ -55,7 +55,7 @@ def assess(
         "length_correlation": correlations(scores, pairs.lengths),
         "calibration": reliability(margins),
     }
-    if pairs.qualities is not None:
+    if pairs.qualities is not None and np.ptp(pairs.qualities, axis=1).any():
         report["truth"] = truth(scores, pairs)
     return report
 

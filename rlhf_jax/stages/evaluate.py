@@ -159,9 +159,11 @@ def run(config, workdir: str) -> None:
             ask(first, prompts, key=jax.random.fold_in(second_key, side), sampling=hot)
             for side in range(2)
         ]
-        summary["reward_model"] = agreement(
+        found = agreement(
             judge, reward_model, pair, tokenizer.pad_id, config.batch_size
         )
+        if found is not None:
+            summary["reward_model"] = found
     print_table(summary)
     finish(workdir, summary)
 
@@ -214,14 +216,19 @@ def check(probe: str, texts: list[str], config) -> list[bool]:
     return [is_valid_json_answer(text) for text in texts]
 
 
-def agreement(judge, reward_model, pair: list[Answers], pad_id, batch_size) -> dict:
-    """How the reward model orders two answers where the truth tells them apart."""
+def agreement(
+    judge, reward_model, pair: list[Answers], pad_id, batch_size
+) -> dict | None:
+    """How the reward model orders two answers where the truth tells them apart; None
+    where it never does."""
     truth = np.stack([judge(answers) for answers in pair], axis=1)
     found = [
         scores(reward_model, answers, pad_id=pad_id, batch_size=batch_size)
         for answers in pair
     ]
     differ = np.flatnonzero(truth[:, 0] != truth[:, 1])
+    if not differ.size:
+        return None
     best_first = np.argsort(-truth[differ], axis=1)
 
     def in_order(columns):

@@ -109,7 +109,9 @@ def test_agreement_with_the_truth_leaves_out_what_it_cannot_tell_apart():
     numbers = headline(report)
     assert numbers["true_accuracy"] == 0.5
     assert numbers["accuracy"] == pytest.approx(2 / 3)
-    assert "true_accuracy" not in headline(assess(scores, judged(3), {}))
+    for unknown in (None, np.ones((3, 2))):
+        report = assess(scores, judged(3, qualities=unknown), {})
+        assert "true_accuracy" not in headline(report)
 
 
 def test_spread_is_told_for_both_sides():
