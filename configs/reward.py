@@ -17,7 +17,7 @@ def get_config(preset="tiny"):
     c.comparisons_test = ""
     human = preset == "hh"  # few comparisons, and nobody has balanced them
     # Of the training prompts, to choose the best model by.
-    c.validation_share = 0.1 if human else 0.05
+    c.validation_share = {"hh": 0.1, "tiny": 0.05}.get(preset, 0.01)
     c.length_bucket = 10 if human else 0  # tokens; 0: balanced already (collect)
     c.too_long = "truncate_prompt" if human else "drop"  # whole turns, the oldest first
     c.epochs = 2 if human else 1
