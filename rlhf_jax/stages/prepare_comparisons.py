@@ -36,7 +36,7 @@ TRAINED_ON = 20_000  # comparisons, whose responses a tokenizer is trained on
 
 def run(config, workdir: str) -> None:
     """Prepare `config.comparisons` into `workdir`."""
-    if not config.comparisons:
+    if not origins(config):
         raise ValueError("Set config.comparisons: files, or a data set.")
     if not 0 <= config.test_share < 1:
         raise ValueError(f"{config.test_share=} must be from 0 to below 1.")
@@ -127,15 +127,22 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
 
 def read(config, left_out: Counter, report: Path) -> Iterator[Comparison]:
     """The comparisons of all files, bad records treated as the config says, and what
-    else is left out counted by reason."""
+    is left out counted by reason."""
+
+    def scanned(origin: str) -> Rows:
+        for row in scan(origin, config.split):
+            left_out["bad record"] += 1  # until it turns out to be good
+            yield row
+
     for origin in origins(config):
         for found, without in each_good(
-            scan(origin, config.split),
+            scanned(origin),
             lambda row: comparisons_in(row, config.layout),
             source=origin,
             on_bad_record=config.on_bad_record,
             report=report,
         ):
+            left_out["bad record"] -= 1
             left_out.update(without)
             yield from found
 
@@ -155,9 +162,9 @@ def origins(config) -> list[str]:
 
 def scan(origin: str, split: str) -> Rows:
     """The rows of a file, or of one split of a data set."""
-    return (
-        scan_json_lines(origin) if Path(origin).is_file() else scan_rows(origin, split)
-    )
+    if Path(origin).is_file() or origin.endswith((".jsonl", ".jsonl.gz")):
+        return scan_json_lines(origin)
+    return scan_rows(origin, split)
 
 
 def comparisons_in(row: dict, layout: str) -> tuple[list[Comparison], Counter]:

@@ -160,6 +160,19 @@ def test_agreement_is_the_kappa_of_the_votes_with_the_others():
     assert agreement(votes, np.ones(8, bool)) == pytest.approx(expected)
 
 
+def test_a_tie_of_the_others_can_be_agreed_with_and_a_split_says_nothing():
+    votes = [vote(i, "a", name) for i in range(6) for name in ("ann", "bob")]
+    votes += [vote(i, "tie", name) for i in range(6, 12) for name in ("bob", "cay")]
+    without_ties = judged([*votes, *(vote(i, "a") for i in range(6, 9))]).kappa[0]
+    with_ties = judged([*votes, *(vote(i, "tie") for i in range(6, 9))]).kappa[0]
+    assert without_ties < with_ties == pytest.approx(1.0)
+    splits = [vote(i, "a", "cay") for i in range(20, 30)]
+    splits += [vote(i, "b", "bob") for i in range(20, 30)]
+    splits += [vote(i, "a") for i in range(20, 30)]
+    ties = [vote(i, "tie") for i in range(6, 9)]
+    assert judged([*votes, *ties, *splits]).kappa[0] == pytest.approx(with_ties)
+
+
 def test_nobody_to_agree_with_is_nan():
     assert np.isnan(agreement(votes_of([vote(0, "a")]), np.ones(1, bool)))
 

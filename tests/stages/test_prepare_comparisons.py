@@ -176,7 +176,8 @@ def test_bad_records_stop_the_run_or_are_left_out_and_listed(prepare, tmp_path):
     with pytest.raises(RecordError, match="line 4"):
         prepare(str(tmp_path / "bad.jsonl"))
     folder = prepare(str(tmp_path / "bad.jsonl"), "skipped", on_bad_record="skip")
-    assert funnel(folder)["in"] == 29
+    assert funnel(folder)["in"] == 30
+    assert funnel(folder)["dropped: bad record"] == 1
     assert json.loads((folder / "bad_records.jsonl").read_text())["line"] == 4
 
 
@@ -195,9 +196,11 @@ def test_a_run_that_is_done_is_left_as_it_is(prepare):
 
 def test_what_cannot_be_prepared_is_refused_in_words(prepare, tmp_path):
     with pytest.raises(ValueError, match=r"Set config.comparisons"):
-        prepare("")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+        prepare(" , ")
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
         prepare(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        prepare(str(tmp_path / "nowhere.jsonl"), "file")
     with pytest.raises(ValueError, match=r"None of 1 comparisons is left.*'tie': 1"):
         prepare([vote("p", "x", "y", "tie")], "other")
 
