@@ -112,7 +112,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("target", None, "The folder to make.")
     flags.DEFINE_string("item", "model", "Which model of our checkpoint to export.")
     flags.DEFINE_enum("naming", None, ["native", "remote", "v1"], "Names of tensors.")
-    flags.DEFINE_string("param_dtype", None, "Type of the numbers, e.g. bfloat16.")
+    types = ["float32", "bfloat16", "float16"]
+    flags.DEFINE_enum("param_dtype", None, types, "Type of the numbers.")
     flags.mark_flags_as_required(["source", "target"])
     start.set_up_logs()
     with start.clear_errors():

@@ -144,7 +144,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("top_k", 0, "Sample of the k likeliest tokens; 0: of all.")
     flags.DEFINE_float("top_p", 1.0, "Sample of the likeliest that reach this sum.")
     flags.DEFINE_integer("seed", 0, "The same seed gives the same answers.")
-    flags.DEFINE_string("dtype", None, "Of weights and computation; None: as saved.")
+    types = ["float32", "bfloat16", "float16"]
+    flags.DEFINE_enum("dtype", None, types, "Of weights and computation.")
     flags.mark_flag_as_required("checkpoint")
     start.set_up_logs()
     logging.set_verbosity(logging.WARNING)
