@@ -4,6 +4,7 @@ import dataclasses
 import http.server
 import json
 import threading
+import time
 
 import pytest
 
@@ -24,6 +25,7 @@ class Service(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.replies, self.requests, self.keys = [], [], []
         self.lock = threading.Lock()
+        self.seconds = 0.0  # before an answer
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -34,6 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.keys.append(self.headers.get("Authorization"))
             replies = self.server.replies
             status, body = replies.pop(0) if replies else (200, said("yes"))
+        time.sleep(self.server.seconds)
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
@@ -161,6 +164,14 @@ def test_spending_stops_before_the_limit_and_goes_on_when_it_is_raised(
     assert again.spent() == pytest.approx(asked * 3e-5)
     assert make_client(spending_limit=1.0).answers(questions) == ["yes"] * 10
     assert len(service.requests) == 10
+
+
+def test_what_is_under_way_counts_as_spent(service, make_client):
+    service.seconds = 0.3
+    client = make_client(spending_limit=0.0011, workers=2)
+    with pytest.raises(SpendingLimitError, match=r"and 0\.001017 under way"):
+        client.answers([asking("a"), asking("b")])
+    assert len(service.requests) == 1
 
 
 def test_a_failed_request_leaves_no_reservation(service, make_client):

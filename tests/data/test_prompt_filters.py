@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.data.prompt_filters import (
@@ -80,6 +80,7 @@ def jaccard(a: str, b: str) -> float:
     return len(parts[0] & parts[1]) / len(parts[0] | parts[1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab ", max_size=30), max_size=12), st.sampled_from([0.5, 0.8]))
 def test_nothing_below_the_limit_is_dropped_and_the_first_stays(texts, limit):
     near = near_duplicates(texts, limit)
@@ -98,6 +99,16 @@ def test_nearly_all_near_duplicates_are_found():
     assert near[100:].mean() > 0.98
 
 
+def test_what_is_only_somewhat_alike_stays():
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 6)) for _ in range(3000)]
+    texts = [rng.choice(words, 20).tolist() for _ in range(100)]
+    changed = [[*text[:-3], *rng.choice(words, 3)] for text in texts]
+    texts = [" ".join(text) for text in texts + changed]
+    assert 0.7 < jaccard(texts[0], texts[100]) < 0.8
+    assert not near_duplicates(texts, 0.8).any()
+
+
 def test_quality_names_the_lowest_criterion():
     scores = np.array([[0.9, 0.5, 0.6], [0.1, 0.0, 0.9], [0.3, 0.9, 0.9], [np.nan] * 3])
     assert by_quality(scores, 0.4) == [
@@ -108,6 +119,7 @@ def test_quality_names_the_lowest_criterion():
     ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from("abc"), max_size=40),
     st.integers(1, 10),
@@ -123,6 +135,7 @@ def test_large_intents_are_cut_to_the_maximum_and_small_ones_kept(
         assert kept.count(intent) == min(maximum, intents.count(intent))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text(max_size=12), max_size=20),
     st.integers(0, 5),

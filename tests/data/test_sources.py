@@ -81,7 +81,12 @@ def test_a_broken_line_stops_or_is_left_out_as_the_config_says(tmp_path):
 
 def test_without_a_test_split_whole_conversations_are_held_out(tmp_path):
     rows = [
-        {"prompt": f"question {n % 50}", "chosen": f"yes {n}", "rejected": "no"}
+        {
+            "system": "Be brief.",
+            "prompt": f"question {n % 50}",
+            "chosen": f"yes {n}",
+            "rejected": "no",
+        }
         for n in range(200)
     ]
     write_split(tmp_path / "set", train="".join(json.dumps(r) + "\n" for r in rows))

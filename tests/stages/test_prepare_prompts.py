@@ -1,12 +1,15 @@
 """From files to files: every prompt goes out or is listed with a reason."""
 
+import ast
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs import prepare_prompts as config_file
+from rlhf_jax.data.chat_client import ChatSettings
 from rlhf_jax.data.records import Prompt, read_records, write_records
 from rlhf_jax.stages import prepare_prompts
 
@@ -138,3 +141,18 @@ def test_rows_of_other_layouts_are_prompts_too(prepare, tmp_path):
         ("Who wrote Hamlet?", ""),
     ]
     assert len((folder / "bad_records.jsonl").read_text().splitlines()) == 2
+
+
+def test_every_option_is_read_and_every_option_read_exists():
+    source = ast.parse(Path(prepare_prompts.__file__).read_text())
+    read = {
+        node.attr
+        for node in ast.walk(source)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "config"
+    }
+    config = config_file.get_config()
+    assert read | {"stage"} == set(config)
+    fields = set(ChatSettings.__dataclass_fields__)
+    assert set(config.judge) == fields | {"api_key_variable"}
