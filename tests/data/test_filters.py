@@ -80,7 +80,7 @@ def test_prompts_whose_messages_join_to_the_same_text_stay_apart():
             compare("", "x", "y", "ab"[len(contents) % 2]), prompt=Prompt("p", messages)
         )
 
-    both = [turns("one", "two"), turns("onetwo")]
+    both = [turns("one", "two"), turns("oneusertwo")]
     assert clean(both)[0] == both
 
 
