@@ -25,6 +25,8 @@ def test_a_pair_reads_the_same_whichever_way_round_it_was_stored():
     for name in ("one", "other", "pair", "verdict", "shown_first", "known"):
         column = getattr(columns, name)
         assert column[0] == column[1], name
+    chosen = columns.one if columns.verdict[0] > 0 else columns.other
+    assert columns.lengths[chosen].tolist() == [1, 1]  # "x"
     assert columns.verdict[0] == columns.known[0] == -columns.shown_first[0] != 0
 
 
