@@ -1,14 +1,14 @@
 """The annotation page: a guideline, a conversation, two responses, a choice.
 
-What a model or a user wrote is text and never HTML: `_text` escapes it, in one place.
+What a model or a user wrote is text and never HTML: it is escaped.
 The page's state is in the browser (the name, the task on the screen) and on the disk
 (the answers), so a server that was killed and started again goes on where it was.
 """
 
 import hmac
-import html
 import os
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -140,12 +140,12 @@ def _blocks(
                 return {
                     start: gr.Column(visible=True),
                     work: gr.Column(visible=False),
-                    notice: _text(note),
+                    notice: escape(note),
                 }
             return {
                 start: gr.Column(visible=False),
                 work: gr.Column(visible=True),
-                message: _text(note),
+                message: escape(note),
                 task_id: task.id,
                 progress: _progress_bar(counts, done, total),
                 conversation: _conversation(task),
@@ -161,13 +161,13 @@ def _blocks(
             try:
                 annotator = annotator_name(request.username or name)
             except ValueError as error:
-                return {notice: _text(str(error))}
+                return {notice: escape(str(error))}
             return {stored: annotator, **next_view(annotator)}
 
         def on_save(request: gr.Request, name: str, task: str, *chosen: str) -> dict:
             missing = [r for r, c in zip(rows, chosen, strict=True) if c is None]
             if missing:
-                return {message: _text(f"Still to choose: {', '.join(missing)}.")}
+                return {message: escape(f"Still to choose: {', '.join(missing)}.")}
             *criteria, overall = map(assignment.task(task).seen, chosen)
             criteria = dict(zip(rows[:-1], criteria, strict=True))
             return take(request, name, task, overall, criteria or None)
@@ -181,7 +181,7 @@ def _blocks(
                 kept = assignment.save(task, annotator, preference, criteria)
             except OSError as error:
                 note = f"NOT SAVED: the server could not write ({error.strerror})."
-                return {message: _text(f"{note} Try again, or tell who runs it.")}
+                return {message: escape(f"{note} Try again, or tell who runs it.")}
             late = "The last one was not kept: somebody else had answered it meanwhile."
             return next_view(annotator, "" if kept else late)
 
@@ -195,7 +195,7 @@ def _blocks(
 
 
 def _conversation(task: Task) -> str:
-    return f'<div data-task="{_text(task.id)}"></div>' + "".join(
+    return f'<div data-task="{escape(task.id)}"></div>' + "".join(
         _block(m["role"], m["role"].title(), m["content"]) for m in task.prompt.messages
     )
 
@@ -203,16 +203,9 @@ def _conversation(task: Task) -> str:
 def _block(kind: str, title: str, text: str) -> str:
     return (
         f'<section class="card {kind}"><h3>{title}</h3>'
-        f'<div class="text" dir="auto">{_text(text)}</div></section>'
+        f'<div class="text" dir="auto">{escape(text)}</div></section>'
     )
 
 
 def _progress_bar(counts: str, done: int, total: int) -> str:
-    return f'<progress value="{done}" max="{total}"></progress> {_text(counts)}'
-
-
-def _text(text: str) -> str:
-    """Text as HTML that shows it letter by letter. Braces and dollars go too: gradio's
-    HTML component knows templates."""
-    escaped = html.escape(text)
-    return escaped.translate({ord(c): f"&#{ord(c)};" for c in "{}$`\\"})
+    return f'<progress value="{done}" max="{total}"></progress> {escape(counts)}'
