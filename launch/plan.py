@@ -69,7 +69,7 @@ def report(plans: list[Plan], mesh: dict) -> None:
     """Print one row a program, in GiB, TFLOP and seconds of one chip."""
     title = f"{TOPOLOGY.value} as " + " x ".join(f"{k} {n}" for k, n in mesh.items())
     table = Table(title=title)
-    for name in ("program", "arguments", "temporaries", "code", "of HBM", "fits"):
+    for name in ("program", "held", "arguments", "temporaries", "of HBM", "fits"):
         table.add_column(name)
     for name in ("TFLOP", "GiB moved", "seconds at best", "bound by", "MFU at most"):
         table.add_column(name)
@@ -81,7 +81,7 @@ def report(plans: list[Plan], mesh: dict) -> None:
             p.name,
             *(
                 f"{p.memory[k] / GIB:.2f}" if k in p.memory else "?"
-                for k in ("arguments", "temporaries", "code")
+                for k in ("held", "arguments", "temporaries")
             ),
             f"{p.chip.memory / GIB:.1f}",
             "yes" if p.fits else "NO",

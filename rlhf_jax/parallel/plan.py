@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.parallel.hlo import collectives
@@ -49,7 +48,7 @@ class Program:
 
     Attributes:
         donate: whether the first argument's memory is used for the result.
-        held: what else lies in memory while it runs.
+        held: what else lies in memory while it runs, beside the arguments.
         loop_steps: how often a loop without a known end runs.
     """
 
@@ -108,20 +107,17 @@ def plan(program: Program, chip: Chip, *, num_chips: int) -> Plan:
         flops=flops / num_chips,
         read=arguments * program.loop_steps,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        # The text of programs for newer chips cannot be had from the compiled object.
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        lowered = function.lower(*program.arguments)
-        try:
-            compiled = lowered.compile(compiler_options=options)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            memory, largest = {"held": held}, largest_allocations(str(error))
-            return found(fits=False, memory=memory, largest=largest, moved={})
-        texts = Path(folder).glob("*jit_*.after_optimizations.txt")
-        text = max(texts, key=lambda path: path.stat().st_size).read_text()
-    memory = {"held": held} | memory_of(compiled)
+    try:
+        compiled, text = compile_with_text(function.lower(*program.arguments))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        memory = {"held": held, "arguments": arguments}
+        largest = largest_allocations(str(error))
+        return found(fits=False, memory=memory, largest=largest, moved={})
+    memory = memory_of(compiled)
+    held += max(arguments - memory["arguments"], 0)  # what the program does not read
+    memory = {"held": held} | memory
     moved = moved_bytes(text, loop_steps=program.loop_steps)
     fits = sum(memory.values()) <= chip.memory
     largest = sorted(memory, key=memory.get, reverse=True)
@@ -129,9 +125,23 @@ def plan(program: Program, chip: Chip, *, num_chips: int) -> Plan:
     return found(fits=fits, memory=memory, largest=largest, moved=moved)
 
 
+def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """Compile for a TPU, and read what became of the program.
+
+    `compiled.as_text()` fails on newer chips' asynchronous instructions, which this
+    machine's own XLA does not know.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        texts = Path(folder).glob("*jit_*.after_optimizations.txt")
+        text = max(texts, key=lambda path: path.stat().st_size).read_text()
+    return compiled, text
+
+
 def bytes_per_device(x) -> int:
     """What an array (or its shape, with a sharding) takes of one device."""
-    return math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def largest_allocations(message: str) -> list[str]:

@@ -5,14 +5,19 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from rlhf_jax.batches import SFTBatch
+from configs import ppo as ppo_config
+from rlhf_jax.batches import PackedPairs, PreferenceBatch, Rollout, SFTBatch
+from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import shard_batch, shard_parameters
-from rlhf_jax.stages import sft
+from rlhf_jax.stages import dpo, ppo, reward, sft
 from rlhf_jax.training.optimizers import sgd
 from rlhf_jax.training.state import TrainState
 from tests.models.families import FAMILIES, random_model, random_tokens
@@ -33,10 +38,16 @@ def config(family: str) -> ChatGLMConfig:
 
 
 def dialogues(config) -> SFTBatch:
-    tokens = random_tokens(config, (ROWS, PROMPT + RESPONSE), prompt=2)
+    tokens = rows_of_tokens(config, PROMPT + RESPONSE)
     lengths = np.random.default_rng(0).integers(10, 13, (ROWS, 1))
     mask = np.arange(tokens.shape[1])[None] < lengths
     return SFTBatch(tokens, mask, mask & (np.arange(tokens.shape[1])[None] >= 4))
+
+
+def rows_of_tokens(config, width: int):
+    """Rows whose context, for ChatGLM-6B, ends at place 2."""
+    rows = [random_tokens(config, (1, width), seed=b, prompt=2) for b in range(ROWS)]
+    return np.concatenate(rows)
 
 
 def sft_step(model, batch):
@@ -51,7 +62,117 @@ def sft_step(model, batch):
     return model(batch.tokens, batch.mask), state, metrics
 
 
-CASES = {"sft": (sft_step, dialogues)}
+def pairs(config) -> PackedPairs:
+    """Prompts of 4 tokens, responses of 4, padding behind them in half of the rows."""
+    tokens = rows_of_tokens(config, 12)
+    ends = np.stack([np.full(ROWS, 7), 10 + np.arange(ROWS) % 2], axis=1)
+    slots = np.arange(12)
+    return PackedPairs(
+        tokens=tokens,
+        mask=slots[None] <= ends[:, 1:],
+        segments=np.tile(np.repeat([0, 1, 2], 4), (ROWS, 1)).astype(np.int32),
+        ends=ends.astype(np.int32),
+        valid=np.arange(ROWS) < 7,
+    )
+
+
+def reward_step(model, batch):
+    state, metrics = reward.train_step(
+        TrainState.create(ScoreModel(model, rngs=nnx.Rngs(0)), SGD),
+        batch,
+        optimizer=SGD,
+        microbatches=1,
+        margin=0.0,
+        label_smoothing=0.0,
+        score_regularisation=0.1,
+    )
+    return state, metrics
+
+
+def preferences(config) -> tuple[PreferenceBatch, SFTBatch]:
+    rng = np.random.default_rng(1)
+    prompts = rows_of_tokens(config, PROMPT)
+    prompt_mask = np.ones(prompts.shape, bool)
+    responses = rng.integers(0, 50, (ROWS, 2, RESPONSE)).astype(np.int32)
+    lengths = rng.integers(1, RESPONSE + 1, (ROWS, 2, 1))
+    mask = np.arange(RESPONSE) < lengths
+    batch = PreferenceBatch(prompts, prompt_mask, responses, mask, np.arange(ROWS) < 7)
+    return batch, dialogues(config)
+
+
+def dpo_step(model, batch):
+    hyper = dpo.Hyper(
+        num_tokens=60,
+        chunk_size=0,
+        loss="dpo",
+        beta=0.1,
+        label_smoothing=0.0,
+        gamma=0.0,
+        alpha=0.0,
+        beta_sft=0.5,
+    )
+    reference = jax.tree.map(lambda x: 0.9 * x, model)
+    return dpo.train_step(
+        TrainState.create(model, SGD),
+        batch[0],
+        None,
+        batch[1],
+        reference,
+        optimizer=SGD,
+        microbatches=1,
+        hyper=hyper,
+    )
+
+
+def rollouts(config) -> tuple[Rollout, SFTBatch]:
+    batch, sft_batch = preferences(config)
+    logprobs = np.full((ROWS, RESPONSE), -2.0, np.float32)
+    rolled = Rollout(
+        prompts=batch.prompts,
+        prompt_mask=batch.prompt_mask,
+        responses=batch.responses[:, 0],
+        response_mask=batch.response_mask[:, 0],
+        logprobs=logprobs,
+        ended=np.arange(ROWS) % 2 == 0,
+    )
+    return rolled, sft_batch
+
+
+def ppo_step(model, batch):
+    rolled, sft_batch = batch
+    config = ppo_config.get_config("tiny")
+    config.minibatches, config.whiten_advantages = 1, True
+    fields = {f.name for f in dataclasses.fields(ppo.Hyper)} - {"num_tokens"}
+    hyper = ppo.Hyper(num_tokens=60, **{name: config[name] for name in fields})
+    scorer = ScoreModel(model, rngs=nnx.Rngs(0))
+    state = ppo.PPOState(
+        policy=TrainState.create(model, SGD),
+        value=TrainState.create(scorer, SGD),
+        kl_coef=jnp.float32(0.1),
+        moments=init_moments(),
+    )
+    reference = jax.tree.map(lambda x: 0.9 * x, model)
+    experience, _, metrics = ppo.make_experience(
+        state, ppo.Frozen(reference, scorer), rolled, jnp.zeros(ROWS), hyper=hyper
+    )
+    state, update_metrics = ppo.update(
+        state,
+        experience,
+        jax.tree.map(lambda x: x[None], sft_batch),
+        jax.random.key(0),
+        hyper=hyper,
+        policy_optimizer=SGD,
+        value_optimizer=SGD,
+    )
+    return experience, state, metrics, update_metrics
+
+
+CASES = {
+    "sft": (sft_step, dialogues),
+    "reward": (reward_step, pairs),
+    "dpo": (dpo_step, preferences),
+    "ppo": (ppo_step, rollouts),
+}
 
 
 @functools.cache

@@ -74,9 +74,7 @@ def test_every_rule_matches_something():
 
 
 def test_a_matrix_without_a_rule_is_an_error():
-    with pytest.raises(
-        ValueError, match=r"No rule .* for \.router.*\(4, 8\)"
-    ):
+    with pytest.raises(ValueError, match=r"No rule .* for \.router.*\(4, 8\)"):
         parameter_spec(".router", (4, 8), SIZES)
     assert parameter_spec(".count", (4,), SIZES) == P()
 

@@ -1,0 +1,114 @@
+"""What the TPU's compiler makes of a training step. Needs libtpu, not a TPU:
+
+python -m pytest -m tpu_compiler tests/parallel/test_tpu_compiler.py
+
+in a process of its own, and only one at a time on a machine.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+from collections import Counter
+
+import pytest
+
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlhf_jax.batches import SFTBatch
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.hlo import collectives
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.parallel.plan import compile_with_text, memory_of
+from rlhf_jax.parallel.sharding import ACTIVATIONS, shard_parameters
+from rlhf_jax.stages import sft
+from rlhf_jax.training.optimizers import adamw
+from rlhf_jax.training.state import TrainState
+
+pytestmark = [
+    pytest.mark.tpu_compiler,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+    ),
+]
+
+ROWS, LENGTH, CHUNK = 4, 1024, 512
+ADAMW = adamw(
+    lambda step: 1e-5, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
+)
+FUSED = dataclasses.replace(ADAMW, fused=True, clip="per_layer")
+# The published shapes, and few layers: what is compiled is one layer anyway.
+LAYERS = 4
+
+
+@functools.cache
+def compiled(optimizer, layers=LAYERS):
+    """SFT of chatglm3_6b on four v5p chips, parameters split by fsdp: the compiled
+    step, its text, and the number of parameters."""
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
+    config = preset("chatglm3_6b", num_layers=layers)
+    with jax.set_mesh(make_mesh((1, 4, 1), topology.devices)):
+        state = shard_parameters(
+            jax.eval_shape(
+                lambda: TrainState.create(ChatGLM(config, rngs=nnx.Rngs(0)), optimizer)
+            )
+        )
+        rows = NamedSharding(jax.sharding.get_mesh(), P(ACTIVATIONS["batch"]))
+        mask = jax.ShapeDtypeStruct((ROWS, LENGTH), bool, sharding=rows)
+        tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32, sharding=rows)
+        step = functools.partial(
+            sft.train_step,
+            optimizer=optimizer,
+            microbatches=1,
+            num_tokens=config.vocab_size,
+            chunk_size=CHUNK,
+        )
+        lowered = jax.jit(step, donate_argnums=0).lower(
+            state, SFTBatch(tokens, mask, mask)
+        )
+        program, text = compile_with_text(lowered)
+    return program, text, sum(x.size for x in jax.tree.leaves(state.model))
+
+
+def test_a_layer_is_gathered_twice_and_its_gradient_scattered_once():
+    """Five matrices: for the forward pass, again for the backward pass, and back."""
+    _, text, _ = compiled(ADAMW)
+    found = Counter(
+        c.kind for c in collectives(text) if c.times == LAYERS and c.bytes_moved > 2**20
+    )
+    assert found == {"all-gather": 10, "reduce-scatter": 5}
+
+
+def test_no_buffer_holds_the_logits_of_all_tokens():
+    _, text, _ = compiled(ADAMW)
+    vocabulary = preset("chatglm3_6b").vocab_size
+    for shape in (f"{ROWS // 4},{LENGTH},{vocabulary}", f"{LENGTH - 1},{vocabulary}"):
+        assert f"[{shape}]" not in text
+    assert f"{CHUNK},{vocabulary}]" in text  # and a chunk's are there
+
+
+def test_the_state_is_updated_in_place():
+    for optimizer in (ADAMW, FUSED):
+        program, _, _ = compiled(optimizer)
+        found = program.memory_analysis()
+        assert found.alias_size_in_bytes > 0.999 * found.output_size_in_bytes
+
+
+@pytest.mark.slow
+def test_the_fused_update_saves_the_memory_of_the_gradient():
+    layers = preset("chatglm3_6b").num_layers
+    ordinary, _, size = compiled(ADAMW, layers)
+    fused, _, _ = compiled(FUSED, layers)
+    saved = memory_of(ordinary)["temporaries"] - memory_of(fused)["temporaries"]
+    gradient = 4 * size / 4  # float32, a chip of four
+    assert saved > 0.95 * gradient

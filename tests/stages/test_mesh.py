@@ -1,0 +1,43 @@
+"""Whole runs on a mesh of eight devices: the numbers of one device."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.training.metrics import read_metrics
+
+MEASURED = ("time/", "tokens_per_second")  # of the machine, not of the run
+
+
+def run(config, workdir, mesh=None):
+    stage = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
+    if mesh is None:
+        stage.run(config, str(workdir))
+    else:
+        with jax.set_mesh(make_mesh(mesh)):
+            stage.run(config, str(workdir))
+    return read_metrics(workdir)
+
+
+@pytest.mark.parametrize("stage", ["sft"])
+def test_a_mesh_changes_no_number_of_a_run(stage, stage_config, tmp_path):
+    config = stage_config(stage)
+    alone = run(config, tmp_path / "alone")
+    sharded = run(config, tmp_path / "mesh", (2, 2, 2))
+    # And again, from the checkpoint on another mesh.
+    assert run(config, tmp_path / "mesh", (1, 4, 2)) == sharded
+    for a, b in zip(alone, sharded, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if not name.startswith(MEASURED):
+                np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=2e-5)
+
+
+def test_a_batch_that_the_mesh_cannot_share_is_refused_at_once(stage_config, tmp_path):
+    config = stage_config("sft", batch_size=6)
+    with pytest.raises(ValueError, match=r"batch_size=6 .*Nearest that do: 4 or 8"):
+        run(config, tmp_path / "run", (2, 2, 2))
+    assert not (tmp_path / "run").exists()
