@@ -2,6 +2,9 @@
 
 Run: python launch/collect.py --config=configs/collect.py:tiny --workdir=runs/collect \
          --config.init_from=runs/sft
+     the same with --config.annotator=people, for people to compare; then
+     python launch/annotate.py --workdir=runs/collect
+     python launch/exchange.py --workdir=runs/collect --import=page
 """
 
 from configs import common
