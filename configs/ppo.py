@@ -51,7 +51,10 @@ def get_config(preset="tiny"):
     c.kl_in_loss = False  # True: GRPO's k3 in the loss; False: in the rewards
     c.kl_target = 0.0  # nats a response; above 0, kl_coef adapts to it
     c.kl_horizon = 10000.0
-    c.kl_ceiling = 100.0  # nats a response that stop the run
+    # Nats a response above which the run goes back to its last checkpoint, with kl_coef
+    # doubled, and at the next time after max_rollbacks stops.
+    c.kl_ceiling = 100.0
+    c.max_rollbacks = 0
     c.gamma = 1.0
     c.lam = 0.95
     c.clip_range = 0.2

@@ -15,6 +15,7 @@ STAGES = (
     "collect",
     "reward",
     "ppo",
+    "select_prompts",
     "pairs",
     "dpo",
     "evaluate",
@@ -65,8 +66,11 @@ def test_every_option_is_read(stage):
     source = attributes_read(package / "stages" / f"{stage}.py")
     source |= attributes_read(package / "training" / "workdir.py")  # config.seed
     if stage == "ppo":  # these go into its Hyper by name
-        hyper = importlib.import_module("rlhf_jax.stages.ppo").Hyper
-        source |= set(hyper.__dataclass_fields__)
+        hyper = set(
+            importlib.import_module("rlhf_jax.training.ppo").Hyper.__annotations__
+        )
+        assert hyper <= attributes_read(package / "training" / "ppo.py")
+        source |= hyper
     optimizer = attributes_read(package / "training" / "optimizers.py")
     data = attributes_read(package / "data" / "sources.py")
     config = make(stage, "tiny")

@@ -13,8 +13,8 @@ ALLOWED = {
     "parallel": set(),
     "data": {"batches"},
     "models": {"parallel"},
-    "training": {"models", "parallel"},
     "generation": {"models", "losses", "parallel", "batches"},
+    "training": {"generation", "models", "losses", "parallel", "batches"},
     "evaluation": {"generation", "training", "models", "losses", "data", "batches"},
     "stages": {
         "evaluation",

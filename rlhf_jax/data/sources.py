@@ -102,6 +102,22 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
     )
 
 
+def check_tokenizer(tokenizer: Tokenizer, model: str | Path) -> None:
+    """Refuse a model that was trained with another tokenizer.
+
+    Raises:
+        ValueError: the tokenizer in the model's folder has another fingerprint.
+    """
+    for place in (Path(model) / "tokenizer", Path(model)):
+        if has_tokenizer(place):
+            if load_tokenizer(place).fingerprint != tokenizer.fingerprint:
+                raise ValueError(
+                    f"{model} was trained with another tokenizer than this run: their "
+                    "token ids mean different text."
+                )
+            return
+
+
 def write_testbed(config, folder: Path) -> None:
     """Lay out the synthetic world of `config.testbed` and `config.annotators`."""
     testbed = world.TestbedConfig(**config.testbed)

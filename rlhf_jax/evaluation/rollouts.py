@@ -66,6 +66,30 @@ def scored_rollouts(
         )
 
 
+def prompt_scores(
+    policy: ChatGLM,
+    reward_model: ScoreModel,
+    prompts: Sequence[list[int]],
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    width: int,
+) -> np.ndarray:
+    """The score of one answer to each prompt: float32 [prompts]."""
+    answers = scored_rollouts(
+        policy,
+        reward_model,
+        prompts,
+        key,
+        sampling,
+        samples_per_prompt=1,
+        batch_size=batch_size,
+        width=width,
+    )
+    return np.concatenate([found.scores[:, 0] for found in answers])
+
+
 def evaluate(
     policy: ChatGLM,
     reward_model: ScoreModel,

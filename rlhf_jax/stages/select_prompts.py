@@ -26,7 +26,7 @@ from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt, write_records
 from rlhf_jax.evaluation.rollouts import scored_rollouts
-from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.sampling import plain_sampling
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -69,15 +69,10 @@ def run(config, workdir: str) -> None:
     )
 
     # Responses and scores
-    sampling = Sampling(
+    sampling = plain_sampling(
+        tokenizer,
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
-        top_k=0,
-        top_p=1.0,
-        min_new_tokens=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        num_tokens=tokenizer.vocab_size,
     )
     answers = scored_rollouts(
         policy,

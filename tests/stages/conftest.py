@@ -12,6 +12,7 @@ from configs import (
     pairs,
     ppo,
     reward,
+    select_prompts,
     sft,
 )
 from rlhf_jax.data import sources
@@ -21,6 +22,7 @@ CONFIGS = {
     "collect": collect,
     "reward": reward,
     "ppo": ppo,
+    "select_prompts": select_prompts,
     "pairs": pairs,
     "dpo": dpo,
     "evaluate": evaluate,

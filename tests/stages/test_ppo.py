@@ -1,217 +1,206 @@
-"""The details of PPO that fail silently when they are wrong."""
+"""What PPO refuses, and how a whole run behaves."""
 
-import dataclasses
-import functools
+import json
+import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from rlhf_jax.batches import PromptBatch
-from rlhf_jax.generation.rollout import rollout
-from rlhf_jax.generation.sampling import Sampling
-from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.models.heads import ScoreModel
-from rlhf_jax.models.presets import preset
-from rlhf_jax.stages import ppo
-from rlhf_jax.training.optimizers import adamw
-from rlhf_jax.training.state import TrainState
+from configs import ppo as ppo_config
+from rlhf_jax.data.records import Prompt, read_records
+from rlhf_jax.data.tokenizers import train_tokenizer
+from rlhf_jax.stages import ppo, select_prompts
+from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.metrics import Writer, read_metrics
 
-NUM_TOKENS = 30
-HYPER = ppo.Hyper(
-    temperature=0.8,
-    num_tokens=NUM_TOKENS,
-    chunk_size=0,
-    gamma=1.0,
-    lam=0.95,
-    clip_range=0.2,
-    value_clip_range=0.2,
-    beta_sft=0.0,
-    whiten_advantages=False,
-    missing_end_penalty=0.5,
-    score_clip=10.0,
-    ppo_epochs=1,
-    minibatches=2,
-    microbatches=1,
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"advantage": "vtrace"}, "must be one of.*'rloo'"),
+        ({"baseline": "greedily"}, "must be one of.*'greedy'"),
+        ({"advantage": "rloo", "baseline": "none"}, "samples_per_prompt to 2 or more"),
+        ({"advantage": "grpo", "samples_per_prompt": 4}, "cancels out.*'none'"),
+        ({"advantage": "remax", "baseline": "none"}, "baseline='greedy'"),
+        ({"advantage": "remax", "whiten_rewards": True}, "advantage='gae'"),
+        ({"dual_clip": 0.5}, "above 1"),
+        ({"samples_per_prompt": 3}, "multiple of samples_per_prompt=3"),
+        ({"minibatches": 3}, "batch_size=128 does not divide"),
+        ({"microbatches": 3}, "batch_size=128 does not divide"),
+        ({"microbatches": 16}, "sft_batch_size=8 does not divide"),
+    ],
 )
-SAMPLING = Sampling(
-    max_new_tokens=6,
-    temperature=0.8,
-    top_k=0,
-    top_p=1.0,
-    min_new_tokens=0,
-    stop_ids=(1, 2, 3),
-    pad_id=0,
-    num_tokens=NUM_TOKENS,
-)
+def test_options_that_contradict_each_other_are_refused(fields, message, tmp_path):
+    config = ppo_config.get_config("tiny")
+    config.update(fields)
+    with pytest.raises(ValueError, match=message):
+        ppo.run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
-def optimizer(learning_rate: float):
-    return adamw(
-        lambda step: learning_rate,
-        b1=0.9,
-        b2=0.95,
-        eps=1e-8,
-        weight_decay=0.0,
-        clip_norm=1.0,
-    )
+@pytest.fixture
+def nothing_is_compiled(monkeypatch):
+    """Loading a model, the first thing that compiles, fails."""
+
+    def load_policy(*_, **__):
+        raise AssertionError("A model was loaded.")
+
+    monkeypatch.setattr(ppo.weights, "load_policy", load_policy)
 
 
-def make_state(learning_rate: float, kl_coef: float = 0.05):
-    config = preset("micro", vocab_size=32, context_length=64)
-    policy = ChatGLM(config, rngs=nnx.Rngs(0))
-    policy = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, policy)
-    reward = ScoreModel(policy, rngs=nnx.Rngs(1))
-    tx = optimizer(learning_rate)
-    state = ppo.PPOState(
-        TrainState.create(policy, tx),
-        TrainState.create(ScoreModel(policy, rngs=nnx.Rngs(2)), tx),
-        jnp.float32(kl_coef),
-    )
-    return state, ppo.Frozen(policy, reward), tx
+@pytest.mark.usefixtures("nothing_is_compiled")
+def test_a_reward_model_with_another_tokenizer_is_refused(stage_config, tmp_path):
+    texts = ["another text, and so another vocabulary"]
+    train_tokenizer(texts, 270, tmp_path / "reward" / "tokenizer")
+    config = stage_config("ppo", reward_model=str(tmp_path / "reward"))
+    with pytest.raises(ValueError, match="trained with another tokenizer"):
+        ppo.run(config, str(tmp_path / "run"))
 
 
-def make_prompts(rows=8, width=5, pad=0):
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(4, NUM_TOKENS, (rows, width)).astype(np.int32)
-    lengths = rng.integers(1, width + 1, rows)
-    mask = np.arange(width)[None] >= width - lengths[:, None]
-    pads = ((0, 0), (pad, 0))
-    return PromptBatch(
-        jnp.asarray(np.pad(np.where(mask, tokens, 0), pads)),
-        jnp.asarray(np.pad(mask, pads)),
-        jnp.arange(rows),
-    )
+@pytest.mark.usefixtures("nothing_is_compiled")
+def test_prompts_that_are_all_too_long_are_refused(stage_config, tmp_path):
+    config = stage_config("ppo", max_prompt_tokens=2)
+    with pytest.raises(ValueError, match=r"None of .* prompts fits"):
+        ppo.run(config, str(tmp_path / "run"))
 
 
-def experience_of(state, frozen, prompts, hyper=HYPER):
-    rolled = rollout(state.policy.model, prompts, jax.random.key(0), SAMPLING)
-    baseline = jnp.zeros(rolled.responses.shape[0])
-    step = jax.jit(functools.partial(ppo.make_experience, hyper=hyper))
-    return rolled, *step(state, frozen, rolled, baseline)
-
-
-def update(state, experience, tx, hyper=HYPER, seed=1):
-    step = jax.jit(
-        functools.partial(
-            ppo.update, hyper=hyper, policy_optimizer=tx, value_optimizer=tx
-        )
-    )
-    return step(state, experience, None, jax.random.key(seed))
-
-
-def test_the_first_ratio_is_1_and_sampler_and_trainer_agree():
-    state, frozen, tx = make_state(1e-3)
-    _, experience, metrics = experience_of(state, frozen, make_prompts())
-    assert metrics["rollout/logprob_gap_max"] < 1e-4
-    _, metrics = update(state, experience, tx)
-    assert abs(metrics["val/ratio_first"].value() - 1) < 1e-4
-    assert abs(metrics["val/ratio"].value() - 1) > 1e-6  # later ones move
-
-
-def test_nothing_after_the_end_has_reward_advantage_value_or_logprob():
-    state, frozen, _ = make_state(1e-3)
-    rolled, experience, _ = experience_of(state, frozen, make_prompts())
-    assert not rolled.response_mask.all()
-    for name in ("old_logprobs", "old_values", "advantages", "returns"):
-        array = np.asarray(getattr(experience, name))
-        assert (array[~np.asarray(rolled.response_mask)] == 0).all(), name
-        assert (array[np.asarray(rolled.response_mask)] != 0).any(), name
-
-
-def test_left_padding_changes_no_advantage_and_no_update():
-    state, frozen, tx = make_state(1e-3)
-    results = []
-    for pad in (0, 3):
-        _, experience, _ = experience_of(state, frozen, make_prompts(pad=pad))
-        new, _ = update(state, experience, tx)
-        results.append((experience.advantages, experience.returns, new.policy.model))
-    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4)
-
-
-def test_microbatches_change_no_update():
-    state, frozen, tx = make_state(1e-3)
-    _, experience, _ = experience_of(state, frozen, make_prompts())
-    whole, _ = update(state, experience, tx)
-    parts, _ = update(state, experience, tx, dataclasses.replace(HYPER, microbatches=2))
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
-
-
-def test_a_response_that_never_ends_pays_at_its_last_token():
-    state, frozen, _ = make_state(1e-3)
-    hyper = dataclasses.replace(HYPER, lam=0.0)  # the advantage is the TD error
-    free = dataclasses.replace(hyper, missing_end_penalty=0.0)
-    rolled, fined, _ = experience_of(state, frozen, make_prompts(), hyper)
-    _, unfined, _ = experience_of(state, frozen, make_prompts(), free)
-    difference = np.asarray(unfined.advantages - fined.advantages)
-    ended = np.asarray(rolled.ended)
-    assert ended.any()
-    assert not ended.all()
-    np.testing.assert_allclose(difference[ended], 0.0, atol=1e-6)
-    np.testing.assert_allclose(difference[~ended, -1], 0.5, atol=1e-5)
-    np.testing.assert_allclose(difference[~ended, :-1], 0.0, atol=1e-6)
-
-
-def test_fractional_rewards_and_the_baseline_survive():
-    state, frozen, _ = make_state(1e-3)
-    prompts = make_prompts()
-    rolled, plain, metrics = experience_of(state, frozen, prompts)
-    step = functools.partial(ppo.make_experience, hyper=HYPER)
-    shifted, _ = step(state, frozen, rolled, jnp.full(8, 0.25))
-    last = np.asarray(rolled.response_mask).sum(-1) - 1
-    rows = np.arange(8)
-    change = np.asarray(plain.advantages - shifted.advantages)[rows, last]
-    np.testing.assert_allclose(change, 0.25, atol=1e-5)
-    assert metrics["objective/kl"].value() == pytest.approx(0.0, abs=1e-5)
-
-
-def test_learning_rate_0_changes_nothing():
-    state, frozen, tx = make_state(0.0)
-    _, experience, _ = experience_of(state, frozen, make_prompts())
-    new, _ = update(state, experience, tx)
-    for a, b in zip(
-        jax.tree.leaves((state.policy.model, state.value.model)),
-        jax.tree.leaves((new.policy.model, new.value.model)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize(("kl_coef", "learns"), [(0.01, True), (1000.0, False)])
-def test_a_bandit_finds_its_best_arm_unless_the_kl_is_too_dear(
-    monkeypatch, kl_coef, learns
+@pytest.mark.usefixtures("nothing_is_compiled")
+def test_an_empty_sft_set_is_refused_where_the_loss_needs_it(
+    stage_config, data_folder, tmp_path
 ):
-    """One token a response, and token 7 is worth 1: wrong signs fail here."""
+    shutil.copytree(data_folder, tmp_path / "data")
+    (tmp_path / "data" / "sft.jsonl").write_text("")
+    config = stage_config("ppo")
+    config.data.path = str(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"sft\.jsonl"):
+        ppo.run(config, str(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("nothing_is_compiled")
+def test_a_reference_that_is_not_the_policys_start_is_named(
+    stage_config, data_folder, tmp_path, monkeypatch
+):
+    for name in ("start", "other"):
+        shutil.copytree(data_folder / "tokenizer", tmp_path / name / "tokenizer")
+    warnings = []
     monkeypatch.setattr(
-        ppo,
-        "response_scores",
-        lambda model, prompts, mask, responses, response_mask: (
-            responses[:, :, 0] == 7
-        ).astype(jnp.float32),
+        ppo.logging, "warning", lambda text, *args: warnings.append(text % args)
     )
-    state, frozen, tx = make_state(3e-3, kl_coef)
-    hyper = dataclasses.replace(
-        HYPER, temperature=1.0, missing_end_penalty=0.0, score_clip=1e6
+    config = stage_config(
+        "ppo", init_from=str(tmp_path / "start"), reference=str(tmp_path / "other")
     )
-    sampling = dataclasses.replace(SAMPLING, max_new_tokens=1, temperature=1.0)
-    make = jax.jit(functools.partial(ppo.make_experience, hyper=hyper))
-    step = jax.jit(
-        functools.partial(
-            ppo.update, hyper=hyper, policy_optimizer=tx, value_optimizer=tx
-        )
+    with pytest.raises(AssertionError, match="A model was loaded"):
+        ppo.run(config, str(tmp_path / "run"))
+    assert str(tmp_path / "start") in warnings[0]
+    assert str(tmp_path / "other") in warnings[0]
+
+
+def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
+    stage_config, tmp_path, monkeypatch
+):
+    """Four iterations at learning rate 0: nothing is compiled after the second, each
+    has its own key, and what does not hang on the samples stays the same."""
+    compiled, seen, keys = [], [], []
+    lowered = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if name == lowered else None
     )
-    prompts = make_prompts(rows=64)
-    for i in range(30):
-        rolled = rollout(state.policy.model, prompts, jax.random.key(i), sampling)
-        experience, metrics = make(state, frozen, rolled, jnp.zeros(64))
-        state, _ = step(state, experience, None, jax.random.key(100 + i))
-    if learns:
-        assert metrics["objective/scores"].value() > 0.8
-    else:
-        assert metrics["objective/scores"].value() < 0.2
-        # To find the arm costs log(30) = 3.4 nats; Adam's steps wander a little.
-        assert metrics["objective/kl"].value() < 0.3
+    write, roll = Writer.write, ppo.rollout
+
+    def write_and_count(self, step, metrics):
+        if step > len(seen):
+            seen.append(len(compiled))
+        return write(self, step, metrics)
+
+    def roll_and_note(model, batch, key, sampling):
+        keys.append(jax.random.key_data(key).tolist())
+        return roll(model, batch, key, sampling)
+
+    monkeypatch.setattr(Writer, "write", write_and_count)
+    monkeypatch.setattr(ppo, "rollout", roll_and_note)
+    config = stage_config("ppo", total_steps=4, eval_every=1, save_every=0)
+    for optimizer in (config.optimizer, config.value_optimizer):
+        optimizer.learning_rate = 0.0
+    ppo.run(config, str(tmp_path / "run"))
+
+    assert seen[0] > 0
+    assert seen[3] == seen[2]
+    assert len({tuple(key) for key in keys}) == 4
+    lines = read_metrics(tmp_path / "run")
+    for name, value in {
+        "objective/kl": 0.0,
+        "val/ratio": 1.0,
+        "policy/approxkl": 0.0,
+        "policy/clipfrac": 0.0,
+        "rollout/ratio_outside": 0.0,
+    }.items():
+        assert [line[name] for line in lines] == pytest.approx([value] * 4, abs=1e-5)
+    for name in ("eval/scores", "eval/response_length"):
+        assert len({line[name] for line in lines}) == 1
+    text = (tmp_path / "run" / "samples.jsonl").read_text()
+    samples = [json.loads(line) for line in text.splitlines()]
+    tables = [
+        [(s["prompt"], s["response"]) for s in samples if s["step"] == step]
+        for step in (1, 4)
+    ]
+    assert tables[0] == tables[1]
+    assert tables[0]
+
+
+def test_a_kl_above_the_ceiling_rolls_back_then_stops(stage_config, tmp_path):
+    """Without a critic, too: its checkpoints hold no value model."""
+    config = stage_config(
+        "ppo",
+        advantage="rloo",
+        baseline="none",
+        samples_per_prompt=2,
+        total_steps=4,
+        save_every=1,
+        eval_every=0,
+        kl_coef=0.125,
+        kl_ceiling=1e-4,
+        max_rollbacks=1,
+    )
+    config.optimizer.learning_rate, config.optimizer.warmup_steps = 0.1, 0
+    ppo.run(config, str(tmp_path / "run"))
+    (line,) = read_metrics(tmp_path / "run")
+    assert line["optim/rollbacks"] == 1
+    assert line["objective/kl_coef"] == 0.25
+    checkpoints = Checkpoints(tmp_path / "run", keep=None)
+    assert checkpoints.latest_step() == 1
+    assert set(checkpoints.meta(1)["models"]) == {"model"}
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_policy_that_starts_above_the_ceiling_is_refused(stage_config, tmp_path):
+    config = stage_config("ppo", kl_ceiling=-1.0, baseline="none", beta_sft=0.0)
+    with pytest.raises(ValueError, match="before any update"):
+        ppo.run(config, str(tmp_path / "run"))
+
+
+def test_prompts_whose_scores_vary_too_little_are_dropped(
+    stage_config, data_folder, tmp_path
+):
+    config = stage_config("select_prompts", samples_per_prompt=2, epsilon=0.01)
+    select_prompts.run(config, str(tmp_path / "run"))
+    text = (tmp_path / "run" / "rollouts.jsonl").read_text()
+    rollouts = [json.loads(line) for line in text.splitlines()]
+    kept = [r["id"] for r in rollouts if np.var(r["scores"]) >= 0.01]
+    assert 0 < len(kept) < len(rollouts)
+    selected = read_records(tmp_path / "run" / "prompts.jsonl", Prompt)
+    assert [prompt.id for prompt in selected] == kept
+    everything = read_records(data_folder / "prompts.jsonl", Prompt)
+    assert [r["id"] for r in rollouts] == [prompt.id for prompt in everything]
+    report = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert report["kept"] == len(kept)
+    assert report["dropped"] == len(rollouts) - len(kept)
+    assert sum(n["kept"] for n in report["by intent"].values()) == len(kept)
+    assert sum(report["variance histogram"]["counts"]) == len(rollouts)
+
+    config.epsilon = 1e6
+    with pytest.raises(ValueError, match="the largest is"):
+        select_prompts.run(config, str(tmp_path / "none"))
+    config.samples_per_prompt = 1
+    with pytest.raises(ValueError, match="2 or more"):
+        select_prompts.run(config, str(tmp_path / "one"))
