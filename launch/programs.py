@@ -28,8 +28,8 @@ from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import check_batch, check_heads
 from rlhf_jax.parallel.plan import Program
 from rlhf_jax.parallel.sharding import ACTIVATIONS, shard_parameters
-from rlhf_jax.stages import dpo, ppo, reward, sft
-from rlhf_jax.training import optimizers
+from rlhf_jax.stages import dpo, reward, sft
+from rlhf_jax.training import optimizers, ppo
 from rlhf_jax.training.state import TrainState
 
 # A schedule needs an end; which one changes no program.
@@ -139,6 +139,7 @@ def of_ppo(config, num_tokens: int) -> list[Program]:
         value=value,
         kl_coef=scalar(jnp.float32),
         moments=shard_parameters(jax.eval_shape(init_moments)),
+        rollbacks=scalar(jnp.int32),
     )
     frozen_dtype = config.frozen_param_dtype
     frozen = ppo.Frozen(

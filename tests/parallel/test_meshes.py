@@ -12,12 +12,15 @@ from flax import nnx
 
 from configs import ppo as ppo_config
 from rlhf_jax.batches import PackedPairs, PreferenceBatch, Rollout, SFTBatch
+from rlhf_jax.generation.generate import _generate
+from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import shard_batch, shard_parameters
-from rlhf_jax.stages import dpo, ppo, reward, sft
+from rlhf_jax.stages import dpo, reward, sft
+from rlhf_jax.training import ppo
 from rlhf_jax.training.optimizers import sgd
 from rlhf_jax.training.state import TrainState
 from tests.models.families import FAMILIES, random_model, random_tokens
@@ -150,6 +153,7 @@ def ppo_step(model, batch):
         value=TrainState.create(scorer, SGD),
         kl_coef=jnp.float32(0.1),
         moments=init_moments(),
+        rollbacks=jnp.int32(0),
     )
     reference = jax.tree.map(lambda x: 0.9 * x, model)
     experience, _, metrics = ppo.make_experience(
@@ -167,7 +171,23 @@ def ppo_step(model, batch):
     return experience, state, metrics, update_metrics
 
 
+def generate_step(model, batch):
+    sampling = Sampling(
+        max_new_tokens=6,
+        temperature=1.0,
+        top_k=0,
+        top_p=0.9,
+        min_new_tokens=0,
+        stop_ids=(1, 2, 3, 4),
+        pad_id=0,
+        num_tokens=60,
+    )
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    return _generate(model, batch, jnp.ones(batch.shape, bool), keys, sampling)
+
+
 CASES = {
+    "generate": (generate_step, lambda config: rows_of_tokens(config, PROMPT)),
     "sft": (sft_step, dialogues),
     "reward": (reward_step, pairs),
     "dpo": (dpo_step, preferences),
