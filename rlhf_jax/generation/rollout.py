@@ -13,6 +13,7 @@ from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.generation.generate import generate
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.parallel.sharding import shard_batch
 
 
 def row_keys(key: jax.Array, index: jax.Array) -> jax.Array:
@@ -31,7 +32,7 @@ def rollout(
     model: ChatGLM, batch: PromptBatch, key: jax.Array, sampling: Sampling
 ) -> Rollout:
     """Sample one response to each row of a batch."""
-    batch = jax.tree.map(jnp.asarray, batch)
+    batch = jax.tree.map(jnp.asarray, shard_batch(batch))
     keys = row_keys(key, batch.index)
     out = generate(model, batch.prompts, batch.prompt_mask, keys, sampling)
     return Rollout(
@@ -70,6 +71,7 @@ def respond(
         for row, i in enumerate(index):
             tokens[row, width - len(prompts[i]) :] = prompts[i]
             mask[row, width - len(prompts[i]) :] = True
+        tokens, mask, index = shard_batch((tokens, mask, index))
         keys = row_keys(key, jnp.asarray(index))
         out = generate(model, tokens, mask, keys, sampling)
         lengths = np.asarray(out.lengths)

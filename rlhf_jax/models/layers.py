@@ -112,6 +112,8 @@ class Attention(nnx.Module):
         values = both[:, :, 1].transpose(0, 2, 1, 3)  # [B, K, T, H]
         if layer is not None:
             keys, values = kv_cache.write(layer, keys, values, index)
+        keys = constrain(keys, "batch", "kv_heads", "head_dim", "slots")
+        values = constrain(values, "batch", "kv_heads", "slots", "head_dim")
         out = attend(queries, keys, values, seen)
         return self.output(out), (keys, values)
 

@@ -99,10 +99,12 @@ def check_heads(num_heads: int) -> None:
     """
     tensor = dict(jax.sharding.get_abstract_mesh().shape).get("tensor", 1)
     if num_heads % tensor:
-        fitting = sorted(_divisors(num_heads), key=lambda n: abs(n - tensor))[:2]
+        fitting = _divisors(num_heads)
+        below = max(n for n in fitting if n < tensor)
+        above = [f" or {n}" for n in fitting if n > tensor][:1]
         raise ValueError(
             f"The mesh's {tensor=} does not divide {num_heads} query heads. Nearest "
-            f"sizes that do: {' or '.join(map(str, sorted(fitting)))}."
+            f"sizes that do: {below}{''.join(above)}."
         )
 
 

@@ -119,7 +119,8 @@ def constrain_parameters(tree, *, layer: bool = False):
 
 
 def shard_batch(tree, *, axis: int = 0):
-    """Put host arrays on the mesh, rows (axis `axis`) over data and fsdp.
+    """Put host arrays on the mesh, rows (axis `axis`) over data and fsdp; all devices
+    get rows that these do not divide.
 
     Every process passes its own rows; in order of process they are the batch.
     """
@@ -129,9 +130,11 @@ def shard_batch(tree, *, axis: int = 0):
 
     def place(x):
         spec = P(*[None] * axis, ACTIVATIONS["batch"])
-        return jax.make_array_from_process_local_data(
-            NamedSharding(mesh, spec), np.asarray(x)
-        )
+        shape = list(np.shape(x))
+        shape[axis] *= jax.process_count()
+        sharding = NamedSharding(mesh, _fit(spec, shape, dict(mesh.shape)))
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(sharding, x, tuple(shape))
 
     return jax.tree.map(place, tree)
 

@@ -32,13 +32,14 @@ from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import dialogue_logprobs, response_logprobs
 from rlhf_jax.losses import dpo as losses
 from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.parallel.mesh import check_batch
+from rlhf_jax.parallel.sharding import create, shard_batch
 from rlhf_jax.training import optimizers, weights
-from rlhf_jax.training.accumulate import value_and_grad
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
+from rlhf_jax.training.state import TrainState, from_items, to_items, update
 from rlhf_jax.training.workdir import due, finish, open_workdir
 
 LOSSES = ("dpo", "robust", "ipo", "simpo", "length_regularised")
@@ -137,11 +138,8 @@ def train_step(
         num_sft_tokens=sft.loss_mask.sum() if sft else 1,
         hyper=hyper,
     )
-    _, metrics, gradients = value_and_grad(
-        share, state.model, (batch, ref_logprobs, sft), microbatches=microbatches
-    )
-    state, update_metrics = apply_gradients(state, gradients, optimizer)
-    return state, metrics | update_metrics
+    inputs = (batch, ref_logprobs, sft)
+    return update(share, state, inputs, optimizer=optimizer, microbatches=microbatches)
 
 
 def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):
@@ -150,7 +148,7 @@ def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):
     found = np.zeros((len(pairs), 2), np.float32)
     for i in range(0, len(pairs), batch_size):
         index = order[i : i + batch_size]
-        batch = make_batch([pairs[j] for j in index])
+        batch = shard_batch(make_batch([pairs[j] for j in index]))
         found[index] = np.asarray(logprob_step(reference, batch))[: len(index)]
     return found
 
@@ -177,6 +175,9 @@ def run(config, workdir: str) -> None:
     """Improve `config.init_from` (an SFT policy) on labelled pairs; leave it in
     `workdir/checkpoints`."""
     check_options(config)
+    check_batch("batch_size", config.batch_size, parts=config.microbatches)
+    if config.beta_sft:
+        check_batch("sft_batch_size", config.sft_batch_size, parts=config.microbatches)
     workdir = open_workdir(workdir, config)
 
     # Data
@@ -279,7 +280,7 @@ def run(config, workdir: str) -> None:
         reference = None  # its memory is free; an evaluation loads it again
 
     # State
-    state = jax.jit(functools.partial(TrainState.create, optimizer=optimizer))(policy)
+    state = create(functools.partial(TrainState.create, optimizer=optimizer), policy)
     del policy
 
     # Restore
@@ -324,13 +325,12 @@ def run(config, workdir: str) -> None:
         for step in range(start, total_steps):
             index = order.indices(step)
             batch = make_batch([pairs[i] for i in index])
-            state, metrics = step_fn(
-                state,
+            inputs = (
                 batch,
                 None if ref_logprobs is None else ref_logprobs[index],
                 sft.batch(step) if sft else None,
-                reference,
             )
+            state, metrics = step_fn(state, *shard_batch(inputs), reference)
             metrics["optim/lr"] = schedule(step)
             metrics["tokens_per_second"] = watch.rate(batch.response_mask.sum())
             bar.update(*writer.write(step + 1, metrics))

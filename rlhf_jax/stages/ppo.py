@@ -38,7 +38,7 @@ from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import plain_sampling
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.parallel.mesh import check_batch
-from rlhf_jax.parallel.sharding import create
+from rlhf_jax.parallel.sharding import create, shard_batch
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
@@ -248,7 +248,7 @@ def run(config, workdir: str) -> None:
             state, update_metrics = update_step(
                 dataclasses.replace(state, **changes),
                 experience,
-                sft.stack(step * num_updates, num_updates) if sft else None,
+                sft and shard_batch(sft.stack(step * num_updates, num_updates), axis=1),
                 jax.random.fold_in(update_key, step),
             )
             jax.block_until_ready(update_metrics)

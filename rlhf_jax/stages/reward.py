@@ -31,13 +31,14 @@ from rlhf_jax.evaluation.preferences import pair_accuracy
 from rlhf_jax.evaluation.report import print_held_out
 from rlhf_jax.generation.scoring import pair_scores
 from rlhf_jax.losses.reward import ranking_loss
+from rlhf_jax.parallel.mesh import check_batch
+from rlhf_jax.parallel.sharding import create, shard_batch
 from rlhf_jax.training import optimizers, weights
-from rlhf_jax.training.accumulate import value_and_grad
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.early_stopping import Best
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer, read_metrics
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, apply_gradients, from_items, to_items
+from rlhf_jax.training.state import TrainState, from_items, to_items, update
 from rlhf_jax.training.workdir import due, finish, open_workdir
 
 LENGTH_WINDOW = 64  # batches: padding of hh-rlhf falls from 15 to 11 % against 16
@@ -65,16 +66,13 @@ def loss_fn(model, batch: PackedPairs, *, num_pairs, **hyper):
 
 def train_step(state, batch, *, optimizer, microbatches, **hyper):
     share = functools.partial(loss_fn, num_pairs=batch.valid.sum(), **hyper)
-    _, metrics, gradients = value_and_grad(
-        share, state.model, batch, microbatches=microbatches
-    )
-    state, update_metrics = apply_gradients(state, gradients, optimizer)
-    return state, metrics | update_metrics
+    return update(share, state, batch, optimizer=optimizer, microbatches=microbatches)
 
 
 def run(config, workdir: str) -> None:
     """Train a reward model from `config.init_from` (an SFT policy) on comparisons;
     leave it in `workdir/checkpoints` and its report in `workdir/evaluation`."""
+    check_batch("batch_size", config.batch_size, parts=config.microbatches)
     workdir = open_workdir(workdir, config)
     if config.eval_every < 1:
         raise ValueError(
@@ -141,7 +139,7 @@ def run(config, workdir: str) -> None:
     # State
     total_steps = config.epochs * order.batches_per_epoch
     optimizer, schedule = optimizers.from_config(config.optimizer, total_steps)
-    state = jax.jit(functools.partial(TrainState.create, optimizer=optimizer))(model)
+    state = create(functools.partial(TrainState.create, optimizer=optimizer), model)
     best = Best.start(model)
     del model
 
@@ -174,7 +172,7 @@ def run(config, workdir: str) -> None:
     with ProgressBar("reward", total_steps, start, show) as bar:
         while not is_done:
             batch = packed_pairs([pairs[i] for i in order.indices(step)], **padding)
-            state, metrics = step_fn(state, batch)
+            state, metrics = step_fn(state, shard_batch(batch))
             metrics["optim/lr"] = schedule(step)
             metrics["tokens_per_second"] = watch.rate(batch.mask.sum())
             step += 1
