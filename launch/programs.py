@@ -140,7 +140,6 @@ def of_ppo(config, num_tokens: int) -> list[Program]:
         kl_coef=scalar(jnp.float32),
         moments=shard_parameters(jax.eval_shape(init_moments)),
         rollbacks=scalar(jnp.int32),
-        rollbacks=scalar(jnp.int32),
     )
     frozen_dtype = config.frozen_param_dtype
     frozen = ppo.Frozen(

@@ -154,7 +154,6 @@ def ppo_step(model, batch):
         kl_coef=jnp.float32(0.1),
         moments=init_moments(),
         rollbacks=jnp.int32(0),
-        rollbacks=jnp.int32(0),
     )
     reference = jax.tree.map(lambda x: 0.9 * x, model)
     experience, _, metrics = ppo.make_experience(
