@@ -29,7 +29,6 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.reward_model, workdir)
-    read = sources.reader(config.data, workdir)
     encode = functools.partial(
         encode_pairs,
         tokenizer=tokenizer,
