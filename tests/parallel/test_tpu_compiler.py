@@ -42,7 +42,7 @@ pytestmark = [
     ),
 ]
 
-ROWS, LENGTH, CHUNK = 4, 1024, 512
+ROWS, LENGTH, CHUNK = 4, 1536, 512
 ADAMW = adamw(
     lambda step: 1e-5, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
 )
@@ -80,21 +80,25 @@ def compiled(optimizer, layers=LAYERS):
     return program, text, sum(x.size for x in jax.tree.leaves(state.model))
 
 
-def test_a_layer_is_gathered_twice_and_its_gradient_scattered_once():
-    """Five matrices: for the forward pass, again for the backward pass, and back."""
-    _, text, _ = compiled(ADAMW)
+@pytest.mark.parametrize("optimizer", [ADAMW, FUSED], ids=("ordinary", "fused"))
+def test_a_layer_is_gathered_and_its_gradient_scattered_and_nothing_else(optimizer):
+    """Its five matrices: for the forward pass, again for the backward pass (the
+    compiler gathers up to three of them once more rather than keep them), and back."""
+    _, text, _ = compiled(optimizer)
     found = Counter(
-        c.kind for c in collectives(text) if c.times == LAYERS and c.bytes_moved > 2**20
+        c.kind for c in collectives(text) if c.times == LAYERS and c.bytes_moved > 2**21
     )
-    assert found == {"all-gather": 10, "reduce-scatter": 5}
+    assert found["reduce-scatter"] == 5
+    assert 10 <= found["all-gather"] <= 13
+    assert set(found) == {"reduce-scatter", "all-gather"}
 
 
 def test_no_buffer_holds_the_logits_of_all_tokens():
     _, text, _ = compiled(ADAMW)
     vocabulary = preset("chatglm3_6b").vocab_size
-    for shape in (f"{ROWS // 4},{LENGTH},{vocabulary}", f"{LENGTH - 1},{vocabulary}"):
-        assert f"[{shape}]" not in text
-    assert f"{CHUNK},{vocabulary}]" in text  # and a chunk's are there
+    for length in (LENGTH, LENGTH - 1):
+        assert f"{length},{vocabulary}]" not in text
+    assert f"{CHUNK},{vocabulary}]" in text  # a chunk's are there
 
 
 def test_the_state_is_updated_in_place():

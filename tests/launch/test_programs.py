@@ -1,0 +1,48 @@
+"""The programs that launch/plan.py compiles are those that the stages run."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from rlhf_jax.parallel.mesh import make_mesh
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
+import programs
+
+STAGES = ("sft", "reward", "dpo", "ppo")
+
+
+def config(stage: str, **fields):
+    made = importlib.import_module(f"configs.{stage}").get_config("tiny")
+    made.update(fields)
+    return made
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_program_takes_the_shapes_that_it_is_planned_with(stage):
+    with jax.set_mesh(make_mesh((2, 2, 2))):
+        for program in programs.of(config(stage)):
+            out = jax.eval_shape(program.function, *program.arguments)
+            if program.donate:  # the state comes back as it went in
+                same = jax.tree.map(
+                    lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype),
+                    out[0],
+                    program.arguments[0],
+                )
+                assert all(jax.tree.leaves(same))
+
+
+def test_sizes_that_the_mesh_cannot_share_are_refused_before_compilation():
+    with jax.set_mesh(make_mesh((2, 4, 1))):
+        with pytest.raises(ValueError, match=r"batch_size=12 .* 8 or 16"):
+            programs.of(config("sft", batch_size=12))
+        with pytest.raises(ValueError, match="sft, reward, dpo, ppo, not 'collect'"):
+            programs.of(config("collect"))
+    with (
+        jax.set_mesh(make_mesh((1, 1, 8))),
+        pytest.raises(ValueError, match="tensor=8"),
+    ):
+        programs.of(config("sft"))
