@@ -323,7 +323,7 @@ def test_the_score_stands_at_the_last_token_and_is_that_of_the_whole_response():
             zip(found.responses, found.response_mask, strict=True)
         )
     ]
-    tokens, mask = pad_right(rows, 11, 0)  # no padding before or between
+    tokens, mask = map(jnp.asarray, pad_right(rows, 11, 0))  # no padding in between
     scores = last_real_token(
         jax.jit(ScoreModel.__call__)(frozen.reward, tokens, mask), mask
     )
