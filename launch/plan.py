@@ -10,7 +10,6 @@ an environment of its own, and one process at a time.
 """
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -52,9 +51,12 @@ def main(argv) -> None:
     ).devices
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
+        both = zip(
+            programs.of(config), programs.of(config, recompute=False), strict=True
+        )
         plans = [
-            plan(program, CHIPS[kind], num_chips=math.prod(mesh.devices.shape))
-            for program in programs.of(config)
+            plan(program, useful, CHIPS[kind], num_chips=mesh.size)
+            for program, useful in both
             if not ONLY.value or program.name in ONLY.value
         ]
     report(plans, dict(mesh.shape))

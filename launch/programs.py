@@ -23,6 +23,7 @@ from rlhf_jax.generation.generate import _generate
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import check_batch, check_heads
@@ -36,8 +37,11 @@ from rlhf_jax.training.state import TrainState
 STEPS = 1000
 
 
-def of(config) -> list[Program]:
+def of(config, *, recompute: bool = True) -> list[Program]:
     """The programs of the stage that a config is for, the longest-running ones.
+
+    Args:
+        recompute: False: nothing is computed twice; what is left is useful work.
 
     Raises:
         ValueError: a stage without a plan, or sizes that the mesh does not share out.
@@ -45,32 +49,37 @@ def of(config) -> list[Program]:
     stages = {"sft": of_sft, "reward": of_reward, "dpo": of_dpo, "ppo": of_ppo}
     if config.stage not in stages:
         raise ValueError(f"A plan is for {', '.join(stages)}, not {config.stage!r}.")
-    model = preset(config.model)
+    model = preset(config.model, dtype=config.dtype, param_dtype=config.param_dtype)
+    if not recompute:
+        model = dataclasses.replace(model, remat="none")
+        config = config.copy_and_resolve_references()
+        config.optimizer.fused = False
+        if config.stage == "ppo":
+            config.value_optimizer.fused = False
     check_heads(model.num_heads)
     parts = config.microbatches
     if config.stage == "ppo":
         parts *= config.minibatches
     check_batch("batch_size", config.batch_size, parts=parts)
-    return stages[config.stage](config, model.vocab_size)
+    return stages[config.stage](config, model)
 
 
-def of_sft(config, num_tokens: int) -> list[Program]:
+def of_sft(config, model: ChatGLMConfig) -> list[Program]:
     optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
     step = functools.partial(
         sft.train_step,
         optimizer=optimizer,
         microbatches=config.microbatches,
-        num_tokens=num_tokens,
+        num_tokens=model.vocab_size,
         chunk_size=config.chunk_size,
     )
     batch = dialogues(config.batch_size, config.max_tokens)
     return [
-        Program("update", step, (train_state(config, optimizer), batch), donate=True)
+        Program("update", step, (train_state(model, optimizer), batch), donate=True)
     ]
 
 
-def of_reward(config, num_tokens: int) -> list[Program]:
-    del num_tokens
+def of_reward(config, model: ChatGLMConfig) -> list[Program]:
     optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
     step = functools.partial(
         reward.train_step,
@@ -89,14 +98,16 @@ def of_reward(config, num_tokens: int) -> list[Program]:
         ends=array((rows, 2)),
         valid=array((rows,), bool),
     )
-    state = train_state(config, optimizer, score=True)
+    state = train_state(model, optimizer, score=True)
     return [Program("update", step, (state, batch), donate=True)]
 
 
-def of_dpo(config, num_tokens: int) -> list[Program]:
+def of_dpo(config, model: ChatGLMConfig) -> list[Program]:
     optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
     fields = {f.name for f in dataclasses.fields(dpo.Hyper)} - {"num_tokens"}
-    hyper = dpo.Hyper(num_tokens=num_tokens, **{name: config[name] for name in fields})
+    hyper = dpo.Hyper(
+        num_tokens=model.vocab_size, **{name: config[name] for name in fields}
+    )
     step = functools.partial(
         dpo.train_step,
         optimizer=optimizer,
@@ -117,35 +128,34 @@ def of_dpo(config, num_tokens: int) -> list[Program]:
     )
     on_the_fly = config.reference == "on_the_fly"
     arguments = (
-        train_state(config, optimizer),
+        train_state(model, optimizer),
         batch,
         None if on_the_fly else array((rows, 2), jnp.float32),
         dialogues(config.sft_batch_size, config.max_sft_tokens),
-        model(config) if on_the_fly else None,
+        parameters(model) if on_the_fly else None,
     )
     return [Program("update", step, arguments, donate=True)]
 
 
-def of_ppo(config, num_tokens: int) -> list[Program]:
+def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
     policy_optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
     value_optimizer, _ = optimizers.from_config(config.value_optimizer, STEPS)
     fields = {f.name for f in dataclasses.fields(ppo.Hyper)} - {"num_tokens"}
-    hyper = ppo.Hyper(num_tokens=num_tokens, **{name: config[name] for name in fields})
+    hyper = ppo.Hyper(
+        num_tokens=model.vocab_size, **{name: config[name] for name in fields}
+    )
     value = None
     if config.advantage == "gae":
-        value = train_state(config, value_optimizer, score=True)
+        value = train_state(model, value_optimizer, score=True)
     state = ppo.PPOState(
-        policy=train_state(config, policy_optimizer),
+        policy=train_state(model, policy_optimizer),
         value=value,
         kl_coef=scalar(jnp.float32),
         moments=shard_parameters(jax.eval_shape(init_moments)),
         rollbacks=scalar(jnp.int32),
     )
-    frozen_dtype = config.frozen_param_dtype
-    frozen = ppo.Frozen(
-        reference=model(config, param_dtype=frozen_dtype),
-        reward=model(config, param_dtype=frozen_dtype, score=True),
-    )
+    stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
+    frozen = ppo.Frozen(parameters(stored), parameters(stored, score=True))
     rows, width = config.batch_size, config.max_prompt_tokens
     prompts, responses = (rows, width), (rows, config.max_response_tokens)
     rolled = Rollout(
@@ -176,7 +186,7 @@ def of_ppo(config, num_tokens: int) -> list[Program]:
         min_new_tokens=0,
         stop_ids=(2,),
         pad_id=0,
-        num_tokens=num_tokens,
+        num_tokens=model.vocab_size,
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     keys = array(keys.shape, keys.dtype)
@@ -214,21 +224,19 @@ def of_ppo(config, num_tokens: int) -> list[Program]:
     ]
 
 
-def model(config, *, param_dtype: str | None = None, score: bool = False):
+def parameters(config: ChatGLMConfig, *, score: bool = False):
     """A model's shapes, sharded."""
-    fields = {"dtype": config.dtype, "param_dtype": param_dtype or config.param_dtype}
-    shape = preset(config.model, **fields)
 
     def make():
-        backbone = ChatGLM(shape, rngs=nnx.Rngs(0))
+        backbone = ChatGLM(config, rngs=nnx.Rngs(0))
         return ScoreModel(backbone, rngs=nnx.Rngs(0)) if score else backbone
 
     return shard_parameters(jax.eval_shape(make))
 
 
-def train_state(config, optimizer, *, score: bool = False) -> TrainState:
+def train_state(config: ChatGLMConfig, optimizer, *, score: bool = False) -> TrainState:
     create = functools.partial(TrainState.create, optimizer=optimizer)
-    return shard_parameters(jax.eval_shape(create, model(config, score=score)))
+    return shard_parameters(jax.eval_shape(create, parameters(config, score=score)))
 
 
 def dialogues(rows: int, width: int, stacked: int | None = None) -> SFTBatch:

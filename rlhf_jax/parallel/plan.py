@@ -70,6 +70,7 @@ class Plan:
     memory: dict[str, int]  # held, arguments, outputs, temporaries, code
     largest: list[str]  # what takes the most, where it does not fit
     flops: float
+    useful_flops: float  # without what is computed twice
     moved: dict[str, int]  # bytes received through collectives, by kind
     read: int  # bytes of arguments that its loop reads, all rounds together
 
@@ -84,27 +85,29 @@ class Plan:
 
     @property
     def utilisation(self) -> float:
-        """The share of its products that a chip could compute in that time."""
-        return self.seconds["products"] / max(self.seconds.values())
+        """Model-flops utilisation in that time: useful products of all possible."""
+        return self.useful_flops / self.chip.flops / max(self.seconds.values())
 
     def as_dict(self) -> dict:
         more = {"seconds": self.seconds, "utilisation": self.utilisation}
         return dataclasses.asdict(self) | {"chip": self.chip._asdict()} | more
 
 
-def plan(program: Program, chip: Chip, *, num_chips: int) -> Plan:
-    """Compile a program for the current mesh, and say what it takes."""
+def plan(program: Program, useful: Program, chip: Chip, *, num_chips: int) -> Plan:
+    """Compile a program for the current mesh, and say what it takes.
+
+    Args:
+        useful: the same program, computing nothing twice.
+    """
     function = jax.jit(program.function, donate_argnums=(0,) if program.donate else ())
     held = sum(bytes_per_device(x) for x in jax.tree.leaves(program.held))
     arguments = sum(bytes_per_device(x) for x in jax.tree.leaves(program.arguments))
-    flops = count_flops(
-        program.function, *program.arguments, loop_steps=program.loop_steps
-    )
     found = functools.partial(
         Plan,
         name=program.name,
         chip=chip,
-        flops=flops / num_chips,
+        flops=_flops(program) / num_chips,
+        useful_flops=_flops(useful) / num_chips,
         read=arguments * program.loop_steps,
     )
     try:
@@ -123,6 +126,12 @@ def plan(program: Program, chip: Chip, *, num_chips: int) -> Plan:
     largest = sorted(memory, key=memory.get, reverse=True)
     largest = [f"{name}: {memory[name] / GIB:.2f} GiB" for name in largest[:3]]
     return found(fits=fits, memory=memory, largest=largest, moved=moved)
+
+
+def _flops(program: Program) -> int:
+    return count_flops(
+        program.function, *program.arguments, loop_steps=program.loop_steps
+    )
 
 
 def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.parallel.mesh import make_mesh
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
@@ -33,6 +34,17 @@ def test_every_program_takes_the_shapes_that_it_is_planned_with(stage):
                     program.arguments[0],
                 )
                 assert all(jax.tree.leaves(same))
+
+
+def test_without_recomputation_a_program_has_fewer_operations():
+    fused = config("sft")
+    fused.optimizer.fused = True
+    with jax.set_mesh(make_mesh((2, 2, 2))):
+        (program,) = programs.of(fused)
+        (useful,) = programs.of(fused, recompute=False)
+        (plain,) = programs.of(config("sft"))
+    counts = [count_flops(p.function, *p.arguments) for p in (program, useful, plain)]
+    assert counts[0] > counts[1] == counts[2]
 
 
 def test_sizes_that_the_mesh_cannot_share_are_refused_before_compilation():

@@ -25,6 +25,7 @@ def make_plan(**changes):
         "memory": {"arguments": 4, "temporaries": 6},
         "largest": [],
         "flops": 50.0,
+        "useful_flops": 40.0,
         "moved": {"all-gather": 8, "all-reduce": 2},
         "read": 8,
     }
@@ -34,8 +35,8 @@ def make_plan(**changes):
 def test_the_slowest_part_bounds_the_time():
     plan = make_plan()
     assert plan.seconds == {"products": 5.0, "memory": 4.0, "links": 10.0}
-    assert plan.utilisation == 0.5
-    assert make_plan(moved={}).utilisation == 1.0
+    assert plan.utilisation == 0.4
+    assert make_plan(moved={}).utilisation == 0.8
 
 
 def test_a_device_holds_its_part_of_an_array():
