@@ -6,6 +6,8 @@ Every seed has its own world, annotators, SFT model, comparisons and reward mode
 runs of a claim differ in the fields named here and in nothing else.
 """
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
 from configs import common
@@ -21,6 +23,143 @@ POLICIES = {
     5: ("ppo", "dpo", "rloo", "grpo", "remax", "ipo"),
     6: ("ppo", "ppo_selected"),
 }
+
+
+class Measure(NamedTuple):
+    """A number of one run minus that of another, seed by seed.
+
+    `ours` and `theirs` name a run and a key of its summary.json, "run:key.key"; "":
+    zero. The claim expects the difference "above" or "below" `bound`.
+    """
+
+    claim: int
+    text: str
+    ours: str
+    theirs: str
+    expected: str
+    bound: float = 0.0
+
+
+def _score(run: str, key: str) -> str:
+    return f"evaluate_{run}:reward_model.{key}"
+
+
+def _policy(run: str, key: str) -> str:
+    return f"evaluate_{run}:models.{run}.{key}"
+
+
+MEASURES = (
+    Measure(
+        1,
+        "correlation of score and length, within pairs: balanced minus not",
+        _score("reward", "length_correlation_within"),
+        _score("reward_unbalanced", "length_correlation_within"),
+        "below",
+    ),
+    Measure(
+        1,
+        "agreement with true quality: balanced minus not",
+        _score("reward", "accuracy"),
+        _score("reward_unbalanced", "accuracy"),
+        "above",
+    ),
+    *(
+        Measure(
+            2,
+            f"spread of scores: regularised by {strength} minus not",
+            _score(run, "score_std"),
+            _score("reward_reg_0", "score_std"),
+            "below",
+        )
+        for run, strength in (
+            ("reward_reg_0.001", 0.001),
+            ("reward", 0.01),
+            ("reward_reg_0.1", 0.1),
+        )
+    ),
+    *(
+        Measure(
+            2,
+            f"agreement with true quality: regularised by {strength} minus not",
+            _score(run, "accuracy"),
+            _score("reward_reg_0", "accuracy"),
+            "above",
+            -0.02,
+        )
+        for run, strength in (
+            ("reward_reg_0.001", 0.001),
+            ("reward", 0.01),
+            ("reward_reg_0.1", 0.1),
+        )
+    ),
+    Measure(
+        3,
+        "variance of the reward between intents: with baseline minus without",
+        _policy("ppo", "baselined_score_variance_between_intents"),
+        _policy("ppo", "score_variance_between_intents"),
+        "below",
+    ),
+    Measure(
+        3,
+        "KL: reference baseline minus none",
+        _policy("ppo", "kl"),
+        _policy("ppo_no_baseline", "kl"),
+        "below",
+    ),
+    Measure(
+        3,
+        "KL: reference baseline minus whitened advantages",
+        _policy("ppo", "kl"),
+        _policy("ppo_whitened", "kl"),
+        "below",
+    ),
+    Measure(
+        4,
+        "identity probes: SFT term minus none",
+        _policy("ppo", "identity_probes"),
+        _policy("ppo_no_sft", "identity_probes"),
+        "above",
+    ),
+    Measure(
+        4,
+        "JSON probes: SFT term minus none",
+        _policy("ppo", "json_probes"),
+        _policy("ppo_no_sft", "json_probes"),
+        "above",
+    ),
+    *(
+        Measure(
+            5,
+            f"net wins of {run} over SFT",
+            _policy(run, "against_baseline.net"),
+            "",
+            "above",
+        )
+        for run in POLICIES[5]
+    ),
+    Measure(
+        5,
+        "tokens a response: dpo minus ppo",
+        _policy("dpo", "length"),
+        _policy("ppo", "length"),
+        "above",
+    ),
+    Measure(
+        6,
+        "true quality: selected prompts minus all",
+        _policy("ppo_selected", "quality.mean"),
+        _policy("ppo", "quality.mean"),
+        "above",
+        -0.1,
+    ),
+    Measure(
+        6,
+        "share of rollouts saved",
+        "selection:rollouts saved",
+        "",
+        "above",
+    ),
+)
 
 
 def get_config(preset="tiny"):

@@ -3,13 +3,16 @@
 python launch/reproduce.py --config=configs/paper.py:tiny --workdir=runs/paper
 
 Trains the runs of configs/paper.py on the testbed, evaluates them by its true scorer,
-and writes claims.md and claims.json: each claim, its effect with an interval over
-seeds, and whether it holds. Start the same command again and it goes on.
+and writes claims.md and claims.json: what each claim compares, the effect with its 95 %
+interval over seeds, and whether it holds. Start the same command again and it goes on.
 """
 
+import functools
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import start
 from absl import logging
 from jobs import Job, run_jobs
@@ -17,7 +20,8 @@ from ml_collections import ConfigDict
 
 from configs import paper
 from rlhf_jax.data import sources
-from rlhf_jax.training.workdir import finish, open_workdir
+from rlhf_jax.evaluation.claims import Effect, verdict
+from rlhf_jax.training.workdir import finish, open_workdir, read_summary
 
 REFERENCE = re.compile(r"@([\w.]+)")  # "@name": the folder of another run
 
@@ -30,8 +34,63 @@ def main(config: ConfigDict, workdir: str) -> None:
     failed = run_jobs(jobs, workers=config.workers)
     for name, reason in failed.items():
         logging.error("%s: %s", name, reason)
+    results = [
+        measured
+        for measure in paper.MEASURES
+        if measure.claim in config.claims
+        and (measured := compare(measure, folder, config.seeds)) is not None
+    ]
+    text = markdown(results, config.seeds)
+    (folder / "claims.md").write_text(text, encoding="utf-8")
+    (folder / "claims.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(text)
     if not failed:
         finish(folder, {})
+
+
+def compare(measure: paper.Measure, folder: Path, seeds) -> dict | None:
+    """The effect that a measure finds over seeds; None where a run is missing."""
+    ours = [_number(measure.ours, folder / f"seed{seed}") for seed in seeds]
+    theirs = [_number(measure.theirs, folder / f"seed{seed}") for seed in seeds]
+    if None in ours or None in theirs:
+        return None
+    effect = Effect.of(np.subtract(ours, theirs))
+    return measure._asdict() | {
+        "ours_mean": float(np.mean(ours)),
+        "theirs_mean": float(np.mean(theirs)) if measure.theirs else None,
+        "effect": effect._asdict(),
+        "verdict": verdict(effect, measure.expected, measure.bound),
+    }
+
+
+def markdown(results: list[dict], seeds) -> str:
+    """The results as a table."""
+    lines = [
+        f"{len(seeds)} seeds; 95 % intervals (Student's t over seeds).",
+        "",
+        "| claim | measure | ours | theirs | difference | expected | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results:
+        theirs = "" if row["theirs_mean"] is None else f"{row['theirs_mean']:.3g}"
+        lines.append(
+            f"| {row['claim']} | {row['text']} | {row['ours_mean']:.3g} | {theirs} | "
+            f"{Effect(**row['effect'])} | {row['expected']} {row['bound']:g} | "
+            f"{row['verdict']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _number(where: str, folder: Path) -> float | None:
+    """The number that "run:key.key" names in a seed's folder; 0 for ""."""
+    if not where:
+        return 0.0
+    run, _, keys = where.partition(":")
+    if not (folder / run / "summary.json").exists():
+        return None
+    return functools.reduce(
+        dict.__getitem__, keys.split("."), read_summary(folder / run)
+    )
 
 
 def seed_jobs(folder: Path, seed: int, config: ConfigDict) -> list[Job]:

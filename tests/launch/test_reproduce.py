@@ -1,0 +1,79 @@
+"""Which runs a claim needs, and what their summaries say of it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "launch"))
+
+import reproduce  # noqa: E402
+from reproduce import compare, markdown, seed_jobs  # noqa: E402
+
+from configs import paper  # noqa: E402
+
+
+def summarise(folder, run, summary):
+    (folder / run).mkdir(parents=True)
+    (folder / run / "summary.json").write_text(json.dumps(summary))
+
+
+MEASURE = paper.Measure(1, "a minus b", "a:models.x", "b:models.x", "below")
+
+
+def test_seeds_are_compared_one_by_one(tmp_path):
+    for seed, ours, theirs in ((0, 1.0, 2.0), (1, 5.0, 7.0), (2, 0.0, 3.0)):
+        summarise(tmp_path / f"seed{seed}", "a", {"models": {"x": ours}})
+        summarise(tmp_path / f"seed{seed}", "b", {"models": {"x": theirs}})
+    found = compare(MEASURE, tmp_path, (0, 1, 2))
+    assert found["ours_mean"] == 2.0 and found["theirs_mean"] == 4.0
+    assert found["effect"]["values"] == (-1.0, -2.0, -3.0)
+    # -2 +- 4.303 / sqrt(3): three seeds do not show it.
+    assert found["effect"]["high"] == pytest.approx(-2 + 2.484138)
+    assert found["verdict"] == "not shown"
+    assert "| 1 | a minus b | 2 | 4 | -2 [-4.48, +0.484]" in markdown(
+        [found], (0, 1, 2)
+    )
+
+
+def test_a_missing_run_leaves_its_measure_out(tmp_path):
+    summarise(tmp_path / "seed0", "a", {"models": {"x": 1.0}})
+    assert compare(MEASURE, tmp_path, (0,)) is None
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("paper") / "seed3"
+    return seed_jobs(folder, 3, paper.get_config())
+
+
+def test_a_run_comes_after_what_it_starts_from(jobs):
+    seen = set()
+    for job in jobs:
+        assert seen.issuperset(job.after), job.name
+        seen.add(job.name)
+    assert "seed3/evaluate_ppo_selected" in seen
+
+
+def test_every_run_takes_its_fields(jobs):
+    for job in jobs:
+        config = job.resolve()
+        assert config.seed == config.data.testbed.seed == 3, job.name
+        assert "@" not in json.dumps(job.overrides, default=str), job.name
+
+
+def test_every_measure_reads_runs_that_exist(jobs):
+    names = {job.name.removeprefix("seed3/") for job in jobs}
+    for measure in paper.MEASURES:
+        for where in filter(None, (measure.ours, measure.theirs)):
+            assert where.partition(":")[0] in names, where
+
+
+def test_claims_can_be_chosen(tmp_path):
+    config = paper.get_config()
+    config.claims = (1,)
+    names = [job.name for job in reproduce.seed_jobs(tmp_path / "seed0", 0, config)]
+    assert "seed0/evaluate_reward_unbalanced" in names
+    assert "seed0/ppo" not in names
