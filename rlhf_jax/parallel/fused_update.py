@@ -98,7 +98,8 @@ def fused_update(
             rest |= new
 
     rest_states = dict(opt_state["rest"])
-    update(rest.keys() - first.keys(), constrain_parameters(d_rest), rest, rest_states)
+    others = [name for name in rest if name not in first]
+    update(others, constrain_parameters(d_rest), rest, rest_states)
     # Held back until the head's gradient is used up and its memory free.
     d_last, rest = jax.lax.optimization_barrier((d_last, rest))
 

@@ -22,9 +22,9 @@ def run(config, workdir, mesh=None):
     return read_metrics(workdir)
 
 
-@pytest.mark.parametrize("stage", ["sft"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo"])
 def test_a_mesh_changes_no_number_of_a_run(stage, stage_config, tmp_path):
-    config = stage_config(stage)
+    config = stage_config(stage, batch_size=16)
     alone = run(config, tmp_path / "alone")
     sharded = run(config, tmp_path / "mesh", (2, 2, 2))
     # And again, from the checkpoint on another mesh.
