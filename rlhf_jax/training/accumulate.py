@@ -24,16 +24,35 @@ def value_and_grad(loss_fn: Callable, model, batch, *, microbatches: int):
         (loss, metrics), gradients = grad_fn(model, batch)
         return loss, metrics, gradients
 
-    def split(x):
-        # Every microbatches-th row: a device that holds neighbouring rows keeps them.
-        x = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:])
-        return x.swapaxes(0, 1)
-
     def add(total, microbatch):
         return jax.tree.map(jnp.add, total, grad_fn(model, microbatch)), None
 
-    parts = jax.tree.map(split, batch)
+    parts = _split(batch, microbatches)
     shapes = jax.eval_shape(grad_fn, model, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     ((loss, metrics), gradients), _ = jax.lax.scan(add, zeros, parts)
     return loss, metrics, gradients
+
+
+def in_parts(function: Callable, batch, *, parts: int):
+    """`function(batch)`, for `parts` parts of the rows one after the other.
+
+    For what computes every row by itself: the result is the same, with less memory.
+    """
+    if parts == 1:
+        return function(batch)
+    out = jax.lax.map(function, _split(batch, parts))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), out)
+
+
+def _split(batch, parts: int):
+    """Leaves [B, ...] as [parts, B / parts, ...].
+
+    Part p takes every parts-th row, from row p on: a device that holds neighbouring
+    rows has some of every part, and keeps them.
+    """
+
+    def split(x):
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)

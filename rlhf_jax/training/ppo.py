@@ -22,6 +22,7 @@ from rlhf_jax.losses import advantages as advantages_
 from rlhf_jax.losses import kl, masked, ppo
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.training import state as state_
+from rlhf_jax.training.accumulate import in_parts
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.state import TrainState
 
@@ -107,16 +108,26 @@ def make_experience(
     Returns:
         The experience, the fields of the state that it changes, and metrics.
     """
+
+    def ask_models(rolled: Rollout):
+        mask = rolled.response_mask
+        old = policy_logprobs(state.policy.model, rolled, hyper=hyper)
+        ref = policy_logprobs(frozen.reference, rolled, hyper=hyper)
+        scores = response_scores(frozen.reward, *one_response(rolled))[:, 0]
+        values = None
+        if state.value is not None:
+            values = response_values(state.value.model, *one_response(rolled))[:, 0]
+            values = masked.keep(values, mask)
+        old_logprobs = masked.keep(old.logprobs, mask)
+        ref_logprobs = masked.keep(ref.logprobs, mask)
+        return old_logprobs, old.entropy, ref_logprobs, scores, values
+
+    # As many rows at a time as in the update: that is what fits.
+    parts = hyper.minibatches * hyper.microbatches
+    old_logprobs, entropy, ref_logprobs, scores, values = in_parts(
+        ask_models, rolled, parts=parts
+    )
     mask = rolled.response_mask
-    old = policy_logprobs(state.policy.model, rolled, hyper=hyper)
-    old_logprobs = masked.keep(old.logprobs, mask)
-    ref = policy_logprobs(frozen.reference, rolled, hyper=hyper)
-    ref_logprobs = masked.keep(ref.logprobs, mask)
-    scores = response_scores(frozen.reward, *one_response(rolled))[:, 0]
-    values = None
-    if state.value is not None:
-        values = response_values(state.value.model, *one_response(rolled))[:, 0]
-        values = masked.keep(values, mask)
 
     baselined = advantages_.reference_baseline(
         scores=scores, reference_scores=baseline_scores
@@ -158,7 +169,7 @@ def make_experience(
         "objective/rlhf_reward": Mean.of(rewarded - state.kl_coef * sequence_kl),
         "objective/non_score_reward": Mean.of(-state.kl_coef * sequence_kl),
         "objective/baselined_scores": Mean.of(baselined),
-        "objective/entropy": Mean.of(old.entropy, mask),
+        "objective/entropy": Mean.of(entropy, mask),
         "objective/kl_coef": Mean.of(state.kl_coef),
         "response/length_mean": Mean.of(mask.sum(-1)),
         "response/ended_fraction": Mean.of(rolled.ended),

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.training.accumulate import value_and_grad
+from rlhf_jax.training.accumulate import in_parts, value_and_grad
 from rlhf_jax.training.metrics import Mean
 
 
@@ -34,3 +34,12 @@ def test_parts_give_the_gradient_and_metrics_of_the_whole(microbatches):
         [Mean.of((x[i] @ w) ** 2, mask[i]).total / mask[i].sum() for i in range(8)]
     )
     assert abs(means.mean() - expected) > 1e-3
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_rows_come_back_in_their_order_from_parts(parts):
+    rows = {"x": jnp.arange(24.0).reshape(8, 3), "y": jnp.arange(8)}
+    got = in_parts(lambda b: (b["x"].sum(-1), b["y"], None), rows, parts=parts)
+    np.testing.assert_array_equal(got[0], rows["x"].sum(-1))
+    np.testing.assert_array_equal(got[1], rows["y"])
+    assert got[2] is None
