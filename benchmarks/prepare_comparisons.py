@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_jax.data.tokenizers import train_tokenizer
+from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PER_PROMPT = 10  # comparisons

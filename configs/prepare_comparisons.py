@@ -20,10 +20,10 @@ def get_config(preset="default"):
     c.stage = "prepare_comparisons"
     c.seed = 0  # decides which pairs length balancing drops
     # Files .jsonl[.gz] with commas between, or data sets: a folder, "hf:NAME[:SUBSET]"
-    # or "tfds:NAME" (rlhf_jax/data/rows.py).
+    # or "tfds:NAME" (data/reading/rows.py).
     c.comparisons = ""
     c.split = "train"  # of a data set
-    c.layout = ""  # of the rows (rlhf_jax/data/layouts.py); "": found from their fields
+    c.layout = ""  # of the rows (data/reading/layouts.py); "": found from their fields
     c.on_bad_record = "error"  # or "skip": left out; bad_records.jsonl lists them
     c.tokenizer = ""  # a folder: lengths are in its tokens; "": one is trained
     c.vocab_size = 2048  # of a tokenizer trained here

@@ -19,7 +19,7 @@ def get_config(preset="default"):
     c.stage = "prepare_prompts"
     c.seed = 0  # decides which prompts of a large intent stay
     # Files .jsonl[.gz] with commas between, or data sets: a folder, "hf:NAME[:SUBSET]"
-    # or "tfds:NAME" (rlhf_jax/data/rows.py).
+    # or "tfds:NAME" (data/reading/rows.py).
     c.prompts = ""
     c.split = "train"  # of a data set
     c.intent_field = "intent"  # of rows that are not in our own layout

@@ -18,7 +18,11 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.progress import track
 
-from rlhf_jax.data.tokenizers import copy_tokenizer, has_tokenizer, load_tokenizer
+from rlhf_jax.data.tokenizers.tokenizer import (
+    copy_tokenizer,
+    has_tokenizer,
+    load_tokenizer,
+)
 from rlhf_jax.models import huggingface
 from rlhf_jax.training import weights
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint

@@ -17,8 +17,8 @@ import jax
 import start
 from absl import app, flags, logging
 
-from rlhf_jax.data.chat import Message, encode_prompt, stream_response
-from rlhf_jax.data.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
+from rlhf_jax.data.tokenizers.chat import Message, encode_prompt, stream_response
+from rlhf_jax.data.tokenizers.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.stream import stream
 from rlhf_jax.models.chatglm import ChatGLM

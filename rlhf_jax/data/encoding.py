@@ -4,9 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rlhf_jax.data.batching import SFTBatches
-from rlhf_jax.data.chat import encode_dialogue, encode_prompt, encode_response
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt
-from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.data.tokenizers.chat import (
+    encode_dialogue,
+    encode_prompt,
+    encode_response,
+)
+from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 
 Example = tuple[list[int], list[bool]]  # token ids, and which of them carry loss
 Pair = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf_jax.data import fields
-from rlhf_jax.data.json_lines import (
+from rlhf_jax.data.reading import fields
+from rlhf_jax.data.reading.json_lines import (
     OnBadRecord,
     RecordError,
     keep_good,

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import jax
 
-from rlhf_jax.data.preference_sets import write_preferences
+from rlhf_jax.data.reading.preference_sets import write_preferences
 from rlhf_jax.data.records import Dialogue, Record, read_records
 from rlhf_jax.data.testbed import world
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import write_demonstrated
-from rlhf_jax.data.tokenizers import (
+from rlhf_jax.data.tokenizers.tokenizer import (
     Tokenizer,
     copy_tokenizer,
     has_tokenizer,

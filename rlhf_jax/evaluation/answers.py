@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
-from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.data.tokenizers.chat import decode_response
+from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.generation.rollout import respond
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import response_logprobs, response_scores

@@ -8,8 +8,8 @@ import numpy as np
 
 from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.data.chat import decode_response
-from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.data.tokenizers.chat import decode_response
+from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import one_response, response_scores

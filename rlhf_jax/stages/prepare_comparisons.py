@@ -22,12 +22,16 @@ from absl import logging
 from rlhf_jax.data import comparison_report
 from rlhf_jax.data.annotator_quality import Limits, agreement
 from rlhf_jax.data.filters import REASONS, chosen_and_rejected, clean_votes, take
-from rlhf_jax.data.json_lines import RecordError, each_good, scan_json_lines
-from rlhf_jax.data.layouts import comparisons_of
 from rlhf_jax.data.length_balance import length_balance
+from rlhf_jax.data.reading.json_lines import RecordError, each_good, scan_json_lines
+from rlhf_jax.data.reading.layouts import comparisons_of
+from rlhf_jax.data.reading.rows import Rows, scan_rows
 from rlhf_jax.data.records import Comparison, check_version, write_records
-from rlhf_jax.data.rows import Rows, scan_rows
-from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from rlhf_jax.data.tokenizers.tokenizer import (
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from rlhf_jax.data.votes import read_votes
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 

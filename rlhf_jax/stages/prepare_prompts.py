@@ -21,14 +21,14 @@ from absl import logging
 
 from rlhf_jax.data import prompt_filters, prompt_quality
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
-from rlhf_jax.data.chat import encode_prompt, encode_response
 from rlhf_jax.data.chat_client import ChatClient, ChatSettings
 from rlhf_jax.data.comparison_report import markdown, print_rows
-from rlhf_jax.data.json_lines import each_good, scan_json_lines
-from rlhf_jax.data.layouts import prompt_in
+from rlhf_jax.data.reading.json_lines import each_good, scan_json_lines
+from rlhf_jax.data.reading.layouts import prompt_in
+from rlhf_jax.data.reading.rows import scan_rows
 from rlhf_jax.data.records import Prompt, write_records
-from rlhf_jax.data.rows import scan_rows
-from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
+from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer
 from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training import weights

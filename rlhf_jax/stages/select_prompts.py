@@ -22,9 +22,9 @@ from absl import logging
 
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import round_up
-from rlhf_jax.data.chat import decode_response
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt, write_records
+from rlhf_jax.data.tokenizers.chat import decode_response
 from rlhf_jax.evaluation.rollouts import scored_rollouts
 from rlhf_jax.generation.sampling import plain_sampling
 from rlhf_jax.training import weights

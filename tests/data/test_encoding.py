@@ -2,10 +2,10 @@
 
 import pytest
 
-from rlhf_jax.data.chat import encode_prompt, encode_response
 from rlhf_jax.data.encoding import encode_pairs
 from rlhf_jax.data.records import Comparison, Prompt
-from rlhf_jax.data.tokenizers import load_tokenizer, train_tokenizer
+from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
+from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")

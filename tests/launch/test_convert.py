@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rlhf_jax.data.tokenizers import load_tokenizer, train_tokenizer
+from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.training import weights
-from tests.data.tokenizer_models import write_v2
+from tests.data.tokenizers.tokenizer_models import write_v2
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
 from convert import convert

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rlhf_jax.data.chat import decode_response, encode_prompt
-from rlhf_jax.data.tokenizers import train_tokenizer
+from rlhf_jax.data.tokenizers.chat import decode_response, encode_prompt
+from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 from rlhf_jax.generation import generate
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models import huggingface

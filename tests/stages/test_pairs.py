@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import reward
-from rlhf_jax.data.tokenizers import load_tokenizer
+from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer
 from rlhf_jax.stages import pairs
 from rlhf_jax.training import weights
 from rlhf_jax.training.checkpoints import Checkpoints

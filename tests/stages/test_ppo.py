@@ -9,7 +9,7 @@ import pytest
 
 from configs import ppo as ppo_config
 from rlhf_jax.data.records import Prompt, read_records
-from rlhf_jax.data.tokenizers import train_tokenizer
+from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 from rlhf_jax.stages import ppo, select_prompts
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Writer, read_metrics

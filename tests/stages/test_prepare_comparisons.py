@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import prepare_comparisons as config_file
-from rlhf_jax.data.json_lines import RecordError
+from rlhf_jax.data.reading.json_lines import RecordError
 from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
 from rlhf_jax.stages import prepare_comparisons
 

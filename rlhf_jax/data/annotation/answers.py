@@ -10,9 +10,9 @@ from pathlib import Path
 
 from absl import logging
 
-from rlhf_jax.data import fields
 from rlhf_jax.data.annotation.tasks import Task
-from rlhf_jax.data.json_lines import checked
+from rlhf_jax.data.reading import fields
+from rlhf_jax.data.reading.json_lines import checked
 from rlhf_jax.data.records import (
     CHOICES,
     CRITERIA,

@@ -12,10 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rlhf_jax.data import fields
 from rlhf_jax.data.annotation.answers import Answer
 from rlhf_jax.data.annotation.tasks import Task, transcript
-from rlhf_jax.data.json_lines import RecordError, checked
+from rlhf_jax.data.reading import fields
+from rlhf_jax.data.reading.json_lines import RecordError, checked
 from rlhf_jax.data.records import CRITERIA
 
 LABELS = {"1": "Response 1", "2": "Response 2", "tie": "Tie"}

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from rlhf_jax.data import fields
 from rlhf_jax.data.annotation.answers import Answer
 from rlhf_jax.data.annotation.tasks import Task, transcript
-from rlhf_jax.data.json_lines import RecordError, checked
+from rlhf_jax.data.reading import fields
+from rlhf_jax.data.reading.json_lines import RecordError, checked
 from rlhf_jax.data.records import CRITERIA
 
 SIDES = {"left": "1", "right": "2", "tie": "tie"}  # as `Task.seen` calls them

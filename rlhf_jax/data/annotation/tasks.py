@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data import fields
-from rlhf_jax.data.json_lines import RecordError
+from rlhf_jax.data.reading import fields
+from rlhf_jax.data.reading.json_lines import RecordError
 from rlhf_jax.data.records import Comparison, Prompt, prompt_of, read_records
 
 GUIDELINE = Path(__file__).parent / "guideline.md"  # what annotators are told

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_jax.data.annotation import argilla, label_studio
 from rlhf_jax.data.annotation.answers import Answer, comparisons
-from rlhf_jax.data.json_lines import RecordError
+from rlhf_jax.data.reading.json_lines import RecordError
 from rlhf_jax.data.records import CRITERIA
 
 CHOICES = ("1", "tie", "2")

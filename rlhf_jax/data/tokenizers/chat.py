@@ -1,0 +1,84 @@
+"""Dialogues to tokens, in the chat format that belongs to the tokenizer.
+
+A message is {"role": "system" | "user" | "assistant" | "observation", "content": text};
+`chat_formats` says what else it may hold, and how each format writes it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rlhf_jax.data.tokenizers.chat_formats import (
+    FORMATS,
+    Message,
+    answer_lead,
+)
+from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
+
+ROLES = ("system", "user", "assistant", "observation")
+
+
+def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """Everything up to where the assistant's answer begins."""
+    if not messages:
+        raise ValueError("A prompt needs at least one message.")
+    if messages[-1].get("role") == "assistant":
+        raise ValueError(
+            "A prompt ends before the assistant speaks; its last message is the "
+            "assistant's. Use encode_dialogue for finished dialogues."
+        )
+    return _encode(messages, tokenizer)[0]
+
+
+def encode_response(text: str, tokenizer: Tokenizer) -> list[int]:
+    """What a policy has to write: the answer's tokens and the token that ends it."""
+    question = {"role": "user", "content": ""}
+    answer = {"role": "assistant", "content": text}
+    ids, mask = _encode([question, answer], tokenizer)
+    return [i for i, is_learned in zip(ids, mask, strict=True) if is_learned]
+
+
+def decode_response(ids: Iterable[int], tokenizer: Tokenizer) -> str:
+    """The answer's text: what `encode_response` was given."""
+    return tokenizer.decode(ids).removeprefix(answer_lead(tokenizer))
+
+
+def stream_response(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield the answer's text as its tokens come: together, what `decode_response`
+    gives. A character whose bytes are not all there waits for the rest."""
+    seen, shown = [], ""
+    for token in ids:
+        seen.append(token)
+        if answer_lead(tokenizer).startswith(tokenizer.decode(seen)):
+            continue
+        text = decode_response(seen, tokenizer)
+        if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text
+    yield decode_response(seen, tokenizer)[len(shown) :]
+
+
+def encode_dialogue(
+    messages: Sequence[Message], tokenizer: Tokenizer
+) -> tuple[list[int], list[bool]]:
+    """Return the ids and the loss mask, True on the assistant's tokens and their end.
+
+    With one answer, last, this is `encode_prompt` of the messages before it followed
+    by `encode_response`, so training sees what generation starts from.
+    """
+    if not any(message.get("role") == "assistant" for message in messages):
+        raise ValueError("A dialogue to train on needs an answer of the assistant.")
+    return _encode(messages, tokenizer)
+
+
+def _encode(messages, tokenizer):
+    for index, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"Message {index} has role {role!r}; known are {ROLES}.")
+        if not isinstance(content, str):
+            raise ValueError(f"Message {index} ({role}) has no text: {content!r}.")
+    if tokenizer.chat_format not in FORMATS:
+        raise ValueError(
+            "The tokenizer has no chat template and is none of the ChatGLM family's: "
+            "put a chat_template.jinja into its folder."
+        )
+    return FORMATS[tokenizer.chat_format](messages, tokenizer)

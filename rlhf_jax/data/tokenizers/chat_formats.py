@@ -1,0 +1,210 @@
+r"""How each generation writes a dialogue in tokens, as its published code does.
+
+    chatglm   enc(text) [gMASK] <sop> enc(answer) <eop>
+    chatglm2  [gMASK] sop enc(text) enc(answer) </s>
+    chatglm3  [gMASK] sop <|user|> enc("\n") enc(question) <|assistant|> enc("\n") ...
+    glm4      [gMASK] <sop> <|user|> enc("\n") enc(question) <|assistant|> enc("\n") ...
+    template  what the tokenizer's chat template renders
+
+`enc` encodes a string by itself. Each function takes messages and a tokenizer and gives
+the token ids and a mask, True on what the assistant writes: its answers and the tokens
+that end them. Messages that end with the assistant's are closed; others go up to where
+the assistant's answer begins.
+
+A message has a role and content. ChatGLM3 and GLM-4 write its "metadata" (a tool's
+name) after the role; ChatGLM3 lists a system message's "tools" after its content.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlhf_jax.data.tokenizers.tokenizer import (
+    Tokenizer,
+    TransformersTokenizer,
+)
+
+Message = dict[str, Any]
+Encoded = tuple[list[int], list[bool]]
+
+
+def chatglm(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
+    """ChatGLM-6B: a lone question stands bare, longer talks are numbered from 0.
+
+    Only the last answer is masked True: all tokens see the earlier ones, which are text
+    of the context and end with no token.
+    """
+    if len(messages) <= 2:
+        text = _by_turns(messages)[0][0]
+    else:
+        text = _rounds(messages, first=0, gap="\n")
+    marks = [tokenizer.special_id("[gMASK]"), tokenizer.special_id("<sop>")]
+    return _answered(tokenizer.encode(text) + marks, messages, tokenizer)
+
+
+def chatglm2(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
+    """ChatGLM2: rounds numbered from 1.
+
+    Only the last answer is masked True: the earlier ones end with no token.
+    """
+    marks = [tokenizer.special_id("[gMASK]"), tokenizer.special_id("sop")]
+    text = _rounds(messages, first=1, gap="\n\n")
+    return _answered(marks + tokenizer.encode(text), messages, tokenizer)
+
+
+def chatglm3(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
+    """ChatGLM3: the assistant writes the newline before its answer."""
+
+    def split(message: Message) -> tuple[list[int], list[int]]:
+        head = message.get("metadata", "") + "\n"
+        text = message["content"]
+        if message["role"] == "system" and "tools" in message:
+            text += "\n" + json.dumps(message["tools"], indent=4, ensure_ascii=False)
+        role = [tokenizer.special_id(f"<|{message['role']}|>")]
+        return role, tokenizer.encode(head) + tokenizer.encode(text)
+
+    marks = [tokenizer.special_id("[gMASK]"), tokenizer.special_id("sop")]
+    begin = [tokenizer.special_id("<|assistant|>")]
+    return _role_by_role(marks, split, begin, messages, tokenizer)
+
+
+def glm4(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
+    """GLM-4: the newline before an answer belongs to the prompt."""
+
+    def split(message: Message) -> tuple[list[int], list[int]]:
+        if "tools" in message:
+            raise ValueError("GLM-4's format here has no tools; use a chat template.")
+        metadata = message.get("metadata", "")
+        head = tokenizer.encode(metadata + "\n")
+        text = tokenizer.encode(message["content"])
+        role = [tokenizer.special_id(f"<|{message['role']}|>")]
+        # The assistant itself writes which tool it calls.
+        return (role, head + text) if metadata else (role + head, text)
+
+    marks = [tokenizer.special_id("[gMASK]"), tokenizer.special_id("<sop>")]
+    begin = [tokenizer.special_id("<|assistant|>"), *tokenizer.encode("\n")]
+    return _role_by_role(marks, split, begin, messages, tokenizer)
+
+
+def template(messages: Sequence[Message], tokenizer: TransformersTokenizer) -> Encoded:
+    """A chat template: an answer is what follows the prompt it was given for.
+
+    An earlier answer is masked True where the template leaves it as it was written
+    (some cut thoughts out of earlier answers).
+    """
+    for message in messages:
+        name = tokenizer.special_in(message["content"])
+        if name:
+            raise ValueError(
+                f"A message contains the text of the special token {name!r}, which in "
+                "a chat template would become the token. Remove it from the text."
+            )
+    if messages[-1]["role"] != "assistant":
+        ids = _rendered(messages, tokenizer)
+        mask = [False] * len(ids)
+    else:
+        prompt = _rendered(messages[:-1], tokenizer)
+        answer = _template_answer(messages[-1]["content"], tokenizer)
+        ids, mask = prompt + answer, [False] * len(prompt) + [True] * len(answer)
+    for i, message in enumerate(messages[:-1]):
+        if message["role"] == "assistant":
+            *answer, _ = _template_answer(message["content"], tokenizer)
+            prompt = _rendered(messages[:i], tokenizer)
+            *same, end = ids[: len(prompt) + len(answer) + 1]
+            if same == prompt + answer and end in tokenizer.stop_ids:
+                mask[len(prompt) : len(same) + 1] = [True] * (len(answer) + 1)
+    return ids, mask
+
+
+FORMATS: dict[str, Callable[[Sequence[Message], Any], Encoded]] = {
+    "chatglm": chatglm,
+    "chatglm2": chatglm2,
+    "chatglm3": chatglm3,
+    "glm4": glm4,
+    "template": template,
+}
+
+
+def answer_lead(tokenizer: Tokenizer) -> str:
+    """What the assistant writes before its answer, as decoded text."""
+    if tokenizer.chat_format == "chatglm3":
+        return "\n "
+    if tokenizer.chat_format == "template":
+        return _template_frame(tokenizer)[0]
+    return ""
+
+
+def _by_turns(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
+    """Questions with their answers, None where there is none yet."""
+    for i, message in enumerate(messages):
+        expected = ("user", "assistant")[i % 2]
+        if message["role"] != expected:
+            raise ValueError(
+                f"ChatGLM-6B and ChatGLM2 know questions and answers in turn: message "
+                f"{i} should be the {expected}'s, not the {message['role']}'s. Write "
+                "what a system message says into the first question."
+            )
+    texts = [message["content"] for message in messages]
+    texts += [None] * (len(texts) % 2)
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _rounds(messages: Sequence[Message], *, first: int, gap: str) -> str:
+    """All rounds as text, up to the last answer."""
+    *earlier, (question, _) = _by_turns(messages)
+    text = ""
+    for i, (q, a) in enumerate(earlier, first):
+        text += f"[Round {i}]{gap}问：{q}{gap}答：{a}{gap}"
+    return text + f"[Round {first + len(earlier)}]{gap}问：{question}{gap}答："
+
+
+def _answered(prompt: list[int], messages, tokenizer: Tokenizer) -> Encoded:
+    """The prompt, and the last message if it is an answer, with its end."""
+    answer = []
+    if messages[-1]["role"] == "assistant":
+        answer = [*tokenizer.encode(messages[-1]["content"]), tokenizer.end_id]
+    return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+
+
+def _role_by_role(marks, split, begin, messages, tokenizer: Tokenizer) -> Encoded:
+    """Messages behind their roles; the role that speaks next ends an answer.
+
+    Args:
+        marks: what stands first.
+        split: a message's tokens as (role, and what follows up to the text; text).
+        begin: what stands before an answer.
+    """
+    ids, mask = list(marks), [False] * len(marks)
+    after_answer = False
+    for message in messages:
+        start, text = split(message)
+        ends_answer = after_answer and start[0] in tokenizer.stop_ids
+        after_answer = message["role"] == "assistant"
+        ids += start + text
+        mask += [ends_answer] + [False] * (len(start) - 1)
+        mask += [after_answer] * len(text)
+    if after_answer:
+        return [*ids, tokenizer.end_id], [*mask, True]
+    return ids + begin, mask + [False] * len(begin)
+
+
+def _rendered(messages, tokenizer: TransformersTokenizer) -> list[int]:
+    return tokenizer.encode_rendered(tokenizer.render(messages, to_answer=True))
+
+
+def _template_answer(text: str, tokenizer: TransformersTokenizer) -> list[int]:
+    lead, end = _template_frame(tokenizer)
+    return [*tokenizer.encode(lead + text), end]
+
+
+def _template_frame(tokenizer: TransformersTokenizer) -> tuple[str, int]:
+    """What the template puts before an answer, and the token that ends it."""
+    question = {"role": "user", "content": "?"}
+    answer = {"role": "assistant", "content": "answer"}
+    before = tokenizer.render([question], to_answer=True)
+    whole = tokenizer.render([question, answer], to_answer=False)
+    lead, found, trail = whole.removeprefix(before).partition("answer")
+    if not whole.startswith(before) or not found:
+        return "", tokenizer.end_id
+    ends = [i for i in tokenizer.encode_rendered(trail) if i in tokenizer.stop_ids]
+    return lead, ends[0] if ends else tokenizer.end_id

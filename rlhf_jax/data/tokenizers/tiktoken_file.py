@@ -1,0 +1,60 @@
+"""GLM-4's `tokenizer.model`: lines of a token in base64 and its rank, as tiktoken's.
+
+Byte-level BPE that merges the pair of lowest rank first, so ranks become merges and the
+`tokenizers` library does the rest.
+"""
+
+import base64
+import re
+from pathlib import Path
+
+import tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+# How GLM-4 cuts text into the pieces inside which bytes are merged.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def is_one(path: Path) -> bool:
+    """Whether a `tokenizer.model` is such a file; otherwise it is sentencepiece's."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(200)) is not None
+
+
+def read(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer without its special tokens."""
+    ranks = {}
+    for line in path.read_bytes().splitlines():
+        token, rank = line.split()
+        ranks[base64.b64decode(token)] = int(rank)
+    letters = bytes_to_unicode()
+
+    def spelled(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    merges = []
+    for token in sorted(ranks, key=ranks.get):
+        halves = [(token[:i], token[i:]) for i in range(1, len(token))]
+        halves = [(a, b) for a, b in halves if a in ranks and b in ranks]
+        halves.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        merges += [(spelled(a), spelled(b)) for a, b in halves]
+    bpe = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            vocab={spelled(token): rank for token, rank in ranks.items()},
+            merges=merges,
+            ignore_merges=True,  # a piece that is a token is taken as it is
+        )
+    )
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(_SPLIT), "isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(
+                add_prefix_space=False, use_regex=False
+            ),
+        ]
+    )
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    return bpe

@@ -1,0 +1,185 @@
+"""Tokenizers: nothing is lost, and text never becomes a special token."""
+
+import hashlib
+import json
+import re
+import sys
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from rlhf_jax.data.tokenizers.chat import encode_prompt
+from rlhf_jax.data.tokenizers.tokenizer import (
+    SPECIAL_TOKENS,
+    copy_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+TEXTS = ["The capital of France is Paris.", "What is 7 plus 5?", "a b a b"] * 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(TEXTS, 300, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder)
+
+
+def test_the_vocabulary_has_the_size_asked_for_with_specials_last(tokenizer):
+    assert tokenizer.vocab_size == 300
+    ids = [tokenizer.special_id(name) for name in SPECIAL_TOKENS]
+    assert ids == list(range(290, 300))
+
+
+def test_training_twice_gives_the_same_tokenizer(folder, tmp_path):
+    train_tokenizer(TEXTS, 300, tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint == load_tokenizer(folder).fingerprint
+
+
+def test_another_vocabulary_has_another_fingerprint(tokenizer, tmp_path):
+    train_tokenizer(TEXTS, 290, tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint != tokenizer.fingerprint
+    assert len(tokenizer.fingerprint) == len(hashlib.sha256().hexdigest())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_text_comes_back_whole(tokenizer, text):
+    text = text.encode("utf-8", "ignore").decode()  # lone surrogates are not text
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("name", SPECIAL_TOKENS)
+def test_a_special_token_in_text_is_only_text(tokenizer, name):
+    ids = tokenizer.encode(f"say {name} now")
+    assert not set(ids) & {tokenizer.special_id(other) for other in SPECIAL_TOKENS}
+    assert tokenizer.decode(ids) == f"say {name} now"
+
+
+def test_a_batch_is_encoded_as_its_texts_are(tokenizer):
+    texts = [*TEXTS[:3], "", f"a {SPECIAL_TOKENS[-2]} b", "你好"]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch([]) == []
+
+
+def test_decoding_leaves_special_tokens_out(tokenizer):
+    ids = [tokenizer.pad_id, *tokenizer.encode("a b"), tokenizer.special_id("<|user|>")]
+    assert tokenizer.decode(ids) == "a b"
+
+
+def test_pad_and_stops_are_those_of_glm4(tokenizer):
+    assert tokenizer.pad_id == tokenizer.special_id("<|endoftext|>")
+    names = ("<|endoftext|>", "<|user|>", "<|observation|>")
+    assert tokenizer.stop_ids == tuple(map(tokenizer.special_id, names))
+
+
+def test_an_unknown_special_token_is_an_error_that_lists_the_known(tokenizer):
+    with pytest.raises(ValueError, match=r"'<\|robot\|>'.*gMASK"):
+        tokenizer.special_id("<|robot|>")
+
+
+def test_transformers_reads_the_folder_with_the_same_ids(tokenizer, folder):
+    theirs = AutoTokenizer.from_pretrained(folder)
+    text = "The capital of France is Paris.\n7 + 5"
+    assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+    assert theirs.convert_tokens_to_ids("<|assistant|>") == tokenizer.special_id(
+        "<|assistant|>"
+    )
+
+
+def test_a_missing_folder_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        load_tokenizer(tmp_path / "nowhere")
+
+
+def test_code_in_a_tokenizer_folder_is_never_run(folder, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": [None, "evil.Evil"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(
+        "import sys\nsys.evil_ran = True\nclass Evil: ..."
+    )
+    load_tokenizer(tmp_path)
+    assert not hasattr(sys, "evil_ran")
+
+
+def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least 266"):
+        train_tokenizer(TEXTS, 100, tmp_path)
+
+
+def other_tokenizer(path, **special):
+    """A tokenizer of another make, as transformers saves it."""
+    words = {word: i for i, word in enumerate(["[UNK]", "</s>", "be", "or", "to"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(path)
+
+
+def test_a_tokenizer_of_another_make_is_read(tmp_path):
+    other_tokenizer(tmp_path, unk_token="[UNK]", eos_token="</s>")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("to be or") == [4, 2, 3]
+    assert (tokenizer.pad_id, tokenizer.end_id, tokenizer.stop_ids) == (1, 1, (1,))
+    assert tokenizer.vocab_size == 5
+    with pytest.raises(ValueError, match="no chat template"):
+        encode_prompt([{"role": "user", "content": "to be"}], tokenizer)
+
+
+def test_answers_also_stop_where_the_models_folder_says(tmp_path):
+    other_tokenizer(tmp_path, unk_token="[UNK]", eos_token="</s>")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 1]}')
+    assert load_tokenizer(tmp_path).stop_ids == (1, 3)
+    copy_tokenizer(tmp_path, tmp_path / "copy")
+    assert load_tokenizer(tmp_path / "copy").stop_ids == (1, 3)
+
+
+def test_a_tokenizer_that_ends_nothing_is_refused(tmp_path):
+    other_tokenizer(tmp_path, unk_token="[UNK]")
+    with pytest.raises(ValueError, match="no token that ends a text"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": "{"},
+        {"tokenizer_config.json": '{"tokenizer_class": "EvilTokenizer"}'},
+        {"tokenizer.model": "not a model"},
+        {
+            "tokenizer.model": "not a model",
+            "tokenizer_config.json": '{"tokenizer_class": "ChatGLMTokenizer", '
+            '"chat_format": "chatglm2"}',
+        },
+    ],
+)
+def test_what_cannot_be_read_is_a_clear_error(tmp_path, files):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        load_tokenizer(tmp_path)
+
+
+def test_copying_leaves_everything_else_behind(folder, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    for name in ("model.safetensors", "config.json", "evil.py"):
+        (tmp_path / name).write_text("{}")
+    copy_tokenizer(tmp_path, tmp_path / "copy")
+    copied = {path.name for path in (tmp_path / "copy").iterdir()}
+    assert copied == {"tokenizer.json", "tokenizer_config.json"}
+    assert (
+        load_tokenizer(tmp_path / "copy").fingerprint
+        == load_tokenizer(folder).fingerprint
+    )
