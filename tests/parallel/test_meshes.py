@@ -29,6 +29,7 @@ MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 ROWS, PROMPT, RESPONSE = 8, 6, 6
 # Its update is the gradient.
 SGD = sgd(lambda step: 1.0, clip_norm=0.0)
+FUSED = dataclasses.replace(SGD, clip_norm=1.0, fused=True)
 
 
 def config(family: str) -> ChatGLMConfig:
@@ -53,11 +54,11 @@ def rows_of_tokens(config, width: int):
     return np.concatenate(rows)
 
 
-def sft_step(model, batch):
+def sft_step(model, batch, optimizer=SGD):
     state, metrics = sft.train_step(
-        TrainState.create(model, SGD),
+        TrainState.create(model, optimizer),
         batch,
-        optimizer=SGD,
+        optimizer=optimizer,
         microbatches=1,
         num_tokens=60,
         chunk_size=4,
@@ -189,6 +190,7 @@ def generate_step(model, batch):
 CASES = {
     "generate": (generate_step, lambda config: rows_of_tokens(config, PROMPT)),
     "sft": (sft_step, dialogues),
+    "fused": (functools.partial(sft_step, optimizer=FUSED), dialogues),
     "reward": (reward_step, pairs),
     "dpo": (dpo_step, preferences),
     "ppo": (ppo_step, rollouts),
