@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -161,8 +162,11 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 def _parse(line: bytes) -> dict | RecordError:
     try:
-        text = line.decode("utf-8")
-        return checked(json.loads(text, object_pairs_hook=_object))
+        row = _DECODER.decode(line.decode("utf-8"))
+        # Most lines are too short and too plain to hold what `checked` looks for.
+        deep = line.count(b"{") + line.count(b"[") > MAX_DEPTH
+        plain = len(line) <= MAX_TEXT and not deep and not _SUSPECT.search(line)
+        return row if plain and isinstance(row, dict) else checked(row)
     except RecordError as error:
         return error
     except UnicodeDecodeError as error:
@@ -178,6 +182,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
         twice = next(name for name in names if names.count(name) > 1)
         raise RecordError("stands twice.", twice)
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+# What a line has if a number in it may not be finite, or text hold half a character.
+_SUSPECT = re.compile(rb"\\u|NaN|Infinity|\d[eE]\+?\d{3}|\d{300}")
 
 
 def _check(value, field: str, depth: int) -> None:
