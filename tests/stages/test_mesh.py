@@ -32,8 +32,13 @@ def test_a_mesh_changes_no_number_of_a_run(stage, stage_config, tmp_path):
     for a, b in zip(alone, sharded, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            if not name.startswith(MEASURED):
-                np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=2e-5)
+            if name.startswith(MEASURED):
+                continue
+            # Of a few hundred tokens, one may be just on the other side of a bound.
+            atol = 0.01 if name.endswith("clipfrac") else 2e-5
+            np.testing.assert_allclose(
+                a[name], b[name], rtol=2e-3, atol=atol, err_msg=name
+            )
 
 
 def test_a_batch_that_the_mesh_cannot_share_is_refused_at_once(stage_config, tmp_path):
