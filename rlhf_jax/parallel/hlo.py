@@ -23,7 +23,7 @@ _COLLECTIVE = re.compile(
 )
 _CALLED = re.compile(r"(?:calls|body|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 _CONDITION = re.compile(r"condition=%([\w.\-]+)")
-_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 _ARRAY = re.compile(r"([a-z]+)(\d+)\w*\[([\d,]*)\]")
 _GROUP_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")

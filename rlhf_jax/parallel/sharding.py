@@ -63,8 +63,8 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
 
 
 def shard_parameters(tree):
-    """A model's or state's arrays (or their shapes) as shapes with shardings: what to
-    restore into, and `jax.jit`'s `out_shardings`, see `shardings`."""
+    """The shapes of a model's or a state's arrays, with the shardings that the table has
+    for them: what to restore into, or to compile for."""
 
     def place(path, x):
         sharding = SingleDeviceSharding(jax.devices()[0])
@@ -79,10 +79,9 @@ def shard_parameters(tree):
 def create(make, *args):
     """`make(*args)`, a model or a state, in one program that leaves every array where
     the table says: nothing is ever whole on one device."""
-    placed = shard_parameters(jax.eval_shape(make, *args))
-    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, placed))(
-        *args
-    )
+    shapes = shard_parameters(jax.eval_shape(make, *args))
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    return jax.jit(make, out_shardings=shardings)(*args)
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
