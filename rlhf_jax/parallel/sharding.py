@@ -63,8 +63,8 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
 
 
 def shard_parameters(tree):
-    """The shapes of a model's or a state's arrays, with the shardings that the table has
-    for them: what to restore into, or to compile for."""
+    """The shapes of a model's or a state's arrays, with the shardings of the table:
+    what to restore into, or to compile for."""
 
     def place(path, x):
         sharding = SingleDeviceSharding(jax.devices()[0])
