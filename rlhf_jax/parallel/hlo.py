@@ -23,7 +23,10 @@ _COLLECTIVE = re.compile(
 )
 _CALLED = re.compile(r"(?:calls|body|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 _CONDITION = re.compile(r"condition=%([\w.\-]+)")
-_CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+_BODY = re.compile(r"body=%([\w.\-]+)")
+_CONSTANT = re.compile(r"%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
+_ELEMENT = re.compile(r"%([\w.\-]+) = \S+ get-tuple-element\(\S+\), index=(\d+)")
+_SUM = re.compile(r"%([\w.\-]+) = \S+ add\(%([\w.\-]+), %([\w.\-]+)\)")
 _ARRAY = re.compile(r"([a-z]+)(\d+)\w*\[([\d,]*)\]")
 _GROUP_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")
@@ -61,7 +64,8 @@ def collectives(text: str, *, loop_steps: int = 1) -> list[Collective]:
             inner_times, inner_loops = times, loops
             if " while(" in line:
                 condition = bodies[_CONDITION.search(line).group(1)]
-                inner_times *= _limit(condition) or loop_steps
+                body = bodies[_BODY.search(line).group(1)]
+                inner_times *= _trips(condition, body) or loop_steps
                 inner_loops += 1
             for names in called:
                 for inner in names.split(","):
@@ -84,11 +88,25 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _limit(condition: list[str]) -> int:
+def _trips(condition: list[str], body: list[str]) -> int:
     """How often a loop runs that counts up to a constant; 0 for another loop."""
-    simple = not any(" and(" in line or "reduce" in line for line in condition)
-    limits = [int(n) for line in condition for n in _CONSTANT.findall(line)]
-    return limits[0] if simple and len(limits) == 1 else 0
+    limits = [int(n) for line in condition for _, n in _CONSTANT.findall(line)]
+    read = [place for line in condition for _, place in _ELEMENT.findall(line)]
+    if len(limits) != 1 or len(read) != 1:
+        return 0
+    # The compiler may have unrolled it: then it counts in larger steps.
+    constants = {name: int(n) for line in body for name, n in _CONSTANT.findall(line)}
+    counters = {
+        name for line in body for name, n in _ELEMENT.findall(line) if n == read[0]
+    }
+    result = next((line for line in body if line.lstrip().startswith("ROOT")), "")
+    steps = [
+        constants[step]
+        for line in body
+        for name, counter, step in _SUM.findall(line)
+        if counter in counters and step in constants and f"%{name}," in result
+    ]
+    return -(-limits[0] // (steps[0] if steps else 1))
 
 
 def _bytes_moved(kind: str, shape: str, line: str) -> int:

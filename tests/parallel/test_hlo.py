@@ -12,6 +12,7 @@ from rlhf_jax.parallel.mesh import make_mesh
 TPU = """\
 %cond (p: (s32[], bf16[8,4])) -> pred[] {
   %constant.1 = s32[]{:T(128)} constant(28)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
   ROOT %lt = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
 }
 
@@ -22,6 +23,23 @@ TPU = """\
 %body (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
   %b = bf16[8,4]{1,0:T(8,128)} all-gather(%x), replica_groups=mesh['x'=4] {'x'}
   %c = bf16[2,4]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+  %while.2 = (s32[], u32[]) while(%t), condition=%cond.2, body=%body.2
+}
+
+%cond.2 (p: (s32[], u32[])) -> pred[] {
+  %constant.2 = u32[]{:T(128)} constant(16)
+  %j = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %lt = pred[]{:T(512)} compare(%j, %constant.2), direction=LT
+}
+
+%body.2 (p: (s32[], u32[])) -> (s32[], u32[]) {
+  %two = u32[] constant(2)
+  %one = u32[] constant(1)
+  %j = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %odd = u32[]{:T(128)} add(%j, %one)
+  %next = u32[]{:T(128)} add(%j, %two)
+  %f = f32[4]{0} collective-permute(%w), source_target_pairs={{0,1}}
+  ROOT %tuple = (s32[], u32[]) tuple(%f, %next, %odd.1)
 }
 
 ENTRY %main (a: bf16[2,4]) -> bf16[2,4] {
@@ -33,12 +51,15 @@ ENTRY %main (a: bf16[2,4]) -> bf16[2,4] {
 
 
 def test_collectives_in_loops_count_as_often_as_the_loop_runs():
-    found = {c.kind: c for c in collectives(TPU)}
-    assert found["all-gather"][2:] == (28, 1, 3 * 16)  # a quarter of it was here
-    assert found["reduce-scatter"][2:] == (28, 1, 3 * 16)
-    assert found["collective-permute"][2:] == (1, 0, 64)
-    assert found["all-to-all"][2:] == (1, 0, 4 * 8 * 4 * 3 // 4)
-    assert len(found) == 4
+    found = {(c.kind, c.loops): c for c in collectives(TPU)}
+    times = {kind: (c.times, c.bytes_moved) for kind, c in found.items()}
+    assert times == {
+        ("all-gather", 1): (28, 3 * 16),  # a quarter of it was here
+        ("reduce-scatter", 1): (28, 3 * 16),
+        ("collective-permute", 2): (28 * 8, 16),  # unrolled: counts in steps of two
+        ("collective-permute", 0): (1, 64),
+        ("all-to-all", 0): (1, 4 * 8 * 4 * 3 // 4),
+    }
 
 
 @pytest.mark.parametrize("axis", [0, 1])
