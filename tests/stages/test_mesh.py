@@ -22,7 +22,10 @@ def run(config, workdir, mesh=None):
     return read_metrics(workdir)
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo"])
+SLOW = [pytest.param(s, marks=pytest.mark.slow) for s in ("reward", "ppo", "dpo")]
+
+
+@pytest.mark.parametrize("stage", ["sft", *SLOW])
 def test_a_mesh_changes_no_number_of_a_run(stage, stage_config, tmp_path):
     config = stage_config(stage, batch_size=16)
     alone = run(config, tmp_path / "alone")
