@@ -120,14 +120,14 @@ def clean_votes(votes: Votes, limits: Limits) -> Cleaning:
 
 
 def take(
-    comparisons: Iterable[Comparison],
+    comparisons: Iterable[Comparison | None],
     keep: np.ndarray,
     votes: Votes,
     cleaning: Cleaning,
 ) -> Iterator[tuple[int, Comparison]]:
-    """The comparisons that `keep` (bool [N]) names, with their numbers. Where several
-    annotators voted on a pair, `info["votes"]` says who was for it, against it, or
-    called a tie.
+    """The comparisons that `keep` (bool [N]) names, with their numbers; the others may
+    be None. Where several annotators voted on a pair, `info["votes"]` says who was for
+    it, against it, or called a tie.
 
     Raises:
         ValueError: these are not the N comparisons of which the votes were taken.
@@ -142,6 +142,8 @@ def take(
     for row, (kept, comparison) in enumerate(zip(keep, comparisons, strict=True)):
         if not kept:
             continue
+        if comparison is None:
+            raise ValueError(f"Comparison {row} is kept, but was not read.")
         begin, end = begins[row], ends[row]
         if end - begin > 1:
             found = {"for": [], "against": [], "tie": []}

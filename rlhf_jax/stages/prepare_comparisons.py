@@ -4,7 +4,7 @@
 2. Clean: careless annotators, contradictions, ties and cycles go (data/filters.py).
 3. Hold out a share of the conversations; balance the others by length
    (ChatGLM-RLHF, arXiv 2404.00934, section 2; data/length_balance.py).
-4. Read again and write those that are left.
+4. Read the rows of those that are left again, and write them.
 
 Leaves comparisons.jsonl, comparisons_test.jsonl (cleaned, not balanced), report.json,
 report.md and length_difference.png. What is read twice must not change in between.
@@ -12,6 +12,7 @@ report.md and length_difference.png. What is read twice must not change in betwe
 
 import contextlib
 import itertools
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,9 +55,9 @@ def run(config, workdir: str) -> None:
 
     # Read
     tokenizer = open_tokenizer(config, workdir)
-    left_out = Counter()
+    left_out, sizes = Counter(), array("q")
     votes = read_votes(
-        read(config, left_out, workdir / "bad_records.jsonl"),
+        read(config, left_out, sizes, workdir / "bad_records.jsonl"),
         measure=lambda texts: map(len, tokenizer.encode_batch(texts)),
     )
 
@@ -85,7 +86,8 @@ def run(config, workdir: str) -> None:
     held_out = []
 
     def trained_on() -> Iterator[Comparison]:
-        kept = take(read_again(config), train | test, votes, cleaning)
+        keep = train | test
+        kept = take(read_again(config, sizes, keep), keep, votes, cleaning)
         for row, comparison in kept:
             if train[row]:
                 yield comparison
@@ -123,19 +125,20 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
         return load_tokenizer(config.tokenizer)
     folder = workdir / "tokenizer"
     if not folder.is_dir():
-        first = itertools.islice(read_again(config), TRAINED_ON)
+        first = itertools.islice(readable(config), TRAINED_ON)
         texts = (text for c in first for text in (c.response_a, c.response_b))
         train_tokenizer(texts, config.vocab_size, folder)
     return load_tokenizer(folder)
 
 
-def read(config, left_out: Counter, report: Path) -> Iterator[Comparison]:
-    """The comparisons of all files, bad records treated as the config says, and what
-    is left out counted by reason."""
+def read(config, left_out: Counter, sizes: array, report: Path) -> Iterator[Comparison]:
+    """The comparisons of all files, bad records treated as the config says; what is
+    left out is counted by reason, and `sizes` notes how many each row held."""
 
     def scanned(origin: str) -> Rows:
         for row in scan(origin, config.split):
             left_out["bad record"] += 1  # until it turns out to be good
+            sizes.append(0)
             yield row
 
     for origin in origins(config):
@@ -148,11 +151,31 @@ def read(config, left_out: Counter, report: Path) -> Iterator[Comparison]:
         ):
             left_out["bad record"] -= 1
             left_out.update(without)
+            sizes[-1] = len(found)
             yield from found
 
 
-def read_again(config) -> Iterator[Comparison]:
-    """The same comparisons; of what was bad, the first reading spoke."""
+def read_again(config, sizes: array, keep: np.ndarray) -> Iterator[Comparison | None]:
+    """The same comparisons; None in rows of which `keep` (bool [N]) keeps none."""
+    ends = np.cumsum(sizes)
+    kept = np.append(0, np.cumsum(keep))
+    wanted = (kept[ends] > kept[ends - np.array(sizes)]).tolist()
+    lines = iter(wanted)
+    rows = itertools.chain.from_iterable(
+        scan(origin, config.split, lines) for origin in origins(config)
+    )
+    for (_, row), size, is_wanted in zip(rows, sizes, wanted, strict=True):
+        if not is_wanted:
+            yield from itertools.repeat(None, size)
+            continue
+        found = comparisons_in(row, config.layout)[0] if isinstance(row, dict) else []
+        if len(found) != size:
+            raise ValueError(f"{config.comparisons} changed while it was being read.")
+        yield from found
+
+
+def readable(config) -> Iterator[Comparison]:
+    """What can be read; of what is bad, `read` speaks."""
     for origin in origins(config):
         for _, row in scan(origin, config.split):
             if isinstance(row, dict):
@@ -164,10 +187,11 @@ def origins(config) -> list[str]:
     return [name.strip() for name in config.comparisons.split(",") if name.strip()]
 
 
-def scan(origin: str, split: str) -> Rows:
-    """The rows of a file, or of one split of a data set."""
+def scan(origin: str, split: str, wanted: Iterator[bool] | None = None) -> Rows:
+    """The rows of a file, of which lines that are not `wanted` are not parsed; or of
+    one split of a data set."""
     if Path(origin).is_file() or origin.endswith((".jsonl", ".jsonl.gz")):
-        return scan_json_lines(origin)
+        return scan_json_lines(origin, wanted)
     return scan_rows(origin, split)
 
 

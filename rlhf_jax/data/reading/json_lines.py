@@ -51,10 +51,16 @@ class BadRecord:
         return f"{self.file}, line {self.line}{where}: {self.reason}"
 
 
-def scan_json_lines(path: str | Path) -> Iterator[tuple[int, dict | RecordError]]:
+def scan_json_lines(
+    path: str | Path, wanted: Iterator[bool] | None = None
+) -> Iterator[tuple[int, dict | RecordError | None]]:
     """(line number, object or what is wrong with it) for each line that is not blank.
 
     A broken gzip stream ends the file with one error; the whole lines before stay.
+
+    Args:
+        wanted: says of each such line whether it is; the others are not parsed, and
+            come as None.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -69,7 +75,8 @@ def scan_json_lines(path: str | Path) -> Iterator[tuple[int, dict | RecordError]
                 if line is None:
                     yield number, RecordError(f"longer than {MAX_LINE} bytes.")
                 elif line.strip():
-                    yield number, _parse(line)
+                    skip = wanted is not None and not next(wanted, True)
+                    yield number, None if skip else _parse(line)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         problem = f"not a whole gzip file, what follows is lost: {error}"
         yield number + 1, RecordError(problem)

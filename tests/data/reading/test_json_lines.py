@@ -170,3 +170,11 @@ def test_any_bytes_as_gzip_are_read_or_named(tmp_path, data):
         path.write_bytes(content)
         for _, row in scan_json_lines(path):
             assert isinstance(row, dict | RecordError)
+
+
+def test_lines_that_are_not_wanted_are_not_parsed(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"n": 1}\n\nbroken\n{"n": 3}\nbroken\n')
+    found = list(scan_json_lines(path, iter([True, False, True])))
+    assert found[:3] == [(1, {"n": 1}), (3, None), (4, {"n": 3})]
+    assert isinstance(found[3][1], RecordError)  # of what nothing is said is parsed
