@@ -164,10 +164,11 @@ def write_records(path: str | Path, records: Iterable) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=vars)
     with temporary.open("w", encoding="utf-8") as file:
         for record in records:
-            line = {"version": VERSION, **dataclasses.asdict(record)}
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            line = {"version": VERSION, **vars(record)}
+            file.write(encoder.encode(line) + "\n")
     temporary.replace(path)
 
 
