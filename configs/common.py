@@ -78,9 +78,7 @@ def data(preset: str) -> ConfigDict:
     # "testbed", a data folder, or a preference set: a folder with train.jsonl[.gz] and
     # test.jsonl[.gz] or of Hugging Face datasets, "hf:NAME[:SUBSET]", "tfds:NAME".
     c.path = "" if preset == "hh" else "testbed"
-    c.layout = (
-        ""  # of a preference set (data/reading/layouts.py); "": by its fields
-    )
+    c.layout = ""  # of a preference set (data/reading/layouts.py); "": by its fields
     c.train_split = "train"  # of a preference set
     c.test_split = "test"  # "": test_share of the training split
     c.test_share = 0.05
