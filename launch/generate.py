@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from rlhf_jax.data.tokenizers.chat import Message, encode_prompt, stream_response
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
-from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.sampling import Sampling, sampling_with
 from rlhf_jax.generation.stream import stream
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
@@ -110,15 +110,12 @@ def main(argv):
         raise app.UsageError("give either --prompt=TEXT or --chat")
     start.use_compile_cache()
     model, tokenizer = open_checkpoint(Path(FLAGS.checkpoint), FLAGS.dtype)
-    sampling = Sampling(
+    sampling = sampling_with(
+        tokenizer,
         max_new_tokens=FLAGS.max_new_tokens,
         temperature=FLAGS.temperature,
         top_k=FLAGS.top_k,
         top_p=FLAGS.top_p,
-        min_new_tokens=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        num_tokens=tokenizer.vocab_size,
     )
     speaker = Speaker(model, tokenizer, sampling, jax.random.key(FLAGS.seed))
     if FLAGS.chat:

@@ -14,7 +14,7 @@ from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers.chat import decode_response
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.generation.rollout import respond
-from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.sampling import Sampling, sampling_with
 from rlhf_jax.generation.scoring import response_logprobs, response_scores
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
@@ -59,15 +59,10 @@ def sample_conversations(
     max_response_tokens: int,
 ) -> list[dict]:
     """Greedy answers to the first prompts, as records for samples.jsonl."""
-    sampling = Sampling(
+    sampling = sampling_with(
+        tokenizer,
         max_new_tokens=max_response_tokens,
         temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        min_new_tokens=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        num_tokens=tokenizer.vocab_size,
     )
     answers = answer(
         model,

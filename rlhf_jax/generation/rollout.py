@@ -45,6 +45,21 @@ def rollout(
     )
 
 
+def respond_several(
+    model: ChatGLM,
+    prompts: list[list[int]],
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    count: int,
+    batch_size: int,
+) -> list[list[list[int]]]:
+    """`count` responses to each prompt, as `respond` gives them."""
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    flat = respond(model, repeated, key, sampling, batch_size=batch_size)
+    return [flat[i : i + count] for i in range(0, len(flat), count)]
+
+
 def respond(
     model: ChatGLM,
     prompts: list[list[int]],

@@ -56,13 +56,20 @@ class Sampling:
             raise ValueError(f"stop or pad ids {bad} are outside {self.num_tokens=}.")
 
 
-def plain_sampling(tokenizer, *, max_new_tokens: int, temperature: float) -> Sampling:
-    """Sampling from the whole distribution, with the ids of a tokenizer."""
+def sampling_with(
+    tokenizer,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Sampling:
+    """Sampling with the ids of a tokenizer; from the whole distribution unless said."""
     return Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        top_k=0,
-        top_p=1.0,
+        top_k=top_k,
+        top_p=top_p,
         min_new_tokens=0,
         stop_ids=tokenizer.stop_ids,
         pad_id=tokenizer.pad_id,

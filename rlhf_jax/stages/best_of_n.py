@@ -16,7 +16,7 @@ from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.evaluation.answers import answer, scores
 from rlhf_jax.evaluation.best_of_n import expected_of_best, kl_of_best, plot
 from rlhf_jax.evaluation.win_rate import mean_with_interval
-from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
@@ -54,15 +54,10 @@ def run(config, workdir: str) -> None:
         )
 
     # Answers
-    sampling = Sampling(
+    sampling = sampling_with(
+        tokenizer,
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
-        top_k=0,
-        top_p=1.0,
-        min_new_tokens=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        num_tokens=tokenizer.vocab_size,
     )
     answers = answer(
         policy,

@@ -23,8 +23,8 @@ from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt
 from rlhf_jax.data.tokenizers.chat import decode_response, encode_response
-from rlhf_jax.generation.rollout import respond
-from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.rollout import respond_several
+from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -61,25 +61,28 @@ def run(config, workdir: str) -> None:
         dtype=config.dtype,
         param_dtype=config.param_dtype,
     )
-    sampling = Sampling(
+    sampling = sampling_with(
+        tokenizer,
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
-        min_new_tokens=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        num_tokens=tokenizer.vocab_size,
     )
-    repeated = [ids for ids in prompt_ids for _ in range(config.num_responses)]
-    flat = respond(policy, repeated, sample_key, sampling, batch_size=config.batch_size)
-    responses = [
-        flat[i : i + config.num_responses]
-        for i in range(0, len(flat), config.num_responses)
-    ]
+    responses = respond_several(
+        policy,
+        prompt_ids,
+        sample_key,
+        sampling,
+        count=config.num_responses,
+        batch_size=config.batch_size,
+    )
 
     pairs = pairs_of(prompts, responses, tokenizer, config)
-    report = {"prompts": len(prompts), "responses": len(flat), "pairs": len(pairs)}
+    report = {
+        "prompts": len(prompts),
+        "responses": len(prompts) * config.num_responses,
+        "pairs": len(pairs),
+    }
 
     # Tasks, for people
     if config.annotator == "people":

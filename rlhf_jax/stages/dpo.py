@@ -24,11 +24,11 @@ from absl import logging
 
 from rlhf_jax.batches import PreferenceBatch
 from rlhf_jax.data import sources
-from rlhf_jax.data.batching import BatchOrder, SFTBatches, preference_batch
-from rlhf_jax.data.encoding import encode_dialogues, encode_pairs
+from rlhf_jax.data.batching import BatchOrder, preference_batch
+from rlhf_jax.data.encoding import encode_pairs, sft_batches
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt
 from rlhf_jax.evaluation.answers import answer, sequence_logprobs
-from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.generation.scoring import dialogue_logprobs, response_logprobs
 from rlhf_jax.losses import dpo as losses
 from rlhf_jax.losses.sft import sft_loss
@@ -205,16 +205,11 @@ def run(config, workdir: str) -> None:
     )
     sft = None
     if config.beta_sft:
-        dialogues, _ = encode_dialogues(
+        sft = sft_batches(
             read(data / "sft.jsonl", Dialogue),
             tokenizer,
-            config.max_sft_tokens,
-        )
-        sft = SFTBatches(
-            dialogues,
+            max_tokens=config.max_sft_tokens,
             batch_size=config.sft_batch_size,
-            width=config.max_sft_tokens,
-            pad_id=tokenizer.pad_id,
             seed=config.seed,
         )
     eval_file = config.eval_prompts or data / "eval_prompts.jsonl"
@@ -291,15 +286,10 @@ def run(config, workdir: str) -> None:
         state = from_items(checkpoints.restore(start, to_items(state)))
 
     # Evaluation: the same prompts and keys every time
-    sampling = Sampling(
+    sampling = sampling_with(
+        tokenizer,
         max_new_tokens=config.max_response_tokens,
         temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_new_tokens=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        num_tokens=tokenizer.vocab_size,
     )
     ask = functools.partial(
         answer,

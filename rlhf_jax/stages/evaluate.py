@@ -38,7 +38,7 @@ from rlhf_jax.evaluation.win_rate import (
     results,
     win_rate,
 )
-from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
 
@@ -82,14 +82,7 @@ def run(config, workdir: str) -> None:
 
     # Answers
     sampling = functools.partial(
-        Sampling,
-        max_new_tokens=config.max_response_tokens,
-        top_k=0,
-        top_p=1.0,
-        min_new_tokens=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        num_tokens=tokenizer.vocab_size,
+        sampling_with, tokenizer, max_new_tokens=config.max_response_tokens
     )
     ask = functools.partial(
         answer,

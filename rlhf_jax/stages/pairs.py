@@ -18,8 +18,9 @@ from rlhf_jax.data import pair_rules, sources
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, write_records
-from rlhf_jax.generation.rollout import respond
-from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.data.tokenizers.chat import decode_response
+from rlhf_jax.generation.rollout import respond_several
+from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
@@ -60,26 +61,27 @@ def run(config, workdir: str) -> None:
     )
 
     # Responses
-    sampling = Sampling(
+    sampling = sampling_with(
+        tokenizer,
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
-        min_new_tokens=0,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        num_tokens=tokenizer.vocab_size,
     )
-    repeated = [ids for ids in prompt_ids for _ in range(config.num_responses)]
-    flat = respond(policy, repeated, sample_key, sampling, batch_size=config.batch_size)
-    responses = [
-        flat[i : i + config.num_responses]
-        for i in range(0, len(flat), config.num_responses)
-    ]
+    responses = respond_several(
+        policy,
+        prompt_ids,
+        sample_key,
+        sampling,
+        count=config.num_responses,
+        batch_size=config.batch_size,
+    )
 
     # Pairs
     scores = score(prompt_ids, responses, reward_model, tokenizer.pad_id, config)
-    texts = [[tokenizer.decode(ids) for ids in several] for several in responses]
+    texts = [
+        [decode_response(ids, tokenizer) for ids in several] for several in responses
+    ]
     made = make_pairs(scores, config)
     kept, dropped = pair_rules.usable_pairs(
         made,
@@ -88,7 +90,11 @@ def run(config, workdir: str) -> None:
         texts,
         min_margin=config.min_margin,
     )
-    report = {"prompts": len(prompts), "responses": len(flat), "pairs": len(made)}
+    report = {
+        "prompts": len(prompts),
+        "responses": len(prompts) * config.num_responses,
+        "pairs": len(made),
+    }
     report |= {f"dropped: {reason}": n for reason, n in dropped.items()}
     report["kept"] = len(kept)
     logging.info("Pairs: %s", report)

@@ -35,7 +35,7 @@ from rlhf_jax.data.encoding import encode_prompts, sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.rollouts import evaluate, prompt_scores, rollout_scores
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
-from rlhf_jax.generation.sampling import plain_sampling
+from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.sharding import create, shard_batch
@@ -153,7 +153,7 @@ def run(config, workdir: str) -> None:
         num_tokens=tokenizer.vocab_size,
         **{name: config[name] for name in fields if name != "num_tokens"},
     )
-    sampling = plain_sampling(
+    sampling = sampling_with(
         tokenizer,
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,

@@ -26,7 +26,7 @@ from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt, write_records
 from rlhf_jax.data.tokenizers.chat import decode_response
 from rlhf_jax.evaluation.rollouts import scored_rollouts
-from rlhf_jax.generation.sampling import plain_sampling
+from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -69,7 +69,7 @@ def run(config, workdir: str) -> None:
     )
 
     # Responses and scores
-    sampling = plain_sampling(
+    sampling = sampling_with(
         tokenizer,
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
