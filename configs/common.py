@@ -125,6 +125,23 @@ def annotators() -> ConfigDict:
     return c
 
 
+def chat_service(max_tokens: int) -> ConfigDict:
+    """An OpenAI-compatible service that judges (rlhf_jax/data/chat_client.py)."""
+    c = ConfigDict()
+    c.url = "http://127.0.0.1:8000/v1"
+    c.model = ""
+    c.api_key_variable = ""  # of the environment; "": the service asks for none
+    c.max_tokens = max_tokens  # of a verdict
+    c.temperature = 0.0
+    c.prompt_price = 0.0  # per million tokens; 0: free
+    c.response_price = 0.0
+    c.spending_limit = 1.0  # in the currency of the prices; holds over restarts
+    c.max_retries = 6
+    c.timeout = 120.0  # seconds
+    c.workers = 8  # requests under way at once
+    return c
+
+
 def optimizer(learning_rate: float) -> ConfigDict:
     """See rlhf_jax/training/optimizers.py."""
     c = ConfigDict()

@@ -17,13 +17,16 @@ def get_config(preset="tiny"):
     c.chunk_size = common.chunk_size(preset)
     small, lengths = common.is_small(preset), common.lengths(preset)
     c.models = ""  # name=folder,name=folder ...; the others are compared with the first
+    # "testbed": true quality; "reward_model": its score; a chat model: "marks" from 1
+    # to 10 for each answer, or "pairs", two answers compared in both orders.
     c.judge = "testbed" if preset == "tiny" else "reward_model"
-    c.reward_model = ""
+    c.service = common.chat_service(max_tokens=1024)  # of the chat model
+    c.reward_model = ""  # also scores every answer when it is not the judge
     c.prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl
     c.num_prompts = 400
     c.batch_size = 100 if small else 128
     c.max_prompt_tokens = lengths.prompt
     c.max_response_tokens = lengths.generated
     c.temperature = 1.0
-    c.tie_margin = 0.1  # of quality
+    c.tie_margin = 0.1  # of quality, score or marks
     return c

@@ -32,28 +32,11 @@ def get_config(preset="default"):
     c.min_score = 0.4  # of clear intention, clear semantics and answerability each
     c.min_per_intent = 20  # fewer is reported
     c.max_per_intent = 0  # more are drawn from at random; 0: no limit
-    c.judge = judge()
+    c.judge = common.chat_service(max_tokens=64)
     # Reward models, "intention=FOLDER,semantics=FOLDER,answerability=FOLDER", trained
     # with the questions of rlhf_jax/data/prompt_quality.py as prompts.
     c.heads = ""
     c.batch_size = 64  # prompts at a time through a head
     c.pad_to_multiple = 64
     c.dtype = "float32"
-    return c
-
-
-def judge() -> ConfigDict:
-    """An OpenAI-compatible service (rlhf_jax/data/chat_client.py)."""
-    c = ConfigDict()
-    c.url = "http://127.0.0.1:8000/v1"
-    c.model = ""
-    c.api_key_variable = ""  # of the environment; "": the service asks for none
-    c.max_tokens = 64  # of a verdict
-    c.temperature = 0.0
-    c.prompt_price = 0.0  # per million tokens; 0: free
-    c.response_price = 0.0
-    c.spending_limit = 1.0  # in the currency of the prices; holds over restarts
-    c.max_retries = 6
-    c.timeout = 120.0  # seconds
-    c.workers = 8  # requests under way at once
     return c

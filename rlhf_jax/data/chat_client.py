@@ -8,9 +8,10 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import requests
@@ -21,6 +22,15 @@ from rlhf_jax.data.records import Message
 
 RETRIED = (408, 409, 429, 500, 502, 503, 504)  # status codes that pass
 MESSAGE_TOKENS = 16  # more than any chat format adds to a message
+# Settings that change no answer: a run that was stopped may go on with others.
+FREE_SETTINGS = (
+    "prompt_price",
+    "response_price",
+    "spending_limit",
+    "max_retries",
+    "timeout",
+    "workers",
+)
 
 
 class ChatError(ValueError):
@@ -89,16 +99,20 @@ class ChatClient:
             return self._spent()
 
     def answers(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
-        """The answer to each conversation.
+        """The answer to each conversation; one that comes twice is asked once.
 
         Raises:
             ChatError: the service fails for good.
             SpendingLimitError: the limit is reached; what was answered is kept.
         """
+        keys = [json.dumps(list(messages)) for messages in conversations]
         with concurrent.futures.ThreadPoolExecutor(self.settings.workers) as pool:
-            futures = [pool.submit(self.answer, messages) for messages in conversations]
+            futures = {
+                key: pool.submit(self.answer, messages)
+                for key, messages in dict(zip(keys, conversations, strict=True)).items()
+            }
             try:
-                return [future.result() for future in futures]
+                return [futures[key].result() for key in keys]
             except (ChatError, SpendingLimitError):
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -143,6 +157,11 @@ class ChatClient:
             )
         return answer
 
+    def check(self) -> None:
+        """Ask for one word, so that a service that is not there is known before the
+        work begins; raises like `answers`."""
+        self.answer([{"role": "user", "content": "Answer with the word yes."}])
+
     def _post(self, request: dict) -> tuple[str, dict]:
         url = f"{self.settings.url.rstrip('/')}/chat/completions"
         try:
@@ -186,3 +205,21 @@ class ChatClient:
             prompt_tokens * self.settings.prompt_price
             + response_tokens * self.settings.response_price
         )
+
+
+def open_client(service: Mapping, cache: Path, *, key: str) -> ChatClient:
+    """A client by the fields of a config.
+
+    Args:
+        service: those of `ChatSettings`, and the name of the environment variable that
+            holds the API key ("": the service asks for none).
+        key: of the config, for messages: "config.judge".
+    """
+    settings = dict(service)
+    variable = settings.pop("api_key_variable")
+    if not settings["model"]:
+        raise ValueError(f"Set {key}.model, and its url.")
+    if variable and variable not in os.environ:
+        raise ValueError(f"The environment variable {variable} is not set.")
+    api_key = os.environ[variable] if variable else ""
+    return ChatClient(ChatSettings(**settings), cache, api_key)

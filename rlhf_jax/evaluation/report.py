@@ -3,6 +3,13 @@
 from rich.console import Console
 from rich.table import Table
 
+JUDGED = {
+    "testbed": "true quality",
+    "reward_model": "the reward model's score",
+    "marks": "a chat model's marks",
+    "pairs": "a chat model, both orders",
+}
+
 
 def print_table(summary: dict) -> None:
     """Print an evaluation's summary.json as a table, one row a model."""
@@ -33,15 +40,18 @@ def print_held_out(reward: dict) -> None:
 
 def summary_table(summary: dict) -> Table:
     against = summary["baseline"]
-    judge = "true quality" if summary["judge"] == "testbed" else "reward score"
+    judge = JUDGED[summary["judge"]]
     table = Table(title=f"Judged by {judge}, against {against}")
-    for column in ("model", judge, "win / tie / lose", "net wins [95 %]"):
+    for column in ("model", "quality", "win / tie / lose", "net wins [95 %]"):
         table.add_column(column)
     for column in ("at equal length", "tokens", "KL", "identity", "JSON"):
         table.add_column(column, justify="right")
     for name, row in summary["models"].items():
-        quality, versus = row["quality"], row.get("against_baseline")
-        shares, net, equal = "", "", ""
+        quality, versus = row.get("quality"), row.get("against_baseline")
+        mean, shares, net, equal = "", "", "", ""
+        if quality:
+            mean = f"{quality['mean']:.2f} "
+            mean += f"[{quality['low']:.2f}, {quality['high']:.2f}]"
         if versus:
             shares = " / ".join(f"{versus[k]:.0%}" for k in ("win", "tie", "lose"))
             net = f"{versus['net']:+.1%} [{versus['net_low']:+.1%}, "
@@ -49,7 +59,7 @@ def summary_table(summary: dict) -> Table:
             equal = f"{versus['length_controlled_net']:+.1%}"
         table.add_row(
             name,
-            f"{quality['mean']:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]",
+            mean,
             shares,
             net,
             equal,

@@ -1,58 +1,88 @@
 """Win, tie and lose of one model against another on the same prompts.
 
-A result is 1 for a win, 0 for a tie, -1 for a loss. Where a judge saw both orders of
-two answers, the result is the mean of the two.
+A result is 1 for a win, 0 for a tie, -1 for a loss, NaN where the judge gave no verdict
+(left out). Where a judge saw both orders of two answers, it is the mean of the two.
+
+Intervals are of 95 %, by the percentile bootstrap over prompts: what both models
+answered to a prompt stays together, and so do several results of one prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import choix
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
+
+RESAMPLES = 2000
+FIT_RESAMPLES = 200  # where every resample takes a fit
 
 
 def results(ours: np.ndarray, theirs: np.ndarray, *, tie_margin: float) -> np.ndarray:
-    """The result on each prompt, float [prompts], from the quality of the answers.
+    """The result on each prompt, float [N], from the quality of the answers.
 
     Args:
         tie_margin: differences up to it are ties.
     """
     difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-    return (difference > tie_margin).astype(float) - (difference < -tie_margin)
+    result = (difference > tie_margin).astype(float) - (difference < -tie_margin)
+    return np.where(np.isnan(difference), np.nan, result)
 
 
-def win_rate(result: np.ndarray, *, seed: int) -> dict[str, float]:
-    """Shares of prompts won, tied and lost, and wins minus losses ("net") with a 95 %
-    interval: the percentile bootstrap over prompts, which keeps the answers to a prompt
-    together."""
-    result = np.asarray(result, np.float64)
-    low, high = _interval(np.mean, result, seed)
-    return {
-        "win": float((result > 0).mean()),
-        "tie": float((result == 0).mean()),
-        "lose": float((result < 0).mean()),
-        "net": float(result.mean()),
-        "net_low": low,
-        "net_high": high,
+def win_rate(
+    result: np.ndarray, *, seed: int, prompts: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+    """Shares of results won, tied and lost, and wins minus losses ("net"), each with
+    its interval.
+
+    Args:
+        prompts: of each result; None: every result has its own.
+
+    Raises:
+        ValueError: there is no result at all.
+    """
+    result, prompts = _judged(result, prompts)
+    shares = {
+        "win": result > 0,
+        "tie": result == 0,
+        "lose": result < 0,
+        "net": result,
     }
+    values = np.stack(list(shares.values()), axis=1).astype(float)
+    low, high = interval(
+        lambda rows: values[rows].mean(0), len(result), seed=seed, prompts=prompts
+    )
+    found: dict[str, float] = {"prompts": len(set(prompts))}
+    for i, name in enumerate(shares):
+        found[name] = float(values[:, i].mean())
+        found[f"{name}_low"], found[f"{name}_high"] = float(low[i]), float(high[i])
+    return found
 
 
 def by_group(
-    result: np.ndarray, groups: Sequence[str], *, seed: int
+    result: np.ndarray,
+    groups: Sequence[str],
+    *,
+    seed: int,
+    prompts: Sequence[Hashable] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """`win_rate` for each group of prompts, such as their intents."""
-    groups = np.asarray(groups)
-    return {
-        str(name): win_rate(result[groups == name], seed=seed)
-        | {"prompts": int((groups == name).sum())}
-        for name in np.unique(groups)
-    }
+    """`win_rate` for each group of prompts, such as their intents; groups without any
+    verdict are left out."""
+    groups, found = np.asarray(groups), {}
+    for name in np.unique(groups[~np.isnan(result)]):
+        rows = np.flatnonzero(groups == name)
+        some = prompts and [prompts[i] for i in rows]
+        found[str(name)] = win_rate(result[rows], seed=seed, prompts=some)
+    return found
 
 
 def length_controlled(
-    result: np.ndarray, length_difference: np.ndarray, *, seed: int
+    result: np.ndarray,
+    length_difference: np.ndarray,
+    *,
+    seed: int,
+    prompts: Sequence[Hashable] | None = None,
 ) -> dict[str, float]:
-    """Wins minus losses if both answers were equally long.
+    """Wins minus losses if both answers were equally long, with its interval.
 
     A logistic regression of the result (a tie is half a win) on the difference of the
     lengths in its standard deviations, squashed by tanh, read at difference 0; as the
@@ -60,65 +90,119 @@ def length_controlled(
     prompt's difficulty.
 
     Args:
-        length_difference: ours minus theirs, in tokens: float [prompts].
+        length_difference: ours minus theirs, in tokens: float [N].
     """
-    won = (np.asarray(result, np.float64) + 1) / 2
-    scale = np.std(length_difference)
-    feature = np.tanh(np.asarray(length_difference) / scale) if scale else 0 * won
+    judged = ~np.isnan(result)
+    difference = np.asarray(length_difference, np.float64)[judged]
+    result, prompts = _judged(result, prompts)
+    scale = np.std(difference)
+    feature = np.tanh(difference / scale) if scale else 0 * difference
+    won = (result + 1) / 2
 
-    def net(won, feature):
+    def net(rows):
+        won_, feature_ = won[rows], feature[rows]
+
         def loss(weights):
-            logits = weights[0] + weights[1] * feature
+            logits = weights[0] + weights[1] * feature_
             # A light prior, so that a model that always wins has a finite rating.
             prior = 0.5 * np.square(weights).sum() / 100
-            return np.logaddexp(0, logits).sum() - (won * logits).sum() + prior
+            wrong = special.expit(logits) - won_
+            slope = np.array([wrong.sum(), wrong @ feature_]) + weights / 100
+            return np.logaddexp(0, logits).sum() - won_ @ logits + prior, slope
 
-        return 2 * special.expit(optimize.minimize(loss, np.zeros(2)).x[0]) - 1
+        found = optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS")
+        return 2 * special.expit(found.x[0]) - 1
 
-    low, high = _interval(net, (won, feature), seed, resamples=200)
-    found = {"net": float(net(won, feature)), "net_low": low, "net_high": high}
-    return {f"length_controlled_{name}": x for name, x in found.items()}
+    low, high = interval(
+        net, len(won), seed=seed, prompts=prompts, resamples=FIT_RESAMPLES
+    )
+    found = {"net": float(net(np.arange(len(won)))), "net_low": low, "net_high": high}
+    return {f"length_controlled_{name}": float(x) for name, x in found.items()}
 
 
 def bradley_terry(
-    names: Sequence[str], result: Callable[[str, str], np.ndarray]
-) -> dict[str, float]:
-    """Ratings of more than two models in Elo points, their mean 0 (Bradley and Terry).
+    names: Sequence[str],
+    result: Callable[[str, str], np.ndarray],
+    *,
+    seed: int,
+    prompts: Sequence[Hashable] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Ratings of more than two models in Elo points, their mean 0 (Bradley and Terry),
+    each with its interval.
 
     Args:
-        result: of the first against the second, float [prompts]. A tie counts as half
-            a win for each.
+        result: of the first against the second on the same N prompts, float [N]. A tie
+            counts as half a win for each.
     """
-    wins = np.zeros((len(names), len(names)))
-    for i, one in enumerate(names):
-        for j, other in enumerate(names[:i]):
-            won = (result(one, other) + 1) / 2
-            wins[i, j], wins[j, i] = won.sum(), (1 - won).sum()
-    strength = choix.ilsr_pairwise_dense(wins, alpha=1e-3)
-    strength = (strength - strength.mean()) * 400 / np.log(10)
-    return dict(zip(names, map(float, strength), strict=True))
+    pairs = [(i, j) for i in range(len(names)) for j in range(i)]
+    won = np.stack([(result(names[i], names[j]) + 1) / 2 for i, j in pairs], axis=1)
+
+    def ratings(rows):
+        wins = np.zeros((len(names), len(names)))
+        for (i, j), column in zip(pairs, won[rows].T, strict=True):
+            wins[i, j], wins[j, i] = np.nansum(column), np.nansum(1 - column)
+        strength = choix.ilsr_pairwise_dense(wins, alpha=1e-3)
+        return (strength - strength.mean()) * 400 / np.log(10)
+
+    rating = ratings(np.arange(len(won)))
+    low, high = interval(
+        ratings, len(won), seed=seed, prompts=prompts, resamples=FIT_RESAMPLES
+    )
+    return {
+        name: {"rating": float(r), "low": float(a), "high": float(b)}
+        for name, r, a, b in zip(names, rating, low, high, strict=True)
+    }
 
 
 def mean_with_interval(values: np.ndarray, *, seed: int) -> dict[str, float]:
-    """Mean and its 95 % bootstrap interval."""
-    low, high = _interval(np.mean, values, seed)
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
+    """Mean and its interval, of the values that are not NaN.
+
+    Raises:
+        ValueError: all are NaN.
+    """
+    values, _ = _judged(values, None)
+    low, high = interval(lambda rows: values[rows].mean(), len(values), seed=seed)
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def _interval(statistic, values, seed: int, resamples: int = 2000):
-    """95 % percentile bootstrap of a statistic of one array, or of several in step."""
-    arrays = values if isinstance(values, tuple) else (values,)
-    arrays = tuple(np.asarray(x, np.float64) for x in arrays)
-    if len(arrays[0]) < 2 or all(np.ptp(x) == 0 for x in arrays):
-        same = float(statistic(*arrays))
-        return same, same
-    interval = stats.bootstrap(
-        arrays,
-        statistic,
-        n_resamples=resamples,
-        method="percentile",
-        paired=True,
-        vectorized=statistic is np.mean,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+def interval(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    count: int,
+    *,
+    seed: int,
+    prompts: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % percentile bootstrap over prompts: low and high.
+
+    Args:
+        statistic: of the rows that a resample drew, int [M], out of `count`.
+        prompts: of each row; rows of one prompt are drawn together.
+    """
+    groups = _groups(range(count) if prompts is None else prompts)
+    alone = len(groups) == count
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        drawn = rng.integers(len(groups), size=len(groups))
+        rows = drawn if alone else np.concatenate([groups[i] for i in drawn])
+        found.append(statistic(rows))
+    low, high = np.quantile(found, (0.025, 0.975), axis=0)
+    return low, high
+
+
+def _groups(prompts: Sequence[Hashable]) -> list[np.ndarray]:
+    places: dict[Hashable, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(i)
+    return [np.array(rows) for rows in places.values()]
+
+
+def _judged(result, prompts):
+    """The results that there are, and their prompts."""
+    result = np.asarray(result, np.float64)
+    judged = np.flatnonzero(~np.isnan(result))
+    if not len(judged):
+        raise ValueError(f"The judge gave no verdict on any of {len(result)} prompts.")
+    prompts = range(len(result)) if prompts is None else prompts
+    return result[judged], [prompts[i] for i in judged]

@@ -1,9 +1,10 @@
 """Evaluate checkpoints: did alignment help?
 
 1. Every model answers the same held-out prompts, sampled with the same keys.
-2. A judge gives each answer a quality: the testbed's true scorer, or, where the truth
-   is unknown, the reward model (which is then no independent judge).
-3. Against the first model: win / tie / lose with a 95 % bootstrap interval over
+2. A judge (evaluation/judges.py) gives each answer a quality, or compares two: the
+   testbed's true scorer, a chat model by HTTP, or the reward model (which is no
+   independent judge of what was trained against it).
+3. Against the first model: win / tie / lose with 95 % bootstrap intervals over
    prompts, by intent and at equal length; KL(model || first model) on the model's own
    answers, in nats. With more than two models, their Bradley-Terry ratings.
 4. Probes (testbed): does the model still know its name, does it answer in JSON?
@@ -18,9 +19,9 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
+from rlhf_jax.data.chat_client import FREE_SETTINGS, open_client
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.testbed.capabilities import is_identity, is_valid_json_answer
-from rlhf_jax.data.testbed.quality import true_quality
+from rlhf_jax.evaluation import judges
 from rlhf_jax.evaluation.answers import (
     Answers,
     answer,
@@ -29,6 +30,7 @@ from rlhf_jax.evaluation.answers import (
     write_answers,
 )
 from rlhf_jax.evaluation.preferences import JudgedPairs, assess, headline
+from rlhf_jax.evaluation.probes import PROBES, share_passed
 from rlhf_jax.evaluation.report import print_table
 from rlhf_jax.evaluation.win_rate import (
     bradley_terry,
@@ -39,18 +41,31 @@ from rlhf_jax.evaluation.win_rate import (
     win_rate,
 )
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.training import weights
+from rlhf_jax.training import options, weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
+
+JUDGES = ("testbed", "reward_model", "marks", "pairs")
 
 
 def run(config, workdir: str) -> None:
     """Evaluate the models of `config.models`; leave answers and summary.json."""
-    workdir = open_workdir(workdir, config)
+    options.one_of(config, "judge", JUDGES)
+    if config.judge == "reward_model" and not config.reward_model:
+        raise ValueError("judge='reward_model' needs config.reward_model.")
+    models = parse_models(config.models)
+    workdir = open_workdir(
+        workdir, config, free=[f"service.{name}" for name in FREE_SETTINGS]
+    )
     if is_finished(workdir):
         print_table(read_summary(workdir))
         return
-    models = parse_models(config.models)
     baseline = next(iter(models))
+    ask = None
+    if config.judge in ("marks", "pairs"):
+        cache = workdir / "judge.sqlite"
+        client = open_client(config.service, cache, key="config.service")
+        client.check()
+        ask = client.answers
     answer_key, probe_key, second_key = jax.random.split(jax.random.key(config.seed), 3)
 
     # Data
@@ -61,7 +76,7 @@ def run(config, workdir: str) -> None:
     prompts = prompts[: config.num_prompts]
     probes = {
         name: read(data / f"{name}_probes.jsonl", Prompt)
-        for name in ("identity", "json")
+        for name in PROBES
         if (data / f"{name}_probes.jsonl").is_file()
     }
 
@@ -78,13 +93,13 @@ def run(config, workdir: str) -> None:
     score = functools.partial(
         scores, reward_model, pad_id=tokenizer.pad_id, batch_size=config.batch_size
     )
-    judge = make_judge(config, reward_model, score)
+    judge = make_judge(config, ask, reward_model, tokenizer.pad_id)
 
     # Answers
     sampling = functools.partial(
         sampling_with, tokenizer, max_new_tokens=config.max_response_tokens
     )
-    ask = functools.partial(
+    answer_all = functools.partial(
         answer,
         tokenizer=tokenizer,
         max_prompt_tokens=config.max_prompt_tokens,
@@ -99,64 +114,76 @@ def run(config, workdir: str) -> None:
     )
     first = load(models[baseline])
     summary = {"models": {}, "judge": config.judge, "baseline": baseline}
-    qualities, lengths, rewards = {}, {}, {}
+    answers, qualities, rewards = {}, {}, {}
 
     def compare(name, other):
+        if config.judge == "pairs":
+            won = judge([answers[name], answers[other]])
+            return won[:, 0] - won[:, 1]
         margin = config.tie_margin
         return results(qualities[name], qualities[other], tie_margin=margin)
 
     for name, folder in models.items():
         model = first if name == baseline else load(folder)
-        answers = ask(
+        found = answers[name] = answer_all(
             model,
             prompts,
             key=answer_key,
             sampling=sampling(temperature=config.temperature),
         )
-        qualities[name], lengths[name] = judge(answers), answers.lengths
-        kl = logprobs(model, answers) - logprobs(first, answers)
-        columns = {"quality": qualities[name], "kl": kl}
+        kl = logprobs(model, found) - logprobs(first, found)
+        columns = {"kl": kl}
         row = {
             "checkpoint": weights.fingerprint(folder),
-            "quality": mean_with_interval(qualities[name], seed=config.seed),
-            "length": float(answers.lengths.mean()),
+            "length": float(found.lengths.mean()),
             "kl": float(kl.mean()),
         }
+        if config.judge != "pairs":
+            columns["quality"] = qualities[name] = judge([found])[:, 0]
+            row["quality"] = mean_with_interval(qualities[name], seed=config.seed)
+            row["without_verdict"] = int(np.isnan(qualities[name]).sum())
         if reward_model is not None:
-            columns["score"] = rewards[name] = score(answers)
-            row |= score_spread(rewards[name], rewards[baseline], answers.prompts)
-        write_answers(workdir / f"answers_{name}.jsonl", answers, **columns)
+            columns["score"] = rewards[name] = score(found)
+            row |= score_spread(rewards[name], rewards[baseline], found.prompts)
+        keys = [tuple(ids) for ids in found.prompt_ids]  # a prompt may come twice
+        by_prompt = {"seed": config.seed, "prompts": keys}
         if name != baseline:
-            result = compare(name, baseline)
-            longer = answers.lengths - lengths[baseline]
-            row["against_baseline"] = win_rate(result, seed=config.seed)
-            row["against_baseline"] |= length_controlled(
-                result, longer, seed=config.seed
-            )
-            intents = [prompt.intent for prompt in answers.prompts]
-            row["by_intent"] = by_group(result, intents, seed=config.seed)
+            columns["result"] = result = compare(name, baseline)
+            longer = found.lengths - answers[baseline].lengths
+            intents = [prompt.intent for prompt in found.prompts]
+            row["against_baseline"] = win_rate(result, **by_prompt)
+            row["against_baseline"] |= length_controlled(result, longer, **by_prompt)
+            row["by_intent"] = by_group(result, intents, **by_prompt)
+            row["without_verdict"] = int(np.isnan(result).sum())
+        write_answers(workdir / f"answers_{name}.jsonl", found, **columns)
         greedy = sampling(temperature=0.0)
         for probe, asked in probes.items():
-            texts = ask(model, asked, key=probe_key, sampling=greedy).texts
-            row[f"{probe}_probes"] = float(np.mean(check(probe, texts, config)))
+            texts = answer_all(model, asked, key=probe_key, sampling=greedy).texts
+            model_name = config.data.testbed.model_name
+            row[f"{probe}_probes"] = share_passed(probe, texts, model_name=model_name)
         summary["models"][name] = row
-        logging.info("Evaluated %s: quality %.2f.", name, row["quality"]["mean"])
+        logging.info("Evaluated %s.", name)
+        if row.get("without_verdict"):
+            logging.warning(
+                "%s: no verdict on %d of %d answers; they are left out.",
+                name, row["without_verdict"], len(keys),
+            )  # fmt: skip
 
     if len(models) > 2:
-        summary["ratings"] = bradley_terry(list(models), compare)
+        summary["ratings"] = bradley_terry(list(models), compare, **by_prompt)
 
     # Reward model against the truth, on two answers of the first model to each prompt
     if reward_model is not None and config.judge == "testbed":
         hot = sampling(temperature=1.0)
         pair = [
-            ask(first, prompts, key=jax.random.fold_in(second_key, side), sampling=hot)
+            answer_all(
+                first, prompts, key=jax.random.fold_in(second_key, side), sampling=hot
+            )
             for side in range(2)
         ]
-        found = agreement(
-            judge, reward_model, pair, tokenizer.pad_id, config.batch_size
-        )
-        if found is not None:
-            summary["reward_model"] = found
+        agreed = agreement(judge(pair), np.stack([score(x) for x in pair], 1), pair)
+        if agreed is not None:
+            summary["reward_model"] = agreed
     print_table(summary)
     finish(workdir, summary)
 
@@ -175,17 +202,16 @@ def parse_models(text: str) -> dict[str, str]:
     return models
 
 
-def make_judge(config, reward_model, score):
-    """A function from answers to their quality: float [prompts]."""
+def make_judge(config, ask, reward_model, pad_id: int) -> judges.Judge:
     if config.judge == "testbed":
-        return lambda answers: np.array(
-            list(map(true_quality, answers.prompts, answers.texts))
-        )
-    if config.judge == "reward_model":
-        if reward_model is None:
-            raise ValueError("judge='reward_model' needs config.reward_model.")
-        return score
-    raise ValueError(f"{config.judge=} must be 'testbed' or 'reward_model'.")
+        return judges.by_truth
+    if config.judge == "marks":
+        return judges.by_marks(ask)
+    if config.judge == "pairs":
+        return judges.by_pairs(ask)
+    return judges.by_reward_model(
+        reward_model, pad_id=pad_id, batch_size=config.batch_size
+    )
 
 
 def score_spread(found, baseline, prompts) -> dict[str, float]:
@@ -203,33 +229,19 @@ def score_spread(found, baseline, prompts) -> dict[str, float]:
     }
 
 
-def check(probe: str, texts: list[str], config) -> list[bool]:
-    if probe == "identity":
-        return [is_identity(text, config.data.testbed.model_name) for text in texts]
-    return [is_valid_json_answer(text) for text in texts]
-
-
-def agreement(
-    judge, reward_model, pair: list[Answers], pad_id, batch_size
-) -> dict | None:
-    """How the reward model orders two answers where the truth tells them apart; None
-    where it never does."""
-    truth = np.stack([judge(answers) for answers in pair], axis=1)
-    found = [
-        scores(reward_model, answers, pad_id=pad_id, batch_size=batch_size)
-        for answers in pair
-    ]
+def agreement(truth: np.ndarray, found: np.ndarray, pair: list[Answers]) -> dict | None:
+    """How scores `found` order two answers where the `truth`, both [N, 2], tells them
+    apart; None where it never does."""
     differ = np.flatnonzero(truth[:, 0] != truth[:, 1])
     if not differ.size:
         return None
     best_first = np.argsort(-truth[differ], axis=1)
 
     def in_order(columns):
-        columns = np.stack(columns, axis=1)[differ]
-        return np.take_along_axis(columns, best_first, axis=1)
+        return np.take_along_axis(columns[differ], best_first, axis=1)
 
+    lengths = in_order(np.stack([answers.lengths for answers in pair], axis=1))
     prompts = [pair[0].prompts[i] for i in differ]
-    lengths = in_order([answers.lengths for answers in pair])
     pairs = JudgedPairs(
         prompts=[prompt.id for prompt in prompts],
         intents=[prompt.intent for prompt in prompts],

@@ -11,7 +11,6 @@ Leaves prompts.jsonl, dropped.jsonl (with the reason), report.json and report.md
 
 import functools
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from absl import logging
 
 from rlhf_jax.data import prompt_filters, prompt_quality
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
-from rlhf_jax.data.chat_client import ChatClient, ChatSettings
+from rlhf_jax.data.chat_client import FREE_SETTINGS, open_client
 from rlhf_jax.data.comparison_report import markdown, print_rows
 from rlhf_jax.data.reading.json_lines import each_good, scan_json_lines
 from rlhf_jax.data.reading.layouts import prompt_in
@@ -39,7 +38,9 @@ def run(config, workdir: str) -> None:
     """Filter `config.prompts` into `workdir`."""
     if not config.prompts:
         raise ValueError("Set config.prompts: files, or a data set.")
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(
+        workdir, config, free=[f"judge.{name}" for name in FREE_SETTINGS]
+    )
     if is_finished(workdir):
         logging.info("Done before: %s", workdir / "report.md")
         return
@@ -114,17 +115,8 @@ def make_scorer(config, workdir: Path) -> prompt_quality.Scorer | None:
         heads = {name: load_head(folders[name], config) for name in names}
         return prompt_quality.by_heads(lambda q, texts: heads[q.id](q, texts))
     if config.scorer == "judge":
-        if not config.judge.model:
-            raise ValueError("Set config.judge.model, and its url.")
-        settings = dict(config.judge)
-        variable = settings.pop("api_key_variable")
-        if variable and variable not in os.environ:
-            raise ValueError(f"The environment variable {variable} is not set.")
-        client = ChatClient(
-            ChatSettings(**settings),
-            workdir / "judge.sqlite",
-            os.environ[variable] if variable else "",
-        )
+        cache = workdir / "judge.sqlite"
+        client = open_client(config.judge, cache, key="config.judge")
         return prompt_quality.by_judge(client.answers)
     raise ValueError(f"{config.scorer=} must be 'rules', 'judge', 'heads' or 'none'.")
 

@@ -2,13 +2,17 @@
 
 import json
 import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
 from ml_collections import ConfigDict
 
 import rlhf_jax
+from rlhf_jax.training import lock
+from rlhf_jax.training.metrics import MEASURED
 
 
 def versions() -> dict[str, str]:
@@ -19,8 +23,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def open_workdir(workdir: str | os.PathLike, config: ConfigDict) -> Path:
+def open_workdir(
+    workdir: str | os.PathLike, config: ConfigDict, *, free: Collection[str] = ()
+) -> Path:
     """Make the folder, or take up one that the same config left; write config.json.
+
+    Args:
+        free: keys, "service.timeout", that may differ: no result depends on them.
 
     Raises:
         ValueError: the folder holds a run of another config; the keys that differ are
@@ -29,9 +38,16 @@ def open_workdir(workdir: str | os.PathLike, config: ConfigDict) -> Path:
     folder = Path(workdir)
     path = folder / "config.json"
     resolved = json.loads(config.to_json_best_effort())
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(folder)
     if path.exists():
-        recorded = json.loads(path.read_text(encoding="utf-8"))["config"]
-        differences = list(_differences(recorded, resolved))
+        recorded = _read_json(path)["config"]
+        differences = [
+            f"config.{key}: {there!r} -> {here!r}"
+            for key, there, here in config_differences(recorded, resolved)
+            if key not in free
+        ]
         if differences:
             raise ValueError(
                 f"{folder} belongs to a run with another config. Use a new --workdir, "
@@ -40,7 +56,6 @@ def open_workdir(workdir: str | os.PathLike, config: ConfigDict) -> Path:
             )
         return folder
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         record = {"config": resolved, "versions": versions(), "seed": config.seed}
         _write_json(path, record)
     return folder
@@ -53,20 +68,26 @@ def _write_json(path: Path, record: dict) -> None:
     temporary.replace(path)
 
 
-def _differences(there, here, prefix=""):
+def config_differences(there, here, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key with dots, value there, value here) wherever two configs differ."""
     if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            yield from _differences(
-                there.get(key, "<absent>"), here.get(key, "<absent>"), f"{prefix}.{key}"
+        for name in sorted(there.keys() | here.keys()):
+            yield from config_differences(
+                there.get(name, "<absent>"),
+                here.get(name, "<absent>"),
+                f"{key}.{name}".lstrip("."),
             )
     elif there != here:
-        yield f"config{prefix}: {there!r} -> {here!r}"
+        yield key, there, here
 
 
 def finish(workdir: str | os.PathLike, summary: dict) -> None:
-    """Write summary.json: the stage's last numbers, and the sign that it is done."""
+    """Write summary.json: the stage's last numbers, and the sign that it is done. How
+    fast it was stays out: the same run leaves the same summary."""
     if jax.process_index() == 0:
-        _write_json(Path(workdir) / "summary.json", summary)
+        found = {k: x for k, x in summary.items() if not k.startswith(MEASURED)}
+        _write_json(Path(workdir) / "summary.json", found)
+        lock.release(Path(workdir))
 
 
 def is_finished(workdir: str | os.PathLike) -> bool:
@@ -75,7 +96,7 @@ def is_finished(workdir: str | os.PathLike) -> bool:
 
 
 def read_summary(workdir: str | os.PathLike) -> dict:
-    return json.loads((Path(workdir) / "summary.json").read_text(encoding="utf-8"))
+    return _read_json(Path(workdir) / "summary.json")
 
 
 def due(step: int, every: int, total: int) -> bool:

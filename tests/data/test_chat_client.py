@@ -104,6 +104,11 @@ def test_what_was_answered_is_never_asked_again(service, make_client):
     assert len(service.requests) == 3
 
 
+def test_a_question_that_comes_twice_is_asked_once(service, make_client):
+    assert make_client().answers([asking("a"), asking("a")]) == ["yes", "yes"]
+    assert len(service.requests) == 1
+
+
 def test_what_passes_is_asked_again_and_what_stays_is_an_error(service, make_client):
     client = make_client()
     service.replies = [(503, b""), (429, b""), (200, said("at last"))]

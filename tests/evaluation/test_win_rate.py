@@ -4,6 +4,7 @@ import pytest
 from rlhf_jax.evaluation.win_rate import (
     bradley_terry,
     by_group,
+    interval,
     length_controlled,
     mean_with_interval,
     results,
@@ -33,14 +34,44 @@ def test_both_orders_may_disagree():
     assert found["net"] == found["net_low"] == found["net_high"] == 0.5
 
 
+def test_no_verdict_is_left_out():
+    found = win_rate(np.array([1.0, np.nan, -1.0, 0.0]), seed=0)
+    assert found["prompts"] == 3 and found["win"] == pytest.approx(1 / 3)
+    assert by_group(np.array([1.0, np.nan]), ["a", "b"], seed=0).keys() == {"a"}
+    with pytest.raises(ValueError, match="no verdict on any of 2 prompts"):
+        win_rate(np.array([np.nan, np.nan]), seed=0)
+
+
+def coverage(draw, truth, worlds=400, **fields) -> float:
+    """How often the interval of the mean of `draw(rng)` holds the truth."""
+    rng, covered = np.random.default_rng(0), []
+    for seed in range(worlds):
+        x = draw(rng)
+        low, high = interval(
+            lambda rows, x=x: x[rows].mean(), len(x), seed=seed, resamples=500, **fields
+        )
+        covered.append(low <= truth <= high)
+    return float(np.mean(covered))
+
+
 def test_the_interval_covers_the_truth_nineteen_times_in_twenty():
-    rng = np.random.default_rng(0)
-    shares, truth = [0.2, 0.3, 0.5], 0.3
-    covered = []
-    for seed in range(400):
-        found = win_rate(rng.choice([-1.0, 0.0, 1.0], 200, p=shares), seed=seed)
-        covered.append(found["net_low"] <= truth <= found["net_high"])
-    assert 0.93 <= np.mean(covered) <= 0.97
+    def draw(rng):
+        return rng.choice([-1.0, 0.0, 1.0], 200, p=[0.2, 0.3, 0.5])
+
+    assert 0.93 <= coverage(draw, 0.3) <= 0.97
+
+
+def test_results_of_one_prompt_are_drawn_together():
+    """Four results each of 100 prompts that mostly agree: as independent results their
+    interval would be half as wide, and miss often."""
+    prompts = np.repeat(np.arange(100), 4)
+
+    def draw(rng):
+        liking = rng.normal(0.3, 1.0, 100)[prompts]
+        return liking + rng.normal(0, 0.3, 400)
+
+    assert 0.92 <= coverage(draw, 0.3, worlds=300, prompts=list(prompts)) <= 0.97
+    assert coverage(draw, 0.3, worlds=100) < 0.8
 
 
 def test_groups_are_judged_apart():
@@ -69,9 +100,12 @@ def test_wins_that_have_nothing_to_do_with_length_stay():
 
 def test_ratings_are_those_of_bradley_and_terry():
     """Two models, 3 wins to 1: 400 log10(3) points apart."""
-    found = bradley_terry(["a", "b"], lambda one, other: np.array([-1.0, -1, -1, 1]))
-    assert found["a"] - found["b"] == pytest.approx(400 * np.log10(3), rel=0.01)
-    assert found["a"] + found["b"] == pytest.approx(0)
+    result = np.array([-1.0, -1, -1, 1, np.nan])  # of b against a
+    found = bradley_terry(["a", "b"], lambda one, other: result, seed=0)
+    a, b = (found[name]["rating"] for name in "ab")
+    assert a - b == pytest.approx(400 * np.log10(3), rel=0.01)
+    assert a + b == pytest.approx(0)
+    assert found["a"]["low"] < a < found["a"]["high"]
 
 
 def test_ratings_order_three_models():
@@ -82,10 +116,13 @@ def test_ratings_order_three_models():
         odds = 1 / (1 + np.exp(strength[other] - strength[one]))
         return np.where(rng.random(2000) < odds, 1.0, -1.0)
 
-    found = bradley_terry(list(strength), result)
+    found = bradley_terry(list(strength), result, seed=0)
+    low, middle, high = (found[name]["rating"] for name in strength)
     gap = 400 / np.log(10)
-    assert found["high"] - found["middle"] == pytest.approx(gap, rel=0.15)
-    assert found["middle"] - found["low"] == pytest.approx(gap, rel=0.15)
+    assert high - middle == pytest.approx(gap, rel=0.15)
+    assert middle - low == pytest.approx(gap, rel=0.15)
+    # 2,000 prompts tell them apart.
+    assert found["low"]["high"] < found["middle"]["low"]
 
 
 def test_a_mean_and_its_interval():

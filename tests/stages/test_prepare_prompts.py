@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import prepare_prompts as config_file
-from rlhf_jax.data.chat_client import ChatSettings
+from rlhf_jax.data.chat_client import ChatClient, ChatSettings
 from rlhf_jax.data.records import Prompt, read_records, write_records
 from rlhf_jax.stages import prepare_prompts
 
@@ -81,7 +81,7 @@ def test_a_judge_that_gives_no_verdict_is_counted(prepare, monkeypatch):
         verdicts = iter(['{"intention": 5, "semantics": 5, "answerability": 5}', "?"])
         return [next(verdicts, "no idea") for _ in conversations]
 
-    monkeypatch.setattr(prepare_prompts.ChatClient, "answers", answers)
+    monkeypatch.setattr(ChatClient, "answers", answers)
     folder = prepare(scorer="judge", judge={"model": "m"})
     kept = read_records(folder / "prompts.jsonl", Prompt)
     assert [p.id for p in kept] == [PROMPTS[0].id]
