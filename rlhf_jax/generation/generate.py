@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from rlhf_jax.generation.sampling import Sampling, sample
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.inputs import check_inputs
-from rlhf_jax.models.kv_cache import KVCache
+from rlhf_jax.models.kv_cache import KVCache, lengthen
+from rlhf_jax.parallel.sharding import constrain, constrain_parameters, decoding
 
 
 class Generation(NamedTuple):
@@ -74,11 +75,13 @@ def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
     def unfinished(s: Decoding):
         return (s.step < sampling.max_new_tokens) & s.live.any()
 
-    end = jax.lax.while_loop(
-        unfinished,
-        lambda s: decode_step(model, s, keys, sampling),
-        prefill(model, tokens, mask, sampling),
-    )
+    model = model.for_decoding()
+    start = prefill(model, tokens, mask, sampling)
+    with decoding():
+        model = constrain_parameters(model)
+        end = jax.lax.while_loop(
+            unfinished, lambda s: decode_step(model, s, keys, sampling), start
+        )
     return Generation(
         tokens=end.tokens,
         mask=end.mask,
@@ -92,13 +95,11 @@ def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
 def prefill(model: ChatGLM, tokens, mask, sampling: Sampling) -> Decoding:
     """Read the prompts [B, P]: the state before the first step."""
     batch, limit = tokens.shape[0], sampling.max_new_tokens
-    hidden, cache = model.decode(
-        tokens, mask, model.init_cache(batch, tokens.shape[1] + limit)
-    )
+    hidden, cache = model.decode(tokens, mask, model.init_cache(*tokens.shape))
     return Decoding(
         step=jnp.int32(0),
         logits=_project(model, hidden[:, -1]),
-        cache=cache,
+        cache=lengthen(cache, limit),
         live=jnp.ones(batch, bool),
         tokens=jnp.full((batch, limit), sampling.pad_id, jnp.int32),
         mask=jnp.zeros((batch, limit), bool),
@@ -157,4 +158,6 @@ def split_by_row(key: Key[Array, ""] | Key[Array, "B"], rows: int) -> Key[Array,
 
 
 def _project(model: ChatGLM, hidden):  # [B, D] -> [B, V]
-    return jnp.dot(hidden, model.output_matrix, preferred_element_type=jnp.float32)
+    matrix = model.output_matrix
+    logits = jnp.dot(hidden, matrix, preferred_element_type=jnp.float32)
+    return constrain(constrain(logits, "rows", "vocab"), "batch", "tokens")

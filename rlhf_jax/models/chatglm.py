@@ -11,6 +11,7 @@ Letters: B batch, T tokens, V vocabulary, D width.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models import kv_cache
-from rlhf_jax.models.attention import visible
+from rlhf_jax.models.attention import attend, visible
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.kv_cache import KVCache
 from rlhf_jax.models.layers import Block, Head, Norm
@@ -103,11 +104,12 @@ class ChatGLM(nnx.Module):
             segments=segments,
             context=context,
         )
+        look = functools.partial(attend, seen=seen)
         turn = self._rotation(positions)
 
         x = apply_layers(
             self.blocks,
-            lambda block, x: block(x, turn, seen)[0],
+            lambda block, x: block(x, turn, look)[0],
             self._embed(tokens),
             scan=self.config.scan_layers,
             checkpoint=REMAT[self.config.remat],
@@ -120,7 +122,7 @@ class ChatGLM(nnx.Module):
         """Read T more tokens: their hidden states, and the cache with them in it.
 
         The first call reads the prompt; for ChatGLM-6B it must hold the whole context
-        with its start token. The layers are always unrolled, see `kv_cache`.
+        with its start token.
         """
         places = cache.mask.sum(axis=1, keepdims=True) + count_before(mask)
         context, mask_place = cache.context, cache.mask_place
@@ -139,16 +141,29 @@ class ChatGLM(nnx.Module):
             query_slots=cache.index + jnp.arange(tokens.shape[1]),
             context=context if self.config.has_prefix else None,
         )
+        look = functools.partial(attend, seen=seen)
         turn = self._rotation(positions)
-        x = self._embed(tokens)
-        layers = []
-        for i, layer in enumerate(zip(cache.keys, cache.values, strict=True)):
-            x, layer = take(self.blocks, i)(x, turn, seen, layer, cache.index)
-            layers.append(layer)
-        keys, values = zip(*layers, strict=True)
+        write = functools.partial(kv_cache.write, slot=cache.index)
+
+        def apply(block, x, stored, **which):
+            remember = functools.partial(write, stored, **which)
+            return block(x, turn, look, remember)
+
+        x, stored = self._embed(tokens), (cache.keys, cache.values)
+        if self.config.scan_layers:
+            (x, stored), _ = jax.lax.scan(
+                lambda carry, layer: (apply(layer[1], *carry, layer=layer[0]), None),
+                (x, stored),
+                (jnp.arange(self.config.num_layers), self.blocks),
+            )
+        else:
+            layers = list(zip(*stored, strict=True))
+            for i, layer in enumerate(layers):
+                x, layers[i] = apply(take(self.blocks, i), x, layer)
+            stored = tuple(zip(*layers, strict=True))
         cache = KVCache(
-            keys=keys,
-            values=values,
+            keys=stored[0],
+            values=stored[1],
             mask=full_mask,
             index=cache.index + tokens.shape[1],
             context=context,
@@ -165,11 +180,23 @@ class ChatGLM(nnx.Module):
             kv_heads=self.config.num_kv_heads,
             head_dim=self.config.head_dim,
             dtype=self.config.dtype,
+            stacked=self.config.scan_layers,
         )
+
+    def for_decoding(self) -> "ChatGLM":
+        """The same with its matrices in `dtype`, as products read them: what every step
+        of a decode loop would do again."""
+        dtype = self.config.dtype
+
+        def cast(path, x):
+            is_matrix = re.search(r"\b(kernel|embedding)\b", jax.tree_util.keystr(path))
+            return x.astype(dtype) if is_matrix else x
+
+        return jax.tree_util.tree_map_with_path(cast, self)
 
     def _embed(self, tokens):
         x = lookup(self.embedding[...], tokens, self.config.dtype)
-        return constrain(x, "batch", "length", "width")
+        return constrain(x, "rows", "length", "width")
 
     def _prefix(self, tokens, mask, places, segments):
         return prefix(

@@ -1,8 +1,9 @@
 """What a model remembers of the tokens it has read, as a value.
 
 Rows of a batch share their slots: tokens are appended to all rows at once, and the
-mask says which are real. Keys and values are one array per layer, so that a step in a
-`while_loop` writes its token in place; one array for all layers would be copied.
+mask says which are real. Where layers are unrolled, keys and values are one array per
+layer; where they are scanned, one for all. A step in a `while_loop` writes its token in
+place in both.
 """
 
 from typing import NamedTuple
@@ -13,14 +14,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class KVCache(NamedTuple):
-    """Letters: B batch, S slots, K key-value heads, H head dim.
+    """Letters: L layers, B batch, S slots, K key-value heads, H head dim.
 
     `index` is the next free slot. `context` and `mask_place` are the prefix of
     ChatGLM-6B (`positions.prefix`), found when the prompt is read; others ignore them.
     """
 
-    keys: tuple  # of Float[Array, "B K H S"], one per layer
-    values: tuple  # of Float[Array, "B K S H"], one per layer
+    keys: tuple | Array  # Float[Array, "B K H S"], one per layer or stacked
+    values: tuple | Array  # Float[Array, "B K S H"], one per layer or stacked
     mask: Bool[Array, "B S"]
     index: Int[Array, ""]
     context: Int[Array, "B"]
@@ -33,18 +34,25 @@ class KVCache(NamedTuple):
 
 
 def empty(
-    batch: int, length: int, *, layers: int, kv_heads: int, head_dim: int, dtype
+    batch: int,
+    length: int,
+    *,
+    layers: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype,
+    stacked: bool,
 ) -> KVCache:
     """A cache of `length` slots that has read nothing."""
-    keys = [
-        jnp.zeros((batch, kv_heads, head_dim, length), dtype) for _ in range(layers)
-    ]
-    values = [
-        jnp.zeros((batch, kv_heads, length, head_dim), dtype) for _ in range(layers)
-    ]
+
+    def zeros(*shape):
+        if stacked:
+            return jnp.zeros((layers, *shape), dtype)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+
     return KVCache(
-        keys=tuple(keys),
-        values=tuple(values),
+        keys=zeros(batch, kv_heads, head_dim, length),
+        values=zeros(batch, kv_heads, length, head_dim),
         mask=jnp.zeros((batch, length), bool),
         index=jnp.int32(0),
         context=jnp.zeros(batch, jnp.int32),
@@ -52,14 +60,50 @@ def empty(
     )
 
 
+def lengthen(cache: KVCache, slots: int) -> KVCache:
+    """The same with so many empty slots more."""
+
+    def pad(x, axis):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, slots)
+        return jnp.pad(x, widths)
+
+    return cache._replace(
+        keys=jax.tree.map(lambda x: pad(x, -1), cache.keys),
+        values=jax.tree.map(lambda x: pad(x, -2), cache.values),
+        mask=pad(cache.mask, -1),
+    )
+
+
 def write(
-    layer: tuple[Float[Array, "B K H S"], Float[Array, "B K S H"]],
+    stored: tuple[Float[Array, "*L B K H S"], Float[Array, "*L B K S H"]],
     keys: Float[Array, "B K H T"],
     values: Float[Array, "B K T H"],
-    index: Int[Array, ""],
-) -> tuple[Float[Array, "B K H S"], Float[Array, "B K S H"]]:
-    """Put T tokens into one layer's arrays, from slot `index` on."""
-    return (
-        jax.lax.dynamic_update_slice_in_dim(layer[0], keys, index, axis=3),
-        jax.lax.dynamic_update_slice_in_dim(layer[1], values, index, axis=2),
+    *,
+    slot: Int[Array, ""],
+    layer: Int[Array, ""] | None = None,
+) -> tuple[
+    Float[Array, "B K H S"],
+    Float[Array, "B K S H"],
+    tuple[Float[Array, "*L B K H S"], Float[Array, "*L B K S H"]],
+]:
+    """Put T tokens into a layer's keys and values, from `slot` on.
+
+    Args:
+        stored: that layer's arrays, or those of all layers.
+        layer: which one, of all.
+
+    Returns:
+        The layer's keys and values, and `stored` with them in it.
+    """
+    if layer is None:
+        new_keys = jax.lax.dynamic_update_slice_in_dim(stored[0], keys, slot, axis=3)
+        new_values = jax.lax.dynamic_update_slice_in_dim(
+            stored[1], values, slot, axis=2
+        )
+        return new_keys, new_values, (new_keys, new_values)
+    stored = (
+        jax.lax.dynamic_update_slice(stored[0], keys[None], (layer, 0, 0, 0, slot)),
+        jax.lax.dynamic_update_slice(stored[1], values[None], (layer, 0, 0, slot, 0)),
     )
+    return stored[0][layer], stored[1][layer], stored

@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rlhf_jax.models import kv_cache
-from rlhf_jax.models.attention import attend
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.rotary import rotate
 from rlhf_jax.parallel.sharding import constrain
@@ -98,24 +96,34 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x, turn, seen, layer=None, index=None):
-        """Attend within x [B, T, D], or to one layer of a cache after adding x to it.
+    def __call__(self, x, turn, attend, remember=None):
+        """Attend within x [B, T, D], or to what is remembered and x.
 
-        Returns the output [B, T, D] and that layer's keys and values.
+        Args:
+            attend: `(queries, keys, values) -> [B, T, N, H]`, see `models.attention`.
+            remember: `kv_cache.write` of a layer.
+
+        Returns the output [B, T, D], and what is to be remembered.
         """
         layout = self.config.rotary
-        queries = constrain(self.query(x), "batch", "length", "heads", "head_dim")
+        queries = constrain(self.query(x), "rows", "length", "heads", "head_part")
+        queries = constrain(queries, "batch", "length", "heads", "head_dim")
         queries = rotate(queries, turn, layout=layout)
         both = self.key_value(x)  # [B, T, 2, K, H]
+        both = constrain(both, "rows", "length", "parts", "kv_heads", "head_part")
+        both = constrain(both, "batch", "length", "parts", "kv_heads", "head_dim")
         keys = rotate(both[:, :, 0], turn, layout=layout)
         keys = keys.transpose(0, 2, 3, 1)  # [B, K, H, T]
         values = both[:, :, 1].transpose(0, 2, 1, 3)  # [B, K, T, H]
-        if layer is not None:
-            keys, values = kv_cache.write(layer, keys, values, index)
         keys = constrain(keys, "batch", "kv_heads", "head_dim", "slots")
         values = constrain(values, "batch", "kv_heads", "slots", "head_dim")
-        out = attend(queries, keys, values, seen)
-        return self.output(out), (keys, values)
+        kept = None
+        if remember is not None:
+            keys, values, kept = remember(keys, values)
+        out = attend(queries, keys, values)
+        out = constrain(out, "batch", "length", "heads", "head_dim")
+        out = constrain(out, "rows", "length", "heads", "head_part")
+        return self.output(out), kept
 
 
 class MLP(nnx.Module):
@@ -148,7 +156,7 @@ class MLP(nnx.Module):
             hidden = jax.nn.silu(up[:, :, 0]) * up[:, :, 1]
         else:
             hidden = jax.nn.gelu(up[:, :, 0], approximate=True)
-        return self.down(constrain(hidden, "batch", "length", "ffn"))
+        return self.down(constrain(hidden, "rows", "length", "ffn"))
 
 
 class Block(nnx.Module):
@@ -164,11 +172,11 @@ class Block(nnx.Module):
             self.post_attention_norm = Norm(config)
             self.post_mlp_norm = Norm(config)
 
-    def __call__(self, x, turn, seen, layer=None, index=None):
+    def __call__(self, x, turn, attend, remember=None):
         """One block on x [B, T, D]; arguments and results as of `Attention`."""
         scale = self.config.residual_scale
         h = self.attention_norm(x)
-        a, layer = self.attention(h, turn, seen, layer, index)
+        a, kept = self.attention(h, turn, attend, remember)
         if self.config.residual == "normed":
             y = scale * h + a
             g = self.mlp_norm(y)
@@ -179,7 +187,7 @@ class Block(nnx.Module):
         else:
             y = x + a
             out = y + self.mlp(self.mlp_norm(y))
-        return constrain(out, "batch", "length", "width"), layer
+        return constrain(out, "rows", "length", "width"), kept
 
 
 class Head(nnx.Module):

@@ -37,8 +37,8 @@ def fused_update(
             the model's layers; none of them may depend on the output of another.
         optimizer: a `training.optimizers.Optimizer`.
 
-    A gradient that is not finite changes nothing where clipping is global; else it
-    leaves alone its own layer, and with it those below.
+    A loss that is not finite changes nothing. Nor does such a gradient where clipping
+    is global; else it leaves alone its own layer, and with it those below.
     """
     layers, rest = split(model)
     first = {n: x for n, x in rest.items() if n.split(".")[-1] == "embedding"}
@@ -61,7 +61,11 @@ def fused_update(
     x, first_vjp = jax.vjp(layer_inputs, first)
     x, inputs = jax.lax.scan(lambda x, layer: (apply(layer, x), x), x, layers)
     head_grad = jax.value_and_grad(head_loss, (0, 1), has_aux=True)
-    (_, metrics), (d_rest, d_last) = head_grad(rest, x)
+    (loss, metrics), gradients = head_grad(rest, x)
+    # A loss that is not finite makes every gradient so.
+    d_rest, d_last = jax.tree.map(
+        lambda d: jnp.where(jnp.isfinite(loss), d, jnp.nan), gradients
+    )
 
     def backward(step, layers, d_x):
         """The layer that is `step`th from the last, its gradient, and that of x."""

@@ -1,11 +1,20 @@
 """Where arrays live on the mesh: one table for parameters, one for everything else.
 
+Many tokens at once, in training and scoring: the parameters that a layer needs are
+gathered, and rows of the batch stay where they are. One token a row, in decoding: the
+parameters stay, split over all devices, and the tokens go around, which are a thousand
+times smaller (the "2D weight-stationary" layout of arXiv 2211.05102).
+
 The mesh is `jax.set_mesh`'s. An axis of an array stays whole where the mesh's axis does
 not divide it: two key-value heads on four devices are held by all. Without a mesh every
 function here is the identity, or answers with the first device.
 """
 
+import contextlib
+import contextvars
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,18 +37,61 @@ PARAMETERS = (
     (r"\b(bias|scale|offset)\b", P()),
 )
 
-# Axes of activations, caches and batches.
+# Axes of activations, caches and batches. What a product with a parameter reads and
+# writes has "rows", its features are "heads", "head_part", "ffn" and "vocab"; where
+# every row is by itself (attention, sampling) it is "batch", and features are whole.
 ACTIVATIONS = {
     "batch": ("data", "fsdp"),
+    "rows": ("data", "fsdp"),
     "length": None,
     "slots": None,
     "width": None,
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
+    "head_part": None,
+    "parts": None,  # keys and values
     "ffn": "tensor",
     "vocab": "tensor",
+    "tokens": None,  # the vocabulary, whole
 }
+
+
+class Layout(NamedTuple):
+    """A table for parameters, and one for everything else."""
+
+    parameters: tuple
+    activations: dict
+
+
+TRAINING = Layout(PARAMETERS, ACTIVATIONS)
+DECODING = Layout(
+    (
+        (r"\bquery\.kernel", P(None, None, "tensor", "fsdp")),
+        (r"\bkey_value\.kernel", P(None, None, None, "tensor", "fsdp")),
+        (r"\bup\.kernel", P(None, None, None, ("tensor", "fsdp"))),
+        (r"\bhead\.kernel", P(None, ("tensor", "fsdp"))),
+        *PARAMETERS,
+    ),
+    ACTIVATIONS
+    | {
+        "rows": "data",
+        "head_part": "fsdp",
+        "ffn": ("tensor", "fsdp"),
+        "vocab": ("tensor", "fsdp"),
+    },
+)
+_layout = contextvars.ContextVar("layout", default=TRAINING)
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """What is traced inside is laid out for one token a row."""
+    token = _layout.set(DECODING)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
@@ -48,7 +100,8 @@ def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> 
     Raises:
         ValueError: no rule for an array of two or more axes.
     """
-    matches = (spec for pattern, spec in PARAMETERS if re.search(pattern, path))
+    rules = _layout.get().parameters
+    matches = (spec for pattern, spec in rules if re.search(pattern, path))
     spec = next(matches, None)
     if spec is None:
         if len(shape) < 2:
@@ -85,7 +138,7 @@ def create(make, *args):
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Ask for the layout that ACTIVATIONS has for axes of these names."""
+    """Ask for the layout that the table has for axes of these names."""
     assert len(names) == x.ndim, f"{names=} for an array of shape {x.shape}."
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if not sizes:
@@ -94,8 +147,9 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
 
 
 def activation_spec(names: tuple[str, ...], shape, sizes: dict[str, int]) -> P:
-    """The layout that ACTIVATIONS has for an array whose axes have these names."""
-    return _fit(P(*(ACTIVATIONS[name] for name in names)), shape, sizes)
+    """The layout that the table has for an array whose axes have these names."""
+    table = _layout.get().activations
+    return _fit(P(*(table[name] for name in names)), shape, sizes)
 
 
 def constrain_parameters(tree, *, layer: bool = False):
