@@ -43,7 +43,7 @@ def plain_step(state, batch, *, optimizer):
         return out.loss.mean()
 
     loss, gradients = jax.value_and_grad(loss_fn)(state.model)
-    state, _ = apply_gradients(state, gradients, optimizer)
+    state, _ = apply_gradients(state, loss, gradients, optimizer)
     return state, {"loss/reward": loss}
 
 

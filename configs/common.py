@@ -50,7 +50,10 @@ def with_training(c: ConfigDict) -> ConfigDict:
     """Fields of stages that train."""
     c.microbatches = 1  # gradients are added over so many parts of a batch
     c.max_skipped_updates = 10  # non-finite updates in a row that stop the run
-    c.keep_checkpoints = 2
+    # A loss so many standard deviations above the last 100's mean is flagged, and its
+    # batch saved for launch/replay.py; 0.0: none.
+    c.spike_zscore = 8.0
+    c.keep_checkpoints = 2  # the newest; of SFT and PPO the best one besides
     return c
 
 

@@ -26,6 +26,8 @@ from absl import logging
 from ml_collections import ConfigDict
 from start import set_up_logs, use_compile_cache
 
+from rlhf_jax.training import preemption
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -120,6 +122,7 @@ def _take_share(shares, workers: int) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[share % len(cores) :: workers])
     use_compile_cache()
+    preemption.install()
     logging.use_absl_handler()
     set_up_logs()
 

@@ -20,6 +20,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.training import preemption
 from rlhf_jax.training.checkpoints import DiskFullError
 from rlhf_jax.training.metrics import NonFiniteError
 
@@ -64,6 +65,8 @@ def run(main: Callable) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments {argv[1:]}: flags start with --")
         use_compile_cache()
+        if jax.process_count() == 1:
+            preemption.install()
         main(config.value, str(Path(workdir.value).absolute()))
 
     def parse(argv):

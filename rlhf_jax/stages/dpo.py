@@ -309,21 +309,22 @@ def run(config, workdir: str) -> None:
     )
 
     # Loop
-    writer, watch = Writer(workdir, start, config.max_skipped_updates), Stopwatch()
+    writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
+    watch = Stopwatch()
     show = {"loss": "loss/dpo", "margin": "rewards/margins"}
     with ProgressBar("dpo", total_steps, start, show) as bar:
         for step in range(start, total_steps):
             index = order.indices(step)
             batch = make_batch([pairs[i] for i in index])
-            inputs = (
-                batch,
-                None if ref_logprobs is None else ref_logprobs[index],
-                sft.batch(step) if sft else None,
-            )
-            state, metrics = step_fn(state, *shard_batch(inputs), reference)
+            inputs = {
+                "batch": batch,
+                "ref_logprobs": None if ref_logprobs is None else ref_logprobs[index],
+                "sft": sft.batch(step) if sft else None,
+            }
+            state, metrics = step_fn(state, **shard_batch(inputs), reference=reference)
             metrics["optim/lr"] = schedule(step)
             metrics["tokens_per_second"] = watch.rate(batch.response_mask.sum())
-            bar.update(*writer.write(step + 1, metrics))
+            bar.update(*writer.write(step + 1, metrics, inputs))
             if due(step + 1, config.eval_every, total_steps):
                 eval_metrics, samples = evaluate(
                     state.model,
@@ -333,7 +334,7 @@ def run(config, workdir: str) -> None:
                 )
                 writer.write(step + 1, eval_metrics)
                 writer.write_samples(step + 1, samples[: config.num_samples])
-            if due(step + 1, config.save_every, total_steps):
+            if checkpoints.due(step + 1, config.save_every, total_steps):
                 writer.flush()
                 checkpoints.save(step + 1, to_items(state), meta)
     numbers = writer.flush()

@@ -119,7 +119,7 @@ def run(config, workdir: str) -> None:
     total_updates = total_steps * num_updates
     policy_optimizer, schedule = optimizers.from_config(config.optimizer, total_updates)
     value_optimizer, _ = optimizers.from_config(config.value_optimizer, total_updates)
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
 
     def first_state(policy, value):
         # Copies: the state's buffers are donated, so no other model may share them.
@@ -194,7 +194,13 @@ def run(config, workdir: str) -> None:
 
     # Loop
     step, watch = start, Stopwatch()
-    writer = Writer(workdir, step, config.max_skipped_updates)
+    open_writer = functools.partial(
+        Writer,
+        workdir,
+        max_skipped=config.max_skipped_updates,
+        spike_zscore=config.spike_zscore,
+    )
+    writer = open_writer(step=step)
     show = {"score": "objective/baselined_scores", "kl": "objective/kl"}
     with ProgressBar("ppo", total_steps, start, show) as bar:
         while step < total_steps:
@@ -241,14 +247,15 @@ def run(config, workdir: str) -> None:
                 kl_coef, rollbacks = 2 * state.kl_coef, state.rollbacks + 1
                 state, step = newest_state()
                 state = dataclasses.replace(state, kl_coef=kl_coef, rollbacks=rollbacks)
-                writer = Writer(workdir, step, config.max_skipped_updates)
+                writer = open_writer(step=step)
                 logging.warning("Rolled back to step %d; kl_coef %.3g.", step, kl_coef)
                 continue
 
+            sft_batch = sft and sft.stack(step * num_updates, num_updates)
             state, update_metrics = update_step(
                 dataclasses.replace(state, **changes),
                 experience,
-                sft and shard_batch(sft.stack(step * num_updates, num_updates), axis=1),
+                sft and shard_batch(sft_batch, axis=1),
                 jax.random.fold_in(update_key, step),
             )
             jax.block_until_ready(update_metrics)
@@ -258,7 +265,8 @@ def run(config, workdir: str) -> None:
             metrics["optim/rollbacks"] = int(state.rollbacks)
             metrics["tokens_per_second"] = Mean(num_generated, sum(seconds.values()))
             step += 1
-            bar.update(*writer.write(step, metrics))
+            learned_from = {"experience": experience, "sft": sft_batch}
+            bar.update(*writer.write(step, metrics, learned_from))
             if due(step, config.eval_every, total_steps):
                 eval_metrics, samples = evaluate(
                     state.policy.model,
@@ -271,9 +279,8 @@ def run(config, workdir: str) -> None:
                 )
                 writer.write(step, eval_metrics)
                 writer.write_samples(step, samples[: config.num_samples])
-            if due(step, config.save_every, total_steps):
-                writer.flush()
-                checkpoints.save(step, to_checkpoint(state), meta)
+            if checkpoints.due(step, config.save_every, total_steps):
+                checkpoints.save(step, to_checkpoint(state), meta, writer.flush())
     numbers = writer.close()
     checkpoints.close()
     finish(workdir, numbers)

@@ -165,7 +165,8 @@ def run(config, workdir: str) -> None:
         state, best = from_items(items), items["best"]
 
     # Loop
-    writer, watch = Writer(workdir, start, config.max_skipped_updates), Stopwatch()
+    writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
+    watch = Stopwatch()
     show = {"loss": "loss/ranking", "accuracy": "rewards/accuracies"}
     is_done = start == total_steps or best.is_final(config.patience)
     step = start
@@ -176,13 +177,13 @@ def run(config, workdir: str) -> None:
             metrics["optim/lr"] = schedule(step)
             metrics["tokens_per_second"] = watch.rate(batch.mask.sum())
             step += 1
-            bar.update(*writer.write(step, metrics))
+            bar.update(*writer.write(step, metrics, {"batch": batch}))
             if due(step, config.eval_every, total_steps):
                 found = validate(state.model, validation, padding)
                 best = best.update(state.model, found["validation/accuracy"])
                 writer.write(step, found)
             is_done = step == total_steps or best.is_final(config.patience)
-            if due(step, config.save_every, total_steps) and not is_done:
+            if checkpoints.due(step, config.save_every, total_steps) and not is_done:
                 writer.flush()
                 checkpoints.save(step, to_items(state) | {"best": best}, meta)
 

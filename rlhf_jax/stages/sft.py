@@ -128,26 +128,26 @@ def run(config, workdir: str) -> None:
     )
 
     # Restore
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="-eval/loss")
     meta = {"models": {"model": weights.describe(state.model)}}
     start = checkpoints.latest_step()
     if start:
         state = from_items(checkpoints.restore(start, to_items(state)))
 
     # Loop
-    writer, watch = Writer(workdir, start, config.max_skipped_updates), Stopwatch()
+    writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
+    watch = Stopwatch()
     with ProgressBar("sft", total_steps, start, {"loss": "loss/sft"}) as bar:
         for step in range(start, total_steps):
             batch = make_batch([examples[i] for i in order.indices(step)])
             state, metrics = step_fn(state, shard_batch(batch))
             metrics["optim/lr"] = schedule(step)
             metrics["tokens_per_second"] = watch.rate(batch.mask.sum())
-            bar.update(*writer.write(step + 1, metrics))
+            bar.update(*writer.write(step + 1, metrics, {"batch": batch}))
             if due(step + 1, config.eval_every, total_steps):
                 writer.write(step + 1, evaluate(state.model, eval_batches, eval_step))
-            if due(step + 1, config.save_every, total_steps):
-                writer.flush()
-                checkpoints.save(step + 1, to_items(state), meta)
+            if checkpoints.due(step + 1, config.save_every, total_steps):
+                checkpoints.save(step + 1, to_items(state), meta, writer.flush())
     numbers = writer.flush()
     samples = sample_conversations(
         state.model,

@@ -8,12 +8,18 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from tensorboardX import SummaryWriter
+
+from rlhf_jax.training import suspects
+
+MEASURED = ("time/", "tokens_per_second")  # names of what the machine decides
 
 
 @jax.tree_util.register_dataclass
@@ -83,24 +89,42 @@ class Writer:
         workdir: the run's folder.
         step: steps done before.
         max_skipped: stop after so many updates in a row that were not finite.
+        spike_zscore: standard deviations above the last losses' mean from which on a
+            loss is flagged as "spike/NAME"; 0: none is.
     """
 
-    def __init__(self, workdir: str | os.PathLike, step: int, max_skipped: int):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        step: int,
+        max_skipped: int,
+        spike_zscore: float,
+    ):
         self.workdir = Path(workdir)
         self.max_skipped = max_skipped
-        self._step, self._pending = step, {}
-        self._numbers: dict[str, float] = {}
         self.active = jax.process_index() == 0
-        if not self.active:
-            return
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            _drop_lines_after(self.workdir / name, step)
-        self._events = SummaryWriter(str(self.workdir / "events"), purge_step=step + 1)
+        if self.active:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                _keep_lines(self.workdir / name, lambda line: line["step"] <= step)
+            events = str(self.workdir / "events")
+            self._events = SummaryWriter(events, purge_step=step + 1)
+        self._step, self._pending, self._batch = step, {}, None
+        self._numbers: dict[str, float] = {}
+        self._losses = suspects.Losses(spike_zscore)
+        for line in read_metrics(self.workdir):
+            self._numbers = {k: _number(x) for k, x in line.items() if k != "step"}
+            self._losses.add(self._numbers)
 
-    def write(self, step: int, metrics: dict) -> tuple[int, dict[str, float]]:
+    def write(
+        self, step: int, metrics: dict, batch: dict | None = None
+    ) -> tuple[int, dict[str, float]]:
         """Note the metrics of `step` (1 is the first update); several calls for one
         step make one line. Returns the last step written, and its numbers.
+
+        Args:
+            batch: what the step learned from, name -> pytree of arrays: kept for study
+                where a number is suspect.
 
         Raises:
             NonFiniteError: `max_skipped` updates in a row were not finite.
@@ -109,6 +133,7 @@ class Writer:
             self.flush()
             self._step = step
         self._pending |= metrics
+        self._batch = self._batch if batch is None else batch
         return step - 1, self._numbers
 
     def flush(self) -> dict[str, float]:
@@ -116,26 +141,50 @@ class Writer:
         if not self._pending:
             return self._numbers
         self._numbers, self._pending = to_floats(self._pending), {}
+        self._numbers |= self._losses.add(self._numbers)
         if self.active:
             line = {k: _json_number(v) for k, v in self._numbers.items()}
             _append_line(self.workdir / "metrics.jsonl", {"step": self._step} | line)
             for name, number in self._numbers.items():
                 self._events.add_scalar(name, number, self._step)
+            self._keep_suspect()
+        self._batch = None
         skipped = self._numbers.get("optim/skipped", 0)
         if skipped >= self.max_skipped:
             losses = {k: v for k, v in self._numbers.items() if k.startswith("loss")}
             raise NonFiniteError(
                 f"Step {self._step} of {self.workdir}: the gradient was not finite "
                 f"{skipped:.0f} times in a row; none of these updates was applied. "
-                f"Losses: {losses}. Lower optimizer.learning_rate, or look at the data."
+                f"Losses: {losses}. Lower optimizer.learning_rate, or look at the data "
+                f"in {suspects.FOLDER}/ with launch/replay.py."
             )
         return self._numbers
 
+    def _keep_suspect(self) -> None:
+        """Save the step's batch when its numbers are not finite or stand out."""
+        reasons = [
+            f"{name} {x:.3g}"
+            for name, x in self._numbers.items()
+            if name.startswith("spike/")
+            or (name.startswith(("loss/", "optim/")) and not np.isfinite(x))
+        ]
+        if not reasons or self._batch is None:
+            return
+        path = suspects.save_batch(
+            self.workdir, self._step, self._batch, ", ".join(reasons)
+        )
+        logging.warning(
+            "Step %d: %s. Its batch: %s", self._step, ", ".join(reasons), path
+        )
+
     def write_samples(self, step: int, samples: list[dict]) -> None:
-        """Append sampled conversations: prompt, response, reward, ... one a line."""
+        """Append a step's sampled conversations: prompt, response, reward, ... one a
+        line. Those that an interrupted run left of it are replaced."""
         if self.active:
+            path = self.workdir / "samples.jsonl"
+            _keep_lines(path, lambda line: line["step"] < step)
             for sample in samples:
-                _append_line(self.workdir / "samples.jsonl", {"step": step} | sample)
+                _append_line(path, {"step": step} | sample)
 
     def close(self) -> dict[str, float]:
         """Write what is noted; return the last numbers."""
@@ -158,19 +207,24 @@ def _json_number(x: float):
     return x if np.isfinite(x) else None
 
 
+def _number(x: float | None) -> float:
+    """The inverse of `_json_number`, as far as there is one."""
+    return float("nan") if x is None else x
+
+
 def _append_line(path: Path, record: dict) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Keep the whole lines up to `step`; a half line that a kill left goes as well."""
+def _keep_lines(path: Path, wanted: Callable[[dict], bool]) -> None:
+    """Keep the wanted lines; a half line that a kill left goes as well."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if wanted(json.loads(line)):
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             continue

@@ -190,7 +190,15 @@ def make_experience(
             horizon=hyper.kl_horizon,
             batch_size=len(sequence_kl),
         )
-    return experience, {"kl_coef": kl_coef, "moments": moments}, metrics
+    changes = {"kl_coef": kl_coef, "moments": moments}
+    # A score that is not finite would stay in the running statistics for ever.
+    finite = jnp.isfinite(baselined).all() & jnp.isfinite(sequence_kl).all()
+    changes = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        changes,
+        {"kl_coef": state.kl_coef, "moments": state.moments},
+    )
+    return experience, changes, metrics
 
 
 def estimate_advantages(rewards, values, mask, *, hyper: Hyper):

@@ -20,7 +20,7 @@ from rlhf_jax.training.optimizers import Optimizer
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """A model with its optimizer. `step` counts updates tried, `skipped` those that
-    were not applied because a gradient was not finite, in a row."""
+    were not applied because loss or gradient was not finite, in a row."""
 
     step: Int[Array, ""]
     skipped: Int[Array, ""]
@@ -41,11 +41,11 @@ def update(
     Returns the new state and the loss's metrics, with those of `apply_gradients`.
     """
     if not optimizer.fused:
-        _, metrics, gradients = value_and_grad(
+        loss, metrics, gradients = value_and_grad(
             loss_fn, state.model, batch, microbatches=microbatches
         )
         gradients = constrain_parameters(gradients)
-        state, update_metrics = apply_gradients(state, gradients, optimizer)
+        state, update_metrics = apply_gradients(state, loss, gradients, optimizer)
         return state, metrics | update_metrics
     if microbatches != 1:
         raise ValueError(
@@ -58,14 +58,16 @@ def update(
 
 
 def apply_gradients(
-    state: TrainState, gradients, optimizer: Optimizer
+    state: TrainState, loss, gradients, optimizer: Optimizer
 ) -> tuple[TrainState, dict]:
-    """One optimizer update. A gradient that is not finite changes nothing but counts.
+    """One optimizer update. A loss or a gradient that is not finite changes nothing but
+    counts.
 
     Returns the new state and the metrics `optim/grad_norm` (before clipping) and
     `optim/skipped` (non-finite updates in a row so far).
     """
     norm = jnp.sqrt(sum_of_squares(gradients))
+    norm = jnp.where(jnp.isfinite(loss), norm, jnp.nan)
     layers, rest = split(state.model)
     layer_gradients, rest_gradients = split(gradients)
     states = {"layers": {}, "rest": {}}

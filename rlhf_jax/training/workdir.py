@@ -27,13 +27,15 @@ def open_workdir(
     workdir: str | os.PathLike, config: ConfigDict, *, free: Collection[str] = ()
 ) -> Path:
     """Make the folder, or take up one that the same config left; write config.json.
+    It is this process's until `finish`, or the process's end.
 
     Args:
-        free: keys, "service.timeout", that may differ: no result depends on them.
+        free: keys, "service.timeout", that may differ: no result depends on them. Nor
+            does one on the mesh, so that a run goes on with other devices.
 
     Raises:
         ValueError: the folder holds a run of another config; the keys that differ are
-            listed with both values.
+            listed with both values. Or another process is at work there.
     """
     folder = Path(workdir)
     path = folder / "config.json"
@@ -46,7 +48,7 @@ def open_workdir(
         differences = [
             f"config.{key}: {there!r} -> {here!r}"
             for key, there, here in config_differences(recorded, resolved)
-            if key not in free
+            if key not in free and not key.endswith("mesh")
         ]
         if differences:
             raise ValueError(
@@ -66,6 +68,16 @@ def _write_json(path: Path, record: dict) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False))
     temporary.replace(path)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}). Restore it from a copy, or start anew "
+            "in another --workdir."
+        ) from None
 
 
 def config_differences(there, here, key: str = "") -> Iterator[tuple[str, Any, Any]]:

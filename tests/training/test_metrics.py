@@ -25,14 +25,14 @@ def test_what_is_masked_never_counts_not_even_nan():
 def test_a_mean_of_nothing_is_nan_in_python_and_null_in_json(tmp_path):
     nothing = Mean.of(jnp.ones(2), jnp.zeros(2, bool))
     assert np.isnan(nothing.value())
-    writer = Writer(tmp_path, 0, 1)
+    writer = Writer(tmp_path, 0, 1, 0.0)
     writer.write(1, {"x": nothing})
     writer.close()
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "x": None}]
 
 
 def test_one_line_a_step_however_many_calls(tmp_path):
-    writer = Writer(tmp_path, 0, 1)
+    writer = Writer(tmp_path, 0, 1, 0.0)
     assert writer.write(1, {"a": Mean.of(2.0)}) == (0, {})
     writer.write(1, {"eval/b": 3.0})
     assert writer.write(2, {"a": 4.0}) == (1, {"a": 2.0, "eval/b": 3.0})
@@ -46,13 +46,13 @@ def test_one_line_a_step_however_many_calls(tmp_path):
 
 def test_a_resume_drops_later_and_half_written_lines(tmp_path):
     for step in (1, 2, 3):
-        writer = Writer(tmp_path, step - 1, 1)
+        writer = Writer(tmp_path, step - 1, 1, 0.0)
         writer.write(step, {"a": float(step)})
         writer.write_samples(step, [{"prompt": "p", "response": "r", "reward": 1.0}])
         writer.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "a"')  # killed here
-    writer = Writer(tmp_path, 2, 1)
+    writer = Writer(tmp_path, 2, 1, 0.0)
     writer.write(3, {"a": 30.0})
     writer.close()
     assert [m["a"] for m in read_metrics(tmp_path)] == [1.0, 2.0, 30.0]
@@ -62,7 +62,7 @@ def test_a_resume_drops_later_and_half_written_lines(tmp_path):
 def test_updates_that_stay_non_finite_stop_the_run_with_the_step_and_the_losses(
     tmp_path,
 ):
-    writer = Writer(tmp_path, 0, max_skipped=3)
+    writer = Writer(tmp_path, 0, max_skipped=3, spike_zscore=0.0)
     for step in (1, 2):
         writer.write(step, {"optim/skipped": step, "loss/sft": float("nan")})
     writer.write(3, {"optim/skipped": 3, "loss/sft": float("nan")})

@@ -44,7 +44,7 @@ def optimizer(**changes):
 def test_weight_decay_is_on_kernels_only():
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     tx = optimizer(weight_decay=0.5)
-    state, _ = apply_gradients(TrainState.create(PARAMS, tx), zeros, tx)
+    state, _ = apply_gradients(TrainState.create(PARAMS, tx), 0.0, zeros, tx)
     np.testing.assert_allclose(state.model["mlp"]["kernel"], 0.95)  # 1 - lr * decay
     np.testing.assert_allclose(state.model["norm"]["scale"], 1.0)
 
@@ -54,8 +54,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
     state = TrainState.create(PARAMS, tx)
     good = jax.tree.map(jnp.ones_like, PARAMS)
     bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), good)
-    state, _ = apply_gradients(state, good, tx)
-    skipped, metrics = apply_gradients(state, bad, tx)
+    state, _ = apply_gradients(state, 0.0, good, tx)
+    skipped, metrics = apply_gradients(state, 0.0, bad, tx)
     for a, b in zip(
         jax.tree.leaves((skipped.model, skipped.opt_state)),
         jax.tree.leaves((state.model, state.opt_state)),
@@ -64,7 +64,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
         np.testing.assert_array_equal(a, b)
     assert (int(skipped.step), int(skipped.skipped)) == (2, 1)
     assert metrics["optim/skipped"] == 1
-    recovered, _ = apply_gradients(skipped, good, tx)
+    recovered, _ = apply_gradients(skipped, 0.0, good, tx)
     assert int(recovered.skipped) == 0
     assert (recovered.model["norm"]["scale"] != state.model["norm"]["scale"]).all()
 
@@ -72,7 +72,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
 def test_grad_norm_is_of_the_gradient_before_clipping():
     tx = optimizer(clip_norm=1.0)
     gradients = jax.tree.map(lambda x: 3.0 * x, PARAMS)
-    _, metrics = apply_gradients(TrainState.create(PARAMS, tx), gradients, tx)
+    _, metrics = apply_gradients(TrainState.create(PARAMS, tx), 0.0, gradients, tx)
     assert metrics["optim/grad_norm"].value() == pytest.approx(
         float(optax.global_norm(gradients))
     )

@@ -1,0 +1,80 @@
+"""Steps that look wrong: which they are, and their batches, kept for study.
+
+`launch/replay.py` runs such a batch again.
+"""
+
+import json
+import zipfile
+from collections import deque
+from pathlib import Path
+
+import jax
+import numpy as np
+
+FOLDER = "suspects"  # in the workdir: step_000012.npz
+WINDOW = 100  # steps a loss is compared with
+FEWEST = 20  # steps before any comparison
+
+
+class Losses:
+    """The last losses of a run, each `loss/...` by itself.
+
+    Args:
+        zscore: how many standard deviations above their mean a loss is suspect; 0:
+            none is.
+    """
+
+    def __init__(self, zscore: float):
+        self.zscore = zscore
+        self._before: dict[str, deque] = {}
+
+    def add(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Take note of a step's losses; return those that stand out, as
+        "spike/NAME" -> z-score. Spikes do not raise the bar for later ones."""
+        spikes = {}
+        for name, x in numbers.items():
+            if not name.startswith("loss/") or not np.isfinite(x):
+                continue
+            before = self._before.setdefault(name, deque(maxlen=WINDOW))
+            deviation = np.std(before) if len(before) >= FEWEST else 0.0
+            z = (x - np.mean(before)) / deviation if deviation else 0.0
+            if 0 < self.zscore < z:
+                spikes[f"spike/{name}"] = float(z)
+            else:
+                before.append(x)
+        return spikes
+
+
+def save_batch(workdir: Path, step: int, batch: dict, reason: str) -> Path:
+    """Write a step's batch, name -> pytree of arrays, as arrays "NAME.field"."""
+    path = workdir / FOLDER / f"step_{step:06d}.npz"
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    record = json.dumps({"step": step, "reason": reason})
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(batch))
+    arrays = {
+        jax.tree_util.keystr(place, simple=True, separator="."): x
+        for place, x in leaves
+    }
+    np.savez(temporary, record=record, **arrays)
+    temporary.replace(path)
+    return path
+
+
+def load_batch(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
+    """The inverse: name -> field -> array; and the record, {"step", "reason"}.
+
+    Raises:
+        ValueError: no file of `save_batch`, or a broken one.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        record = json.loads(str(arrays.pop("record")))
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is no batch that a run saved: {error}") from None
+    batch: dict[str, dict[str, np.ndarray]] = {}
+    for name, x in arrays.items():
+        part, _, field = name.partition(".")
+        batch.setdefault(part, {})[field] = x
+    return batch, record
