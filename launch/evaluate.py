@@ -1,4 +1,5 @@
-"""Compare checkpoints on held-out prompts, or look at a reward model alone.
+"""Compare checkpoints on held-out prompts, answer AlignBench, or look at a reward model
+alone.
 
 python launch/evaluate.py --config=configs/evaluate.py:tiny --workdir=runs/evaluate \
     --config.models=sft=runs/sft,ppo=runs/ppo
@@ -6,9 +7,11 @@ python launch/evaluate.py --config=configs/evaluate.py:reward --workdir=runs/sco
     --config.reward_model=runs/reward --config.data.path=FOLDER
 python launch/evaluate.py --config=configs/evaluate.py:best_of_n --workdir=runs/best \
     --config.policy=runs/sft --config.reward_model=runs/reward
+python launch/evaluate.py --config=configs/alignbench.py:tiny --workdir=runs/align \
+    --config.policy=runs/ppo --config.questions=AlignBench/data/data_v1.1_release.jsonl
 """
 
 import start
 
 if __name__ == "__main__":
-    start.stage("evaluate", "evaluate_reward", "best_of_n")
+    start.stage("evaluate", "evaluate_reward", "best_of_n", "alignbench")

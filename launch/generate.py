@@ -17,8 +17,9 @@ import jax
 import start
 from absl import app, flags, logging
 
+from rlhf_jax.data import sources
 from rlhf_jax.data.tokenizers.chat import Message, encode_prompt, stream_response
-from rlhf_jax.data.tokenizers.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.generation.sampling import Sampling, sampling_with
 from rlhf_jax.generation.stream import stream
 from rlhf_jax.models.chatglm import ChatGLM
@@ -43,11 +44,7 @@ def open_checkpoint(
     """The language model and the tokenizer of a workdir or a Hugging Face folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"--checkpoint: there is no folder {folder}.")
-    places = [folder / "tokenizer", folder]
-    known = [place for place in places if has_tokenizer(place)]
-    if not known:
-        raise FileNotFoundError(f"No tokenizer in {places[0]} or {places[1]}.")
-    tokenizer = load_tokenizer(known[0])
+    tokenizer = sources.tokenizer_of(folder)
     model = weights.load_model(folder, dtype=dtype, param_dtype=dtype)
     if isinstance(model, ScoreModel):
         raise ValueError(f"{folder} is a reward model: it scores, it does not write.")

@@ -17,7 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
-from rlhf_jax.evaluation.report import print_held_out
+from rlhf_jax.evaluation.tables import print_held_out
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.stages import collect, dpo, evaluate, pairs, ppo, reward, sft
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary

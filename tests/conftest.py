@@ -6,12 +6,16 @@ that several tests share are compiled once a session.
 
 import os
 import tempfile
+import threading
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 )
 
 import jax
+import pytest
+
+from tests.chat_service import Service
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -24,3 +28,14 @@ if "RLHF_JAX_TEST_CACHE" not in os.environ:
     os.environ["RLHF_JAX_TEST_CACHE"] = _FOLDER.name
 jax.config.update("jax_compilation_cache_dir", os.environ["RLHF_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture
+def service():
+    """A chat service on this machine (tests/chat_service.py)."""
+    with Service() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -21,6 +21,7 @@ STAGES = (
     "evaluate",
     "evaluate_reward",
     "best_of_n",
+    "alignbench",
 )
 EVERY = [(stage, preset) for stage in STAGES for preset in common.STAGE_PRESETS]
 EVERY += [("iterative_dpo", preset) for preset in common.STAGE_PRESETS]
@@ -65,6 +66,8 @@ def test_every_option_is_read(stage):
     package = ROOT / "rlhf_jax"
     source = attributes_read(package / "stages" / f"{stage}.py")
     source |= attributes_read(package / "training" / "workdir.py")  # config.seed
+    if "init_from" in make(stage, "tiny"):
+        source |= attributes_read(package / "training" / "weights.py")
     if stage == "ppo":  # these go into its Hyper by name
         hyper = set(
             importlib.import_module("rlhf_jax.training.ppo").Hyper.__annotations__
@@ -79,7 +82,7 @@ def test_every_option_is_read(stage):
         assert key in source | launcher, f"configs/{stage}.py: nothing reads {key}."
         if key.endswith("optimizer"):
             assert set(value) <= optimizer
-    assert set(config.data) <= data
+    assert set(config.get("data", ())) <= data
 
 
 @pytest.mark.parametrize("stage", STAGES)

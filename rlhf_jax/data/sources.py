@@ -102,6 +102,15 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
     )
 
 
+def tokenizer_of(model: str | Path) -> Tokenizer:
+    """The tokenizer of a workdir or a Hugging Face folder."""
+    places = (Path(model) / "tokenizer", Path(model))
+    for place in places:
+        if has_tokenizer(place):
+            return load_tokenizer(place)
+    raise FileNotFoundError(f"No tokenizer in {places[0]} or {places[1]}.")
+
+
 def check_tokenizer(tokenizer: Tokenizer, model: str | Path) -> None:
     """Refuse a model that was trained with another tokenizer.
 

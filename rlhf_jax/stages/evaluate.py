@@ -31,7 +31,7 @@ from rlhf_jax.evaluation.answers import (
 )
 from rlhf_jax.evaluation.preferences import JudgedPairs, assess, headline
 from rlhf_jax.evaluation.probes import PROBES, share_passed
-from rlhf_jax.evaluation.report import print_table
+from rlhf_jax.evaluation.tables import print_table
 from rlhf_jax.evaluation.win_rate import (
     bradley_terry,
     by_group,
@@ -132,7 +132,7 @@ def run(config, workdir: str) -> None:
             sampling=sampling(temperature=config.temperature),
         )
         kl = logprobs(model, found) - logprobs(first, found)
-        columns = {"kl": kl}
+        columns = {"kl": kl, "tokens": found.lengths}
         row = {
             "checkpoint": weights.fingerprint(folder),
             "length": float(found.lengths.mean()),

@@ -28,7 +28,7 @@ from rlhf_jax.data.length_balance import length_balance
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.evaluation.preferences import pair_accuracy
-from rlhf_jax.evaluation.report import print_held_out
+from rlhf_jax.evaluation.tables import print_held_out
 from rlhf_jax.generation.scoring import pair_scores
 from rlhf_jax.losses.reward import ranking_loss
 from rlhf_jax.parallel.mesh import check_batch
@@ -128,8 +128,7 @@ def run(config, workdir: str) -> None:
         model=config.model,
         num_tokens=tokenizer.vocab_size,
         key=policy_key,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        **weights.computation(config),
     )
     model = weights.load_score_model(
         "", backbone=policy, num_tokens=tokenizer.vocab_size, key=head_key

@@ -1,10 +1,7 @@
 """The client against a service on this machine: retries, cache, spending limit."""
 
 import dataclasses
-import http.server
 import json
-import threading
-import time
 
 import pytest
 
@@ -14,51 +11,7 @@ from rlhf_jax.data.chat_client import (
     ChatSettings,
     SpendingLimitError,
 )
-
-
-class Service(http.server.ThreadingHTTPServer):
-    """Answers with what `replies` holds, then with "yes" for ever."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.replies, self.requests, self.keys = [], [], []
-        self.lock = threading.Lock()
-        self.seconds = 0.0  # before an answer
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        size = int(self.headers["Content-Length"])
-        with self.server.lock:
-            self.server.requests.append(json.loads(self.rfile.read(size)))
-            self.server.keys.append(self.headers.get("Authorization"))
-            replies = self.server.replies
-            status, body = replies.pop(0) if replies else (200, said("yes"))
-        time.sleep(self.server.seconds)
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-def said(text, prompt_tokens=10, completion_tokens=2) -> bytes:
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-    body = {"choices": [{"message": {"content": text}}], "usage": usage}
-    return json.dumps(body).encode()
-
-
-@pytest.fixture
-def service():
-    with Service() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+from tests.chat_service import said
 
 
 @pytest.fixture
@@ -68,7 +21,7 @@ def make_client(service, tmp_path, monkeypatch):
 
     def make(api_key="", **changes) -> ChatClient:
         settings = ChatSettings(
-            url=f"http://127.0.0.1:{service.server_address[1]}/v1",
+            url=service.url,
             model="judge",
             max_tokens=100,
             temperature=0.0,

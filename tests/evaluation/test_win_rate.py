@@ -70,8 +70,8 @@ def test_results_of_one_prompt_are_drawn_together():
         liking = rng.normal(0.3, 1.0, 100)[prompts]
         return liking + rng.normal(0, 0.3, 400)
 
-    assert 0.92 <= coverage(draw, 0.3, worlds=300, prompts=list(prompts)) <= 0.97
-    assert coverage(draw, 0.3, worlds=100) < 0.8
+    assert 0.92 <= coverage(draw, 0.3, worlds=200, prompts=list(prompts)) <= 0.97
+    assert coverage(draw, 0.3, worlds=60) < 0.8
 
 
 def test_groups_are_judged_apart():

@@ -1,0 +1,126 @@
+"""Answer AlignBench greedily and have the answers marked (evaluation/alignbench.py).
+
+Leaves model_answer/NAME.jsonl and judgment/NAME.jsonl in the benchmark's own layout,
+result.md and summary.json.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from rlhf_jax.data import sources
+from rlhf_jax.data.chat_client import FREE_SETTINGS, open_client
+from rlhf_jax.evaluation import alignbench
+from rlhf_jax.evaluation.answers import answer
+from rlhf_jax.evaluation.judges import mark_messages, read_marks
+from rlhf_jax.generation.sampling import sampling_with
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.training import options, weights
+from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+
+
+def run(config, workdir: str) -> None:
+    """Evaluate `config.policy` on the questions of `config.questions`."""
+    options.one_of(config, "judge", ("marks", "none"))
+    if not config.policy or not config.questions:
+        raise ValueError(
+            "Give config.policy, a workdir or a Hugging Face folder, and "
+            "config.questions, the benchmark's data_v1.1_release.jsonl."
+        )
+    questions = alignbench.read_questions(config.questions)
+    workdir = open_workdir(
+        workdir, config, free=[f"service.{name}" for name in FREE_SETTINGS]
+    )
+    if is_finished(workdir):
+        return
+    ask = None
+    if config.judge == "marks":
+        cache = workdir / "judge.sqlite"
+        client = open_client(config.service, cache, key="config.service")
+        client.check()
+        ask = client.answers
+    name = config.model_name or Path(config.policy).name
+
+    # Model
+    tokenizer = sources.tokenizer_of(config.policy)
+    model = weights.load_model(
+        config.policy, dtype=config.dtype, param_dtype=config.dtype
+    )
+    if isinstance(model, ScoreModel):
+        raise ValueError(f"{config.policy} is a reward model: it does not answer.")
+    weights.check_vocabulary(model.config, tokenizer.vocab_size, config.policy)
+
+    # Answers
+    answers = answer(
+        model,
+        [question.prompt for question in questions],
+        tokenizer,
+        jax.random.key(config.seed),  # greedy: nothing is drawn from it
+        sampling_with(
+            tokenizer, max_new_tokens=config.max_response_tokens, temperature=0.0
+        ),
+        max_prompt_tokens=config.max_prompt_tokens,
+        batch_size=config.batch_size,
+    )
+    by_id = {str(question.id): question for question in questions}
+    asked = [by_id[prompt.id] for prompt in answers.prompts]
+    if len(asked) < len(questions):
+        logging.warning(
+            "%d of %d questions are longer than max_prompt_tokens=%d and left out: the "
+            "numbers are not comparable with published ones.",
+            len(questions) - len(asked), len(questions), config.max_prompt_tokens,
+        )  # fmt: skip
+    answered = [
+        alignbench.answer_record(question, name, text)
+        for question, text in zip(asked, answers.texts, strict=True)
+    ]
+    alignbench.write_lines(workdir / "model_answer" / f"{name}.jsonl", answered)
+    summary = {
+        "model": weights.fingerprint(config.policy),
+        "too_long": len(questions) - len(asked),
+        "answer_length": float(answers.lengths.mean()),
+    }
+    if ask is None:
+        finish(workdir, summary)
+        return
+
+    # Marks
+    in_chinese = functools.partial(mark_messages, overall=alignbench.OVERALL)
+    requests = [
+        in_chinese(question.prompt, text, question.reference, question.dimensions)
+        for question, text in zip(asked, answers.texts, strict=True)
+    ]
+    verdicts = ask(requests)
+    read = [read_marks(verdict, alignbench.OVERALL) for verdict in verdicts]
+    scores = np.array([mark for _, mark in read])
+    judged = np.flatnonzero(~np.isnan(scores))
+    if not len(judged):
+        raise ValueError(
+            f"None of {len(verdicts)} verdicts holds a mark; the first: "
+            f"{verdicts[0][:200]!r}. Raise service.max_tokens, or ask another model."
+        )
+    judgments = [
+        alignbench.judgment_record(
+            answered[i],
+            asked[i].dimensions,
+            "\n\n".join(message["content"] for message in requests[i]),
+            verdicts[i],
+            read[i][0],
+        )
+        for i in judged
+    ]
+    alignbench.write_lines(workdir / "judgment" / f"{name}.jsonl", judgments)
+    found = alignbench.aggregate([question.category for question in asked], scores)
+    if len(judged) < len(asked):
+        logging.warning(
+            "%d of %d verdicts hold no mark; left out.",
+            len(asked) - len(judged), len(asked),
+        )  # fmt: skip
+    table = alignbench.markdown(name, found)
+    (workdir / "result.md").write_text(table, encoding="utf-8")
+    print(table)
+    without = {"without_verdict": len(asked) - len(judged)}
+    finish(workdir, summary | without | found)
