@@ -43,6 +43,10 @@ def with_model(c: ConfigDict, preset: str) -> ConfigDict:
     c.init_from = ""  # a stage's workdir or a Hugging Face folder; "": random weights
     c.model = "tiny" if is_small(preset) else preset  # made when init_from is ""
     c.param_dtype = "float32"  # of the stored weights
+    c.scan_layers = not is_small(preset)  # compile one layer and loop, or all
+    c.remat = "none" if is_small(preset) else "full"  # computed again: or "dots"
+    # "xla"; "splash" on TPUs; "cudnn" on GPUs, in 16 bits; "auto": what fits.
+    c.attention = "xla" if is_small(preset) else "auto"
     return c
 
 

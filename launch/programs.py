@@ -28,9 +28,14 @@ from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import check_batch, check_heads
 from rlhf_jax.parallel.plan import Program
-from rlhf_jax.parallel.sharding import ACTIVATIONS, shard_parameters
+from rlhf_jax.parallel.sharding import (
+    ACTIVATIONS,
+    activation_spec,
+    decoding,
+    shard_parameters,
+)
 from rlhf_jax.stages import dpo, reward, sft
-from rlhf_jax.training import optimizers, ppo
+from rlhf_jax.training import optimizers, ppo, weights
 from rlhf_jax.training.state import TrainState
 
 # A schedule needs an end; which one changes no program.
@@ -49,7 +54,7 @@ def of(config, *, recompute: bool = True) -> list[Program]:
     stages = {"sft": of_sft, "reward": of_reward, "dpo": of_dpo, "ppo": of_ppo}
     if config.stage not in stages:
         raise ValueError(f"A plan is for {', '.join(stages)}, not {config.stage!r}.")
-    model = preset(config.model, dtype=config.dtype, param_dtype=config.param_dtype)
+    model = preset(config.model, **weights.computation(config))
     if not recompute:
         model = dataclasses.replace(model, remat="none")
         config = config.copy_and_resolve_references()
@@ -220,8 +225,30 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
             (state.policy.model, rolled.prompts, rolled.prompt_mask, keys),
             held=(state.policy.opt_state, state.value, frozen),
             loop_steps=config.max_response_tokens,
+            loop_reads=decoding_reads(
+                model, rows, sum(x.shape[1] for x in (rolled.prompts, rolled.responses))
+            ),
         ),
     ]
+
+
+def decoding_reads(config: ChatGLMConfig, rows: int, slots: int):
+    """What a step of decoding reads: the model in its `dtype`, and the whole cache."""
+    model = parameters(config)
+    with decoding():
+        model = shard_parameters(jax.eval_shape(ChatGLM.for_decoding, model))
+    cache = jax.eval_shape(lambda: model.init_cache(rows, slots))
+    mesh = jax.sharding.get_mesh()
+
+    def place(x, *names):
+        names = ("layers", "batch", "kv_heads", *names)[-x.ndim :]
+        spec = activation_spec(names, x.shape, dict(mesh.shape))
+        sharding = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    keys = jax.tree.map(lambda x: place(x, "head_dim", "slots"), cache.keys)
+    values = jax.tree.map(lambda x: place(x, "slots", "head_dim"), cache.values)
+    return model, keys, values
 
 
 def parameters(config: ChatGLMConfig, *, score: bool = False):

@@ -11,6 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -99,8 +100,9 @@ def pack(
     prompt_mask: Bool[Array, "B P"],
     responses: Int[Array, "B K R"],
     response_mask: Bool[Array, "B K R"],
-) -> tuple[Int[Array, "B T"], Bool[Array, "B T"], Int[Array, "B T"]]:
-    """Lay K responses behind their one prompt: tokens, mask and segments [B, P + K R].
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"], Int[np.ndarray, "T"]]:
+    """Lay K responses behind their one prompt: tokens and mask [B, P + K R], and the
+    segments [P + K R] of every row.
 
     Segment 0 is the prompt and k the k-th response; the model lets a token see its
     own segment and the prompt, so the prompt is computed once for all K.
@@ -108,10 +110,6 @@ def pack(
     batch, count, length = responses.shape
     tokens = jnp.concatenate([prompts, responses.reshape(batch, count * length)], 1)
     mask = jnp.concatenate([prompt_mask, response_mask.reshape(batch, -1)], 1)
-    segments = jnp.concatenate(
-        [
-            jnp.zeros(prompts.shape[1], jnp.int32),
-            jnp.repeat(jnp.arange(1, count + 1, dtype=jnp.int32), length),
-        ]
-    )
-    return tokens, mask, jnp.broadcast_to(segments, tokens.shape)
+    lengths = [prompts.shape[1], *[length] * count]
+    segments = np.repeat(np.arange(count + 1, dtype=np.int32), lengths)
+    return tokens, mask, segments

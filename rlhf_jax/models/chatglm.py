@@ -15,16 +15,18 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models import kv_cache
-from rlhf_jax.models.attention import attend, visible
+from rlhf_jax.models.attention import attend, cudnn_attend, visible
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.kv_cache import KVCache
 from rlhf_jax.models.layers import Block, Head, Norm
 from rlhf_jax.models.positions import count_before, prefix, two_axes
 from rlhf_jax.models.rotary import rotation
+from rlhf_jax.models.splash import splash_attend
 from rlhf_jax.parallel.layers import apply_layers, take
 from rlhf_jax.parallel.sharding import constrain
 from rlhf_jax.parallel.vocabulary import lookup
@@ -65,7 +67,7 @@ class ChatGLM(nnx.Module):
         tokens: Int[Array, "B T"],
         mask: Bool[Array, "B T"] | None = None,
         *,
-        segments: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | Int[np.ndarray, "T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Logits in float32; see `hidden`."""
         hidden = self.hidden(tokens, mask, segments=segments)
@@ -82,29 +84,29 @@ class ChatGLM(nnx.Module):
         tokens: Int[Array, "B T"],
         mask: Bool[Array, "B T"] | None = None,
         *,
-        segments: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | Int[np.ndarray, "T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm.
 
         Args:
             mask: True at real tokens, on whichever side the padding is; None: all real.
-            segments: several responses after one prompt in one row, see `positions`.
-                Equal to a forward pass for each response behind the prompt.
+            segments: several responses after one prompt in one row, see `positions`;
+                one array for all rows where they are alike. Equal to a forward pass
+                for each response behind the prompt.
         """
         if mask is None:
             mask = jnp.ones(tokens.shape, bool)
-        places = count_before(mask, segments)
+        by_row = None
+        if segments is not None:
+            by_row = jnp.broadcast_to(segments, tokens.shape)
+        places = count_before(mask, by_row)
         context, positions = None, places[..., None]
         if self.config.has_prefix:
-            context, mask_place = self._prefix(tokens, mask, places, segments)
+            context, mask_place = self._prefix(tokens, mask, places, by_row)
             positions = two_axes(places, context, mask_place)
-        seen = visible(
-            mask,
-            query_slots=jnp.arange(tokens.shape[1]),
-            segments=segments,
-            context=context,
+        look = self._attention(
+            mask, jnp.arange(tokens.shape[1]), segments=segments, context=context
         )
-        look = functools.partial(attend, seen=seen)
         turn = self._rotation(positions)
 
         x = apply_layers(
@@ -136,12 +138,11 @@ class ChatGLM(nnx.Module):
         full_mask = jax.lax.dynamic_update_slice_in_dim(
             cache.mask, mask, cache.index, axis=1
         )
-        seen = visible(
+        look = self._attention(
             full_mask,
-            query_slots=cache.index + jnp.arange(tokens.shape[1]),
+            cache.index + jnp.arange(tokens.shape[1]),
             context=context if self.config.has_prefix else None,
         )
-        look = functools.partial(attend, seen=seen)
         turn = self._rotation(positions)
         write = functools.partial(kv_cache.write, slot=cache.index)
 
@@ -197,6 +198,21 @@ class ChatGLM(nnx.Module):
     def _embed(self, tokens):
         x = lookup(self.embedding[...], tokens, self.config.dtype)
         return constrain(x, "rows", "length", "width")
+
+    def _attention(self, mask, query_slots, *, segments=None, context=None):
+        """How layers attend, as `attention.visible` says. Splash needs to know the mask
+        when it is compiled, but for padding; where it cannot, attention is XLA's."""
+        known = context is None and (segments is None or segments.ndim == 1)
+        square = len(query_slots) == mask.shape[1]
+        if self.config.attention == "splash" and known and square:
+            return functools.partial(splash_attend, mask=mask, segments=segments)
+        if segments is not None:
+            segments = jnp.broadcast_to(segments, mask.shape)
+        seen = visible(
+            mask, query_slots=query_slots, segments=segments, context=context
+        )
+        use = cudnn_attend if self.config.attention == "cudnn" else attend
+        return functools.partial(use, seen=seen)
 
     def _prefix(self, tokens, mask, places, segments):
         return prefix(

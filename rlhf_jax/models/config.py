@@ -35,6 +35,7 @@ class ChatGLMConfig:
     param_dtype: str = "float32"
     scan_layers: bool = False  # compile one block and scan it; or unroll all
     remat: str = "none"  # recompute in the backward pass: "none", "dots" or "full"
+    attention: str = "xla"  # or "splash", on TPUs, or "cudnn", on GPUs in 16 bits
 
     def __post_init__(self):
         known = {
@@ -43,6 +44,7 @@ class ChatGLMConfig:
             "mlp": ("swiglu", "gelu"),
             "rotary": ("interleaved", "two_axes"),
             "remat": ("none", "dots", "full"),
+            "attention": ("xla", "splash", "cudnn"),
         }
         for field, values in known.items():
             if getattr(self, field) not in values:

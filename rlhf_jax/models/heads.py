@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -56,7 +57,7 @@ class ScoreModel(nnx.Module):
         tokens: Int[Array, "B T"],
         mask: Bool[Array, "B T"] | None = None,
         *,
-        segments: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | Int[np.ndarray, "T"] | None = None,
     ) -> Float[Array, "B T"]:
         hidden = self.backbone.hidden(tokens, mask, segments=segments)
         return self.head(hidden) - jax.lax.stop_gradient(self.offset[...])

@@ -44,6 +44,7 @@ def load(
     param_dtype: str,
     mesh: Mesh | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
+    **overrides,
 ) -> ChatGLM | ScoreModel:
     """The model of a folder; a `ScoreModel` where it holds a scalar head.
 
@@ -52,6 +53,7 @@ def load(
         mesh: where to put the parameters, by the table of `parallel.sharding`; None:
             the default device.
         progress: wraps the iteration over parameters, for a progress bar.
+        overrides: fields of the config that the folder does not say, such as remat.
 
     Raises:
         ValueError: an unsupported model, or tensors that are missing, unknown or of
@@ -63,6 +65,7 @@ def load(
     config, naming = huggingface_config.read(
         fields, dtype=dtype, param_dtype=param_dtype
     )
+    config = dataclasses.replace(config, **overrides)
     is_score = any(name in tensors for name in _SCORE_HEADS)
     if is_score:
         table = score_pieces(config, naming)

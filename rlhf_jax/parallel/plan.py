@@ -50,6 +50,7 @@ class Program:
         donate: whether the first argument's memory is used for the result.
         held: what else lies in memory while it runs, beside the arguments.
         loop_steps: how often a loop without a known end runs.
+        loop_reads: what each of these runs reads.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Program:
     donate: bool = False
     held: Any = ()
     loop_steps: int = 1
+    loop_reads: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Plan:
     flops: float
     useful_flops: float  # without what is computed twice
     moved: dict[str, int]  # bytes received through collectives, by kind
-    read: int  # bytes of arguments that its loop reads, all rounds together
+    read: int  # bytes of its arguments, and what its loop reads, all rounds together
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -102,13 +104,14 @@ def plan(program: Program, useful: Program, chip: Chip, *, num_chips: int) -> Pl
     function = jax.jit(program.function, donate_argnums=(0,) if program.donate else ())
     held = sum(bytes_per_device(x) for x in jax.tree.leaves(program.held))
     arguments = sum(bytes_per_device(x) for x in jax.tree.leaves(program.arguments))
+    loop_reads = sum(bytes_per_device(x) for x in jax.tree.leaves(program.loop_reads))
     found = functools.partial(
         Plan,
         name=program.name,
         chip=chip,
         flops=_flops(program) / num_chips,
         useful_flops=_flops(useful) / num_chips,
-        read=arguments * program.loop_steps,
+        read=arguments + program.loop_steps * loop_reads,
     )
     try:
         compiled, text = compile_with_text(function.lower(*program.arguments))

@@ -43,6 +43,7 @@ PARAMETERS = (
 ACTIVATIONS = {
     "batch": ("data", "fsdp"),
     "rows": ("data", "fsdp"),
+    "layers": None,
     "length": None,
     "slots": None,
     "width": None,

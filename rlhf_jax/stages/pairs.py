@@ -50,8 +50,7 @@ def run(config, workdir: str) -> None:
         model=config.model,
         num_tokens=tokenizer.vocab_size,
         key=init_key,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        **weights.computation(config),
     )
     reward_model = weights.load_score_model(
         config.reward_model,

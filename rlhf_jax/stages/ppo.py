@@ -94,7 +94,7 @@ def run(config, workdir: str) -> None:
         model=config.model,
         num_tokens=tokenizer.vocab_size,
         key=init_key,
-        dtype=config.dtype,
+        **weights.computation(config),
     )
     load_scorer = functools.partial(
         weights.load_score_model,
@@ -134,7 +134,7 @@ def run(config, workdir: str) -> None:
 
     def newest_state() -> tuple[PPOState, int]:
         """The newest checkpoint's, else the start; and its step."""
-        policy = load(config.init_from, param_dtype=config.param_dtype)
+        policy = load(config.init_from)
         value = load_scorer(backbone=policy) if config.advantage == "gae" else None
         state = create(first_state, policy, value)
         step = checkpoints.latest_step()

@@ -99,8 +99,7 @@ def run(config, workdir: str) -> None:
         model=config.model,
         num_tokens=tokenizer.vocab_size,
         key=jax.random.key(config.seed),
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        **weights.computation(config),
     )
 
     # State

@@ -29,12 +29,39 @@ def describe(model: ChatGLM | ScoreModel) -> dict:
     return {"kind": type(model).__name__, "config": dataclasses.asdict(model.config)}
 
 
+def computation(config) -> dict:
+    """How a stage's models compute: fields of their configs, from the stage's.
+
+    Raises:
+        ValueError: an attention that this machine or this dtype does not have.
+    """
+    mesh = jax.sharding.get_mesh()
+    platform = (jax.devices() if mesh.empty else mesh.devices.flat)[0].platform
+    sixteen_bits = config.dtype in ("bfloat16", "float16")
+    fitting = {"tpu": "splash", "gpu": "cudnn" if sixteen_bits else "xla"}
+    fitting = fitting.get(platform, "xla")
+    attention = fitting if config.attention == "auto" else config.attention
+    if attention not in ("xla", fitting):
+        raise ValueError(
+            f"{config.attention=} is not for {config.dtype} on {platform}: set 'auto', "
+            "'splash' on TPUs, 'cudnn' in 16 bits on GPUs, or 'xla'."
+        )
+    return {
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+        "scan_layers": config.scan_layers,
+        "remat": config.remat,
+        "attention": attention,
+    }
+
+
 def load_model(
     folder: str | os.PathLike,
     *,
     item: str = "model",
     dtype: str | None = None,
     param_dtype: str | None = None,
+    **fields,
 ) -> ChatGLM | ScoreModel:
     """The model of a workdir's newest checkpoint, or of a Hugging Face folder.
 
@@ -42,13 +69,16 @@ def load_model(
         item: which of the checkpoint's models ("model", or "policy" and "value" after
             PPO: "model" is the policy there too).
         dtype, param_dtype: override the recorded compute and storage types.
+        fields: other fields of the model's config that `computation` gives.
 
     Raises:
         FileNotFoundError: the folder holds neither.
     """
     folder = Path(folder)
     if has_checkpoint(folder):
-        return _load_ours(folder, item, dtype, param_dtype)
+        given = {"dtype": dtype, "param_dtype": param_dtype} | fields
+        overrides = {name: x for name, x in given.items() if x is not None}
+        return _load_ours(folder, item, overrides)
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         mesh = jax.sharding.get_mesh()
         return huggingface.load(
@@ -56,6 +86,7 @@ def load_model(
             dtype=dtype or "float32",
             param_dtype=param_dtype or dtype or "float32",
             mesh=None if mesh.empty else mesh,
+            **fields,
         )
     raise FileNotFoundError(
         f"{folder} holds no model: neither checkpoints/ of a finished or running stage "
@@ -71,6 +102,7 @@ def load_policy(
     key: jax.Array,
     dtype: str,
     param_dtype: str,
+    **fields,
 ) -> ChatGLM:
     """The policy a stage starts from.
 
@@ -78,18 +110,19 @@ def load_policy(
         init_from: a workdir or a Hugging Face folder; "" makes random weights.
         model: the preset to make when there is nothing to load.
         num_tokens: the tokenizer's size, which the vocabulary has to hold.
+        dtype, param_dtype, fields: what `computation` gives.
 
     Raises:
         ValueError: the tokenizer has more tokens than the model, or the mesh's tensor
             axis does not divide its heads.
     """
     if init_from:
-        policy = load_model(init_from, dtype=dtype, param_dtype=param_dtype)
+        policy = load_model(init_from, dtype=dtype, param_dtype=param_dtype, **fields)
         if isinstance(policy, ScoreModel):
             raise ValueError(f"{init_from} is a reward model, not a language model.")
     else:
         logging.info("No init_from: random weights for preset %r.", model)
-        config = preset(model, dtype=dtype, param_dtype=param_dtype)
+        config = preset(model, dtype=dtype, param_dtype=param_dtype, **fields)
         if model in ("micro", "tiny"):  # made to the tokenizer's measure
             rows = -(-num_tokens // 64) * 64
             config = dataclasses.replace(config, vocab_size=rows)
@@ -106,8 +139,9 @@ def load_score_model(
     """A reward or value model: loaded, or a new head on `backbone` when "" is given."""
     if not init_from:
         return create(lambda b: ScoreModel(b, rngs=nnx.Rngs(key)), backbone)
-    config = backbone.config
-    model = load_model(init_from, dtype=config.dtype, param_dtype=config.param_dtype)
+    like = dataclasses.asdict(backbone.config)
+    same = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
+    model = load_model(init_from, **{name: like[name] for name in same})
     if not isinstance(model, ScoreModel):
         raise ValueError(f"{init_from} is a language model, not a reward model.")
     check_vocabulary(model.backbone.config, num_tokens, init_from)
@@ -122,15 +156,14 @@ def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None
         )
 
 
-def _load_ours(folder, item, dtype, param_dtype):
+def _load_ours(folder, item, overrides):
     checkpoints = Checkpoints(folder, keep=None)
     step = checkpoints.latest_step()
     record = checkpoints.meta(step)["models"]
     if item not in record:
         raise ValueError(f"{folder} holds the models {sorted(record)}, no '{item}'.")
-    fields = dict(record[item]["config"])
-    fields |= {"dtype": dtype} if dtype else {}
-    fields |= {"param_dtype": param_dtype} if param_dtype else {}
+    # Attention belongs to a machine, not to a checkpoint.
+    fields = record[item]["config"] | {"attention": "xla"} | overrides
     fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
     if "rotary_dims" in fields:  # records of version 0.1
         fields["rotary_fraction"] = fields.pop("rotary_dims") / fields["head_dim"]
