@@ -95,8 +95,8 @@ def test_training_stops_and_hands_on_the_best_model(
     # Killed while it waited: the best model and the wait come from the checkpoint.
     save = Checkpoints.save
 
-    def save_and_die(self, step, items, meta):
-        save(self, step, items, meta)
+    def save_and_die(self, step, items, meta, *numbers):
+        save(self, step, items, meta, *numbers)
         self.wait()
         if step == 4:
             raise KeyboardInterrupt

@@ -60,8 +60,8 @@ def test_a_resume_gives_the_bits_of_an_uninterrupted_run(
     # Die right after the first checkpoint.
     save = Checkpoints.save
 
-    def save_and_die(self, step, items, meta):
-        save(self, step, items, meta)
+    def save_and_die(self, step, items, meta, *numbers):
+        save(self, step, items, meta, *numbers)
         self.wait()
         raise KeyboardInterrupt
 
