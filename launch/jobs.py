@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from absl import logging
 from ml_collections import ConfigDict
-from start import set_up_logs, use_compile_cache
+from start import keep_freed_memory, set_up_logs, use_compile_cache
 
 from rlhf_jax.training import preemption
 
@@ -121,6 +121,7 @@ def _take_share(shares, workers: int) -> None:
     if hasattr(os, "sched_setaffinity"):  # not on macOS
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[share % len(cores) :: workers])
+    keep_freed_memory()
     use_compile_cache()
     preemption.install()
     logging.use_absl_handler()

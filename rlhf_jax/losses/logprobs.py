@@ -14,7 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
+
+# The logit of a column of padding: its probability is 0, and 0 times it is 0, not NaN.
+MASKED = -1e30
 
 
 class TokenLogprobs(NamedTuple):
@@ -145,20 +149,25 @@ def _project(hidden, output_matrix, tokens, *, temperature, num_tokens, chunk_si
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _token_logprobs(hidden, output_matrix, tokens, temperature, num_tokens):
     """One chunk. The backward pass projects again: only [*N, T] arrays are kept."""
-    return _forward(hidden, output_matrix, tokens, temperature, num_tokens)[0]
+    return _measure(hidden, output_matrix, tokens, temperature, num_tokens)[0]
 
 
 def _forward(hidden, output_matrix, tokens, temperature, num_tokens):
-    logits, ids = _logits(hidden, output_matrix, temperature)
-    real = ids < num_tokens
+    arguments = hidden.value, output_matrix.value, tokens.value
+    out, log_normaliser = _measure(*arguments, temperature, num_tokens)
+    return out, (*arguments, log_normaliser)
+
+
+def _measure(hidden, output_matrix, tokens, temperature, num_tokens):
+    logits, ids = _logits(hidden, output_matrix, temperature, num_tokens)
     # Compare and sum rather than gather: it stays local when the vocabulary is
     # sharded over devices.
-    chosen = jnp.sum(jnp.where(real & (ids == tokens[..., None]), logits, 0.0), axis=-1)
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1, where=real)
-    probs = jnp.where(real, jnp.exp(logits - log_normaliser[..., None]), 0.0)
-    mean_logit = jnp.sum(probs * jnp.where(real, logits, 0.0), axis=-1)
+    chosen = jnp.sum(jnp.where(ids == tokens[..., None], logits, 0.0), axis=-1)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    probs = jnp.exp(logits - log_normaliser[..., None])
+    mean_logit = jnp.sum(probs * logits, axis=-1)
     out = TokenLogprobs(chosen - log_normaliser, log_normaliser - mean_logit)
-    return out, (hidden, output_matrix, tokens, log_normaliser, out.entropy)
+    return out, log_normaliser
 
 
 def _backward(temperature, num_tokens, residuals, gradients):
@@ -166,15 +175,21 @@ def _backward(temperature, num_tokens, residuals, gradients):
 
     d logprob / d logit_v = [v = token] - p_v
     d entropy / d logit_v = -p_v (log p_v + entropy)
+
+    An output that no loss reads has a symbolic zero as its gradient: it costs nothing.
     """
-    hidden, output_matrix, tokens, log_normaliser, entropy = residuals
-    logits, ids = _logits(hidden, output_matrix, temperature)
-    real = ids < num_tokens
-    d_logprob, d_entropy = (x[..., None] for x in gradients)
-    logprobs = jnp.where(real, logits - log_normaliser[..., None], 0.0)
-    probs = jnp.where(real, jnp.exp(logprobs), 0.0)
-    d_logits = jnp.where(real & (ids == tokens[..., None]), d_logprob, 0.0)
-    d_logits -= probs * (d_logprob + d_entropy * (logprobs + entropy[..., None]))
+    hidden, output_matrix, tokens, log_normaliser = residuals
+    logits, ids = _logits(hidden, output_matrix, temperature, num_tokens)
+    logprobs = logits - log_normaliser[..., None]
+    probs = jnp.exp(logprobs)
+    d_logits = jnp.zeros((1,) * logits.ndim)
+    if not isinstance(gradients.logprobs, SymbolicZero):
+        is_token = jnp.where(ids == tokens[..., None], 1.0, 0.0)
+        d_logits += gradients.logprobs[..., None] * (is_token - probs)
+    if not isinstance(gradients.entropy, SymbolicZero):
+        surprise = probs * logprobs
+        entropy = -jnp.sum(surprise, axis=-1, keepdims=True)
+        d_logits -= gradients.entropy[..., None] * (surprise + probs * entropy)
     d_logits = (d_logits / temperature).astype(hidden.dtype)
     d_hidden = jnp.einsum(
         "...v,dv->...d",
@@ -188,10 +203,11 @@ def _backward(temperature, num_tokens, residuals, gradients):
     return d_hidden.astype(hidden.dtype), d_matrix.astype(output_matrix.dtype), None
 
 
-_token_logprobs.defvjp(_forward, _backward)
+_token_logprobs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _logits(hidden, output_matrix, temperature):
+def _logits(hidden, output_matrix, temperature, num_tokens):
+    """Logits [*N, T, V] in float32, as good as -inf where padding is, and the ids."""
     logits = jnp.einsum(
         "...d,dv->...v",
         hidden,
@@ -199,4 +215,7 @@ def _logits(hidden, output_matrix, temperature):
         preferred_element_type=jnp.float32,
     )
     ids = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    return logits / temperature, ids
+    logits = logits / temperature
+    if num_tokens < output_matrix.shape[1]:
+        logits = jnp.where(ids < num_tokens, logits, MASKED)
+    return logits, ids
