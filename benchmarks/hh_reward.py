@@ -18,6 +18,7 @@ from pathlib import Path
 
 from configs.reward import get_config
 from rlhf_jax.stages import reward
+from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.workdir import is_finished, read_summary
 
 SETS = ("hh_rlhf_harmless", "hh_rlhf_helpful")
@@ -53,6 +54,7 @@ def main():
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     flags = parser.parse_args()
+    keep_freed_memory()
     rows = []
     for seed, name, is_balanced in itertools.product(flags.seeds, SETS, (False, True)):
         kind = "balanced" if is_balanced else "plain"

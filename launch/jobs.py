@@ -24,9 +24,10 @@ from typing import Any
 import jax
 from absl import logging
 from ml_collections import ConfigDict
-from start import keep_freed_memory, set_up_logs, use_compile_cache
+from start import set_up_logs, use_compile_cache
 
 from rlhf_jax.training import preemption
+from rlhf_jax.training.allocator import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 

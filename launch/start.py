@@ -1,7 +1,6 @@
 """What the launch scripts share: flags, quiet logs, a compile cache, clear errors."""
 
 import contextlib
-import ctypes
 import difflib
 import errno
 import importlib
@@ -23,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training import preemption
+from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.checkpoints import DiskFullError
 from rlhf_jax.training.metrics import NonFiniteError
 
@@ -114,20 +114,6 @@ def use_compile_cache() -> None:
     cache = Path.home() / ".cache" / "rlhf_jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def keep_freed_memory() -> None:
-    """Make the allocator of the C library keep what is freed, for the next step.
-
-    A compiled program asks for its temporaries anew at each call. On a CPU that means
-    hundreds of thousands of page faults a step, and a quarter of its time.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for any block
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never trim
-        mallopt(-2, 64 << 20)  # M_TOP_PAD: grow by 64 MiB
-        mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads
 
 
 def check_config_flags(argv: list[str]) -> None:
