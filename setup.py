@@ -20,7 +20,10 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
-    package_data={"rlhf_jax.data.annotation": ["*.css", "*.js", "*.md"]},
+    package_data={
+        "rlhf_jax.data.annotation": ["*.css", "*.js", "*.md"],
+        "rlhf_jax.evaluation.report": ["*.css", "*.html"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "choix>=0.3.5",
@@ -57,6 +60,7 @@ setup(
             "playwright>=1.50",  # drives Debian's chromium; without it tests skip
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "pyyaml>=6",
             "ruff>=0.9",
         ],
         # The page on which people compare responses.

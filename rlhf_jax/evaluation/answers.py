@@ -18,6 +18,7 @@ from rlhf_jax.generation.sampling import Sampling, sampling_with
 from rlhf_jax.generation.scoring import response_logprobs, response_scores
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.parallel.sharding import fetch
 
 
 class Answers(NamedTuple):
@@ -130,7 +131,7 @@ def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
         tokens, mask = pad_right(
             [answers.response_ids[i] for i in index], width, pad_id
         )
-        found.append(np.asarray(step(model, *prompts, tokens[:, None], mask[:, None])))
+        found.append(fetch(step(model, *prompts, tokens[:, None], mask[:, None])))
     return np.concatenate(found)[:count]
 
 

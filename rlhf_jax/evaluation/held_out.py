@@ -15,6 +15,7 @@ from rlhf_jax.evaluation.preferences import JudgedPairs, assess, headline
 from rlhf_jax.evaluation.reward_report import write_report
 from rlhf_jax.generation.scoring import pair_scores
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.parallel.sharding import fetch
 
 _score = jax.jit(pair_scores)
 
@@ -39,7 +40,7 @@ def score_pairs(
             multiple=multiple,
             batch_size=batch_size,
         )
-        scores[rows] = np.asarray(_score(model, batch))[: len(rows)]
+        scores[rows] = fetch(_score(model, batch))[: len(rows)]
     return scores
 
 

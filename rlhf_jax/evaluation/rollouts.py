@@ -15,6 +15,7 @@ from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import one_response, response_scores
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.parallel.sharding import fetch
 from rlhf_jax.training.metrics import Mean
 
 
@@ -57,11 +58,11 @@ def scored_rollouts(
         rolled = rollout(
             policy, repeat_prompts(batch, samples_per_prompt), key, sampling
         )
-        scores = np.asarray(rollout_scores(reward_model, rolled))
+        scores = fetch(rollout_scores(reward_model, rolled))
         rows = real * samples_per_prompt
         yield ScoredRollout(
             index=index[:real],
-            rollout=jax.tree.map(lambda x, rows=rows: np.asarray(x)[:rows], rolled),
+            rollout=jax.tree.map(lambda x, rows=rows: x[:rows], fetch(rolled)),
             scores=scores.reshape(batch_size, samples_per_prompt)[:real],
         )
 

@@ -1,0 +1,124 @@
+"""What models say to the same prompts, side by side, with the differences marked."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from rlhf_jax.evaluation.report.runs import Group, Run, read_lines
+
+SHOWN = 8  # conversations
+CHARACTERS = 4000  # of a text
+Piece = tuple[Literal["same", "added", "removed"], str]
+
+
+class Answer(NamedTuple):
+    who: str
+    pieces: list[Piece]
+    numbers: str  # what was measured of it
+
+
+class Conversation(NamedTuple):
+    prompt: str
+    intent: str
+    answers: list[Answer]
+
+
+def conversations(groups: Sequence[Group]) -> list[Conversation]:
+    """From evaluations, of their first seed; where there is none, what trained models
+    said first and last."""
+    for group in groups:
+        run = group.runs[0]
+        if group.stage == "evaluate" and run.summary:
+            return _evaluated(run)
+    return [found for group in groups for found in _during(group.runs[0])][:SHOWN]
+
+
+def differences(old: str, new: str) -> list[Piece]:
+    """`new` as pieces of what it shares with `old`, what it adds and what it lacks; all
+    added where less than a third is shared, for then marks only hide the text."""
+    # Words with the space behind them, Chinese by characters.
+    a, b = (
+        re.findall(r"[\u3400-\u9fff]\s*|[^\s\u3400-\u9fff]+\s*|\s+", text)
+        for text in (old, new)
+    )
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    if matcher.ratio() < 1 / 3:
+        return [("added", new)]
+    pieces: list[Piece] = []
+    for change, i, j, k, n in matcher.get_opcodes():
+        if change == "equal":
+            pieces.append(("same", "".join(b[k:n])))
+            continue
+        if j > i:
+            pieces.append(("removed", "".join(a[i:j])))
+        if n > k:
+            pieces.append(("added", "".join(b[k:n])))
+    return pieces
+
+
+def _evaluated(run: Run) -> list[Conversation]:
+    """The prompts where the last model gained and lost most, and some between."""
+    names = list(run.summary["models"])
+    lines = {name: read_lines(run.folder / f"answers_{name}.jsonl") for name in names}
+    answers = {
+        name: {line.get("id", i): line for i, line in enumerate(found)}
+        for name, found in lines.items()
+    }
+    first, final = answers[names[0]], answers[names[-1]]
+    shared = [key for key in first if all(key in found for found in answers.values())]
+
+    def gain(key):
+        if "result" in final[key] and "quality" not in final[key]:
+            return final[key]["result"]
+        return final[key].get("quality", 0) - first[key].get("quality", 0)
+
+    ranked = sorted(shared, key=gain, reverse=True)
+    third = SHOWN // 3
+    middle = len(ranked) // 2
+    rest = ranked[middle : middle + SHOWN - 2 * third]
+    chosen = ranked[:third] + rest + ranked[-third:] if len(ranked) > SHOWN else ranked
+    return [
+        _conversation(first[key], [(n, answers[n][key]) for n in names])
+        for key in dict.fromkeys(chosen)
+    ]
+
+
+def _during(run: Run) -> list[Conversation]:
+    lines = [
+        line for line in read_lines(run.folder / "samples.jsonl") if "prompt" in line
+    ]
+    if not lines:
+        return []
+    steps = sorted({line["step"] for line in lines})
+    begin, end = (
+        {line["prompt"]: line for line in lines if line["step"] == step}
+        for step in (steps[0], steps[-1])
+    )
+    return [
+        _conversation(
+            line,
+            [
+                (f"{run.name}, step {steps[0]}", line),
+                (f"{run.name}, step {steps[-1]}", end[prompt]),
+            ],
+        )
+        for prompt, line in begin.items()
+        if prompt in end
+    ]
+
+
+def _conversation(line: dict, answers: list[tuple[str, dict]]) -> Conversation:
+    old = str(answers[0][1].get("response", ""))[:CHARACTERS]
+    found = []
+    for i, (who, answer) in enumerate(answers):
+        text = str(answer.get("response", ""))[:CHARACTERS]
+        pieces = differences(old, text) if i else [("same", text)]
+        numbers = ", ".join(
+            f"{name} {answer[name]:.2f}"
+            for name in ("quality", "result", "score", "reward", "kl")
+            if isinstance(answer.get(name), float)
+        )
+        found.append(Answer(who, pieces, numbers))
+    prompt = str(line.get("prompt", "")).strip()[:CHARACTERS]
+    return Conversation(prompt, line.get("intent", ""), found)

@@ -1,0 +1,183 @@
+"""The tables of a report, as rows of text: models, runs, and how configs differ."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax.evaluation.claims import Effect
+from rlhf_jax.evaluation.report.runs import Group, Run, flat_config
+
+# Of a run's last line of metrics: name -> what it is called.
+LAST = {
+    "eval/loss": "held-out loss",
+    "eval/accuracy": "held-out accuracy",
+    "eval/quality": "true quality",
+    "eval/scores": "score",
+    "objective/kl": "KL",
+    "eval/response_length": "tokens",
+    "tokens_per_second": "tokens/s",
+}
+# Of a model in an evaluation: what it is called -> key, key inside, format.
+MEASURED = {
+    "quality": ("quality", "mean", "{:.2f}"),
+    "net wins": ("against_baseline", "net", "{:+.1%}"),
+    "at equal length": ("against_baseline", "length_controlled_net", "{:+.1%}"),
+    "score": ("score", "", "{:.2f}"),
+    "tokens": ("length", "", "{:.1f}"),
+    "KL": ("kl", "", "{:.2f}"),
+    "identity": ("identity_probes", "", "{:.0%}"),
+    "JSON": ("json_probes", "", "{:.0%}"),
+}
+
+
+class Table(NamedTuple):
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+class Model(NamedTuple):
+    """A model in the evaluations of one group, a row a seed."""
+
+    label: str
+    group: Group
+    name: str
+    rows: list[dict]
+
+
+def models(groups: Sequence[Group]) -> list[Model]:
+    """The evaluated models; what several evaluations start from comes once."""
+    found: dict[tuple, Model] = {}
+    for group in groups:
+        done = [run for run in group.runs if run.stage == "evaluate" and run.summary]
+        for name in done[0].summary["models"] if done else ():
+            rows = [
+                run.summary["models"][name]
+                for run in done
+                if name in run.summary["models"]
+            ]
+            key = (name, *(row.get("checkpoint") for row in rows))
+            found.setdefault(key, Model(name, group, name, rows))
+    names = [model.name for model in found.values()]
+    return [
+        model
+        if names.count(model.name) == 1
+        else model._replace(label=f"{model.name} ({model.group.label})")
+        for model in found.values()
+    ]
+
+
+def models_table(found: Sequence[Model]) -> Table:
+    body = []
+    for model in found:
+        cells = [model.label, str(len(model.rows)), _shares(model.rows)]
+        cells += [_number(model.rows, *where) for where in MEASURED.values()]
+        body.append(cells)
+    done = [run.summary for m in found for run in m.group.runs if run.summary]
+    judges, firsts = (
+        " and ".join(sorted({summary[key] for summary in done}))
+        for key in ("judge", "baseline")
+    )
+    note = (
+        f"Judged by {judges}, against {firsts}. Brackets hold 95 % intervals: over "
+        "seeds (Student's t) where there are several, else over prompts (bootstrap)."
+    )
+    header = ["model", "seeds", "win / tie / lose", *MEASURED]
+    return _without_empty(Table("Models", header, body, note))
+
+
+def runs_table(groups: Sequence[Group]) -> Table:
+    """The last numbers of every run that trains, seeds together."""
+    trained = [group for group in groups if any(run.metrics for run in group.runs)]
+    body = []
+    for group in trained:
+        runs = [run for run in group.runs if run.metrics]
+        steps = sorted({run.metrics[-1]["step"] for run in runs})
+        shown = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+        open_runs = sum(run.summary is None for run in runs)
+        if open_runs:
+            shown += f" ({open_runs} not done)"
+        cells = [group.label, group.stage, str(len(runs)), shown]
+        for name in LAST:
+            values = [x for x in (last(run, name) for run in runs) if x is not None]
+            cells.append(f"{np.mean(values):.4g}" if values else "")
+        body.append(cells)
+    header = ["run", "stage", "seeds", "steps", *LAST.values()]
+    note = "The last values; means over seeds."
+    return _without_empty(Table("Runs", header, body, note))
+
+
+def config_tables(groups: Sequence[Group]) -> Iterator[Table]:
+    """For each stage with several groups, the keys in which they differ."""
+    for stage in dict.fromkeys(group.stage for group in groups):
+        same = [group for group in groups if group.stage == stage]
+        configs = [flat_config(group.runs[0]) for group in same]
+        keys = sorted({key for config in configs for key in config})
+        rows = [[key, *(c.get(key, "—") for c in configs)] for key in keys]
+        rows = [row for row in rows if len(set(row[1:])) > 1]
+        if len(same) > 1 and rows:
+            header = ["key", *(group.label for group in same)]
+            yield Table(stage, header, rows)
+
+
+def last(run: Run, name: str) -> float | None:
+    """The last value that a run wrote of a metric."""
+    for line in reversed(run.metrics):
+        if line.get(name) is not None:
+            return line[name]
+    return None
+
+
+def markdown(table: Table) -> str:
+    def line(cells):
+        cells = (" ".join(str(x).replace("|", "\\|").split()) for x in cells)
+        return "| " + " | ".join(cells) + " |\n"
+
+    text = (
+        f"## {table.title}\n\n{line(table.header)}{line(['---'] * len(table.header))}"
+    )
+    text += "".join(map(line, table.rows))
+    return f"{text}\n{table.note}\n" if table.note else text
+
+
+def _number(rows: Sequence[dict], key: str, inner: str, shape: str) -> str:
+    """The mean over seeds; with an interval where one is known within a seed."""
+    found = [row[key] for row in rows if key in row]
+    if not inner:
+        return shape.format(np.mean(found)) if found else ""
+    found = [x for x in found if inner in x]
+    values = [x[inner] for x in found]
+    if not values:
+        return ""
+    text = shape.format(np.mean(values))
+    if len(values) > 1:
+        _, low, high, _ = Effect.of(values)
+    else:
+        prefix = "" if inner == "mean" else f"{inner}_"
+        low, high = (found[0].get(f"{prefix}{side}") for side in ("low", "high"))
+    known = low is not None and low < high
+    return f"{text} [{shape.format(low)}, {shape.format(high)}]" if known else text
+
+
+def _shares(rows: Sequence[dict]) -> str:
+    found = [row["against_baseline"] for row in rows if "against_baseline" in row]
+    if not found:
+        return ""
+    return " / ".join(
+        f"{np.mean([x[name] for x in found]):.0%}" for name in ("win", "tie", "lose")
+    )
+
+
+def _without_empty(table: Table) -> Table:
+    """Without the columns that no row fills."""
+    kept = [
+        i
+        for i in range(len(table.header))
+        if i == 0 or any(row[i] for row in table.rows)
+    ]
+    return table._replace(
+        header=[table.header[i] for i in kept],
+        rows=[[row[i] for i in kept] for row in table.rows],
+    )

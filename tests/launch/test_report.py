@@ -1,0 +1,223 @@
+"""The report of made-up runs: what is in it, and how a browser shows it."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "launch"))
+
+from report import write_report  # noqa: E402
+
+from rlhf_jax.evaluation.report.conversations import differences  # noqa: E402
+from rlhf_jax.evaluation.report.plots import curve  # noqa: E402
+from rlhf_jax.evaluation.report.runs import find_runs, group_runs  # noqa: E402
+
+HOSTILE = (
+    "<script>document.title='owned'</script><img src=x onerror=\"document.title=1\">"
+    "</section> {{ 7 * 7 }} https://example.com/x.png"
+)
+
+
+def write_run(folder: Path, stage: str, *, seed=0, metrics=(), summary=None, **config):
+    folder.mkdir(parents=True)
+    record = {"config": {"stage": stage, "seed": seed, **config}}
+    (folder / "config.json").write_text(json.dumps(record))
+    if metrics:
+        lines = "".join(json.dumps(line) + "\n" for line in metrics)
+        (folder / "metrics.jsonl").write_text(lines)
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def steps(slope, count=20):
+    return [
+        {
+            "step": i,
+            "objective/kl": 0.1 * i,
+            "objective/scores": slope * i,
+            "eval/quality": 2 * slope * i if i % 5 == 0 else None,
+            "response/length_mean": 20 + i,
+            "tokens_per_second": 100.0,
+        }
+        for i in range(1, count + 1)
+    ]
+
+
+def model(name, quality, net=None):
+    bounds = {"mean": quality, "low": quality - 0.3, "high": quality + 0.3}
+    row = {"checkpoint": name, "quality": bounds, "length": 20.0, "kl": quality - 2}
+    if net is not None:
+        versus = {"win": 0.5, "tie": 0.25, "lose": 0.25, "net": net}
+        versus |= {"net_low": net - 0.1, "net_high": net + 0.1}
+        row["against_baseline"] = versus
+    return row
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two strengths of PPO over two seeds, and an evaluation a seed."""
+    for seed in (0, 1):
+        world = tmp_path / f"seed{seed}"
+        for kl in (0.01, 0.1):
+            write_run(
+                world / f"ppo_{kl}",
+                "ppo",
+                seed=seed,
+                metrics=steps(1 + seed + kl),
+                summary={},
+                kl_coef=kl,
+                init_from=str(world / "sft"),
+            )
+        models = {"sft": model(f"sft {seed}", 2.0), "ppo": model(f"ppo {seed}", 3, 0.3)}
+        summary = {"models": models, "judge": "testbed", "baseline": "sft"}
+        folder = write_run(world / "evaluate", "evaluate", seed=seed, summary=summary)
+        for name, text in (("sft", "A plain answer."), ("ppo", f"A good {HOSTILE}")):
+            answer = {"id": "p", "intent": "poem", "prompt": f"Say {HOSTILE}"}
+            answer |= {"response": text, "quality": 2.0, "kl": 0.1, "tokens": len(text)}
+            (folder / f"answers_{name}.jsonl").write_text(json.dumps(answer) + "\n")
+    return tmp_path
+
+
+def page(folder, **fields):
+    return write_report([folder], folder / "out.html", form="html", title="", **fields)
+
+
+def test_seeds_are_one_run_and_other_configs_are_others(runs):
+    found, notes = find_runs([runs])
+    groups = {group.label: len(group.runs) for group in group_runs(found)}
+    assert groups == {"ppo_0.01": 2, "ppo_0.1": 2, "evaluate": 2}
+    assert notes == []
+
+
+def test_the_page_holds_everything_that_there_is(runs):
+    calibration = {"expected_error": 0.02, "bins": []}
+    calibration["bins"] = [{"confidence": 0.6, "accuracy": 0.62, "pairs": 90}]
+    folder = write_run(runs / "seed0" / "reward", "reward", metrics=[], summary={})
+    (folder / "evaluation").mkdir()
+    report = json.dumps({"calibration": calibration})
+    (folder / "evaluation" / "report.json").write_text(report)
+    text = page(runs)
+    for title in (
+        "Models",
+        "Runs",
+        "Quality against KL",
+        "Score against KL while training",
+        "True quality against KL while training",
+        "Length of responses",
+        "Reliability of the reward model",
+        "Training: ppo",
+        "Conversations",
+        "Config differences",
+    ):
+        assert f"<h2>{title}</h2>" in text, title
+    assert text.count("<svg") == 5 + 5  # five curves of PPO
+    assert '<th scope="row">kl_coef</th>\n<td>0.01</td>\n<td>0.1</td>' in text
+    assert "+30.0%" in text
+
+
+def test_what_models_say_is_text(runs):
+    text = page(runs)
+    assert "<script" not in text and "<img" not in text
+    assert "&lt;script&gt;" in text and "{{ 7 * 7 }}" in text
+
+
+def test_nothing_is_fetched(runs):
+    text = (
+        page(runs).replace("https://example.com", "").replace("http://www.w3.org", "")
+    )
+    assert "http" not in text and '<link rel="icon" href="data:,">' in text
+
+
+def test_markdown_has_the_tables(runs):
+    text = write_report([runs], None, form="md", title="Mine")
+    assert text.startswith("# Mine\n")
+    assert "| ppo | 2 | 50% / 25% / 25% | 3.00 | +30.0% | 20.0 | 1.00 |" in text
+    assert "| kl_coef | 0.01 | 0.1 |" in text
+
+
+def test_runs_that_are_open_doubled_or_broken_are_said_to_be(runs):
+    write_run(runs / "open", "ppo", metrics=steps(1, count=3), kl_coef=7)
+    write_run(runs / "empty", "dpo")
+    shutil.copytree(runs / "open", runs / "zzz")
+    with (runs / "open" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "objective/kl"')
+    _, notes = find_runs([runs, runs / "open"])
+    assert sorted(notes) == [
+        "empty is not finished: 0 steps.",
+        "open is not finished: 3 steps.",
+        "zzz is left out: config and seed are open's.",
+    ]
+    assert "zzz is left out" in page(runs)
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(ValueError, match="No run in .* or below"):
+        find_runs([tmp_path])
+    with pytest.raises(FileNotFoundError, match="There is no folder .*missing"):
+        find_runs([tmp_path / "missing"])
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+        find_runs([tmp_path])
+
+
+def test_a_curve_is_the_mean_of_its_seeds_where_all_have_it():
+    found = curve([[(1, 1.0), (2, 2.0)], [(2, 4.0), (3, 9.0)]], colour=0, label="")
+    assert (found.x, found.mean, found.low, found.high) == ([2], [3], [2], [4])
+    assert curve([[(1, 1.0)], [(2, 1.0)]], colour=0, label="") is None
+
+
+def test_differences_are_by_words():
+    old, new = "It is a good small cat.", "It is a bad small cat. Bye."
+    assert differences(old, new) == [
+        ("same", "It is a "),
+        ("removed", "good "),
+        ("added", "bad "),
+        ("same", "small "),
+        ("removed", "cat."),
+        ("added", "cat. Bye."),
+    ]
+    assert differences("你好吗", "你好")[-1] == ("removed", "吗")
+    assert differences("one two", "three four") == [("added", "three four")]
+
+
+def test_a_browser_shows_it(runs, tmp_path):
+    """Wide, on a phone and in the dark: no errors, no requests, no sideways scrolling;
+    the screenshots are in pytest's temporary folder."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    page(runs)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"]
+        )
+        backgrounds = {}
+        for name, width, scheme in (
+            ("wide", 1280, "light"),
+            ("phone", 390, "light"),
+            ("dark", 1280, "dark"),
+        ):
+            said = []
+            tab = browser.new_page(
+                viewport={"width": width, "height": 800}, color_scheme=scheme
+            )
+            tab.on("console", lambda message, said=said: said.append(message.text))
+            tab.on("pageerror", lambda error, said=said: said.append(str(error)))
+            tab.on("request", lambda request, said=said: said.append(request.url))
+            tab.goto((runs / "out.html").as_uri())
+            assert [x for x in said if not x.startswith(("file:", "data:"))] == [], name
+            assert tab.title() == str(runs)
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            script = "getComputedStyle(document.{}).{}".format
+            backgrounds[name] = tab.evaluate(script("body", "backgroundColor"))
+            ink = tab.evaluate(script('querySelector("svg text")', "fill"))
+            assert ink == tab.evaluate(script("body", "color")), name
+            tab.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+        browser.close()
+    assert backgrounds["wide"] != backgrounds["dark"]
