@@ -65,7 +65,7 @@ def get_config(preset="tiny"):
     c.max_sft_tokens = lengths.dialogue
     c.missing_end_penalty = 1.0  # off the score of a response cut at its limit
     c.score_clip = 10.0
-    c.eval_every = 16 if small else 20
+    c.eval_every = 4 if small else 20
     c.num_samples = 8  # conversations written at each evaluation
     c.save_every = 16 if small else 50
     return c

@@ -8,6 +8,8 @@ import numpy as np
 
 from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.data.batching import prompt_batch
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.data.tokenizers.chat import decode_response
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
@@ -94,6 +96,7 @@ def prompt_scores(
 def evaluate(
     policy: ChatGLM,
     reward_model: ScoreModel,
+    records: Sequence[Prompt],
     prompts: Sequence[list[int]],
     key: jax.Array,
     sampling: Sampling,
@@ -102,7 +105,12 @@ def evaluate(
     width: int,
 ) -> tuple[dict[str, Mean], list[dict]]:
     """Score and length on held-out prompts, and the conversations as records for
-    samples.jsonl; the same prompts and keys every time."""
+    samples.jsonl; the same prompts and keys every time. In the testbed also the true
+    quality, which nothing but the report of the run reads.
+
+    Args:
+        records, prompts: the same prompts, as they were written and as token ids.
+    """
     (found,) = scored_rollouts(
         policy,
         reward_model,
@@ -129,4 +137,7 @@ def evaluate(
         "eval/response_length": Mean.of(lengths),
         "eval/ended_fraction": Mean.of(found.rollout.ended),
     }
+    if all(record.task is not None for record in records):
+        answers = [sample["response"] for sample in samples]
+        metrics["eval/quality"] = Mean.of(list(map(true_quality, records, answers)))
     return metrics, samples

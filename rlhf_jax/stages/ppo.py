@@ -68,7 +68,7 @@ def run(config, workdir: str) -> None:
     _, prompts = encode_prompts(records, tokenizer, config.max_prompt_tokens)
     logging.info("%d prompts, %d of them short enough.", len(records), len(prompts))
     records = read(config.eval_prompts or data / "eval_prompts.jsonl", Prompt)
-    _, eval_prompts = encode_prompts(
+    eval_records, eval_prompts = encode_prompts(
         records[: config.batch_size], tokenizer, config.max_prompt_tokens
     )
     width = round_up(max(map(len, prompts + eval_prompts)), config.pad_to_multiple)
@@ -271,6 +271,7 @@ def run(config, workdir: str) -> None:
                 eval_metrics, samples = evaluate(
                     state.policy.model,
                     frozen.reward,
+                    eval_records,
                     eval_prompts,
                     eval_key,
                     sampling,

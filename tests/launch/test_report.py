@@ -156,9 +156,9 @@ def test_runs_that_are_open_doubled_or_broken_are_said_to_be(runs):
 
 
 def test_a_folder_without_runs_is_named(tmp_path):
-    with pytest.raises(ValueError, match="No run in .* or below"):
+    with pytest.raises(ValueError, match=r"No run in .* or below"):
         find_runs([tmp_path])
-    with pytest.raises(FileNotFoundError, match="There is no folder .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*missing"):
         find_runs([tmp_path / "missing"])
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not JSON"):

@@ -35,6 +35,8 @@ CURVES = (
     ("optim/grad_norm", "Norm of the gradient"),
     ("tokens_per_second", "Speed, tokens a second"),
 )
+SINGLE = (4.8, 3.1)  # inches, of a plot that stands alone
+PATH_POINTS = 16  # of a run on its way from the reference; steps are averaged
 
 
 class Section(NamedTuple):
@@ -145,7 +147,7 @@ def _frontier(models, colours) -> Section | None:
             axes, points, title="", x="KL, nats a response", y="quality"
         ),
         name="quality against KL",
-        size=(6, 3.6),
+        size=SINGLE,
     )
     note = (
         "The judge's quality against KL from the first model; bars are 95 % intervals "
@@ -169,7 +171,7 @@ def _frontier_of_training(groups, colours):
             label, number = group.label, colours[group.label]
             legend.append((plots.colour(number), label))
             for path in seeds:
-                x, y = np.array(path).T
+                x, y = path.T
                 curves.append(plots.Curve(x, y, y, y, number, label))
         if curves:
             drawn = plots.inline(
@@ -177,17 +179,20 @@ def _frontier_of_training(groups, colours):
                     axes, curves, title="", x="KL, nats a response"
                 ),
                 name=title,
-                size=(6, 3.6),
+                size=SINGLE,
             )
-            yield Section(title, "One line a seed, step by step.", legend, [drawn])
+            yield Section(title, "One line a seed; neighbouring steps are averaged.", legend, [drawn])
 
 
-def _path(run: Run, metric: str) -> list[tuple[float, float]]:
-    return [
+def _path(run: Run, metric: str) -> np.ndarray:
+    """KL and the metric, [points, 2], step by step."""
+    path = [
         (line["objective/kl"], line[metric])
         for line in run.metrics
         if _has(line, "objective/kl") and _has(line, metric)
     ]
+    parts = np.array_split(np.array(path), PATH_POINTS)
+    return np.array([part.mean(0) for part in parts if len(part)])
 
 
 def _lengths(models, colours) -> Section | None:
@@ -206,7 +211,7 @@ def _lengths(models, colours) -> Section | None:
     drawn = plots.inline(
         lambda axes: plots.draw_lengths(axes, found, title=""),
         name="lengths",
-        size=(6, 3.2),
+        size=SINGLE,
     )
     return Section("Length of responses", "Held-out prompts.", [], [drawn])
 
@@ -222,7 +227,7 @@ def _reliability(groups, colours):
         drawn = plots.inline(
             lambda axes: plots.draw_reliability(axes, found, title=""),
             name="reliability",
-            size=(5, 3.8),
+            size=SINGLE,
         )
         note = (
             "How often the reward model orders held-out pairs as people did, against "
