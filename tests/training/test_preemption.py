@@ -1,0 +1,58 @@
+import signal
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from rlhf_jax.training import preemption
+from rlhf_jax.training.checkpoints import Checkpoints
+
+# A loop that never ends by itself, and one that computes for long outside of any.
+PROGRAM = """
+import sys, time
+import jax.numpy as jnp
+from rlhf_jax.training import preemption
+from rlhf_jax.training.checkpoints import Checkpoints
+preemption.install()
+checkpoints = Checkpoints(sys.argv[1], keep=2)
+if sys.argv[2] == "outside":
+    print("ready", flush=True)
+    time.sleep(60)
+for step in range(1, 10_000):
+    time.sleep(0.01)
+    if checkpoints.due(step, 0, 10_000):
+        checkpoints.save(step, {"x": {"a": jnp.full(3, step)}}, {})
+    if step == 3:
+        print("ready", flush=True)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    def start(where):
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path), where],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        return process.wait(timeout=30)
+
+    return start
+
+
+def test_sigterm_in_a_loop_saves_the_step_and_leaves_with_status_75(start, tmp_path):
+    assert start("loop") == preemption.STATUS == 75
+    checkpoints = Checkpoints(tmp_path, keep=None)
+    step = checkpoints.latest_step()
+    assert step >= 3
+    like = {"x": {"a": jnp.zeros(3, jnp.int32)}}
+    assert checkpoints.restore(step, like)["x"]["a"].tolist() == [step] * 3
+    checkpoints.close()
+
+
+def test_sigterm_outside_of_a_loop_leaves_at_once(start, tmp_path):
+    assert start("outside") == 75
+    assert not list((tmp_path / "checkpoints").iterdir())
