@@ -1,7 +1,8 @@
 """Many runs on one machine: jobs with their order, a few at a time, each in a workdir.
 
 A job is one command line, `python launch/train.py --config=... --workdir=...`. Workers
-are processes that run one job after another; each has a share of the machine to itself.
+are processes that run one job after another; each has a share of the machine's cores
+and accelerators to itself.
 A finished workdir is skipped and an interrupted one goes on, so the same command again
 does what is left.
 """
@@ -23,9 +24,11 @@ from typing import Any
 
 import jax
 from absl import logging
+from device_groups import group_environment, take_group
 from ml_collections import ConfigDict
 from start import set_up_logs, use_compile_cache
 
+from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
 
@@ -74,10 +77,14 @@ class Job:
 def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
     """Run all jobs, at most `workers` at a time.
 
+    Raises:
+        ValueError: the accelerators cannot be shared out to so many workers.
+
     Returns:
         For each job that was not done its reason: the error, or the job it needed.
         The traceback is in the workdir's log.txt.
     """
+    group_environment(0, workers, os.environ)  # raises here, not in a worker
     done = {job.name for job in jobs if (job.workdir / "summary.json").exists()}
     waiting = {job.name: job for job in jobs if job.name not in done}
     failed: dict[str, str] = {}
@@ -117,8 +124,9 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
 
 
 def _take_share(shares, workers: int) -> None:
-    """Give this worker its part of the processor's cores, before JAX starts."""
+    """Give this worker its part of the cores and accelerators, before JAX starts."""
     share = shares.get()
+    take_group(share, workers)
     if hasattr(os, "sched_setaffinity"):  # not on macOS
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[share % len(cores) :: workers])
@@ -141,7 +149,8 @@ def _run(job: Job) -> None:
         try:
             config = job.resolve()
             stage = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
-            stage.run(config, str(job.workdir))
+            with jax.set_mesh(make_mesh(config.mesh)):
+                stage.run(config, str(job.workdir))
         except Exception:
             traceback.print_exc(file=log)
             raise

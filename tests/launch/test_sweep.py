@@ -1,30 +1,49 @@
 """The command lines that a sweep stands for."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl.flags import FLAGS
+from absl.testing import flagsaver
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "launch"))
+
+from device_groups import group_environment  # noqa: E402
+from jobs import Job  # noqa: E402
+from sweep import make_jobs, table, variants  # noqa: E402
 
 
-def sweep(folder, *flags):
-    command = ["launch/sweep.py", "--config=configs/sft.py:tiny", f"--workdir={folder}"]
-    return subprocess.run(
-        [sys.executable, *command, "--print", *flags],
+def sweep(*flags) -> list[str]:
+    """The command lines of `launch/sweep.py FLAGS`."""
+    argv = ["sweep", "--config=configs/sft.py:tiny", "--workdir=/w", *flags]
+    with flagsaver.flagsaver():
+        FLAGS(argv)
+        return [job.command() for job in make_jobs(variants(), Path("/w"))]
+
+
+def test_commands_are_printed(tmp_path):
+    command = ["launch/sweep.py", "--config=configs/sft.py:tiny", "--workdir=/w"]
+    found = subprocess.run(
+        [sys.executable, *command, "--print", "--grid=config.seed=0,1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
+    line = "python launch/train.py --config=configs/sft.py:tiny --workdir=/w/seed={0} "
+    line += "--config.seed={0}\n"
+    assert found.stdout == line.format(0) + line.format(1), found.stderr
 
 
-def test_grids_multiply_and_lists_go_together(tmp_path):
+def test_grids_multiply_and_lists_go_together():
     grid = ["--grid=config.epochs=1,2", "--grid=config.seed=0,1,2"]
     both = ["--list=config.max_tokens=64,128", "--list=config.batch_size=8,16"]
-    found = sweep(tmp_path, *grid, *both, "--set=config.model=micro")
-    lines = found.stdout.splitlines()
-    assert len(set(lines)) == 2 * 3 * 2, found.stderr
+    lines = sweep(*grid, *both, "--set=config.model=micro")
+    assert len(set(lines)) == 2 * 3 * 2
     assert all("--config.model=micro" in line for line in lines)
     assert all(
         ("--config.max_tokens=64" in line) == ("--config.batch_size=8" in line)
@@ -35,12 +54,113 @@ def test_grids_multiply_and_lists_go_together(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("--grid=config.seed=1,1", "The same run twice: seed=1"),
+        ("--draw=config.seed=1:2", "say how many runs with --random"),
         ("--grid=config.epoch=1", "Did you mean 'epochs'?"),
         ("--grid=config.epochs=many", "many is of original type"),
         ("--grid=epochs=1", "is not of the form config.KEY=VALUE"),
     ],
 )
-def test_what_the_config_does_not_take_is_refused(tmp_path, flag, message):
-    found = sweep(tmp_path, flag)
-    assert found.returncode == 1 and message in found.stderr
-    assert "Traceback" not in found.stderr
+def test_what_the_config_does_not_take_is_refused(flag, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sweep(flag)
+
+
+def test_draws_are_in_their_range_and_the_same_every_time():
+    flags = ["--random=6", "--draw=config.optimizer.learning_rate=1e-5:1e-3:log"]
+    flags += ["--draw=config.epochs=1:3", "--grid=config.seed=0,1"]
+    lines = sweep(*flags)
+    assert lines == sweep(*flags)
+    rates = [
+        float(re.search(r"learning_rate=(\S+)", line.split("--config.", 1)[1])[1])
+        for line in lines
+    ]
+    assert len(set(rates)) == 6 and all(1e-5 <= x <= 1e-3 for x in rates)
+    assert min(rates) < 1e-4 < max(rates)
+    assert all(re.search(r"--config.epochs=[123] ", f"{line} ") for line in lines)
+
+
+def test_a_config_file_may_bring_its_own_runs(tmp_path):
+    """As in big_vision: a function that calls `add` for every run."""
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from configs.sft import get_config\n"
+        "def sweep(add):\n"
+        "    for rate in (0.1, 0.2):\n"
+        "        add(**{'optimizer.learning_rate': rate}, seed=7)\n"
+    )
+    lines = sweep(f"--config={own}:tiny", "--grid=config.epochs=1,2")
+    assert len(lines) == 4 and all("--config.seed=7" in line for line in lines)
+    assert sum("learning_rate=0.2" in line for line in lines) == 2
+
+
+def test_tuples_are_values():
+    assert len(sweep("--grid=config.mesh=(1, -1, 1),(2, -1, 1)")) == 2
+
+
+def summarise(folder, **numbers):
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(numbers))
+
+
+@pytest.fixture
+def three_jobs(tmp_path):
+    for name, loss in (("a", 3.0), ("b", 1.0)):
+        summarise(tmp_path / name, **{"eval/loss": loss, "models": {"x": loss}})
+    return [Job(name, "configs/sft.py", {}, tmp_path / name) for name in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "order"),
+    [
+        (["--metric=eval/loss"], ["a", "b", "c"]),
+        (["--metric=eval/loss", "--lowest"], ["b", "a", "c"]),
+        (["--metric=models.x"], ["a", "b", "c"]),
+        (["--metric=nothing"], ["a", "b", "c"]),
+    ],
+)
+def test_the_table_is_sorted_by_the_metric_and_names_failures(three_jobs, flags, order):
+    with flagsaver.flagsaver():
+        FLAGS(["sweep", "--config=x", "--workdir=y", *flags])
+        found = table(three_jobs, {"c": "ValueError: no"})
+    names, _, states = (list(column.cells) for column in found.columns)
+    assert names == order
+    assert states[names.index("c")] == "ValueError: no"
+
+
+@pytest.mark.parametrize(
+    ("environ", "devices", "workers", "expected"),
+    [
+        ({}, [], 2, [{}, {}]),
+        ({"JAX_PLATFORMS": "cpu"}, ["nvidia0"], 2, [{}, {}]),
+        (
+            {},
+            ["nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl"],
+            2,
+            [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}],
+        ),
+        (
+            {"CUDA_VISIBLE_DEVICES": "5,7"},
+            ["nvidia0"],
+            2,
+            [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "7"}],
+        ),
+    ],
+)
+def test_every_worker_has_its_own_devices(
+    tmp_path, environ, devices, workers, expected
+):
+    for name in devices:
+        (tmp_path / name).touch()
+    found = [group_environment(i, workers, environ, tmp_path) for i in range(workers)]
+    assert found == expected
+
+
+def test_tpu_chips_are_told_their_shape(tmp_path):
+    for i in range(4):
+        (tmp_path / f"accel{i}").touch()
+    found = group_environment(1, 2, {}, tmp_path)
+    assert found["TPU_VISIBLE_DEVICES"] == "2,3"
+    assert found["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "1,2,1"
+    with pytest.raises(ValueError, match="cannot be shared out to 3 workers"):
+        group_environment(0, 3, {}, tmp_path)
