@@ -21,7 +21,8 @@ def get_config(preset="tiny"):
         optimizer.weight_decay = 0.0
     c.reward_model = ""  # a workdir; "": a random one, for trying out
     # Of the reference and the reward model: stored, never updated.
-    c.frozen_param_dtype = "float32" if small else "bfloat16"
+    c.frozen_param_dtype = "float32" if small else "bfloat16"  # or "int8"
+    c.offload_frozen = False  # they wait in the host's memory while others are at work
     c.reference = ""  # "": where the policy starts
     c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
     c.eval_prompts = ""

@@ -160,6 +160,8 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
         rollbacks=scalar(jnp.int32),
     )
     stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
+    if config.frozen_param_dtype == "int8":
+        stored = dataclasses.replace(model, param_dtype=model.dtype, quantised=True)
     frozen = ppo.Frozen(parameters(stored), parameters(stored, score=True))
     rows, width = config.batch_size, config.max_prompt_tokens
     prompts, responses = (rows, width), (rows, config.max_response_tokens)
@@ -212,7 +214,7 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
             update,
             (state, experience, sft_batches, scalar(key.dtype)),
             donate=True,
-            held=frozen,
+            held=() if config.offload_frozen else frozen,
         ),
         Program(
             "score",
@@ -223,7 +225,11 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
             "generate",
             functools.partial(_generate, sampling=sampling),
             (state.policy.model, rolled.prompts, rolled.prompt_mask, keys),
-            held=(state.policy.opt_state, state.value, frozen),
+            held=(
+                state.policy.opt_state,
+                state.value,
+                () if config.offload_frozen else frozen,
+            ),
             loop_steps=config.max_response_tokens,
             loop_reads=decoding_reads(
                 model, rows, sum(x.shape[1] for x in (rolled.prompts, rolled.responses))

@@ -15,7 +15,15 @@ ALLOWED = {
     "models": {"parallel"},
     "generation": {"models", "losses", "parallel", "batches"},
     "training": {"generation", "models", "losses", "parallel", "batches"},
-    "evaluation": {"generation", "training", "models", "losses", "data", "batches"},
+    "evaluation": {
+        "generation",
+        "training",
+        "models",
+        "losses",
+        "data",
+        "parallel",
+        "batches",
+    },
     "stages": {
         "evaluation",
         "generation",

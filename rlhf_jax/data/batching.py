@@ -1,8 +1,8 @@
 """Token lists to padded batches, in an order that is a pure function of seed and step.
 
 There is no iterator state to save: batch `t` of a run is the same after however many
-restarts, so the step number is the position in the stream, and the processes of a run
-load disjoint parts of it.
+restarts and in every process of a run, so the step number is the position in the
+stream.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,9 @@ class BatchOrder:
         window: batches; the wider, the less padding, and the more alike a batch.
         num_examples: how many there are.
         batch_size: examples a batch; a smaller data set is repeated to fill one.
-        process: which of `num_processes` this is; each loads an equal part of every
-            batch, and the parts in order of process are the batch of a single one.
 
     Raises:
-        ValueError: no examples, or a batch that the processes cannot share equally.
+        ValueError: no examples.
     """
 
     def __init__(
@@ -40,29 +38,21 @@ class BatchOrder:
         seed: int,
         lengths: Sequence[int] | None = None,
         window: int = 16,
-        process: int = 0,
-        num_processes: int = 1,
     ):
         if num_examples < 1:
             raise ValueError("There are no examples to make batches of.")
-        if batch_size % num_processes:
-            raise ValueError(f"{batch_size=} must be a multiple of {num_processes=}.")
-        if not 0 <= process < num_processes:
-            raise ValueError(f"{process=} must be from 0 to {num_processes - 1}.")
         self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
         self.batches_per_epoch = max(num_examples // batch_size, 1)
         self._window = window * batch_size
         self._lengths = None if lengths is None else np.asarray(lengths)
-        part = batch_size // num_processes
-        self._part = slice(process * part, (process + 1) * part)
         self._epoch, self._order = -1, None
 
     def indices(self, step: int) -> np.ndarray:
-        """This process's part of batch `step` (from 0): int [batch / processes]."""
+        """The examples of batch `step` (from 0): int [batch_size]."""
         epoch, place = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffle(epoch)
-        return self._order[place, self._part]
+        return self._order[place]
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, epoch))

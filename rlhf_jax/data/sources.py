@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
 from rlhf_jax.data.reading.preference_sets import write_preferences
 from rlhf_jax.data.records import Dialogue, Record, read_records
@@ -35,6 +36,23 @@ FOLDER = ("sft.jsonl", "sft_test.jsonl", "prompts.jsonl", "eval_prompts.jsonl")
 BAD_RECORDS = "bad_records.jsonl"  # in the workdir: every line that could not be read
 
 
+def one_makes(make: Callable) -> Callable:
+    """Of a run's processes the first calls `make` first, and writes the files that the
+    others then find."""
+
+    @functools.wraps(make)
+    def in_turn(*args):
+        if jax.process_index() > 0:
+            multihost_utils.sync_global_devices(make.__name__)
+        result = make(*args)
+        if jax.process_index() == 0:
+            multihost_utils.sync_global_devices(make.__name__)
+        return result
+
+    return in_turn
+
+
+@one_makes
 def open_data(config, workdir: Path) -> Path:
     """The data folder of a run: `config.path`, or `workdir/data` made from it.
 
@@ -84,6 +102,7 @@ def reader(config, workdir: Path) -> Callable[[Path, type[Record]], list[Record]
     )
 
 
+@one_makes
 def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokenizer:
     """The run's tokenizer, copied into its workdir: `config.tokenizer` if given, else
     that of the model it starts from, else the data folder's."""

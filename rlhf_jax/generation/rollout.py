@@ -13,7 +13,7 @@ from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.generation.generate import generate
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.parallel.sharding import shard_batch
+from rlhf_jax.parallel.sharding import fetch, shard_batch
 
 
 def row_keys(key: jax.Array, index: jax.Array) -> jax.Array:
@@ -89,8 +89,7 @@ def respond(
         tokens, mask, index = shard_batch((tokens, mask, index))
         keys = row_keys(key, jnp.asarray(index))
         out = generate(model, tokens, mask, keys, sampling)
-        lengths = np.asarray(out.lengths)
-        found = np.asarray(out.tokens)
+        lengths, found = fetch((out.lengths, out.tokens))
         real = min(batch_size, len(prompts) - start)
         responses += [found[row, : lengths[row]].tolist() for row in range(real)]
     return responses

@@ -6,10 +6,14 @@ dim. Query head n reads key-value head n // (N / K): neighbours share.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 # Finite, so that the row of a padded query is uniform and not NaN.
 MASKED = -1e30
+# Of the queries that read their keys together.
+SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
 
 
 def visible(
@@ -40,6 +44,17 @@ def visible(
             in_context = in_context & (segments == 0)
         seen = seen | in_context[:, None, :]
     return seen & mask[:, None, :]
+
+
+def causal(
+    length: int, segments: Int[np.ndarray, "T"] | None = None
+) -> Bool[np.ndarray, "T T"]:
+    """What `visible` can be, for rows without padding that have the same segments."""
+    seen = np.tril(np.ones((length, length), bool))
+    if segments is not None:
+        key, query = segments[None, :], segments[:, None]
+        seen &= (key == 0) | (key == query)
+    return seen
 
 
 def cudnn_attend(
@@ -90,3 +105,37 @@ def attend(
     out = jnp.einsum("bkqs,bksh->bkqh", weights, values)
     out = out.reshape(batch, kv_heads, group, time, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, head_dim)
+
+
+def block_attend(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    seen: Bool[Array, "B T S"],
+    *,
+    possible: Bool[np.ndarray, "T S"],
+) -> Float[Array, "B T N H"]:
+    """`attend`, where a block of queries reads only the keys that it may see.
+
+    Args:
+        possible: what is known of `seen` when the program is compiled, for all rows:
+            False where it is False in each.
+    """
+    length = queries.shape[1]
+    size = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
+    out = []
+    for start in range(0, length, size):
+        block = slice(start, start + size)
+        slots = np.flatnonzero(possible[block].any(0))
+        runs = np.split(slots, np.flatnonzero(np.diff(slots) > 1) + 1)
+
+        def cut(x, axis, runs=runs):
+            parts = [lax.slice_in_dim(x, r[0], r[-1] + 1, axis=axis) for r in runs]
+            return jnp.concatenate(parts, axis)
+
+        out.append(
+            attend(
+                queries[:, block], cut(keys, 3), cut(values, 2), cut(seen[:, block], 2)
+            )
+        )
+    return jnp.concatenate(out, axis=1)

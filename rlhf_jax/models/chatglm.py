@@ -20,7 +20,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models import kv_cache
-from rlhf_jax.models.attention import attend, cudnn_attend, visible
+from rlhf_jax.models.attention import (
+    attend,
+    block_attend,
+    causal,
+    cudnn_attend,
+    visible,
+)
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.kv_cache import KVCache
 from rlhf_jax.models.layers import Block, Head, Norm
@@ -206,13 +212,16 @@ class ChatGLM(nnx.Module):
         square = len(query_slots) == mask.shape[1]
         if self.config.attention == "splash" and known and square:
             return functools.partial(splash_attend, mask=mask, segments=segments)
+        rows = segments
         if segments is not None:
-            segments = jnp.broadcast_to(segments, mask.shape)
-        seen = visible(
-            mask, query_slots=query_slots, segments=segments, context=context
-        )
-        use = cudnn_attend if self.config.attention == "cudnn" else attend
-        return functools.partial(use, seen=seen)
+            rows = jnp.broadcast_to(segments, mask.shape)
+        seen = visible(mask, query_slots=query_slots, segments=rows, context=context)
+        if self.config.attention == "cudnn":
+            return functools.partial(cudnn_attend, seen=seen)
+        if context is None and square:
+            possible = causal(mask.shape[1], segments if known else None)
+            return functools.partial(block_attend, seen=seen, possible=possible)
+        return functools.partial(attend, seen=seen)
 
     def _prefix(self, tokens, mask, places, segments):
         return prefix(

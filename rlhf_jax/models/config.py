@@ -35,6 +35,7 @@ class ChatGLMConfig:
     param_dtype: str = "float32"
     scan_layers: bool = False  # compile one block and scan it; or unroll all
     remat: str = "none"  # recompute in the backward pass: "none", "dots" or "full"
+    quantised: bool = False  # matrices of the blocks in 8 bits, see `quantise`
     attention: str = "xla"  # or "splash", on TPUs, or "cudnn", on GPUs in 16 bits
 
     def __post_init__(self):

@@ -30,10 +30,19 @@ class Linear(nnx.Module):
         self.equation = equation
         self.dtype = config.dtype
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, dtype))
+        self.kernel_scale = None
+        if config.quantised:  # to be filled by `quantise`
+            _, axes, kept = equation.replace("->", ",").split(",")
+            scales = [n if a in kept else 1 for a, n in zip(axes, shape, strict=True)]
+            self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
+            self.kernel_scale = nnx.Param(jnp.ones(scales, jnp.float32))
         self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, dtype))
 
     def __call__(self, x):
         out = jnp.einsum(self.equation, x, self.kernel[...].astype(self.dtype))
+        if self.kernel_scale is not None:
+            scale = self.kernel_scale[...].reshape(1, 1, *out.shape[2:])
+            out = (out * scale).astype(self.dtype)
         if self.bias is None:
             return out
         bias = self.bias[...].astype(self.dtype)

@@ -17,6 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Bool, Float, Int
 
+from rlhf_jax.models.attention import causal
 from rlhf_jax.parallel.sharding import activation_spec
 
 LANES = 128  # the kernel's tiles are multiples of it
@@ -83,9 +84,7 @@ def _attend(queries, keys, values, ids, *, segments, interpret):
     heads, length = queries.shape[1:3]
     seen = masks.CausalMask((length, length))
     if segments is not None and segments.max() > 1:
-        key, query = segments[None, :], segments[:, None]
-        causal = np.tril(np.ones((length, length), bool))
-        seen = masks.NumpyMask(causal & ((key == 0) | (key == query)))
+        seen = masks.NumpyMask(causal(length, segments))
     block = next(b for b in (LARGEST_BLOCK, 256, LANES) if length % b == 0)
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([seen] * heads),

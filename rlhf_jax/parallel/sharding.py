@@ -176,21 +176,41 @@ def shard_batch(tree, *, axis: int = 0):
     """Put host arrays on the mesh, rows (axis `axis`) over data and fsdp; all devices
     get rows that these do not divide.
 
-    Every process passes its own rows; in order of process they are the batch.
+    Every process passes the whole batch, and keeps the rows of its own devices.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return tree
 
     def place(x):
-        spec = P(*[None] * axis, ACTIVATIONS["batch"])
-        shape = list(np.shape(x))
-        shape[axis] *= jax.process_count()
-        sharding = NamedSharding(mesh, _fit(spec, shape, dict(mesh.shape)))
         x = np.asarray(x)
-        return jax.make_array_from_process_local_data(sharding, x, tuple(shape))
+        spec = P(*[None] * axis, ACTIVATIONS["batch"])
+        sharding = NamedSharding(mesh, _fit(spec, x.shape, dict(mesh.shape)))
+        return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
     return jax.tree.map(place, tree)
+
+
+def to_memory(tree, kind: str):
+    """The arrays in another memory of their devices: "device", or "pinned_host" for
+    those that wait."""
+    return jax.tree.map(
+        lambda x: jax.device_put(x, x.sharding.with_memory_kind(kind)), tree
+    )
+
+
+def fetch(tree):
+    """A tree's arrays on the host, whole, in every process. All must ask together."""
+
+    def whole(x):
+        if isinstance(x, jax.Array) and not (
+            x.is_fully_addressable or x.is_fully_replicated
+        ):
+            everywhere = NamedSharding(x.sharding.mesh, P())
+            x = jax.jit(lambda x: x, out_shardings=everywhere)(x)
+        return np.asarray(x)
+
+    return jax.tree.map(whole, tree)
 
 
 def _fit(spec: P, shape, sizes: dict[str, int]) -> P:

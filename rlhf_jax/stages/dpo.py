@@ -33,7 +33,7 @@ from rlhf_jax.generation.scoring import dialogue_logprobs, response_logprobs
 from rlhf_jax.losses import dpo as losses
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.parallel.mesh import check_batch
-from rlhf_jax.parallel.sharding import create, shard_batch
+from rlhf_jax.parallel.sharding import create, fetch, shard_batch
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
@@ -149,7 +149,7 @@ def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):
     for i in range(0, len(pairs), batch_size):
         index = order[i : i + batch_size]
         batch = shard_batch(make_batch([pairs[j] for j in index]))
-        found[index] = np.asarray(logprob_step(reference, batch))[: len(index)]
+        found[index] = fetch(logprob_step(reference, batch))[: len(index)]
     return found
 
 

@@ -22,6 +22,7 @@ from rlhf_jax.data.tokenizers.chat import decode_response
 from rlhf_jax.generation.rollout import respond_several
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.generation.scoring import response_scores
+from rlhf_jax.parallel.sharding import fetch
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -145,7 +146,7 @@ def score(prompt_ids, responses, reward_model, pad_id: int, config) -> np.ndarra
         tokens, mask = pad_right(flat, config.max_response_tokens, pad_id)
         shape = (len(index), config.num_responses, -1)
         tokens, mask = tokens.reshape(shape), mask.reshape(shape)
-        found.append(np.asarray(step(reward_model, prompts, prompt_mask, tokens, mask)))
+        found.append(fetch(step(reward_model, prompts, prompt_mask, tokens, mask)))
     return np.concatenate(found)[: len(prompt_ids)]
 
 

@@ -38,7 +38,7 @@ from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.parallel.mesh import check_batch
-from rlhf_jax.parallel.sharding import create, shard_batch
+from rlhf_jax.parallel.sharding import create, fetch, shard_batch, to_memory
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
@@ -113,6 +113,7 @@ def run(config, workdir: str) -> None:
         logging.warning("No reward_model: a random one, good for trying out only.")
     reference = load(reference_from, param_dtype=config.frozen_param_dtype)
     frozen = Frozen(reference, load_scorer(backbone=reference))
+    del reference
 
     # State
     total_steps = config.total_steps
@@ -176,13 +177,13 @@ def run(config, workdir: str) -> None:
         reference_scores = cached(
             workdir / "reference_scores.npz",
             {
-                "reference": weights_fingerprint(reference),
+                "reference": weights_fingerprint(frozen.reference),
                 "reward model": weights_fingerprint(frozen.reward),
                 "set of prompts": fingerprint(prompts),
                 "way to sample": fingerprint(dataclasses.astuple(sampling)),
             },
             lambda: prompt_scores(
-                reference,
+                frozen.reference,
                 frozen.reward,
                 prompts,
                 reference_key,
@@ -191,6 +192,9 @@ def run(config, workdir: str) -> None:
                 width=width,
             ),
         )
+
+    if config.offload_frozen:
+        frozen = to_memory(frozen, "pinned_host")
 
     # Loop
     step, watch = start, Stopwatch()
@@ -215,12 +219,14 @@ def run(config, workdir: str) -> None:
             baseline_scores = reference_scores[index]
             if config.baseline == "greedy":
                 answers = rollout(state.policy.model, batch, key, greedy)
-                baseline_scores = np.asarray(rollout_scores(frozen.reward, answers))
+                baseline_scores = fetch(
+                    rollout_scores(to_memory(frozen.reward, "device"), answers)
+                )
             num_generated = float(rolled.response_mask.sum())
             seconds = {"time/generate": watch.lap()}
             experience, changes, metrics = experience_step(
                 state,
-                frozen,
+                to_memory(frozen, "device"),
                 rolled,
                 np.repeat(baseline_scores, config.samples_per_prompt),
             )
@@ -270,7 +276,7 @@ def run(config, workdir: str) -> None:
             if due(step, config.eval_every, total_steps):
                 eval_metrics, samples = evaluate(
                     state.policy.model,
-                    frozen.reward,
+                    to_memory(frozen.reward, "device"),
                     eval_records,
                     eval_prompts,
                     eval_key,

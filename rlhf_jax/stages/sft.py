@@ -82,8 +82,6 @@ def run(config, workdir: str) -> None:
         batch_size=config.batch_size,
         seed=config.seed,
         lengths=[len(ids) for ids, _ in examples],
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
     )
     make_batch = functools.partial(
         sft_batch, pad_id=tokenizer.pad_id, multiple=config.pad_to_multiple

@@ -19,6 +19,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
+from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.mesh import check_heads
 from rlhf_jax.parallel.sharding import create, shard_parameters
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
@@ -110,12 +111,15 @@ def load_policy(
         init_from: a workdir or a Hugging Face folder; "" makes random weights.
         model: the preset to make when there is nothing to load.
         num_tokens: the tokenizer's size, which the vocabulary has to hold.
-        dtype, param_dtype, fields: what `computation` gives.
+        dtype, param_dtype, fields: what `computation` gives. With param_dtype "int8"
+            the blocks' matrices are, and the rest has `dtype`.
 
     Raises:
         ValueError: the tokenizer has more tokens than the model, or the mesh's tensor
             axis does not divide its heads.
     """
+    is_quantised = param_dtype == "int8"
+    param_dtype = dtype if is_quantised else param_dtype
     if init_from:
         policy = load_model(init_from, dtype=dtype, param_dtype=param_dtype, **fields)
         if isinstance(policy, ScoreModel):
@@ -130,7 +134,7 @@ def load_policy(
         policy = create(lambda: ChatGLM(config, rngs=nnx.Rngs(key)))
     check_heads(policy.config.num_heads)
     check_vocabulary(policy.config, num_tokens, init_from or f"preset {model!r}")
-    return policy
+    return create(quantise, policy) if is_quantised else policy
 
 
 def load_score_model(
@@ -145,7 +149,7 @@ def load_score_model(
     if not isinstance(model, ScoreModel):
         raise ValueError(f"{init_from} is a language model, not a reward model.")
     check_vocabulary(model.backbone.config, num_tokens, init_from)
-    return model
+    return create(quantise, model) if backbone.config.quantised else model
 
 
 def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None:

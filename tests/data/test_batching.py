@@ -1,5 +1,3 @@
-import functools
-
 import numpy as np
 import pytest
 
@@ -13,30 +11,6 @@ from rlhf_jax.data.batching import (
     prompt_batch,
     sft_batch,
 )
-
-
-@pytest.mark.parametrize("num_processes", [1, 2, 3, 6])
-@pytest.mark.parametrize("num_examples", [5, 100])
-def test_the_parts_of_the_processes_make_up_the_batch_of_one(
-    num_examples, num_processes
-):
-    lengths = np.random.default_rng(0).integers(1, 500, num_examples)
-    make = functools.partial(
-        BatchOrder, num_examples, batch_size=12, seed=3, lengths=lengths
-    )
-    parts = [make(process=i, num_processes=num_processes) for i in range(num_processes)]
-    whole = make()
-    for step in (0, 3, 40, 7):  # in any order: the step number is the position
-        found = [part.indices(step) for part in parts]
-        assert {len(part) for part in found} == {12 // num_processes}
-        np.testing.assert_array_equal(np.concatenate(found), whole.indices(step))
-
-
-def test_a_batch_that_processes_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="batch_size=12 must be a multiple of num_pr"):
-        BatchOrder(100, batch_size=12, seed=0, num_processes=5)
-    with pytest.raises(ValueError, match="process=2 must be from 0 to 1"):
-        BatchOrder(100, batch_size=12, seed=0, process=2, num_processes=2)
 
 
 def test_an_epoch_shows_every_example_once():

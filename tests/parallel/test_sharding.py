@@ -19,6 +19,7 @@ from rlhf_jax.parallel.sharding import (
     parameter_spec,
     shard_batch,
     shard_parameters,
+    to_memory,
 )
 from rlhf_jax.parallel.vocabulary import lookup
 from rlhf_jax.training.optimizers import adafactor, adamw
@@ -128,3 +129,13 @@ def test_a_split_embedding_finds_the_rows_of_a_whole_one(mesh, rows):
         got = weighted(jax.device_put(table, sharded.sharding))
     for x, y in zip(got, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_arrays_wait_in_the_memory_of_the_host_and_come_back():
+    with jax.set_mesh(make_mesh((2, 2, 2))):
+        here = shard_batch({"x": np.arange(16).reshape(8, 2)})
+        there = to_memory(here, "pinned_host")
+        back = to_memory(there, "device")
+    assert there["x"].sharding.memory_kind == "pinned_host"
+    assert back["x"].sharding == here["x"].sharding
+    np.testing.assert_array_equal(back["x"], here["x"])

@@ -1,0 +1,47 @@
+"""Frozen models in a quarter of their memory: the blocks' matrices as 8-bit integers.
+
+Every output of a product has its own scale, the largest weight that makes it up over
+127; products run in the model's `dtype` and are scaled afterwards. For models that only
+answer: integers have no gradient.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+
+
+def quantise(model: ChatGLM | ScoreModel) -> ChatGLM | ScoreModel:
+    """The same model, quantised. Embedding, heads and norms stay as they are."""
+    config = dataclasses.replace(model.config, quantised=True)
+
+    def build():
+        backbone = ChatGLM(config, rngs=nnx.Rngs(0))
+        if isinstance(model, ChatGLM):
+            return backbone
+        return ScoreModel(backbone, rngs=nnx.Rngs(0))
+
+    paths, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(build))
+    shapes = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
+    found = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
+    }
+    for name, shape in shapes.items():
+        if "kernel_scale" not in name:
+            continue
+        kernel = found[name.replace("kernel_scale", "kernel")].astype(jnp.float32)
+        summed = [
+            i for i, n in enumerate(shape.shape) if n == 1 and kernel.shape[i] > 1
+        ]
+        scale = jnp.abs(kernel).max(axis=summed, keepdims=True) / 127
+        scale = jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
+        found[name] = scale
+        found[name.replace("kernel_scale", "kernel")] = jnp.round(
+            kernel / scale
+        ).astype(jnp.int8)
+    return jax.tree.unflatten(treedef, [found[name] for name in shapes])
