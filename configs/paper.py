@@ -169,6 +169,7 @@ def get_config(preset="tiny"):
     c.seed = 0  # of the intervals within a run
     c.seeds = (0, 1, 2, 3, 4)
     c.claims = (1, 2, 3, 4, 5, 6)
+    c.results = "results"  # the folder of the tables and plots
     c.workers = 2  # runs at a time; each has its share of the cores
     return c
 

@@ -3,8 +3,10 @@
 python launch/reproduce.py --config=configs/paper.py:tiny --workdir=runs/paper
 
 Trains the runs of configs/paper.py on the testbed, evaluates them by its true scorer,
-and writes claims.md and claims.json: what each claim compares, the effect with its 95 %
-interval over seeds, and whether it holds. Start the same command again and it goes on.
+and leaves in config.results: claims.md and claims.json, what each claim compares, the
+effect with its 95 % interval over seeds, and whether it holds; claims.png, the effects;
+frontier.png, score and quality against KL; training.png, step by step. In the workdir:
+report.html, every run side by side. Start the same command again and it goes on.
 """
 
 import functools
@@ -21,6 +23,13 @@ from ml_collections import ConfigDict
 from configs import paper
 from rlhf_jax.data import sources
 from rlhf_jax.evaluation.claims import Effect, verdict
+from rlhf_jax.evaluation.report import page
+from rlhf_jax.evaluation.report.claims import (
+    plot_effects,
+    plot_frontier,
+    plot_training,
+)
+from rlhf_jax.evaluation.report.runs import find_runs, group_runs
 from rlhf_jax.training.workdir import finish, open_workdir, read_summary
 
 REFERENCE = re.compile(r"@([\w.]+)")  # "@name": the folder of another run
@@ -41,11 +50,25 @@ def main(config: ConfigDict, workdir: str) -> None:
         and (measured := compare(measure, folder, config.seeds)) is not None
     ]
     text = markdown(results, config.seeds)
-    (folder / "claims.md").write_text(text, encoding="utf-8")
-    (folder / "claims.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_results(Path(config.results), results, text)
+    runs, notes = find_runs([folder])
+    groups = group_runs(runs)
+    plot_frontier(groups, Path(config.results) / "frontier.png")
+    plot_training(groups, Path(config.results) / "training.png")
+    report = page.html(runs, notes, title=str(folder))
+    (folder / "report.html").write_text(report, encoding="utf-8")
     print(text)
     if not failed:
         finish(folder, {})
+
+
+def write_results(out: Path, results: list[dict], text: str) -> None:
+    """Leave the tables, and the effects as a picture, in the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "claims.md").write_text(text, encoding="utf-8")
+    (out / "claims.json").write_text(json.dumps(results, indent=2) + "\n")
+    if results:
+        plot_effects(results, out / "claims.png")
 
 
 def compare(measure: paper.Measure, folder: Path, seeds) -> dict | None:

@@ -137,7 +137,14 @@ def evaluate(
         "eval/response_length": Mean.of(lengths),
         "eval/ended_fraction": Mean.of(found.rollout.ended),
     }
-    if all(record.task is not None for record in records):
-        answers = [sample["response"] for sample in samples]
-        metrics["eval/quality"] = Mean.of(list(map(true_quality, records, answers)))
+    metrics |= quality_metrics(records, [sample["response"] for sample in samples])
     return metrics, samples
+
+
+def quality_metrics(
+    prompts: Sequence[Prompt], answers: Sequence[str]
+) -> dict[str, Mean]:
+    """The mean true quality of answers, in the testbed; nothing elsewhere."""
+    if any(prompt.task is None for prompt in prompts):
+        return {}
+    return {"eval/quality": Mean.of(list(map(true_quality, prompts, answers)))}

@@ -28,6 +28,7 @@ from rlhf_jax.data.batching import BatchOrder, preference_batch
 from rlhf_jax.data.encoding import encode_pairs, sft_batches
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt
 from rlhf_jax.evaluation.answers import answer, sequence_logprobs
+from rlhf_jax.evaluation.rollouts import quality_metrics
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.generation.scoring import dialogue_logprobs, response_logprobs
 from rlhf_jax.losses import dpo as losses
@@ -159,8 +160,8 @@ def pair_lengths(pairs) -> list[int]:
 
 
 def evaluate(policy, reference, ask, logprobs) -> tuple[dict, list[dict]]:
-    """KL(policy || reference) in nats and length of the policy's own answers, and the
-    conversations."""
+    """KL(policy || reference) in nats, length and (testbed) true quality of the
+    policy's own answers, and the conversations."""
     answers = ask(policy)
     kl = logprobs(policy, answers) - logprobs(reference, answers)
     samples = [
@@ -168,7 +169,7 @@ def evaluate(policy, reference, ask, logprobs) -> tuple[dict, list[dict]]:
         for p, text, x in zip(answers.prompts, answers.texts, kl.tolist(), strict=True)
     ]
     metrics = {"eval/kl": Mean.of(kl), "eval/response_length": Mean.of(answers.lengths)}
-    return metrics, samples
+    return metrics | quality_metrics(answers.prompts, answers.texts), samples
 
 
 def run(config, workdir: str) -> None:

@@ -18,6 +18,7 @@ CURVES = (
     ("eval/scores", "Score, held-out prompts"),
     ("eval/quality", "True quality, held-out prompts"),
     ("objective/kl", "KL from the reference, nats a response"),
+    ("eval/kl", "KL, held-out prompts, nats a response"),
     ("response/length_mean", "Length of responses, tokens"),
     ("eval/response_length", "Length, held-out prompts, tokens"),
     ("objective/entropy", "Entropy, nats a token"),
@@ -181,15 +182,21 @@ def _frontier_of_training(groups, colours):
                 name=title,
                 size=SINGLE,
             )
-            yield Section(title, "One line a seed; neighbouring steps are averaged.", legend, [drawn])
+            yield Section(
+                title,
+                "One line a seed; neighbouring steps are averaged.",
+                legend,
+                [drawn],
+            )
 
 
 def _path(run: Run, metric: str) -> np.ndarray:
     """KL and the metric, [points, 2], step by step."""
     path = [
-        (line["objective/kl"], line[metric])
+        (line[kl], line[metric])
         for line in run.metrics
-        if _has(line, "objective/kl") and _has(line, metric)
+        for kl in ("objective/kl", "eval/kl")  # of PPO, of DPO
+        if _has(line, kl) and _has(line, metric)
     ]
     parts = np.array_split(np.array(path), PATH_POINTS)
     return np.array([part.mean(0) for part in parts if len(part)])
