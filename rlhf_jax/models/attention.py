@@ -136,9 +136,9 @@ def block_attend(
         out.append(
             attend(
                 queries[:, block],
-                read(keys, 3),
-                read(values, 2),
-                read(seen[:, block], 2),
+                cut(keys, 3),
+                cut(values, 2),
+                cut(seen[:, block], 2),
             )
         )
     return jnp.concatenate(out, axis=1)
