@@ -23,6 +23,7 @@ from rlhf_jax.data.batching import preference_batch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.stages.dpo import Hyper, pair_logprobs, train_step
+from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState
 
@@ -35,6 +36,7 @@ def main():
     parser.add_argument("--response", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=12)
     flags = parser.parse_args()
+    keep_freed_memory()
 
     config = preset(flags.model)
     rng = np.random.default_rng(0)

@@ -27,6 +27,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import num_parameters, preset
 from rlhf_jax.training import optimizers, ppo
+from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.metrics import Stopwatch
 from rlhf_jax.training.state import TrainState
 
@@ -44,6 +45,7 @@ def main():
     parser.add_argument("--chunk_size", type=int, default=0)
     parser.add_argument("--iterations", type=int, default=3)
     flags = parser.parse_args()
+    keep_freed_memory()
 
     config = preset(flags.model)
     settings = ppo_config.get_config("tiny")

@@ -25,6 +25,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel, last_real_token
 from rlhf_jax.models.presets import preset
 from rlhf_jax.stages.reward import train_step
+from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState, apply_gradients
 
@@ -54,6 +55,7 @@ def main():
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
     flags = parser.parse_args()
+    keep_freed_memory()
 
     config = preset(flags.model)
     rng = np.random.default_rng(0)
