@@ -1,4 +1,5 @@
-"""The whole pipeline in as few steps as will do, for tests that interrupt it."""
+"""The whole pipeline, or one of its stages alone, in as few steps as will do, for tests
+that interrupt it: smallest.py, smallest.py:sft."""
 
 from configs import pipeline
 
@@ -17,7 +18,7 @@ SMALL = {
 BATCH_SIZES = {"sft": 8, "reward": 8, "dpo": 4, "ppo": 8}
 
 
-def get_config():
+def get_config(alone=""):
     c = pipeline.get_config("tiny")
     c.data.vocab_size = 400
     c.data.testbed.num_sft = 64
@@ -37,4 +38,6 @@ def get_config():
             stage.pad_to_multiple = 64  # few widths, few compiled programs
         if name in ("reward", "dpo"):
             stage.max_response_tokens = 64
-    return c
+    if alone:
+        c[alone].data = c.data
+    return c[alone] if alone else c
