@@ -13,6 +13,9 @@ import reproduce  # noqa: E402
 from reproduce import compare, markdown, seed_jobs  # noqa: E402
 
 from configs import paper  # noqa: E402
+from rlhf_jax.evaluation.claims import Effect  # noqa: E402
+from rlhf_jax.evaluation.report.claims import plot_frontier, plot_training  # noqa: E402
+from rlhf_jax.evaluation.report.runs import find_runs, group_runs  # noqa: E402
 
 
 def summarise(folder, run, summary):
@@ -77,3 +80,39 @@ def test_claims_can_be_chosen(tmp_path):
     names = [job.name for job in reproduce.seed_jobs(tmp_path / "seed0", 0, config)]
     assert "seed0/evaluate_reward_unbalanced" in names
     assert "seed0/ppo" not in names
+
+
+def test_it_ends_in_tables_and_plots(tmp_path):
+    rows = [MEASURE._asdict() | {"ours_mean": 1.0, "theirs_mean": 2.0}]
+    effect = Effect.of([-1.0, -2.0, -3.0])._asdict()
+    rows[0] |= {"effect": effect, "verdict": "holds"}
+    reproduce.write_results(tmp_path / "results", rows, "a table")
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert names == {"claims.md", "claims.json", "claims.png"}
+
+
+def test_policies_are_drawn_with_their_seeds(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / f"seed{seed}"
+        for name in ("ppo", "evaluate_ppo"):
+            summary = {"models": {"ppo": evaluated(seed)}, "judge": "testbed"}
+            summarise(folder, name, summary | {"baseline": "sft"})
+            stage = {"stage": name.partition("_")[0], "seed": seed}
+            (folder / name / "config.json").write_text(json.dumps({"config": stage}))
+        lines = [
+            {"step": i, "objective/kl": i / 9, "objective/scores": i + seed}
+            for i in range(1, 10)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "ppo" / "metrics.jsonl").write_text(text)
+    groups = group_runs(find_runs([tmp_path])[0])
+    assert plot_frontier(groups, tmp_path / "frontier.png")
+    assert plot_training(groups, tmp_path / "training.png")
+    for name in ("frontier", "training"):
+        assert (tmp_path / f"{name}.png").read_bytes()[1:4] == b"PNG"
+    assert not plot_training([g for g in groups if g.stage != "ppo"], tmp_path / "x")
+
+
+def evaluated(seed):
+    quality = {"mean": 3.0 + seed, "low": 2.0, "high": 4.0}
+    return {"checkpoint": f"ppo {seed}", "quality": quality, "kl": 1.0, "score": 0.5}

@@ -23,7 +23,7 @@ TRAINING = (
 
 def plot_effects(results: Sequence[dict], path: Path) -> None:
     """Every measure's difference with its interval, a row each on a scale of its own;
-    small dots are seeds, the dashed line is the bound that the claim names.
+    small strokes are seeds, the dashed line is the bound that the claim names.
 
     Args:
         results: rows of claims.json.
@@ -43,7 +43,8 @@ def plot_effects(results: Sequence[dict], path: Path) -> None:
 
 def _draw_effect(axes: Axes, row: dict) -> None:
     effect, colour = Effect(**row["effect"]), VERDICTS[row["verdict"]]
-    axes.plot(effect.values, np.zeros(len(effect.values)), "o", ms=3, color="#BBBFC6")
+    seeds = np.zeros(len(effect.values))
+    axes.plot(effect.values, seeds, "|", ms=9, mew=1.2, color="#444444", zorder=3)
     axes.plot([effect.low, effect.high], [0, 0], color=colour, linewidth=2.5)
     axes.plot(effect.mean, 0, "o", color=colour, ms=6)
     axes.axvline(row["bound"], linestyle="--", color="#555555", linewidth=1)
@@ -87,7 +88,7 @@ def plot_frontier(groups: Sequence[Group], path: Path) -> bool:
         return draw
 
     panels = [panel(title, *way) for title, way in ways.items()]
-    plots.save(panels, path, size=(10, 4.2))
+    plots.save(panels, path, size=(10.5, 4))
     return True
 
 
@@ -115,16 +116,13 @@ def plot_training(groups: Sequence[Group], path: Path) -> bool:
         ]
         curves = [curve for curve in curves if curve is not None]
 
-        def draw(axes: Axes) -> None:
-            plots.draw_curves(axes, curves, title=title, x="step")
-            if metric == TRAINING[0][0]:
-                axes.legend(fontsize=7)
-
-        return draw if curves else None
+        if not curves:
+            return None
+        return lambda axes: plots.draw_curves(axes, curves, title=title, x="step")
 
     panels = list(filter(None, (panel(*metric) for metric in TRAINING)))
     if panels:
-        plots.save(panels, path, size=(4 * len(panels), 3.6))
+        plots.save(panels, path, size=(3.4 * len(panels) + 1.5, 3.3))
     return bool(panels)
 
 
@@ -134,10 +132,8 @@ def _draw_end(axes: Axes, model: tables.Model, y: list[float], colour: str) -> N
     if len(y) > 1:
         effect = Effect.of(y)
         bars = [[mean - effect.low], [effect.high - mean]]
-    axes.errorbar(x, mean, bars, fmt="o", color=colour, capsize=2.5, markersize=5)
-    axes.annotate(
-        model.label, (x, mean), (5, 4), textcoords="offset points", fontsize=8
-    )
+    style = {"fmt": "o", "color": colour, "capsize": 2.5, "markersize": 6}
+    axes.errorbar(x, mean, bars, label=model.label, **style)
 
 
 def _way(group: Group, metric: str) -> tuple[np.ndarray, np.ndarray] | None:

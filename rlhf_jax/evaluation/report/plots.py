@@ -219,13 +219,17 @@ def inline(draw: Draw, *, name: str, size: tuple[float, float] = (4.2, 2.7)) -> 
 
 
 def save(draws: Sequence[Draw], path: Path, *, size: tuple[float, float]) -> None:
-    """The plots side by side as a file for any background."""
+    """The plots side by side as a file for any background, one legend for all."""
     with mpl.rc_context(STYLE | IN_FILE):
         figure = Figure(size, layout="constrained")
+        labelled = {}
         for draw, axes in zip(
             draws, figure.subplots(1, len(draws), squeeze=False)[0], strict=True
         ):
             draw(axes)
+            handles, labels = axes.get_legend_handles_labels()
+            labelled |= dict(zip(labels, handles, strict=True))
+        figure.legend(labelled.values(), labelled, loc="outside right upper")
         figure.savefig(path, dpi=110)
 
 
