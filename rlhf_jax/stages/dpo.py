@@ -14,7 +14,6 @@ these answers, and their length.
 
 import dataclasses
 import functools
-import math
 from pathlib import Path
 
 import jax
@@ -352,10 +351,6 @@ def check_options(config) -> None:
     loss, label_smoothing = config.loss, config.label_smoothing
     if loss not in LOSSES:
         raise ValueError(f"{loss=} must be one of {', '.join(LOSSES)}.")
-    if not (config.beta > 0 and math.isfinite(config.beta)):
-        raise ValueError(f"{config.beta=} must be positive.")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"{label_smoothing=} must be at least 0 and below 0.5.")
     if label_smoothing and loss not in ("dpo", "robust"):
         raise ValueError(f"{label_smoothing=} needs loss dpo or robust, not {loss!r}.")
     if loss == "robust" and not label_smoothing:
@@ -374,11 +369,3 @@ def check_options(config) -> None:
         raise ValueError("loss='simpo' has no reference: leave reference='cached'.")
     if config.reference_cache and (loss == "simpo" or config.reference == "on_the_fly"):
         raise ValueError(f"{config.reference_cache=} is read only where one is cached.")
-    for name in ("gamma", "beta_sft"):
-        if config[name] < 0:
-            raise ValueError(f"{name}={config[name]} must not be negative.")
-    for name in ("batch_size", "sft_batch_size"):
-        if config[name] % config.microbatches:
-            raise ValueError(
-                f"{name}={config[name]} must be a multiple of {config.microbatches=}."
-            )

@@ -171,8 +171,6 @@ def check_options(config) -> None:
         raise ValueError("config.reward_model is empty: who should label the pairs?")
     if config.num_responses < 2:
         raise ValueError(f"{config.num_responses=} must be at least 2 to make a pair.")
-    if not config.min_margin >= 0:
-        raise ValueError(f"{config.min_margin=} must not be negative.")
     if config.rule != "ranks" and (config.chosen_rank, config.rejected_rank) != (0, -1):
         raise ValueError(f"{config.rule=} reads no ranks: leave them at 0 and -1.")
     make_pairs(np.zeros((1, config.num_responses)), config)

@@ -1,6 +1,92 @@
 """Checks of a stage's options, before anything is read or compiled."""
 
 import math
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+# What a number may be, in words and as a test (not a number passes none), and the keys
+# it holds for, wherever they stand in a config.
+BOUNDS = {
+    "at least 1": (
+        lambda x: x >= 1,
+        """batch_size epochs keep_checkpoints max_characters max_prompt_tokens
+        max_response_tokens max_sft_tokens max_skipped_updates max_tokens microbatches
+        minibatches num_annotators num_centring_pairs num_comparison_prompts
+        num_eval_prompts num_prompts num_responses num_rl_prompts num_sft num_sft_test
+        pad_to_multiple ppo_epochs rounds samples_per_prompt sft_batch_size total_steps
+        vocab_size workers""",
+    ),
+    "at least 0": (
+        lambda x: 0 <= x < math.inf,
+        """alpha beta_sft chunk_size clip_norm dual_clip eval_every gamma kl_coef
+        kl_target length_bucket margin max_per_intent max_retries max_rollbacks
+        min_characters min_margin min_per_intent missing_end_penalty noise num_probes
+        num_samples patience prompt_price response_price save_every
+        score_regularisation seed spending_limit spike_zscore temperature tie_margin
+        top_k warmup_steps weight_decay""",
+    ),
+    "above 0": (
+        lambda x: 0 < x < math.inf,
+        "beta clip_range eps kl_horizon learning_rate sharpness timeout "
+        "value_clip_range",
+    ),
+    "above 0, perhaps inf": (lambda x: x > 0, "score_clip"),
+    "above 0 and at most 1": (lambda x: 0 < x <= 1, "top_p"),
+    "from 0 to 1": (
+        lambda x: 0 <= x <= 1,
+        """careless_share confidence contradictory_share epsilon final good_share
+        identity_share json_share known_share lam max_contradicted max_similarity
+        min_known_right min_score padded_share repeat_share sloppy_share tie_share""",
+    ),
+    "from 0 to below 1": (lambda x: 0 <= x < 1, "b1 b2 test_share validation_share"),
+    "from 0 to below 0.5": (lambda x: 0 <= x < 0.5, "label_smoothing"),
+}
+FREE = "chosen_rank kl_ceiling length_bias position_bias rejected_rank"
+
+FLOATS = ("float32", "bfloat16", "float16")
+CHOICES = {
+    "clip": ("global", "per_layer"),
+    "decay": ("constant", "linear", "cosine"),
+    "dtype": FLOATS,
+    "frozen_param_dtype": (*FLOATS, "int8"),
+    "moment_dtype": FLOATS,
+    "on_bad_record": ("error", "skip"),
+    "param_dtype": FLOATS,
+    "too_long": ("drop", "truncate_prompt"),
+}
+
+_BOUND = {
+    key: (words, is_within)
+    for words, (is_within, keys) in BOUNDS.items()
+    for key in keys.split()
+}
+
+
+def check(config: ConfigDict, where: str = "config") -> None:
+    """Refuse a number out of its bounds, or an unknown choice, anywhere in a config.
+
+    Raises:
+        ValueError: says which key, what it is, and what it must be.
+    """
+    for key, value in leaves(config, where):
+        name = key.rpartition(".")[2]
+        if name in CHOICES and value not in CHOICES[name]:
+            known = ", ".join(CHOICES[name])
+            raise ValueError(f"{key}={value!r} must be one of {known}.")
+        if name in _BOUND and isinstance(value, int | float):
+            words, is_within = _BOUND[name]
+            if not is_within(value):
+                raise ValueError(f"{key}={value} must be {words}.")
+
+
+def leaves(config: ConfigDict, where: str) -> Iterator[tuple[str, object]]:
+    """Every key with dots, and its value."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{where}.{name}")
+        else:
+            yield f"{where}.{name}", value
 
 
 def one_of(config, name: str, known: tuple) -> None:
@@ -11,6 +97,7 @@ def one_of(config, name: str, known: tuple) -> None:
 
 def multiple_of(config, name: str, *parts: str) -> None:
     """Raise ValueError unless `config[name]` is a multiple of all `parts` together."""
-    if config[name] % math.prod(config[part] for part in parts):
+    product = math.prod(config[part] for part in parts)
+    if product < 1 or config[name] % product:
         values = " * ".join(f"{part}={config[part]}" for part in parts)
         raise ValueError(f"{name}={config[name]} must be a multiple of {values}.")

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 import rlhf_jax
-from rlhf_jax.training import lock
+from rlhf_jax.training import lock, options
 from rlhf_jax.training.metrics import MEASURED
 
 
@@ -35,8 +35,10 @@ def open_workdir(
 
     Raises:
         ValueError: the folder holds a run of another config; the keys that differ are
-            listed with both values. Or another process is at work there.
+            listed with both values. Or another process is at work there; or a value of
+            the config makes no sense, and nothing is made.
     """
+    options.check(config)
     folder = Path(workdir)
     path = folder / "config.json"
     resolved = json.loads(config.to_json_best_effort())

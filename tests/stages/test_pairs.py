@@ -105,7 +105,7 @@ def test_a_margin_that_no_pair_has_is_reported(stage_config, reward_model, tmp_p
     [
         ({"reward_model": ""}, "reward_model is empty"),
         ({"num_responses": 1}, "num_responses=1 must be at least 2"),
-        ({"min_margin": -1.0}, "min_margin=-1.0 must not be negative"),
+        ({"min_margin": -1.0}, "min_margin=-1.0 must be at least 0"),
         ({"rule": "best"}, "rule='best' must be one of ranks, random, every"),
         ({"rejected_rank": 4}, "ranks of 4 responses"),
         ({"rule": "random", "rejected_rank": 2}, "reads no ranks"),
