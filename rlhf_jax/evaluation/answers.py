@@ -136,7 +136,7 @@ def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
 
 
 def write_answers(path: Path, answers: Answers, **columns: np.ndarray) -> None:
-    """One JSON line an answer: prompt, response and the given numbers."""
+    """One JSON line an answer: prompt, response and the given numbers, null for NaN."""
     with path.open("w", encoding="utf-8") as file:
         for i, prompt in enumerate(answers.prompts):
             record = {
@@ -144,6 +144,10 @@ def write_answers(path: Path, answers: Answers, **columns: np.ndarray) -> None:
                 "intent": prompt.intent,
                 "prompt": prompt.messages[-1]["content"],
                 "response": answers.texts[i],
-                **{name: float(values[i]) for name, values in columns.items()},
+                **{name: _json_number(values[i]) for name, values in columns.items()},
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _json_number(value) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -196,6 +196,8 @@ def parse_models(text: str) -> dict[str, str]:
         name, _, folder = part.partition("=")
         if not name or not folder:
             raise ValueError(f"config.models: {part!r} is not of the form name=folder.")
+        if name in models:
+            raise ValueError(f"config.models: two models are called {name!r}.")
         models[name] = folder
     if not models:
         raise ValueError("config.models is empty: give name=folder[,name=folder ...].")

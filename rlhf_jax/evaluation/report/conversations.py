@@ -69,9 +69,10 @@ def _evaluated(run: Run) -> list[Conversation]:
     shared = [key for key in first if all(key in found for found in answers.values())]
 
     def gain(key):
-        if "result" in final[key] and "quality" not in final[key]:
-            return final[key]["result"]
-        return final[key].get("quality", 0) - first[key].get("quality", 0)
+        for measure in ("quality", "result"):
+            if isinstance(final[key].get(measure), float):
+                return final[key][measure] - (first[key].get(measure) or 0.0)
+        return 0.0
 
     ranked = sorted(shared, key=gain, reverse=True)
     third = SHOWN // 3
