@@ -1,5 +1,8 @@
 """A testbed of a few prompts, and configs of a few steps: whole stages in seconds."""
 
+import json
+
+import jax
 import pytest
 
 from configs import (
@@ -16,6 +19,9 @@ from configs import (
     sft,
 )
 from rlhf_jax.data import sources
+from rlhf_jax.data.tokenizers.tokenizer import copy_tokenizer
+from rlhf_jax.training import weights
+from rlhf_jax.training.checkpoints import Checkpoints
 
 CONFIGS = {
     "sft": sft,
@@ -43,6 +49,31 @@ def data_folder(tmp_path_factory):
     config.testbed.num_eval_prompts = 8
     config.testbed.num_probes = 4
     return sources.open_data(config, tmp_path_factory.mktemp("testbed"))
+
+
+@pytest.fixture(scope="session")
+def model_folders(data_folder, tmp_path_factory):
+    """Two random language models as workdirs."""
+    folders = []
+    for seed in range(2):
+        folder = tmp_path_factory.mktemp("model") / str(seed)
+        model = weights.load_policy(
+            "",
+            model="micro",
+            num_tokens=400,
+            key=jax.random.key(seed),
+            dtype="float32",
+            param_dtype="float32",
+        )
+        checkpoints = Checkpoints(folder, keep=1)
+        meta = {"models": {"model": weights.describe(model)}}
+        checkpoints.save(0, {"model": model}, meta)
+        checkpoints.close()
+        record = {"config": {"stage": "sft", "seed": 0}, "versions": {}, "seed": 0}
+        (folder / "config.json").write_text(json.dumps(record))
+        copy_tokenizer(data_folder / "tokenizer", folder / "tokenizer")
+        folders.append(str(folder))
+    return folders
 
 
 @pytest.fixture

@@ -2,35 +2,10 @@
 
 import json
 
-import jax
 import pytest
 
-from rlhf_jax.data.tokenizers.tokenizer import copy_tokenizer
 from rlhf_jax.stages import evaluate
-from rlhf_jax.training import weights
-from rlhf_jax.training.checkpoints import Checkpoints
 from tests.chat_service import said
-
-
-@pytest.fixture(scope="module")
-def model_folders(data_folder, tmp_path_factory):
-    """Two random models as checkpoints: "name=folder,name=folder"."""
-    folders = []
-    for seed in range(2):
-        folder = tmp_path_factory.mktemp("model") / str(seed)
-        model = weights.load_policy(
-            "", model="micro", num_tokens=400, key=jax.random.key(seed),
-            dtype="float32", param_dtype="float32",
-        )  # fmt: skip
-        checkpoints = Checkpoints(folder, keep=1)
-        meta = {"models": {"model": weights.describe(model)}}
-        checkpoints.save(0, {"model": model}, meta)
-        checkpoints.close()
-        record = {"config": {"stage": "sft", "seed": 0}, "versions": {}, "seed": 0}
-        (folder / "config.json").write_text(json.dumps(record))
-        copy_tokenizer(data_folder / "tokenizer", folder / "tokenizer")
-        folders.append(folder)
-    return "one={},two={}".format(*folders)
 
 
 @pytest.fixture
@@ -39,9 +14,8 @@ def judged(stage_config, model_folders, service, tmp_path, monkeypatch):
     monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda *args: None)
 
     def run(judge, **settings):
-        config = stage_config(
-            "evaluate", models=model_folders, judge=judge, num_prompts=8
-        )
+        models = "one={},two={}".format(*model_folders)
+        config = stage_config("evaluate", models=models, judge=judge, num_prompts=8)
         config.service.update({"model": "m", "url": service.url} | settings)
         evaluate.run(config, str(tmp_path / "run"))
         return json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -84,12 +58,14 @@ def test_the_limit_stops_and_a_higher_one_asks_only_the_rest(judged, service):
     assert summary["models"]["two"]["against_baseline"]["tie"] == 1.0
 
 
-def test_verdicts_that_cannot_be_read_are_counted(judged, service):
+def test_verdicts_that_cannot_be_read_are_counted(judged, service, tmp_path):
     service.replies = [(200, said("yes")), (200, said("?")), (200, said("??"))]
     service.speak = lambda messages: '{"overall": 5}'
     summary = judged("marks", workers=1)
     assert summary["models"]["one"]["without_verdict"] == 2
     assert summary["models"]["two"]["against_baseline"]["prompts"] == 6
+    lines = (tmp_path / "run" / "answers_one.jsonl").read_text().splitlines()
+    assert [json.loads(line)["quality"] for line in lines[:3]] == [None, None, 5.0]
 
 
 def test_a_judge_that_never_says_anything_is_one_clear_line(judged, service):
@@ -110,9 +86,11 @@ def test_a_judge_that_is_not_there_is_known_at_once(judged, tmp_path):
         ({"judge": "pairs"}, "Set config.service.model"),
         ({"judge": "reward_model"}, "needs config.reward_model"),
         ({"models": ""}, "config.models is empty"),
+        ({"models": "a=x,a=y"}, "two models are called 'a'"),
     ],
 )
 def test_a_mistake_is_named(stage_config, model_folders, tmp_path, fields, message):
-    config = stage_config("evaluate", **({"models": model_folders} | fields))
+    models = "one={},two={}".format(*model_folders)
+    config = stage_config("evaluate", **({"models": models} | fields))
     with pytest.raises(ValueError, match=message):
         evaluate.run(config, str(tmp_path / "run"))
