@@ -5,8 +5,9 @@ python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/tiny
     data -> sft -> collect -> reward -> ppo ------------> evaluate
                                      -> pairs -> dpo ---^
 
-Every stage is the one that launch/train.py runs, in its own folder. Start the same
-command again and it goes on where it stopped.
+Every stage is the one that launch/train.py runs, in its own folder. At the end
+WORKDIR/report.html shows all of it. Start the same command again and it goes on where
+it stopped.
 """
 
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax
 import start
 from absl import logging
 from ml_collections import ConfigDict
+from report import write_report
 
 from rlhf_jax.data import sources
 from rlhf_jax.evaluation.tables import print_held_out
@@ -69,6 +71,9 @@ def main(config: ConfigDict, workdir: str) -> None:
     summary["reward"] = read_summary(folder / "reward")
     finish(folder, summary)
     print_held_out(summary["reward"])
+    report = folder / "report.html"
+    write_report([str(folder)], report, form="html", title=str(folder))
+    logging.info("The runs, their curves and what the models say: %s", report)
 
 
 def prepare(config: ConfigDict, seed: int, data: Path, fields: dict) -> ConfigDict:
