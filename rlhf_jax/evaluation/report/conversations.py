@@ -25,12 +25,12 @@ class Conversation(NamedTuple):
 
 
 def conversations(groups: Sequence[Group]) -> list[Conversation]:
-    """From evaluations, of their first seed; where there is none, what trained models
-    said first and last."""
-    for group in groups:
-        run = group.runs[0]
-        if group.stage == "evaluate" and run.summary:
-            return _evaluated(run)
+    """From the evaluation of most models, of its first seed; where there is none, what
+    trained models said first and last."""
+    firsts = [group.runs[0] for group in groups if group.stage == "evaluate"]
+    done = [run for run in firsts if run.summary]
+    if done:
+        return _evaluated(max(done, key=lambda run: len(run.summary["models"])))
     return [found for group in groups for found in _during(group.runs[0])][:SHOWN]
 
 
