@@ -27,6 +27,7 @@ MAX_POINTS = 150  # of a curve; more are averaged in bins
 TEXT, LINE = "#010203", "#040506"
 STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a folder may be called $x
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
