@@ -6,9 +6,11 @@ python launch/plan.py --config=configs/ppo.py:chatglm3_6b --topology=v5e:4x8 \
 Every program of the run is compiled for the topology on this machine, without weights.
 Prints a table, and writes JSON if asked. Exit status 0: all programs fit; 1: one does
 not, and what takes the most is named. Needs libtpu: `pip install -e '.[tpu-plan]'`, in
-an environment of its own, and one process at a time.
+an environment of its own, and one process at a time. For GPUs (`--topology=h200:1`)
+there is no such compiler: temporaries are then by arithmetic (launch/arithmetic.py).
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -24,13 +26,25 @@ import jax
 import programs
 import start
 from absl import app, flags
+from arithmetic import temporaries
 from jax.experimental import topologies
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
+from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.parallel.plan import CHIPS, GIB, Plan, plan
+from rlhf_jax.parallel.plan import (
+    CHIPS,
+    GIB,
+    GPUS,
+    Chip,
+    Plan,
+    Program,
+    estimate,
+    plan,
+)
+from rlhf_jax.training import weights
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config, FILE.py:PRESET.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Chips, as v5e:4x8 or v5p:2x2x1.")
@@ -41,30 +55,49 @@ ONLY = flags.DEFINE_list("only", [], "Programs to plan; all by default.")
 def main(argv) -> None:
     config = CONFIG.value
     kind, _, shape = TOPOLOGY.value.partition(":")
-    if kind not in CHIPS or not shape:
+    if kind not in CHIPS | GPUS or not shape or (kind in GPUS and not shape.isdigit()):
         raise ValueError(
             f"--topology={TOPOLOGY.value}: write KIND:SHAPE, with one of the kinds "
-            f"{', '.join(CHIPS)}, such as v5e:4x8."
+            f"{', '.join(CHIPS)}, such as v5e:4x8, or KIND:COUNT with one of "
+            f"{', '.join(GPUS)}, such as h200:1."
         )
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=TOPOLOGY.value
-    ).devices
+    if kind in GPUS:
+        jax.config.update("jax_num_cpu_devices", int(shape))  # stand for them
+        devices = jax.devices()
+    else:
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=TOPOLOGY.value
+        ).devices
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         both = zip(
             programs.of(config), programs.of(config, recompute=False), strict=True
         )
-        plans = [
-            plan(program, useful, CHIPS[kind], num_chips=mesh.size)
+        both = [
+            (program, useful)
             for program, useful in both
             if not ONLY.value or program.name in ONLY.value
         ]
+        if kind in GPUS:
+            plans = [by_arithmetic(config, *pair, GPUS[kind]) for pair in both]
+        else:
+            plans = [plan(*pair, CHIPS[kind], num_chips=mesh.size) for pair in both]
     report(plans, dict(mesh.shape))
+    if kind in GPUS:
+        print("Temporaries by arithmetic, with cudnn's attention; links not counted.")
     if JSON.value:
         found = {p.name: p.as_dict() for p in plans}
         record = {"topology": TOPOLOGY.value, "mesh": dict(mesh.shape)}
         Path(JSON.value).write_text(json.dumps(record | {"programs": found}, indent=2))
     sys.exit(not all(p.fits for p in plans))
+
+
+def by_arithmetic(config, program: Program, useful: Program, gpu: Chip) -> Plan:
+    model = preset(config.model, **weights.computation(config))
+    model = dataclasses.replace(model, attention="cudnn")
+    devices = jax.sharding.get_mesh().size
+    parts = temporaries(config, model, program.name, devices=devices)
+    return estimate(program, useful, gpu, num_chips=devices, temporaries=parts)
 
 
 def report(plans: list[Plan], mesh: dict) -> None:

@@ -26,7 +26,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
-from rlhf_jax.parallel.mesh import check_batch, check_heads
+from rlhf_jax.parallel.mesh import check_batch, check_heads, check_layers
 from rlhf_jax.parallel.plan import Program
 from rlhf_jax.parallel.sharding import (
     ACTIVATIONS,
@@ -62,6 +62,7 @@ def of(config, *, recompute: bool = True) -> list[Program]:
         if config.stage == "ppo":
             config.value_optimizer.fused = False
     check_heads(model.num_heads)
+    check_layers(model.num_layers)
     parts = config.microbatches
     if config.stage == "ppo":
         parts *= config.minibatches

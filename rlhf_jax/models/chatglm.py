@@ -110,15 +110,19 @@ class ChatGLM(nnx.Module):
         if self.config.has_prefix:
             context, mask_place = self._prefix(tokens, mask, places, by_row)
             positions = two_axes(places, context, mask_place)
-        look = self._attention(
+        attend, known = self._attention(
             mask, jnp.arange(tokens.shape[1]), segments=segments, context=context
         )
-        turn = self._rotation(positions)
+
+        def apply(block, x, rows):
+            turn, known = rows
+            return block(x, turn, functools.partial(attend, **known))[0]
 
         x = apply_layers(
             self.blocks,
-            lambda block, x: block(x, turn, look)[0],
+            apply,
             self._embed(tokens),
+            (self._rotation(positions), known),
             scan=self.config.scan_layers,
             checkpoint=REMAT[self.config.remat],
         )
@@ -144,17 +148,18 @@ class ChatGLM(nnx.Module):
         full_mask = jax.lax.dynamic_update_slice_in_dim(
             cache.mask, mask, cache.index, axis=1
         )
-        look = self._attention(
+        attend, known = self._attention(
             full_mask,
             cache.index + jnp.arange(tokens.shape[1]),
             context=context if self.config.has_prefix else None,
         )
+        attend = functools.partial(attend, **known)
         turn = self._rotation(positions)
         write = functools.partial(kv_cache.write, slot=cache.index)
 
         def apply(block, x, stored, **which):
             remember = functools.partial(write, stored, **which)
-            return block(x, turn, look, remember)
+            return block(x, turn, attend, remember)
 
         x, stored = self._embed(tokens), (cache.keys, cache.values)
         if self.config.scan_layers:
@@ -206,22 +211,23 @@ class ChatGLM(nnx.Module):
         return constrain(x, "rows", "length", "width")
 
     def _attention(self, mask, query_slots, *, segments=None, context=None):
-        """How layers attend, as `attention.visible` says. Splash needs to know the mask
-        when it is compiled, but for padding; where it cannot, attention is XLA's."""
+        """How layers attend, as `attention.visible` says: a function, and what it is
+        told of every row. Splash needs the mask when it is compiled, but for padding;
+        where that is not known, attention is XLA's."""
         known = context is None and (segments is None or segments.ndim == 1)
         square = len(query_slots) == mask.shape[1]
         if self.config.attention == "splash" and known and square:
-            return functools.partial(splash_attend, mask=mask, segments=segments)
+            return functools.partial(splash_attend, segments=segments), {"mask": mask}
         rows = segments
         if segments is not None:
             rows = jnp.broadcast_to(segments, mask.shape)
         seen = visible(mask, query_slots=query_slots, segments=rows, context=context)
         if self.config.attention == "cudnn":
-            return functools.partial(cudnn_attend, seen=seen)
+            return cudnn_attend, {"seen": seen}
         if context is None and square:
             possible = causal(mask.shape[1], segments if known else None)
-            return functools.partial(block_attend, seen=seen, possible=possible)
-        return functools.partial(attend, seen=seen)
+            return functools.partial(block_attend, possible=possible), {"seen": seen}
+        return attend, {"seen": seen}
 
     def _prefix(self, tokens, mask, places, segments):
         return prefix(

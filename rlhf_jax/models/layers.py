@@ -29,13 +29,14 @@ class Linear(nnx.Module):
         dtype = config.param_dtype
         self.equation = equation
         self.dtype = config.dtype
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, dtype))
-        self.kernel_scale = None
         if config.quantised:  # to be filled by `quantise`
             _, axes, kept = equation.replace("->", ",").split(",")
             scales = [n if a in kept else 1 for a, n in zip(axes, shape, strict=True)]
             self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
             self.kernel_scale = nnx.Param(jnp.ones(scales, jnp.float32))
+        else:
+            kernel = std * jax.random.normal(rngs.params(), shape, dtype)
+            self.kernel, self.kernel_scale = nnx.Param(kernel), None
         self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, dtype))
 
     def __call__(self, x):

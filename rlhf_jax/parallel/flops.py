@@ -42,6 +42,8 @@ def _equation_flops(equation, loop_steps) -> int:
         return loop_steps * sum(inner)
     if name == "cond":
         return max(inner)
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid) * sum(inner)
     if name == "shard_map":
         return params["mesh"].size * sum(inner)
     return sum(inner)

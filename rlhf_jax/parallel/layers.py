@@ -3,25 +3,31 @@
 A model has them as its attribute `blocks`, itself or in its `backbone`.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 
+from rlhf_jax.parallel.pipeline import apply_stages, num_stages
 
-def apply_layers(layers, apply: Callable, x, *, scan: bool, checkpoint: Callable):
-    """x through all layers: `x = apply(layer, x)` for each.
+
+def apply_layers(layers, apply: Callable, x, rows, *, scan: bool, checkpoint: Callable):
+    """x through all layers: `x = apply(layer, x, rows)` for each.
 
     Args:
+        rows: what is the same for all layers, arrays whose first axis is the batch.
         scan: compile one layer and loop over them; or unroll.
         checkpoint: wraps `apply`, to say what the backward pass computes again.
     """
     if isinstance(layers, StandIn):
-        return layers(apply, x)
+        return layers(functools.partial(apply, rows=rows), x)
     apply = checkpoint(apply)
+    if num_stages() > 1:
+        return apply_stages(layers, apply, x, rows)
     if scan:
-        return jax.lax.scan(lambda x, layer: (apply(layer, x), None), x, layers)[0]
+        return jax.lax.scan(lambda x, p: (apply(p, x, rows), None), x, layers)[0]
     for i in range(count(layers)):
-        x = apply(take(layers, i), x)
+        x = apply(take(layers, i), x, rows)
     return x
 
 

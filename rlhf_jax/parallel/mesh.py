@@ -1,9 +1,10 @@
-"""The devices as a mesh of three axes, laid out for the links between them.
+"""The devices as a mesh of three or four axes, laid out for the links between them.
 
     data     copies of the model, each on its part of the batch
     fsdp     parts of the batch too; the parameters are split among them and gathered
              layer by layer (ZeRO, arXiv 1910.02054)
     tensor   heads, FFN width and vocabulary are split (Megatron, arXiv 1909.08053)
+    stage    layers are split (`pipeline`; only where four sizes are given)
 
 The mesh is a context: `with jax.set_mesh(make_mesh((1, -1, 1))): ...`. What creates,
 constrains or loads arrays asks for it; without one everything is on one device.
@@ -18,11 +19,12 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "stage")
 
 
 def make_mesh(sizes: Sequence[int], devices: Sequence | None = None) -> Mesh:
-    """A mesh of the given sizes of data, fsdp and tensor; -1 takes what is left.
+    """A mesh of the given sizes of data, fsdp, tensor and perhaps stage; -1 takes what
+    is left.
 
     Args:
         devices: all of this run's by default; a topology's, to compile for it.
@@ -36,17 +38,18 @@ def make_mesh(sizes: Sequence[int], devices: Sequence | None = None) -> Mesh:
     laid_out = mesh_utils.create_device_mesh(
         sizes, devices, allow_split_physical_axes=True
     )
-    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    axes = AXES[: len(sizes)]
+    return Mesh(laid_out, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def complete(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
     """The sizes with -1 replaced, if their product is the number of devices."""
     sizes = tuple(sizes)
-    wrong = len(sizes) != len(AXES) or any(n < 1 and n != -1 for n in sizes)
+    wrong = len(sizes) not in (3, 4) or any(n < 1 and n != -1 for n in sizes)
     if wrong or sizes.count(-1) > 1:
         raise ValueError(
-            f"mesh={sizes}: it needs a size for each of {', '.join(AXES)}, positive or "
-            "one -1 for what the others leave."
+            f"mesh={sizes}: it needs a size for each of {', '.join(AXES)} (this last "
+            "one perhaps), positive or one -1 for what the others leave."
         )
     known = math.prod(n for n in sizes if n != -1)
     full = tuple(num_devices // known if n == -1 else n for n in sizes)
@@ -55,14 +58,16 @@ def complete(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
         fitting = sorted(
             (
                 shape
-                for shape in itertools.product(_divisors(num_devices), repeat=3)
+                for shape in itertools.product(
+                    _divisors(num_devices), repeat=len(sizes)
+                )
                 if math.prod(shape) == num_devices
             ),
             key=lambda shape: sum(abs(np.log(np.divide(shape, wanted)))),
         )
         raise ValueError(
             f"mesh={sizes} does not make up {num_devices} devices. Nearest that do: "
-            f"{', '.join(map(str, fitting[:3]))} of {', '.join(AXES)}."
+            f"{', '.join(map(str, fitting[:3]))} of {', '.join(AXES[: len(sizes)])}."
         )
     return full
 
@@ -79,6 +84,8 @@ def check_batch(name: str, size: int, *, parts: int = 1) -> None:
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     data, fsdp = shape.get("data", 1), shape.get("fsdp", 1)
     unit = data * fsdp * parts
+    if size < 1 or parts < 1:
+        raise ValueError(f"{name}={size} in {parts} parts: both must be at least 1.")
     if size % unit:
         below, above = size // unit * unit, -(-size // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
@@ -97,14 +104,27 @@ def check_heads(num_heads: int) -> None:
     Raises:
         ValueError: with the nearest sizes of the axis that work.
     """
-    tensor = dict(jax.sharding.get_abstract_mesh().shape).get("tensor", 1)
-    if num_heads % tensor:
-        fitting = _divisors(num_heads)
-        below = max(n for n in fitting if n < tensor)
-        above = [f" or {n}" for n in fitting if n > tensor][:1]
+    _check_divides("tensor", num_heads, "query heads")
+
+
+def check_layers(num_layers: int) -> None:
+    """Refuse layers that the current mesh's stages do not share equally.
+
+    Raises:
+        ValueError: with the nearest numbers of stages that work.
+    """
+    _check_divides("stage", num_layers, "layers")
+
+
+def _check_divides(axis: str, count: int, what: str) -> None:
+    size = dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
+    if count % size:
+        fitting = _divisors(count)
+        below = max(n for n in fitting if n < size)
+        above = [f" or {n}" for n in fitting if n > size][:1]
         raise ValueError(
-            f"The mesh's {tensor=} does not divide {num_heads} query heads. Nearest "
-            f"sizes that do: {below}{''.join(above)}."
+            f"The mesh's {axis}={size} does not divide {count} {what}. Nearest sizes "
+            f"that do: {below}{''.join(above)}."
         )
 
 

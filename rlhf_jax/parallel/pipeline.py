@@ -2,9 +2,8 @@
 
 One program of one `jit`: a buffer holds what each stage has before it; in every step
 all stages run their layers at once, and the buffer rolls on by one (a permutation
-between neighbours). Of M microbatches and S stages, M + S - 1 steps are needed, of which
-S - 1 fill and drain the pipeline. The backward pass is that of the loop: the same in
-reverse.
+between neighbours). M microbatches take M + S - 1 steps through S stages: S - 1 steps'
+time is lost to filling and draining. The backward pass is that of the loop, in reverse.
 """
 
 from collections.abc import Callable
@@ -21,22 +20,6 @@ def num_stages() -> int:
     return dict(jax.sharding.get_abstract_mesh().shape).get("stage", 1)
 
 
-def check_layers(num_layers: int) -> None:
-    """Refuse layers that the current mesh's stages do not share equally.
-
-    Raises:
-        ValueError: with the nearest numbers of stages that work.
-    """
-    stages = num_stages()
-    if num_layers % stages:
-        fitting = [n for n in range(1, num_layers + 1) if num_layers % n == 0]
-        nearest = sorted(fitting, key=lambda n: abs(n - stages))[:2]
-        raise ValueError(
-            f"The mesh's stage={stages} does not divide {num_layers} layers. Nearest "
-            f"sizes that do: {' or '.join(map(str, sorted(nearest)))}."
-        )
-
-
 def apply_stages(layers, apply: Callable, x, rows):
     """x through all layers, a microbatch for each row that a device holds.
 
@@ -47,9 +30,10 @@ def apply_stages(layers, apply: Callable, x, rows):
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     stages, width = sizes["stage"], sizes["data"] * sizes["fsdp"]
-    batch = x.shape[0]
-    width = width if batch % width == 0 else batch  # rows at a time
-    count = batch // width
+    spec = P("stage", ACTIVATIONS["batch"])
+    if x.shape[0] % width:  # rows that devices do not share: all at once
+        spec, width = P("stage"), x.shape[0]
+    count = x.shape[0] // width
     layers = jax.tree.map(lambda p: p.reshape(stages, -1, *p.shape[1:]), layers)
 
     def split(x):  # microbatch m has every count-th row, so that devices keep theirs
@@ -58,10 +42,9 @@ def apply_stages(layers, apply: Callable, x, rows):
     parts = jax.tree.map(split, (x, rows))
 
     def run(layers, x, rows):
-        return jax.lax.scan(lambda x, layer: (apply(layer, x, rows), None), x, layers)[0]
+        return jax.lax.scan(lambda x, p: (apply(p, x, rows), None), x, layers)[0]
 
     def place(x):
-        spec = P("stage", ACTIVATIONS["batch"] if width > 1 and width != batch else None)
         return jax.lax.with_sharding_constraint(x, spec)
 
     def step(buffer, i):

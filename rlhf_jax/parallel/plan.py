@@ -40,6 +40,11 @@ CHIPS = {
     "v5p": Chip(95.74 * GIB, 459e12, 2.765e12, 4800e9 / 8),
     "v6e": Chip(31.25 * GIB, 918e12, 1.640e12, 3584e9 / 8),
 }
+# https://www.nvidia.com/en-us/data-center/h200: without sparsity; links one way.
+GPUS = {
+    "h100": Chip(79.6 * GIB, 989e12, 3.35e12, 900e9 / 2),
+    "h200": Chip(139.8 * GIB, 989e12, 4.8e12, 900e9 / 2),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +107,7 @@ def plan(program: Program, useful: Program, chip: Chip, *, num_chips: int) -> Pl
         useful: the same program, computing nothing twice.
     """
     function = jax.jit(program.function, donate_argnums=(0,) if program.donate else ())
-    held = sum(bytes_per_device(x) for x in jax.tree.leaves(program.held))
-    arguments = sum(bytes_per_device(x) for x in jax.tree.leaves(program.arguments))
-    loop_reads = sum(bytes_per_device(x) for x in jax.tree.leaves(program.loop_reads))
-    found = functools.partial(
-        Plan,
-        name=program.name,
-        chip=chip,
-        flops=_flops(program) / num_chips,
-        useful_flops=_flops(useful) / num_chips,
-        read=arguments + program.loop_steps * loop_reads,
-    )
+    held, arguments, found = _counted(program, useful, chip, num_chips)
     try:
         compiled, text = compile_with_text(function.lower(*program.arguments))
     except jax.errors.JaxRuntimeError as error:
@@ -129,6 +124,44 @@ def plan(program: Program, useful: Program, chip: Chip, *, num_chips: int) -> Pl
     largest = sorted(memory, key=memory.get, reverse=True)
     largest = [f"{name}: {memory[name] / GIB:.2f} GiB" for name in largest[:3]]
     return found(fits=fits, memory=memory, largest=largest, moved=moved)
+
+
+def estimate(
+    program: Program, useful: Program, chip: Chip, *, num_chips: int, temporaries: dict
+) -> Plan:
+    """The same without a compiler: what the links move is not known.
+
+    Args:
+        temporaries: bytes of a chip, by what they are for.
+    """
+    held, arguments, found = _counted(program, useful, chip, num_chips)
+    memory = {"held": held, "arguments": arguments}
+    memory["temporaries"] = round(sum(temporaries.values()))
+    parts = {"held": held, "arguments": arguments} | temporaries
+    largest = sorted(parts, key=parts.get, reverse=True)[:5]
+    return found(
+        fits=sum(memory.values()) <= chip.memory,
+        memory=memory,
+        largest=[f"{name}: {parts[name] / GIB:.2f} GiB" for name in largest],
+        moved={},
+    )
+
+
+def _counted(program: Program, useful: Program, chip: Chip, num_chips: int):
+    """Bytes held and of arguments, and a Plan with what can be counted filled in."""
+    held, arguments, loop_reads = (
+        sum(bytes_per_device(x) for x in jax.tree.leaves(tree))
+        for tree in (program.held, program.arguments, program.loop_reads)
+    )
+    found = functools.partial(
+        Plan,
+        name=program.name,
+        chip=chip,
+        flops=_flops(program) / num_chips,
+        useful_flops=_flops(useful) / num_chips,
+        read=arguments + program.loop_steps * loop_reads,
+    )
+    return held, arguments, found
 
 
 def _flops(program: Program) -> int:

@@ -28,11 +28,12 @@ from jax.sharding import PartitionSpec as P
 PARAMETERS = (
     (r"\bv_(row|col)\b", P()),  # Adafactor's factors: small
     (r"\bembedding\b", P("tensor", "fsdp")),  # [V, D]
-    (r"\bquery\.kernel", P(None, "fsdp", "tensor", None)),  # [L, D, N, H]
-    (r"\bkey_value\.kernel", P(None, "fsdp", None, "tensor", None)),  # [L, D, 2, K, H]
-    (r"\boutput\.kernel", P(None, "tensor", "fsdp", None)),  # [L, N, H, D]
-    (r"\bup\.kernel", P(None, "fsdp", None, "tensor")),  # [L, D, 2, F]
-    (r"\bdown\.kernel", P(None, ("tensor", "fsdp"), None)),  # [L, F, D]
+    (r"\bquery\.kernel", P("stage", "fsdp", "tensor", None)),  # [L, D, N, H]
+    # [L, D, 2, K, H]
+    (r"\bkey_value\.kernel", P("stage", "fsdp", None, "tensor", None)),
+    (r"\boutput\.kernel", P("stage", "tensor", "fsdp", None)),  # [L, N, H, D]
+    (r"\bup\.kernel", P("stage", "fsdp", None, "tensor")),  # [L, D, 2, F]
+    (r"\bdown\.kernel", P("stage", ("tensor", "fsdp"), None)),  # [L, F, D]
     (r"\bhead\.kernel", P("fsdp", "tensor")),  # [D, V], or [D, 1]
     (r"\b(bias|scale|offset)\b", P()),
 )
@@ -70,7 +71,9 @@ DECODING = Layout(
     (
         (r"\bquery\.kernel", P(None, None, "tensor", "fsdp")),
         (r"\bkey_value\.kernel", P(None, None, None, "tensor", "fsdp")),
+        (r"\boutput\.kernel", P(None, "tensor", "fsdp", None)),
         (r"\bup\.kernel", P(None, None, None, ("tensor", "fsdp"))),
+        (r"\bdown\.kernel", P(None, ("tensor", "fsdp"), None)),
         (r"\bhead\.kernel", P(None, ("tensor", "fsdp"))),
         *PARAMETERS,
     ),

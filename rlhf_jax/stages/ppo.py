@@ -38,6 +38,7 @@ from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.parallel.mesh import check_batch
+from rlhf_jax.parallel.pipeline import num_stages
 from rlhf_jax.parallel.sharding import create, fetch, shard_batch, to_memory
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
@@ -312,6 +313,12 @@ def check_options(config) -> None:
     Raises:
         ValueError: which, and what to set instead.
     """
+    if num_stages() > 1:
+        raise ValueError(
+            "PPO has no pipeline: it generates in every iteration, which through a "
+            "pipeline is bubbles for about 80 % of the time (ChatGLM-RLHF, section 5). "
+            f"Give the mesh's stage={num_stages()} to data, fsdp or tensor."
+        )
     options.one_of(config, "advantage", ("gae", "rloo", "grpo", "remax"))
     options.one_of(config, "baseline", ("reference", "greedy", "none"))
     options.multiple_of(config, "batch_size", "samples_per_prompt")

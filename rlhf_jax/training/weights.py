@@ -20,7 +20,7 @@ from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
-from rlhf_jax.parallel.mesh import check_heads
+from rlhf_jax.parallel.mesh import check_heads, check_layers
 from rlhf_jax.parallel.sharding import create, shard_parameters
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
 
@@ -131,8 +131,10 @@ def load_policy(
             rows = -(-num_tokens // 64) * 64
             config = dataclasses.replace(config, vocab_size=rows)
         check_heads(config.num_heads)
+        check_layers(config.num_layers)
         policy = create(lambda: ChatGLM(config, rngs=nnx.Rngs(key)))
     check_heads(policy.config.num_heads)
+    check_layers(policy.config.num_layers)
     check_vocabulary(policy.config, num_tokens, init_from or f"preset {model!r}")
     return create(quantise, policy) if is_quantised else policy
 

@@ -12,7 +12,7 @@ def test_an_unknown_topology_lists_the_known_kinds():
         sys.executable,
         str(ROOT / "launch" / "plan.py"),
         f"--config={ROOT}/configs/sft.py:chatglm3_6b",
-        "--topology=h100:8",
+        "--topology=v5e:",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -1,15 +1,19 @@
 """What the TPU's compiler makes of a training step. Needs libtpu, not a TPU:
 
-python -m pytest -m tpu_compiler tests/parallel/test_tpu_compiler.py
+python -m pytest -m "tpu_compiler and not slow" tests/parallel/test_tpu_compiler.py
 
-in a process of its own, and only one at a time on a machine.
+in a process of its own, and only one at a time on a machine. The slow ones compile
+every program of PPO at the published sizes.
 """
 
 import dataclasses
 import functools
 import importlib.util
 import os
+import re
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -24,16 +28,20 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from configs import ppo
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.hlo import collectives
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.parallel.plan import compile_with_text, memory_of
+from rlhf_jax.parallel.plan import CHIPS, bytes_per_device, compile_with_text, memory_of
 from rlhf_jax.parallel.sharding import ACTIVATIONS, shard_parameters
 from rlhf_jax.stages import sft
 from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
+import programs
 
 pytestmark = [
     pytest.mark.tpu_compiler,
@@ -42,21 +50,28 @@ pytestmark = [
     ),
 ]
 
+
+@pytest.fixture(autouse=True)
+def precision_of_users():
+    """Not that of the other tests."""
+    with jax.default_matmul_precision("default"):
+        yield
+
+
 ROWS, LENGTH, CHUNK = 4, 1536, 512
 ADAMW = adamw(
     lambda step: 1e-5, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
 )
 FUSED = dataclasses.replace(ADAMW, fused=True, clip="per_layer")
-# The published shapes, and few layers: what is compiled is one layer anyway.
-LAYERS = 4
+LAYERS = preset("chatglm3_6b").num_layers
 
 
 @functools.cache
-def compiled(optimizer, layers=LAYERS):
+def compiled(optimizer):
     """SFT of chatglm3_6b on four v5p chips, parameters split by fsdp: the compiled
     step, its text, and the number of parameters."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
-    config = preset("chatglm3_6b", num_layers=layers)
+    config = preset("chatglm3_6b", attention="splash")
     with jax.set_mesh(make_mesh((1, 4, 1), topology.devices)):
         state = shard_parameters(
             jax.eval_shape(
@@ -108,11 +123,46 @@ def test_the_state_is_updated_in_place():
         assert found.alias_size_in_bytes > 0.999 * found.output_size_in_bytes
 
 
-@pytest.mark.slow
+def test_attention_is_the_splash_kernel_and_no_scores_are_in_memory():
+    _, text, _ = compiled(ADAMW)
+    for kernel in ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"):
+        assert re.search(rf"custom-call\(.*{kernel}", text), kernel
+    assert not re.search(rf"\[[\d,]*{LENGTH},{LENGTH}\]", text)
+
+
 def test_the_fused_update_saves_the_memory_of_the_gradient():
-    layers = preset("chatglm3_6b").num_layers
-    ordinary, _, size = compiled(ADAMW, layers)
-    fused, _, _ = compiled(FUSED, layers)
+    ordinary, _, size = compiled(ADAMW)
+    fused, _, _ = compiled(FUSED)
     saved = memory_of(ordinary)["temporaries"] - memory_of(fused)["temporaries"]
     gradient = 4 * size / 4  # float32, a chip of four
     assert saved > 0.95 * gradient
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["generate", "score", "update"])
+@pytest.mark.parametrize(
+    ("model", "topology"),
+    [("chatglm3_6b", "v5e:4x8"), ("glm4_0414_32b", "v5p:4x4x2")],
+)
+def test_ppo_of_all_parameters_fits(model, topology, name):
+    """Prompts and responses of 1,024 tokens, 256 of them an iteration; in the update
+    no buffer holds the logits of all tokens of a row."""
+    config = ppo.get_config(model)
+    assert config.max_prompt_tokens == config.max_response_tokens == 1024
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology
+    ).devices
+    with jax.set_mesh(make_mesh(config.mesh, devices)):
+        (program,) = (p for p in programs.of(config) if p.name == name)
+        function = jax.jit(
+            program.function, donate_argnums=(0,) if program.donate else ()
+        )
+        lowered = function.lower(*program.arguments)
+        compiled, text = compile_with_text(lowered)
+    held = sum(bytes_per_device(x) for x in jax.tree.leaves(program.held))
+    used = held + sum(memory_of(compiled).values())
+    assert used < CHIPS[topology.partition(":")[0]].memory
+    if name == "update":
+        vocabulary = preset(model).vocab_size
+        for tokens in (1023, 1024, 2047, 2048):
+            assert f"{tokens},{vocabulary}]" not in text

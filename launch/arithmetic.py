@@ -1,0 +1,79 @@
+"""What a program needs beside its arguments, by arithmetic: for GPUs, whose compiler
+runs only where they are. Good to perhaps a fifth; a run says more."""
+
+import jax.numpy as jnp
+
+from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.presets import num_parameters
+
+
+def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dict:
+    """Bytes of a device by what they are for, of the program of this name.
+
+    Args:
+        config: a stage's config.
+        devices: that share rows and parameters equally.
+    """
+    if name == "generate":
+        return _generation(config, model, devices)
+    parts = config.microbatches
+    prompt = 0 if config.stage == "sft" else config.max_prompt_tokens
+    if config.stage == "ppo":
+        parts *= config.minibatches
+        length = prompt + config.max_response_tokens
+    elif config.stage == "sft":
+        length = config.max_tokens
+    else:  # two responses behind a prompt
+        length = prompt + 2 * config.max_response_tokens
+    rows = config.batch_size / parts / devices
+    tokens = rows * length
+    if name == "update" and config.stage in ("dpo", "ppo") and config.beta_sft:
+        dialogues = config.sft_batch_size / config.microbatches / devices
+        tokens += dialogues * config.max_sft_tokens
+    found = _layer(config, model, rows, length, tokens)
+    if config.stage != "reward":
+        chunk = min(config.chunk_size or length, length)
+        found["logits of a chunk"] = 3 * 4 * rows * chunk * model.vocab_size
+    if name != "update":
+        return found
+    weights = num_parameters(model) * jnp.dtype(model.param_dtype).itemsize / devices
+    copies = 2 if config.microbatches > 1 else 1
+    if config.optimizer.fused:
+        outside = 2 * model.width * model.vocab_size / num_parameters(model)
+        weights *= outside + (1 - outside) / model.num_layers
+    found["gradient"] = copies * weights
+    size = jnp.dtype(model.dtype).itemsize
+    kept = {"full": model.width, "dots": _per_token(model), "none": _per_token(model)}
+    found["kept for the backward pass"] = (
+        model.num_layers * tokens * kept[model.remat] * size
+    )
+    found["a layer of the backward pass"] = found["a layer"]
+    return found
+
+
+def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
+    rows, size = config.batch_size / devices, jnp.dtype(model.dtype).itemsize
+    slots = config.max_prompt_tokens + config.max_response_tokens
+    head_dims = model.num_kv_heads * model.head_dim
+    prompts = rows * config.max_prompt_tokens
+    found = _layer(config, model, rows, config.max_prompt_tokens, prompts)
+    found["cache"] = rows * slots * model.num_layers * 2 * head_dims * size
+    found["logits"] = 3 * 4 * rows * model.vocab_size
+    if model.param_dtype != model.dtype:
+        found[f"the model in {model.dtype}"] = num_parameters(model) * size / devices
+    return found
+
+
+def _layer(config, model: ChatGLMConfig, rows, length, tokens) -> dict:
+    size = jnp.dtype(model.dtype).itemsize
+    found = {"a layer": tokens * _per_token(model) * size}
+    if model.attention == "xla":
+        found["scores of attention"] = 2 * 4 * rows * model.num_heads * length**2
+    return found
+
+
+def _per_token(model: ChatGLMConfig) -> int:
+    """Numbers that one layer makes of a token."""
+    heads = 2 * model.num_heads * model.head_dim
+    kv_heads = 2 * model.num_kv_heads * model.head_dim
+    return 6 * model.width + heads + kv_heads + 3 * model.ffn_width

@@ -1,0 +1,59 @@
+"""What a GPU needs beside a program's arguments, reckoned by hand."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import dpo, ppo, reward, sft
+from rlhf_jax.models.presets import num_parameters, preset
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
+from arithmetic import temporaries
+
+MODEL = preset("chatglm3_6b", attention="cudnn")
+
+
+def of(name, devices=1, model=MODEL, fused=False, **changes):
+    config = ppo.get_config("chatglm3_6b")
+    config.update(changes)
+    config.optimizer.fused = fused
+    return temporaries(config, model, name, devices=devices)
+
+
+def test_a_cache_has_keys_and_values_of_every_layer_and_slot():
+    cache = 256 * 2048 * 28 * 2 * (2 * 128) * 2
+    assert of("generate")["cache"] == cache
+    assert of("generate", devices=4)["cache"] == cache / 4
+
+
+def test_the_gradient_is_all_parameters_or_a_layer_and_what_is_outside():
+    whole = of("update")["gradient"]
+    assert whole == 4 * num_parameters(MODEL)
+    outside = 2 * 4096 * 65024
+    layer = (num_parameters(MODEL) - outside) / 28
+    assert of("update", fused=True)["gradient"] == pytest.approx(4 * (outside + layer))
+    assert of("update", microbatches=2)["gradient"] == 2 * whole
+
+
+def test_smaller_parts_of_a_batch_keep_less_for_the_backward_pass():
+    kept = "kept for the backward pass"
+    one = of("update", beta_sft=0.0)[kept]
+    assert one == 28 * (256 / 4) * 2048 * 4096 * 2
+    assert of("update", beta_sft=0.0, minibatches=8)[kept] == one / 2
+    everything = dataclasses.replace(MODEL, remat="none")
+    assert of("update", model=everything)[kept] > 10 * of("update")[kept]
+
+
+def test_scores_of_attention_are_in_memory_unless_a_kernel_computes_them():
+    xla = dataclasses.replace(MODEL, attention="xla")
+    assert "scores of attention" in of("score", model=xla)
+    assert "scores of attention" not in of("score")
+
+
+@pytest.mark.parametrize("stage", [sft, reward, dpo])
+def test_every_stage_has_an_update(stage):
+    config = stage.get_config("chatglm3_6b")
+    found = temporaries(config, MODEL, "update", devices=8)
+    assert all(size > 0 for size in found.values())

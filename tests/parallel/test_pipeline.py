@@ -1,0 +1,96 @@
+"""Layers on several stages: the numbers of one device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.parallel.hlo import collectives
+from rlhf_jax.parallel.layers import apply_layers
+from rlhf_jax.parallel.mesh import check_layers, make_mesh
+from rlhf_jax.parallel.sharding import shard_batch, shard_parameters
+from rlhf_jax.stages import ppo
+from rlhf_jax.training.state import update
+from tests.parallel.test_meshes import CASES, FUSED, config, random_model
+
+MESHES = [(2, 2, 1, 2), (1, 1, 2, 4)]
+SLOW = [
+    pytest.param(case, family, mesh, marks=pytest.mark.slow)
+    for case in ("sft", "reward", "dpo")
+    for family in ("v1", "v2", "glm_edge", "glm4")
+    for mesh in MESHES
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "family", "mesh"),
+    [
+        ("sft", "glm4", (2, 2, 1, 2)),
+        ("reward", "v2", (1, 1, 2, 4)),
+        ("dpo", "v1", (2, 1, 2, 2)),
+        *SLOW,
+    ],
+)
+def test_a_pipeline_changes_no_number(case, family, mesh):
+    run, make_batch = CASES[case]
+    c = dataclasses.replace(config(family), num_layers=4, remat="full")
+    batch, model = make_batch(c), random_model(c)
+    expected = jax.device_get(jax.jit(run)(model, batch))
+    with jax.set_mesh(make_mesh(mesh)):
+        places = jax.tree.map(lambda x: x.sharding, shard_parameters(model))
+        got = jax.jit(run)(jax.device_put(model, places), shard_batch(batch))
+    (up,) = jax.tree.leaves(places.blocks.mlp.up.kernel)
+    assert up.spec[0] == "stage"
+    for (path, x), y in zip(
+        jax.tree_util.tree_flatten_with_path(got)[0],
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_stages_work_at_once_and_hand_on_to_their_neighbours():
+    """Eight microbatches through four stages take eleven steps, each with one
+    permutation of what goes through; no layer is ever sent."""
+    layers = jnp.ones((8, 16, 16))
+    x = np.ones((16, 4, 16), np.float32)
+
+    def run(layers, x):
+        return apply_layers(
+            layers,
+            lambda layer, x, rows: jnp.tanh(x @ layer) * rows[:, None, None],
+            x,
+            jnp.arange(16.0),
+            scan=True,
+            checkpoint=lambda apply: apply,
+        )
+
+    expected = run(layers, x)
+    mesh = make_mesh((2, 1, 1, 4))
+    with jax.set_mesh(mesh):
+        stages = jax.NamedSharding(mesh, jax.P("stage"))
+        arguments = jax.device_put(layers, stages), shard_batch(x)
+        compiled = jax.jit(run).lower(*arguments).compile()
+        np.testing.assert_allclose(compiled(*arguments), expected, rtol=1e-5)
+    found = [c for c in collectives(compiled.as_text()) if c.times == 11]
+    assert found
+    assert {c.kind for c in found} == {"collective-permute"}
+    assert all(c.bytes_moved <= 4 * 4 * 16 for c in found)
+
+
+def test_layers_that_stages_cannot_share_get_the_nearest_sizes():
+    with jax.set_mesh(make_mesh((1, 2, 1, 4))):
+        check_layers(28)
+        with pytest.raises(ValueError, match=r"stage=4 .* 6 layers.*: 3 or 6"):
+            check_layers(6)
+
+
+def test_what_a_pipeline_cannot_do_is_refused():
+    with jax.set_mesh(make_mesh((1, 4, 1, 2))):
+        with pytest.raises(ValueError, match=r"PPO has no pipeline.* 80 %"):
+            ppo.check_options(None)
+        with pytest.raises(ValueError, match=r"optimizer.fused .* stage to 1"):
+            update(None, None, None, optimizer=FUSED, microbatches=1)
