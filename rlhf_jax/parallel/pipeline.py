@@ -55,8 +55,8 @@ def apply_stages(layers, apply: Callable, x, rows):
             entering,
         )
         x = place(jax.vmap(run, spmd_axis_name="stage")(layers, x, rows))
-        return (x, rows), x[-1]
+        return (x, rows), x  # a stage keeps its own: only the last one's are wanted
 
     empty = jax.tree.map(lambda x: jnp.zeros((stages, *x.shape[1:]), x.dtype), parts)
     _, out = jax.lax.scan(step, empty, jnp.arange(count + stages - 1))
-    return out[stages - 1 :].swapaxes(0, 1).reshape(x.shape)
+    return out[stages - 1 :, -1].swapaxes(0, 1).reshape(x.shape)
