@@ -1,0 +1,55 @@
+"""Decoding on a mesh: tokens go around, parameters stay."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from rlhf_jax.generation.generate import _generate
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.hlo import collectives
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.parallel.sharding import decoding, parameter_spec, shard_parameters
+
+CONFIG = preset("micro", width=64, num_heads=4, ffn_width=512, scan_layers=True)
+SAMPLING = Sampling(
+    max_new_tokens=4,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_new_tokens=0,
+    stop_ids=(1,),
+    pad_id=0,
+    num_tokens=512,
+)
+
+
+def test_no_step_of_a_decode_loop_gathers_a_parameter():
+    """Of a layer's 280 KiB of matrices nothing is sent; of its 8 tokens, a few KiB."""
+    with jax.set_mesh(make_mesh((1, 8, 1))):
+        model = shard_parameters(
+            jax.eval_shape(lambda: ChatGLM(CONFIG, rngs=nnx.Rngs(0)))
+        )
+        rows = jax.NamedSharding(jax.sharding.get_mesh(), P("fsdp"))
+        tokens = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=rows)
+        mask = jax.ShapeDtypeStruct((8, 16), bool, sharding=rows)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
+        lowered = _generate.lower(model, tokens, mask, keys, sampling=SAMPLING)
+        found = collectives(lowered.compile().as_text(), loop_steps=4)
+    in_layers = [c for c in found if c.loops == 2]  # of the loop over steps
+    assert in_layers
+    assert max(c.bytes_moved for c in in_layers) < 8 * 1024
+    # To read the prompts, a layer's matrices are gathered.
+    assert max(c.bytes_moved for c in found if c.loops == 1) > 100 * 1024
+
+
+def test_while_decoding_products_are_split_by_what_they_give():
+    sizes = {"data": 1, "fsdp": 4, "tensor": 2}
+    path, shape = ".blocks.mlp.up.kernel", (2, 64, 2, 512)
+    assert parameter_spec(path, shape, sizes) == P(None, "fsdp", None, "tensor")
+    with decoding():
+        spec = parameter_spec(path, shape, sizes)
+        assert spec == P(None, None, None, ("tensor", "fsdp"))
+    assert parameter_spec(path, shape, sizes) == P(None, "fsdp", None, "tensor")
