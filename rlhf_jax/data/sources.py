@@ -67,6 +67,10 @@ def open_data(config, workdir: Path) -> Path:
         RecordError: bad records, under on_bad_record="error".
         ValueError: a data set that its library cannot read, or an unknown layout.
     """
+    if not config.path:
+        raise ValueError(
+            'data.path is empty: name a data folder, a preference set or "testbed".'
+        )
     made, path = Path(workdir) / "data", Path(config.path)
     if config.path != "testbed" and all((path / name).is_file() for name in FOLDER):
         return path
@@ -106,10 +110,11 @@ def reader(config, workdir: Path) -> Callable[[Path, type[Record]], list[Record]
 def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokenizer:
     """The run's tokenizer, copied into its workdir: `config.tokenizer` if given, else
     that of the model it starts from, else the data folder's."""
-    places = [config.tokenizer] if config.tokenizer else []
+    places = [data / "tokenizer"]
     if init_from:
-        places += [Path(init_from) / "tokenizer", Path(init_from)]
-    places += [data / "tokenizer"]
+        places = [Path(init_from) / "tokenizer", Path(init_from), *places]
+    if config.tokenizer:
+        places = [config.tokenizer]
     for place in map(Path, places):
         if has_tokenizer(place):
             target = Path(workdir) / "tokenizer"

@@ -29,6 +29,7 @@ from rlhf_jax.models.huggingface_tensors import (
     fill,
     list_tensors,
     read_box,
+    read_json,
     write_piece,
 )
 from rlhf_jax.parallel.sharding import parameter_sharding
@@ -61,7 +62,7 @@ def load(
     """
     folder = Path(path)
     tensors = list_tensors(folder)
-    fields = json.loads((folder / "config.json").read_text())
+    fields = read_json(folder / "config.json")
     config, naming = huggingface_config.read(
         fields, dtype=dtype, param_dtype=param_dtype
     )

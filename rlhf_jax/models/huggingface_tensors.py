@@ -7,6 +7,7 @@ slice by itself, so that a model never lies in the host's memory.
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +44,19 @@ class Tensor:
 
 
 def list_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder, single file or sharded, but those nobody needs."""
+    """Every tensor of a folder, single file or sharded, but those nobody needs.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is broken, or of a kind that is not read here.
+    """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json.")
     files = sorted(folder.glob("*.safetensors"))
     if (folder / INDEX).is_file():
-        where = json.loads((folder / INDEX).read_text())["weight_map"]
+        where = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(where, dict):
+            raise ValueError(f"{folder / INDEX} has no weight_map.")
         files = [folder / name for name in sorted(set(where.values()))]
         absent = [file.name for file in files if not file.is_file()]
         if absent:
@@ -65,18 +73,56 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder} has no *.safetensors.")
     tensors = {}
     for file in files:
-        with open(file, "rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(size))
-        header.pop("__metadata__", None)
+        header, start = _read_header(file)
         for name, entry in header.items():
             if not IGNORED.fullmatch(name):
-                tensors[name] = Tensor(file, entry, 8 + size)
+                tensors[name] = Tensor(file, entry, start)
     if any("prefix_encoder" in name for name in tensors):
         raise ValueError(
             f"{folder} is a P-tuning checkpoint (it has a prefix_encoder)."
         )
     return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object.")
+    return found
+
+
+def _read_header(file: Path) -> tuple[dict[str, dict], int]:
+    """What a safetensors file says of its tensors, and where their bytes begin.
+
+    Raises:
+        ValueError: no such file, or one that was cut off.
+    """
+    length = file.stat().st_size
+    with file.open("rb") as f:
+        size = int.from_bytes(f.read(8), "little")
+        text = f.read(size) if 8 + size <= length else b""
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise ValueError(
+            f"{file} is no safetensors file, or it was cut off: get it again."
+        ) from None
+    if 8 + size + end > length:
+        raise ValueError(
+            f"{file} was cut off: it has {length} bytes, and its header speaks of "
+            f"{8 + size + end}. Get it again."
+        )
+    return header, 8 + size
 
 
 def fill(
