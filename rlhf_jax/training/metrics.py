@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 from tensorboardX import SummaryWriter
 
+from rlhf_jax.parallel.sharding import fetch
 from rlhf_jax.training import suspects
 
 MEASURED = ("time/", "tokens_per_second")  # names of what the machine decides
@@ -147,7 +148,7 @@ class Writer:
             _append_line(self.workdir / "metrics.jsonl", {"step": self._step} | line)
             for name, number in self._numbers.items():
                 self._events.add_scalar(name, number, self._step)
-            self._keep_suspect()
+        self._keep_suspect()
         self._batch = None
         skipped = self._numbers.get("optim/skipped", 0)
         if skipped >= self.max_skipped:
@@ -170,9 +171,10 @@ class Writer:
         ]
         if not reasons or self._batch is None:
             return
-        path = suspects.save_batch(
-            self.workdir, self._step, self._batch, ", ".join(reasons)
-        )
+        batch = fetch(self._batch)  # of all processes
+        if not self.active:
+            return
+        path = suspects.save_batch(self.workdir, self._step, batch, ", ".join(reasons))
         logging.warning(
             "Step %d: %s. Its batch: %s", self._step, ", ".join(reasons), path
         )

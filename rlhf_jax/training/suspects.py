@@ -51,7 +51,7 @@ def save_batch(workdir: Path, step: int, batch: dict, reason: str) -> Path:
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp.npz")
     record = json.dumps({"step": step, "reason": reason})
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(batch))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
     arrays = {
         jax.tree_util.keystr(place, simple=True, separator="."): x
         for place, x in leaves
