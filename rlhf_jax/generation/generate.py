@@ -15,6 +15,7 @@ from rlhf_jax.generation.sampling import Sampling, sample
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.inputs import check_inputs
 from rlhf_jax.models.kv_cache import KVCache, lengthen
+from rlhf_jax.parallel.layers import apart
 from rlhf_jax.parallel.sharding import constrain, constrain_parameters, decoding
 
 
@@ -79,6 +80,8 @@ def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
     start = prefill(model, tokens, mask, sampling)
     with decoding():
         model = constrain_parameters(model)
+        if not model.config.scan_layers:
+            model = apart(model)
         end = jax.lax.while_loop(
             unfinished, lambda s: decode_step(model, s, keys, sampling), start
         )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 NEVER = -1e30  # a finite minus infinity: exp gives 0, and 0 * NEVER is no nan
+BLOCK = 128  # tokens whose probabilities are summed before those of all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,17 +129,32 @@ def filter_logits(
 def _categorical(logits, keys):
     """Invert the cumulative distribution at one uniform number a row.
 
-    One random number instead of V (the Gumbel trick) makes this several times faster
-    on a CPU; the resolution of a float32 uniform, 2^-23, is far below sampling noise.
+    One random number instead of V (the Gumbel trick), and running sums over blocks of
+    the vocabulary and then within one, make this several times faster on a CPU; the
+    resolution of a float32 uniform, 2^-23, is far below sampling noise.
     """
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    cumulative = jnp.cumsum(weights, axis=-1)
-    uniform = jax.vmap(jax.random.uniform)(keys)
-    target = uniform[:, None] * cumulative[:, -1:]
-    # The first index whose cumulative weight exceeds the target has weight > 0.
-    return (cumulative <= target).sum(-1, dtype=jnp.int32)
+    weights = jnp.pad(weights, ((0, 0), (0, -logits.shape[-1] % BLOCK)))
+    weights = weights.reshape(len(weights), -1, BLOCK)
+    blocks = jnp.cumsum(weights.sum(-1), axis=-1)
+    target = jax.vmap(jax.random.uniform)(keys) * blocks[:, -1]
+    block = _first_above(blocks, target)
+    before = jnp.where(block > 0, _pick(blocks, block - 1), 0.0)
+    within = jnp.cumsum(jax.vmap(jnp.take, (0, 0, None))(weights, block, 0), axis=-1)
+    return block * BLOCK + _first_above(within, target - before)
+
+
+def _first_above(cumulative, target):
+    """The first index [B] at which the sum [B, N] exceeds the target [B], or, where
+    rounding has it that none does, the last that adds to the sum."""
+    first = (cumulative <= target[:, None]).sum(-1, dtype=jnp.int32)
+    last = (cumulative < cumulative[:, -1:]).sum(-1, dtype=jnp.int32)
+    return jnp.minimum(first, last)
 
 
 def _logprob(logits, tokens):
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    return _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _pick(values, index):  # [B, N], [B] -> [B]
+    return jnp.take_along_axis(values, index[:, None], axis=-1)[:, 0]

@@ -37,7 +37,23 @@ def count(layers) -> int:
 
 def take(layers, i):
     """Layer i."""
+    if isinstance(layers, Apart):
+        return layers[i]
     return jax.tree.map(lambda x: x[i], layers)
+
+
+class Apart(tuple):
+    """Layers that are stacked no more. A loop around stacked ones that picks each in
+    turn copies them at every step."""
+
+
+def apart(model):
+    """The model with its layers apart, as they are used."""
+    layers = Apart(take(model.blocks, i) for i in range(count(model.blocks)))
+    model = jax.tree.map(lambda x: x, model)
+    # Past nnx's own setter, which would look for arrays in it.
+    object.__setattr__(model, "blocks", layers)
+    return model
 
 
 class StandIn:
