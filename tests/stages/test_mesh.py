@@ -22,14 +22,20 @@ def run(config, workdir, mesh=None):
     return read_metrics(workdir)
 
 
-SLOW = [pytest.param(s, marks=pytest.mark.slow) for s in ("reward", "ppo", "dpo")]
+MESH, PIPELINE = (2, 2, 2), (2, 2, 1, 2)
+SLOW = [
+    pytest.param(stage, mesh, marks=pytest.mark.slow)
+    for stage in ("sft", "reward", "ppo", "dpo")
+    for mesh in (MESH, PIPELINE)
+    if (stage, mesh) not in (("sft", MESH), ("ppo", PIPELINE))
+]
 
 
-@pytest.mark.parametrize("stage", ["sft", *SLOW])
-def test_a_mesh_changes_no_number_of_a_run(stage, stage_config, tmp_path):
+@pytest.mark.parametrize(("stage", "mesh"), [("sft", MESH), *SLOW])
+def test_a_mesh_changes_no_number_of_a_run(stage, mesh, stage_config, tmp_path):
     config = stage_config(stage, batch_size=16)
     alone = run(config, tmp_path / "alone")
-    sharded = run(config, tmp_path / "mesh", (2, 2, 2))
+    sharded = run(config, tmp_path / "mesh", mesh)
     # And again, from the checkpoint on another mesh.
     assert run(config, tmp_path / "mesh", (1, 4, 2)) == sharded
     for a, b in zip(alone, sharded, strict=True):
