@@ -1,11 +1,12 @@
 """The reward model's step with the prompt of a pair computed once, and computed twice.
 
-python -m benchmarks.reward [--pairs=16] [--length=64] [--repeats=15]
+python -m benchmarks.reward [--pairs=16] [--prompt=64] [--response=64] [--repeats=15]
 
-Prompts are as long as responses: two separate dialogues are 4 lengths of tokens, one
-row with a shared prompt is 3, so a step whose time is all in the tokens is at most 1.33
-times as fast. The compiled steps take turns; the speed-up is the median over turns. The
-tokens in a second are those of the two dialogues, whichever way they were computed.
+Where prompts are as long as responses, two separate dialogues are 4 lengths of tokens
+and one row with a shared prompt is 3: a step whose time is all in the tokens is at most
+1.33 times as fast. The compiled steps take turns; the speed-up is the median over
+turns. The tokens in a second are those of the two dialogues, whichever way they were
+computed.
 """
 
 import argparse
@@ -52,18 +53,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--pairs", type=int, default=16)
-    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--response", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15)
     flags = parser.parse_args()
     keep_freed_memory()
 
     config = preset(flags.model)
     rng = np.random.default_rng(0)
-    shape = (flags.pairs, 3, flags.length)
-    pairs = rng.integers(0, config.vocab_size, shape).tolist()
+    lengths = (flags.prompt, flags.response, flags.response)
+    pairs = [
+        tuple(rng.integers(0, config.vocab_size, n).tolist() for n in lengths)
+        for _ in range(flags.pairs)
+    ]
     packed = packed_pairs(pairs, pad_id=0, multiple=1, batch_size=flags.pairs)
     rows = [prompt + response for prompt, *both in pairs for response in both]
-    tokens, mask = pad_right(rows, 2 * flags.length, pad_id=0)
+    tokens, mask = pad_right(rows, flags.prompt + flags.response, pad_id=0)
     plain = SFTBatch(tokens, mask, mask)
 
     optimizer = adamw(
@@ -93,10 +98,8 @@ def main():
 
     seconds = {name: np.array(found[2:]) for name, found in seconds.items()}
     speedups = seconds["plain"] / seconds["shared"]
-    found = {
-        "model": flags.model,
-        "pairs": flags.pairs,
-        "length": flags.length,
+    found = vars(flags) | {
+        "shared_pairs_per_second": round(flags.pairs / np.median(seconds["shared"]), 2),
         "shared_tokens_per_second": round(mask.sum() / np.median(seconds["shared"])),
         "plain_tokens_per_second": round(mask.sum() / np.median(seconds["plain"])),
         "speedup": round(np.median(speedups), 3),

@@ -1,0 +1,158 @@
+"""The rows of the benchmarks as plain torch loops, to compare with.
+
+python benchmarks/peers/torch_glm.py --row=sft|reward|dpo|generate [--repeats=10]
+
+transformers' GLM of the shape of the preset "benchmark" (4 layers, width 256,
+vocabulary 8,192), float32, eager, torch's AdamW and clipping. A pair is two rows, each
+with its prompt; only response positions reach the vocabulary, which is more than most
+trainers do. Sampling is transformers' `generate`. JSON: pairs or tokens a second.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import GlmConfig, GlmForCausalLM, GlmForSequenceClassification
+
+VOCABULARY = 8192
+CONFIG = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+}
+PROMPT, RESPONSE = 64, 128
+
+
+def training_step(model, loss_fn):
+    """One step: loss, gradient, clipping, AdamW."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-6, betas=(0.9, 0.95), weight_decay=0.1
+    )
+
+    def step():
+        loss = loss_fn()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def pairs(count: int):
+    """Chosen and rejected behind their prompt: [2 count, PROMPT + RESPONSE]."""
+    prompts = torch.randint(1, VOCABULARY, (count, 1, PROMPT)).expand(-1, 2, -1)
+    responses = torch.randint(1, VOCABULARY, (count, 2, RESPONSE))
+    return torch.cat([prompts, responses], dim=2).flatten(0, 1)
+
+
+def sequence_logprobs(model, tokens):
+    """Summed log-probabilities of the responses: [rows]."""
+    logits = model(tokens, logits_to_keep=RESPONSE + 1, use_cache=False).logits
+    loss = functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), tokens[:, -RESPONSE:].flatten(), reduction="none"
+    )
+    return -loss.view(len(tokens), RESPONSE).sum(-1)
+
+
+def sft(rows: int):
+    model = GlmForCausalLM(GlmConfig(**CONFIG))
+    tokens = torch.randint(1, VOCABULARY, (rows, PROMPT + RESPONSE))
+
+    def loss_fn():
+        logits = model(tokens, use_cache=False).logits
+        return functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        )
+
+    return training_step(model, loss_fn), tokens.numel()
+
+
+def reward(rows: int):
+    model = GlmForSequenceClassification(GlmConfig(**CONFIG, num_labels=1))
+    tokens = pairs(rows)
+
+    def loss_fn():
+        scores = model(tokens, use_cache=False).logits[:, 0].view(-1, 2)
+        ranking = -functional.logsigmoid(scores[:, 0] - scores[:, 1]).mean()
+        return ranking + 0.01 * (scores**2).sum(1).mean()
+
+    return training_step(model, loss_fn), rows
+
+
+def dpo(rows: int):
+    policy, reference = (GlmForCausalLM(GlmConfig(**CONFIG)) for _ in range(2))
+    reference.load_state_dict(policy.state_dict())
+    tokens = pairs(rows)
+
+    def loss_fn():
+        with torch.no_grad():
+            before = sequence_logprobs(reference, tokens)
+        ratios = sequence_logprobs(policy, tokens) - before
+        chosen, rejected = ratios.view(-1, 2).unbind(1)
+        return -functional.logsigmoid(0.1 * (chosen - rejected)).mean()
+
+    return training_step(policy, loss_fn), rows
+
+
+def generate(rows: int):
+    model = GlmForCausalLM(GlmConfig(**CONFIG)).eval()
+    lengths = torch.randint(PROMPT // 4, PROMPT + 1, (rows, 1))
+    mask = torch.arange(PROMPT)[None] >= PROMPT - lengths
+    tokens = torch.randint(1, VOCABULARY, (rows, PROMPT)) * mask
+
+    def call():
+        model.generate(
+            tokens,
+            attention_mask=mask.long(),
+            max_new_tokens=RESPONSE,
+            min_new_tokens=RESPONSE,
+            do_sample=True,
+            top_k=0,
+        )
+
+    return call, rows * RESPONSE
+
+
+ROWS = {"sft": (sft, 16), "reward": (reward, 16), "dpo": (dpo, 16)}
+ROWS["generate"] = (generate, 32)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--row", choices=ROWS, required=True)
+    parser.add_argument("--repeats", type=int, default=10)
+    flags = parser.parse_args()
+
+    torch.manual_seed(0)
+    make, rows = ROWS[flags.row]
+    call, work = make(rows)
+    wall, busy = [], []
+    for _ in range(flags.repeats + 1):  # the first warms up
+        start, start_busy = time.perf_counter(), time.process_time()
+        call()
+        wall.append(time.perf_counter() - start)
+        busy.append(time.process_time() - start_busy)
+    rates = np.quantile(work / np.array(wall[1:]), (0.25, 0.5, 0.75))
+    found = vars(flags) | {
+        "cores": torch.get_num_threads(),
+        "per_second": round(rates[1], 2),
+        "quartiles": rates[[0, 2]].round(2).tolist(),
+        "processor_seconds": round(np.median(busy[1:]), 3),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

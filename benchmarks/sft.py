@@ -1,0 +1,72 @@
+"""Tokens a second of the SFT step: loss, gradient, clipping, AdamW.
+
+python -m benchmarks.sft [--rows=16] [--length=192] [--repeats=10]
+
+The compiled step of stages/sft.py on rows without padding; the preset "benchmark" (4
+layers, width 256, vocabulary 8,192), random weights. JSON: tokens a second, seconds,
+memory.
+"""
+
+import argparse
+import functools
+import json
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from benchmarks.timing import measure
+from rlhf_jax.batches import SFTBatch
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.presets import preset
+from rlhf_jax.stages.sft import train_step
+from rlhf_jax.training.allocator import keep_freed_memory
+from rlhf_jax.training.optimizers import adamw
+from rlhf_jax.training.state import TrainState
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="benchmark")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=192)
+    parser.add_argument("--chunk_size", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=10)
+    flags = parser.parse_args()
+    keep_freed_memory()
+
+    config = preset(flags.model)
+    shape = (flags.rows, flags.length)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, shape)
+    mask = np.ones(shape, bool)
+    batch = SFTBatch(tokens.astype(np.int32), mask, mask)
+    optimizer = adamw(
+        optax.constant_schedule(1e-5), b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1,
+        clip_norm=1.0,
+    )  # fmt: skip
+    step = jax.jit(
+        functools.partial(
+            train_step,
+            optimizer=optimizer,
+            microbatches=1,
+            num_tokens=config.vocab_size,
+            chunk_size=flags.chunk_size,
+        ),
+        donate_argnums=0,
+    )
+    state = jax.jit(
+        lambda: TrainState.create(ChatGLM(config, rngs=nnx.Rngs(0)), optimizer)
+    )()
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return state, metrics
+
+    found = measure(call, repeats=flags.repeats, work=tokens.size)
+    print(json.dumps(vars(flags) | found))
+
+
+if __name__ == "__main__":
+    main()
