@@ -1,7 +1,7 @@
 """Runs as one page that needs nothing else: tables, plots, conversations."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,10 @@ CURVES = (
     ("optim/grad_norm", "Norm of the gradient"),
     ("tokens_per_second", "Speed, tokens a second"),
 )
-SINGLE = (4.8, 3.1)  # inches, of a plot that stands alone
+PATHS = (
+    ("objective/scores", "Score against KL"),
+    ("eval/quality", "True quality against KL"),
+)
 PATH_POINTS = 16  # of a run on its way from the reference; steps are averaged
 
 
@@ -89,19 +92,24 @@ def summary_tables(groups: Sequence[Group]) -> list[tables.Table]:
     return [*found, runs] if runs.rows else found
 
 
-def sections(groups: Sequence[Group]):
+def sections(groups: Sequence[Group]) -> Iterator[Section]:
     """Every section that has a plot."""
     colours = {group.label: i for i, group in enumerate(groups)}
-    evaluated = [tables.models(groups), colours]
-    for make in (_frontier, _lengths):
-        section = make(*evaluated)
-        if section:
-            yield section
-    yield from _frontier_of_training(groups, colours)
-    yield from _reliability(groups, colours)
+    models = tables.models(groups)
+    drawn = [_frontier(models), _lengths(models), _reliability(groups, colours)]
+    drawn = [plot for plot in drawn if plot is not None]
+    if drawn:
+        note = (
+            "Bars are 95 % intervals over prompts or pairs; quality against KL has a "
+            "point a seed. Reliability: how often the reward model orders held-out "
+            "pairs as people did, against how sure its scores are."
+        )
+        yield Section("Quality, length, reliability", note, [], drawn)
     for stage in dict.fromkeys(group.stage for group in groups):
         same = [group for group in groups if group.stage == stage]
-        drawn = list(filter(None, (_curves(same, colours, *c) for c in CURVES)))
+        drawn = [_frontier_of_training(same, colours, *path) for path in PATHS]
+        drawn += [_curves(same, colours, *curve) for curve in CURVES]
+        drawn = [plot for plot in drawn if plot is not None]
         if drawn:
             note = "Mean over seeds; the band goes from the lowest to the highest."
             several = any(len(group.runs) > 1 for group in same)
@@ -130,64 +138,42 @@ def _curves(groups, colours, metric: str, title: str) -> str | None:
     )
 
 
-def _frontier(models, colours) -> Section | None:
+def _frontier(models) -> str | None:
     """Quality against KL, a point a seed of each evaluated model."""
     points = [
         plots.Point(
-            row["kl"], *(row["quality"][x] for x in ("mean", "low", "high")), i,
+            row["kl"],
+            *(row["quality"][x] for x in ("mean", "low", "high")),
+            i,
             model.label if number == 0 else "",
         )
         for i, model in enumerate(models)
         for number, row in enumerate(model.rows)
         if "quality" in row
-    ]  # fmt: skip
+    ]
     if not points:
         return None
-    drawn = plots.inline(
-        lambda axes: plots.draw_points(
-            axes, points, title="", x="KL, nats a response", y="quality"
-        ),
-        name="quality against KL",
-        size=SINGLE,
+    title, x = "Quality against KL", "KL from the first model, nats a response"
+    return plots.inline(
+        lambda axes: plots.draw_points(axes, points, title=title, x=x, y=""), name=title
     )
-    note = (
-        "The judge's quality against KL from the first model; bars are 95 % intervals "
-        "over prompts, one point a seed."
-    )
-    return Section("Quality against KL", note, [], [drawn])
 
 
-def _frontier_of_training(groups, colours):
-    """Score, and true quality where it was measured, against KL while training."""
-    for metric, title in (
-        ("objective/scores", "Score against KL while training"),
-        ("eval/quality", "True quality against KL while training"),
-    ):
-        curves, legend = [], []
-        for group in groups:
-            seeds = [_path(run, metric) for run in group.runs]
-            seeds = [path for path in seeds if len(path) > 1]
-            if not seeds:
-                continue
-            label, number = group.label, colours[group.label]
-            legend.append((plots.colour(number), label))
-            for path in seeds:
+def _frontier_of_training(groups, colours, metric: str, title: str) -> str | None:
+    """What was measured against KL while training, a line a seed."""
+    curves = []
+    for group in groups:
+        for path in (_path(run, metric) for run in group.runs):
+            if len(path) > 1:
                 x, y = path.T
-                curves.append(plots.Curve(x, y, y, y, number, label))
-        if curves:
-            drawn = plots.inline(
-                lambda axes, curves=curves: plots.draw_curves(
-                    axes, curves, title="", x="KL, nats a response"
-                ),
-                name=title,
-                size=SINGLE,
-            )
-            yield Section(
-                title,
-                "One line a seed; neighbouring steps are averaged.",
-                legend,
-                [drawn],
-            )
+                curves.append(plots.Curve(x, y, y, y, colours[group.label]))
+    if not curves:
+        return None
+    x = "KL, nats a response"
+    return plots.inline(
+        lambda axes: plots.draw_curves(axes, curves, title=title, x=x),
+        name=f"{groups[0].stage} {title}",
+    )
 
 
 def _path(run: Run, metric: str) -> np.ndarray:
@@ -202,7 +188,7 @@ def _path(run: Run, metric: str) -> np.ndarray:
     return np.array([part.mean(0) for part in parts if len(part)])
 
 
-def _lengths(models, colours) -> Section | None:
+def _lengths(models) -> str | None:
     found = {}
     for i, model in enumerate(models):
         tokens = [
@@ -215,32 +201,26 @@ def _lengths(models, colours) -> Section | None:
             found[model.label] = (i, np.array(tokens))
     if not found:
         return None
-    drawn = plots.inline(
-        lambda axes: plots.draw_lengths(axes, found, title=""),
-        name="lengths",
-        size=SINGLE,
+    title = "Length of responses"
+    return plots.inline(
+        lambda axes: plots.draw_lengths(axes, found, title=title), name=title
     )
-    return Section("Length of responses", "Held-out prompts.", [], [drawn])
 
 
-def _reliability(groups, colours):
+def _reliability(groups, colours) -> str | None:
+    """Of the first seed."""
     found = {}
     for group in groups:
         path = group.runs[0].folder / "evaluation" / "report.json"
         if path.is_file():
             report = json.loads(path.read_text(encoding="utf-8"))
             found[group.label] = (colours[group.label], report["calibration"])
-    if found:
-        drawn = plots.inline(
-            lambda axes: plots.draw_reliability(axes, found, title=""),
-            name="reliability",
-            size=SINGLE,
-        )
-        note = (
-            "How often the reward model orders held-out pairs as people did, against "
-            "how sure its scores are; bars are 95 % intervals. First seed."
-        )
-        yield Section("Reliability of the reward model", note, [], [drawn])
+    if not found:
+        return None
+    title = "Reliability of the reward model"
+    return plots.inline(
+        lambda axes: plots.draw_reliability(axes, found, title=title), name=title
+    )
 
 
 def _has(line: dict, metric: str) -> bool:

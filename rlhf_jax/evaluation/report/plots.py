@@ -68,15 +68,20 @@ def colour(i: int) -> str:
 def curve(
     seeds: Sequence[Sequence[tuple[float, float]]], *, colour: int, label: str
 ) -> Curve | None:
-    """The mean of several seeds' (x, y) with the lowest and highest as its band, where
-    all of them have a value; None where they share no x."""
-    known = [dict(points) for points in seeds if points]
-    if not known:
+    """The mean of several seeds' (x, y) with the lowest and highest as its band; None
+    where there is nothing. As far as the shortest goes; where their x differ (an epoch
+    is not equally long in all), they are matched in order."""
+    seeds = [points for points in seeds if points]
+    if not seeds:
         return None
-    x = np.array(sorted(set.intersection(*(set(points) for points in known))))
-    if not len(x):
-        return None
-    y = np.array([[points[i] for i in x] for points in known], np.float64)
+    known = [dict(points) for points in seeds]
+    shared = sorted(set.intersection(*map(set, known)))
+    if len(shared) == min(map(len, known)):
+        x = np.array(shared, np.float64)
+        y = np.array([[points[i] for i in shared] for points in known], np.float64)
+    else:
+        cut = np.array([points[: min(map(len, seeds))] for points in seeds])
+        x, y = cut[..., 0].mean(0), cut[..., 1]
     bins = np.array_split(np.arange(len(x)), min(len(x), MAX_POINTS))
     x = np.array([x[rows].mean() for rows in bins])
     y = np.stack([y[:, rows].mean(1) for rows in bins], axis=1)
