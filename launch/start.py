@@ -92,8 +92,8 @@ def clear_errors() -> Iterator[None]:
             raise
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:  # of whatever library wrote
+        if os.strerror(errno.ENOSPC) not in str(error):
             raise
         print(
             f"No space left: {error}. The last checkpoint is intact: free some space "
