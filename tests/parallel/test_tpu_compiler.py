@@ -126,7 +126,7 @@ def test_the_state_is_updated_in_place():
 def test_attention_is_the_splash_kernel_and_no_scores_are_in_memory():
     _, text, _ = compiled(ADAMW)
     for kernel in ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"):
-        assert re.search(rf"custom-call\(.*{kernel}", text), kernel
+        assert re.search(rf"%{kernel}\S* = .* custom-call\(", text), kernel
     assert not re.search(rf"\[[\d,]*{LENGTH},{LENGTH}\]", text)
 
 
