@@ -4,6 +4,7 @@ Every reported number is a `Mean`: a total and a count that are added over
 microbatches and batches, and divided once, when written.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -113,9 +114,10 @@ class Writer:
         self._step, self._pending, self._batch = step, {}, None
         self._numbers: dict[str, float] = {}
         self._losses = suspects.Losses(spike_zscore)
-        for line in read_metrics(self.workdir):
-            self._numbers = {k: _number(x) for k, x in line.items() if k != "step"}
-            self._losses.add(self._numbers)
+        for line in _whole_lines(self.workdir / "metrics.jsonl"):
+            if line["step"] <= step:  # process 0 may not have dropped the others yet
+                self._numbers = {k: _number(x) for k, x in line.items() if k != "step"}
+                self._losses.add(self._numbers)
 
     def write(
         self, step: int, metrics: dict, batch: dict | None = None
@@ -216,20 +218,29 @@ def _number(x: float | None) -> float:
 
 def _append_line(path: Path, record: dict) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(_line(record))
+
+
+def _line(record: dict) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _keep_lines(path: Path, wanted: Callable[[dict], bool]) -> None:
     """Keep the wanted lines; a half line that a kill left goes as well."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if wanted(json.loads(line)):
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            continue
     temporary = path.with_suffix(".tmp")
+    kept = map(_line, filter(wanted, _whole_lines(path)))
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)
+
+
+def _whole_lines(path: Path) -> list[dict]:
+    """The records of a file, without what a kill left half written."""
+    found = []
+    if path.exists():
+        # Not splitlines(): a sample may hold other characters that it takes for ends.
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+    return found

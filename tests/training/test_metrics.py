@@ -68,3 +68,28 @@ def test_updates_that_stay_non_finite_stop_the_run_with_the_step_and_the_losses(
     writer.write(3, {"optim/skipped": 3, "loss/sft": float("nan")})
     with pytest.raises(NonFiniteError, match=r"Step 3 .* 3 times in a row.*loss/sft"):
         writer.close()
+
+
+def test_samples_of_a_step_replace_those_that_an_interrupted_run_left_of_it(tmp_path):
+    def sample(text):
+        return [{"prompt": "p", "response": text, "reward": None}]
+
+    writer = Writer(tmp_path, 2, 1, 0.0)
+    writer.write_samples(1, sample("one\u2028line"))
+    writer.write_samples(2, sample("killed here"))
+    again = Writer(tmp_path, 2, 1, 0.0)
+    again.write_samples(2, sample("again"))
+    found = (tmp_path / "samples.jsonl").read_text().split("\n")[:-1]
+    assert [json.loads(line)["response"] for line in found] == [
+        "one\u2028line",
+        "again",
+    ]
+
+
+def test_a_run_resumed_behind_its_last_step_has_that_steps_numbers(tmp_path):
+    writer = Writer(tmp_path, 0, 1, 0.0)
+    writer.write(1, {"a": 1.0, "b": float("nan")})
+    writer.close()
+    numbers = Writer(tmp_path, 1, 1, 0.0).flush()
+    assert numbers["a"] == 1.0
+    assert np.isnan(numbers["b"])
