@@ -17,11 +17,11 @@ def get_config(preset="tiny"):
     c.prompts = ""  # a .jsonl file; "": the data folder's comparison_prompts.jsonl
     c.num_responses = 4  # to each prompt
     c.batch_size = 64  # prompts at a time
-    c.max_prompt_tokens = lengths.prompt
-    c.max_response_tokens = lengths.generated
-    c.temperature = 1.0
-    c.top_k = 0
-    c.top_p = 1.0
+    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
+    c.max_response_tokens = lengths.generated  # where generation stops
+    c.temperature = 1.0  # divides the logits; 0: greedy
+    c.top_k = 0  # sample of so many likeliest tokens; 0: of all
+    c.top_p = 1.0  # sample of the likeliest that reach this probability
     c.annotator = "testbed"  # or "people": leaves tasks.jsonl for launch/annotate.py
     # For people; shares of the pairs that they compare.
     c.known_comparisons = ""  # .jsonl, whose answer is certain; "": the testbed's own

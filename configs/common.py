@@ -89,7 +89,7 @@ def data(preset: str) -> ConfigDict:
     c.layout = ""  # of a preference set (data/reading/layouts.py); "": by its fields
     c.train_split = "train"  # of a preference set
     c.test_split = "test"  # "": test_share of the training split
-    c.test_share = 0.05
+    c.test_share = 0.05  # held out, by conversation, where test_split is ""
     c.on_bad_record = "error"  # or "skip": left out; bad_records.jsonl lists them
     c.tokenizer = ""  # a tokenizer folder; "": the start model's, else one is trained
     c.vocab_size = 2048 if preset == "hh" else 1024  # of a tokenizer trained here
@@ -99,52 +99,52 @@ def data(preset: str) -> ConfigDict:
 
 
 def testbed() -> ConfigDict:
-    """The synthetic world (rlhf_jax/data/testbed.py says what each number means)."""
+    """The synthetic world (rlhf_jax/data/testbed/world.py)."""
     c = ConfigDict()
-    c.seed = 0
-    c.model_name = "Glim"
-    c.num_sft = 6000
-    c.num_sft_test = 400
-    c.num_comparison_prompts = 1400
-    c.num_rl_prompts = 1000
-    c.num_eval_prompts = 400
-    c.num_probes = 20
+    c.seed = 0  # another seed, another world
+    c.model_name = "Glim"  # what the model learns to call itself
+    c.num_sft = 6000  # demonstrations
+    c.num_sft_test = 400  # held-out demonstrations
+    c.num_comparison_prompts = 1400  # whose answers are compared
+    c.num_rl_prompts = 1000  # of PPO and of DPO's pairs
+    c.num_eval_prompts = 400  # held out
+    c.num_probes = 20  # of each capability
     c.good_share = 0.4  # of the demonstrations; the others are padded or sloppy
-    c.padded_share = 0.3
-    c.sloppy_share = 0.3
-    c.identity_share = 0.04
-    c.json_share = 0.06
+    c.padded_share = 0.3  # right and too long
+    c.sloppy_share = 0.3  # short of what was asked
+    c.identity_share = 0.04  # of all demonstrations: who are you?
+    c.json_share = 0.06  # of all demonstrations: answers in JSON
     return c
 
 
 def annotators() -> ConfigDict:
     """Who compares in the testbed (rlhf_jax/data/testbed/annotators.py)."""
     c = ConfigDict()
-    c.seed = 0
-    c.num_annotators = 20
-    c.careless_share = 0.1
-    c.contradictory_share = 0.1
-    c.tie_share = 0.3
-    c.sharpness = 1.5
-    c.length_bias = 0.06
-    c.position_bias = 0.0
-    c.noise = 0.5
-    c.tie_margin = 0.5
+    c.seed = 0  # who they are, and what they say
+    c.num_annotators = 20  # who share the comparisons
+    c.careless_share = 0.1  # answer at random
+    c.contradictory_share = 0.1  # prefer in circles
+    c.tie_share = 0.3  # of the honest: those who call ties
+    c.sharpness = 1.5  # logits a point of true quality
+    c.length_bias = 0.06  # logits a word more
+    c.position_bias = 0.0  # logits for what stands first
+    c.noise = 0.5  # standard deviation, logits
+    c.tie_margin = 0.5  # logits below which ties are called
     return c
 
 
 def chat_service(max_tokens: int) -> ConfigDict:
     """An OpenAI-compatible service that judges (rlhf_jax/data/chat_client.py)."""
     c = ConfigDict()
-    c.url = "http://127.0.0.1:8000/v1"
-    c.model = ""
+    c.url = "http://127.0.0.1:8000/v1"  # up to and with /v1
+    c.model = ""  # as the service calls it
     c.api_key_variable = ""  # of the environment; "": the service asks for none
     c.max_tokens = max_tokens  # of a verdict
-    c.temperature = 0.0
+    c.temperature = 0.0  # 0: the likeliest verdict
     c.prompt_price = 0.0  # per million tokens; 0: free
-    c.response_price = 0.0
+    c.response_price = 0.0  # per million tokens
     c.spending_limit = 1.0  # in the currency of the prices; holds over restarts
-    c.max_retries = 6
+    c.max_retries = 6  # of a request, with growing pauses
     c.timeout = 120.0  # seconds
     c.workers = 8  # requests under way at once
     return c
@@ -154,13 +154,13 @@ def optimizer(learning_rate: float) -> ConfigDict:
     """See rlhf_jax/training/optimizers.py."""
     c = ConfigDict()
     c.name = "adamw"  # "adamw", "adafactor" (least memory; no b1, b2, eps) or "sgd"
-    c.learning_rate = learning_rate
-    c.warmup_steps = 10
+    c.learning_rate = learning_rate  # the highest, after warm-up
+    c.warmup_steps = 10  # from 0 to the learning rate
     c.decay = "cosine"  # "constant", "linear" or "cosine"
     c.final = 0.1  # of the learning rate, at the last step
-    c.b1 = 0.9
-    c.b2 = 0.95
-    c.eps = 1e-8
+    c.b1 = 0.9  # decay of the first moment
+    c.b2 = 0.95  # decay of the second moment
+    c.eps = 1e-8  # added to its root
     c.weight_decay = 0.1  # of matrices; embeddings, norms and biases have none
     c.moment_dtype = "float32"  # of AdamW's first moment; "bfloat16" saves memory
     c.clip_norm = 1.0  # 0: no clipping

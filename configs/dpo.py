@@ -11,14 +11,17 @@ def get_config(preset="tiny"):
     c = common.stage("dpo", preset)
     common.with_model(c, preset)
     common.with_training(c)
+    # Positions projected to the vocabulary at once; 0: all.
     c.chunk_size = common.chunk_size(preset)
     small, lengths = common.is_small(preset), common.lengths(preset)
     c.optimizer = common.optimizer(1.5e-4 if small else 1e-6)
     c.pairs = ""  # labelled pairs; "": the data folder's comparisons.jsonl
-    c.epochs = 2 if small else 1
+    c.epochs = 2 if small else 1  # passes over the data
     c.batch_size = 32 if small else 128  # pairs
-    c.max_prompt_tokens = lengths.prompt
+    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
+    # Of a pair: longer ones are left out; and of an evaluation's answers.
     c.max_response_tokens = lengths.response
+    # Widths of batches: few widths, few programs.
     c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128
     # "dpo", "robust", "ipo", "simpo" or "length_regularised": see losses/dpo.py
     c.loss = "dpo"
@@ -30,11 +33,11 @@ def get_config(preset="tiny"):
     c.reference_cache = ""  # a .npz file that runs may share; "": in the workdir
     c.reference_from = ""  # a policy; "": init_from
     c.beta_sft = 0.5  # weight of the SFT loss; the paper gives no value
-    c.sft_batch_size = 8 if small else 32
-    c.max_sft_tokens = lengths.dialogue
+    c.sft_batch_size = 8 if small else 32  # dialogues a step
+    c.max_sft_tokens = lengths.dialogue  # longer dialogues are left out
     c.eval_every = 500  # steps; the last step is always one
     c.eval_prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl
     c.num_eval_prompts = 128  # answered at an evaluation, for KL and length
     c.num_samples = 8  # of these conversations written
-    c.save_every = 500
+    c.save_every = 500  # steps, and at the end; 0: never
     return c

@@ -14,6 +14,7 @@ def get_config(preset="tiny"):
     if preset in OTHERS:
         return OTHERS[preset].get_config()
     c = common.stage("evaluate", preset)
+    # Positions projected to the vocabulary at once; 0: all.
     c.chunk_size = common.chunk_size(preset)
     small, lengths = common.is_small(preset), common.lengths(preset)
     c.models = ""  # name=folder,name=folder ...; the others are compared with the first
@@ -23,10 +24,10 @@ def get_config(preset="tiny"):
     c.service = common.chat_service(max_tokens=1024)  # of the chat model
     c.reward_model = ""  # also scores every answer when it is not the judge
     c.prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl
-    c.num_prompts = 400
-    c.batch_size = 100 if small else 128
-    c.max_prompt_tokens = lengths.prompt
-    c.max_response_tokens = lengths.generated
-    c.temperature = 1.0
+    c.num_prompts = 400  # the first so many are answered
+    c.batch_size = 100 if small else 128  # prompts at a time
+    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
+    c.max_response_tokens = lengths.generated  # where generation stops
+    c.temperature = 1.0  # divides the logits; 0: greedy
     c.tie_margin = 0.1  # of quality, score or marks
     return c

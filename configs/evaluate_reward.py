@@ -16,7 +16,8 @@ def get_config(preset="tiny"):
     c.comparisons_train = ""  # what the bag-of-words baseline learns from
     c.batch_size = 32 if small else 128  # pairs
     c.max_prompt_tokens = 1024  # limits that leave out little, whatever the source
-    c.max_response_tokens = 1024
+    c.max_response_tokens = 1024  # longer ones are left out
     c.too_long = "drop"  # or "truncate_prompt": without its oldest turns
+    # Widths of batches: few widths, few programs.
     c.pad_to_multiple = 32 if small else 128
     return c

@@ -15,11 +15,11 @@ def get_config(preset="tiny"):
     c.reward_model = ""  # a workdir of stages/reward.py
     c.num_responses = 4  # to each prompt
     c.batch_size = 64  # prompts at a time
-    c.max_prompt_tokens = lengths.prompt
-    c.max_response_tokens = lengths.generated
-    c.temperature = 1.0
-    c.top_k = 0
-    c.top_p = 1.0
+    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
+    c.max_response_tokens = lengths.generated  # where generation stops
+    c.temperature = 1.0  # divides the logits; 0: greedy
+    c.top_k = 0  # sample of so many likeliest tokens; 0: of all
+    c.top_p = 1.0  # sample of the likeliest that reach this probability
     # Which responses make a pair: "ranks", "random" or "every" (data/pair_rules.py)
     c.rule = "ranks"
     c.chosen_rank = 0  # 0 is the best; read by the rule "ranks"

@@ -167,8 +167,8 @@ def get_config(preset="tiny"):
     c = ConfigDict()
     c.data = common.data(preset)
     c.seed = 0  # of the intervals within a run
-    c.seeds = (0, 1, 2, 3, 4)
-    c.claims = (1, 2, 3, 4, 5, 6)
+    c.seeds = (0, 1, 2, 3, 4)  # each with its own world, models and runs
+    c.claims = (1, 2, 3, 4, 5, 6)  # of MEASURES, to be shown
     c.results = "results"  # the folder of the tables and plots
     c.workers = 2  # runs at a time; each has its share of the cores
     return c

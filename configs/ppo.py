@@ -11,6 +11,7 @@ def get_config(preset="tiny"):
     c = common.stage("ppo", preset)
     common.with_model(c, preset)
     common.with_training(c)
+    # Positions projected to the vocabulary at once; 0: all.
     c.chunk_size = common.chunk_size(preset)
     small, lengths = common.is_small(preset), common.lengths(preset)
     # The paper's learning rate is 1e-6; a model of 1M parameters wants a larger one.
@@ -25,18 +26,19 @@ def get_config(preset="tiny"):
     c.offload_frozen = False  # they wait in the host's memory while others are at work
     c.reference = ""  # "": where the policy starts
     c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
-    c.eval_prompts = ""
+    c.eval_prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl
     # Iterations; the paper: 600 to 800.
     c.total_steps = 32 if preset == "tiny" else 30 if preset == "hh" else 700
     # Responses an iteration: to batch_size / samples_per_prompt prompts.
     c.batch_size = 128 if preset == "tiny" else 32 if preset == "hh" else 256
     c.samples_per_prompt = 1  # "rloo" and "grpo" need 2 or more
-    c.ppo_epochs = 1
-    c.minibatches = 4
-    c.max_prompt_tokens = lengths.prompt
-    c.max_response_tokens = lengths.generated
+    c.ppo_epochs = 1  # passes over the responses of an iteration
+    c.minibatches = 4  # updates in a pass
+    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
+    c.max_response_tokens = lengths.generated  # where generation stops
+    # Widths of batches: few widths, few programs.
     c.pad_to_multiple = 16 if small else 128
-    c.temperature = 1.0
+    c.temperature = 1.0  # of sampling, and of the log-probabilities that are trained
     # "gae", with a value model; without one: "rloo", "grpo" (both with baseline "none"
     # and several samples a prompt), "remax" (with baseline "greedy" or "reference").
     c.advantage = "gae"
@@ -46,27 +48,27 @@ def get_config(preset="tiny"):
     # The paper: no normalisation beside its baseline. Scores less their baseline by
     # their running moments; rewards (mean kept) and advantages over a batch's tokens.
     c.normalise_scores = False
-    c.whiten_rewards = False
-    c.whiten_advantages = False
-    c.kl_coef = 0.03
+    c.whiten_rewards = False  # without moving their mean
+    c.whiten_advantages = False  # to mean 0 and variance 1
+    c.kl_coef = 0.03  # price of a nat of KL to the reference
     c.kl_in_loss = False  # True: GRPO's k3 in the loss; False: in the rewards
     c.kl_target = 0.0  # nats a response; above 0, kl_coef adapts to it
-    c.kl_horizon = 10000.0
+    c.kl_horizon = 10000.0  # responses in which kl_coef moves by the whole error
     # Nats a response above which the run goes back to its last checkpoint, with kl_coef
     # doubled, and at the next time after max_rollbacks stops.
     c.kl_ceiling = 100.0
-    c.max_rollbacks = 0
-    c.gamma = 1.0
-    c.lam = 0.95
-    c.clip_range = 0.2
+    c.max_rollbacks = 0  # 0: the first KL above the ceiling stops the run
+    c.gamma = 1.0  # discount of rewards, token by token
+    c.lam = 0.95  # of generalised advantage estimation; 1: no bootstrapping
+    c.clip_range = 0.2  # of the ratio of new and old probability
     c.dual_clip = 0.0  # bound of the loss where A < 0, above 1; 0.0: none
     c.value_clip_range = 1.0 if small else 0.2  # scores of the testbed spread by 1
     c.beta_sft = 0.5  # weight of the SFT loss; the paper gives no value
     c.sft_batch_size = 8 if small else 32  # dialogues an update
-    c.max_sft_tokens = lengths.dialogue
+    c.max_sft_tokens = lengths.dialogue  # longer dialogues are left out
     c.missing_end_penalty = 1.0  # off the score of a response cut at its limit
-    c.score_clip = 10.0
-    c.eval_every = 4 if small else 20
+    c.score_clip = 10.0  # bound of baselined scores, either side; inf: none
+    c.eval_every = 4 if small else 20  # steps, and at the end; 0: never
     c.num_samples = 8  # conversations written at each evaluation
-    c.save_every = 16 if small else 50
+    c.save_every = 16 if small else 50  # steps, and at the end; 0: never
     return c

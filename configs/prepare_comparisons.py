@@ -17,7 +17,7 @@ PRESETS = ("default",)
 def get_config(preset="default"):
     common.check_preset(preset, PRESETS, "prepare_comparisons")
     c = ConfigDict()
-    c.stage = "prepare_comparisons"
+    c.stage = "prepare_comparisons"  # module in rlhf_jax/stages
     c.seed = 0  # decides which pairs length balancing drops
     # Files .jsonl[.gz] with commas between, or data sets: a folder, "hf:NAME[:SUBSET]"
     # or "tfds:NAME" (data/reading/rows.py).

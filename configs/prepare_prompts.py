@@ -16,7 +16,7 @@ PRESETS = ("default",)
 def get_config(preset="default"):
     common.check_preset(preset, PRESETS, "prepare_prompts")
     c = ConfigDict()
-    c.stage = "prepare_prompts"
+    c.stage = "prepare_prompts"  # module in rlhf_jax/stages
     c.seed = 0  # decides which prompts of a large intent stay
     # Files .jsonl[.gz] with commas between, or data sets: a folder, "hf:NAME[:SUBSET]"
     # or "tfds:NAME" (data/reading/rows.py).
@@ -25,7 +25,7 @@ def get_config(preset="default"):
     c.intent_field = "intent"  # of rows that are not in our own layout
     c.on_bad_record = "error"  # or "skip": left out; bad_records.jsonl lists them
     c.min_characters = 4  # of the last message
-    c.max_characters = 8000
+    c.max_characters = 8000  # of the last message
     c.languages = ""  # ISO 639-1 with commas between, "zh,en"; "": any
     c.max_similarity = 0.8  # Jaccard of 5-grams; above it a near-duplicate; 1: none
     c.scorer = "rules"  # or "judge", "heads", "none"
@@ -37,6 +37,6 @@ def get_config(preset="default"):
     # with the questions of rlhf_jax/data/prompt_quality.py as prompts.
     c.heads = ""
     c.batch_size = 64  # prompts at a time through a head
-    c.pad_to_multiple = 64
-    c.dtype = "float32"
+    c.pad_to_multiple = 64  # widths of batches: few widths, few programs
+    c.dtype = "float32"  # of the heads' computation
     return c

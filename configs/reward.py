@@ -14,16 +14,17 @@ def get_config(preset="tiny"):
     small, lengths = common.is_small(preset), common.lengths(preset)
     c.optimizer = common.optimizer(5e-4 if small else 1e-5)
     c.comparisons = ""  # a .jsonl file; "": the data folder's comparisons.jsonl
-    c.comparisons_test = ""
+    c.comparisons_test = ""  # held out; "": the data folder's comparisons_test.jsonl
     human = preset == "hh"  # few comparisons, and nobody has balanced them
     # Of the training prompts, to choose the best model by.
     c.validation_share = {"hh": 0.1, "tiny": 0.05}.get(preset, 0.01)
     c.length_bucket = 10 if human else 0  # tokens; 0: balanced already (collect)
     c.too_long = "truncate_prompt" if human else "drop"  # whole turns, the oldest first
-    c.epochs = 2 if human else 1
+    c.epochs = 2 if human else 1  # passes over the data
     c.batch_size = 32 if small else 128  # pairs
-    c.max_prompt_tokens = lengths.prompt
+    c.max_prompt_tokens = lengths.prompt  # of longer ones too_long decides
     c.max_response_tokens = 192 if human else lengths.response  # 96 % of hh-rlhf
+    # Widths of batches: few widths, few programs.
     c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128
     c.score_regularisation = 0.01  # the paper gives no value
     c.margin = 0.0  # that the score of chosen shall have over rejected
@@ -31,6 +32,6 @@ def get_config(preset="tiny"):
     c.num_centring_pairs = 512  # whose mean score becomes 0 at the end
     c.eval_every = 50 if small else 100  # steps; validation
     c.patience = 3 if human else 0  # evaluations none of them better; 0: go on
-    c.save_every = 500
+    c.save_every = 500  # steps; the end is always saved
     c.num_samples = 8  # held-out pairs written with their scores at the end
     return c

@@ -20,7 +20,7 @@ def get_config(preset="tiny"):
     # The scale is the reward model's: see the quantiles in summary.json.
     c.epsilon = 0.25
     c.batch_size = 64  # prompts at a time
-    c.max_prompt_tokens = lengths.prompt
-    c.max_response_tokens = lengths.generated
+    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
+    c.max_response_tokens = lengths.generated  # where generation stops
     c.temperature = 1.0  # PPO's
     return c

@@ -10,17 +10,18 @@ def get_config(preset="tiny"):
     c = common.stage("sft", preset)
     common.with_model(c, preset)
     common.with_training(c)
+    # Positions projected to the vocabulary at once; 0: all.
     c.chunk_size = common.chunk_size(preset)
     small, lengths = common.is_small(preset), common.lengths(preset)
     c.optimizer = common.optimizer(2e-3 if small else 1e-5)
-    c.epochs = 3 if small else 2
+    c.epochs = 3 if small else 2  # passes over the data
     c.batch_size = 16 if small else 128  # dialogues
-    c.max_tokens = lengths.dialogue
+    c.max_tokens = lengths.dialogue  # longer dialogues are left out
     # Few widths mean few compiled programs.
     c.pad_to_multiple = 32 if preset == "tiny" else 64 if preset == "hh" else 256
-    c.eval_every = 200
-    c.save_every = 500
+    c.eval_every = 200  # steps, and at the end; 0: never
+    c.save_every = 500  # steps, and at the end; 0: never
     c.num_samples = 8  # conversations written at the end
     c.max_prompt_tokens = lengths.prompt  # of these samples
-    c.max_response_tokens = lengths.generated
+    c.max_response_tokens = lengths.generated  # of these samples
     return c

@@ -1,0 +1,232 @@
+"""Writes docs/configuration.md from configs/*.py: every key, its defaults, its reason.
+
+python docs/make_configuration.py
+
+A key's reason is the comment on its line, or the comment lines right above it.
+"""
+
+import ast
+import importlib
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for configs/, which is no part of the package
+
+from configs import common, ppo  # noqa: E402
+from rlhf_jax.training import options  # noqa: E402
+
+PAGE = ROOT / "docs" / "configuration.md"
+COMMON = ROOT / "configs" / "common.py"
+# One of the published sizes stands for all of them.
+PRESETS = {"tiny": "tiny", "hh": "hh", "chatglm3_6b": "published"}
+OTHER_PRESETS = {"paper": ("tiny",), "pipeline": ("tiny", "hh")}
+OTHER_PRESETS |= dict.fromkeys(("prepare_prompts", "prepare_comparisons"), ("default",))
+
+# What several configs have, as functions of configs/common.py: how it is called, and
+# the prefix of its keys.
+SHARED = {
+    "stage": ("every stage", ""),
+    "with_model": ("stages that start from a policy", ""),
+    "with_training": ("stages that train", ""),
+    "optimizer": ("the optimizer", "optimizer."),
+    "data": ("the data", "data."),
+    "testbed": ("the testbed", "data.testbed."),
+    "annotators": ("simulated annotators", "data.annotators."),
+    "chat_service": ("a chat service that judges", "service."),
+}
+INTRO = """# Configuration
+
+Made from `configs/*.py` by `docs/make_configuration.py`; do not edit.
+
+A config is a file and a preset, and every key can be set on the command line. Words
+need no quotes, tuples do:
+
+```
+python launch/train.py --config=configs/sft.py:tiny --workdir=runs/short \\
+    --config.epochs=1 --config.optimizer.learning_rate=1e-3 --config.mesh='(1, 1, 1)'
+```
+
+An unknown key is refused with the nearest known one; so is a value out of its bounds,
+before anything is read. The resolved config of a run is its `config.json`.
+
+`tiny` is the testbed on a CPU, `hh` real comparisons with a model as small;
+"published" are the published sizes with the paper's settings, which differ in `model`
+alone: {published}. Where presets differ, `tiny` comes first.
+"""
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    published = ", ".join(f"`{name}`" for name in common.PUBLISHED)
+    parts = [INTRO.format(published=published)]
+    files = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+    files.remove("common")
+    parts += [config_section(name) for name in files]
+    parts += [shared_section(name) for name in SHARED]
+    return "\n".join(parts)
+
+
+def config_section(name: str) -> str:
+    """A config file: what it shares with others, and a table of the rest."""
+    module = importlib.import_module(f"configs.{name}")
+    presets = OTHER_PRESETS.get(name, tuple(PRESETS))
+    flat = {preset: dict(leaves(module.get_config(preset))) for preset in presets}
+    config = module.get_config(presets[0])
+    own = comments(ROOT / "configs" / f"{name}.py")
+    rows = {key: reason for key, reason in own.items() if key in flat[presets[0]]}
+    shared = [
+        f"[{words}](#{_anchor(words)})"
+        for function, (words, _) in SHARED.items()
+        if function in ("stage", "with_model", "with_training")
+        and set(comments(COMMON, function)) - {"data"} <= set(config)
+    ]
+    for part in (key for key, value in config.items() if isinstance(value, ConfigDict)):
+        anchor, base, reasons = _part(name, part, presets[0])
+        reason = own.get(part, "").rstrip(".")
+        shared.append(f"[`{part}.*`](#{anchor})" + f" ({reason})" * bool(reason))
+        for key, value in leaves(config[part]):
+            if key not in base or base[key] != value:
+                full = f"{part}.{key}"
+                rows[full] = own.get(full) or reasons.get(key.rpartition(".")[2], "")
+    lines = [f"## {name}", "", _docstring(module), ""]
+    if shared:
+        lines += [f"Besides: {', '.join(shared)}.", ""]
+    return "\n".join([*lines, table(rows, flat), ""])
+
+
+def shared_section(function: str) -> str:
+    """A function of configs/common.py: the table of what it sets."""
+    words, prefix = SHARED[function]
+    flat = {}
+    for preset in PRESETS:
+        config = ppo.get_config(preset)
+        config.optimizer = common.optimizer(config.optimizer.learning_rate)
+        config.service = common.chat_service(max_tokens=0)
+        flat[preset] = dict(leaves(config))
+        given = ("stage", "optimizer.learning_rate", "service.max_tokens")
+        flat[preset] |= dict.fromkeys(given, "set by each file")
+    rows = {
+        prefix + key: reason
+        for key, reason in comments(COMMON, function).items()
+        if prefix + key in flat["tiny"]
+    }
+    return "\n".join([f"## {words.capitalize()}", "", table(rows, flat), ""])
+
+
+def table(rows: dict[str, str], flat: dict[str, dict]) -> str:
+    """Keys with their reasons, their values by preset, and their bounds."""
+    lines = ["| key | default | must be | what it is |", "|---|---|---|---|"]
+    lines += [
+        f"| `{key}` | {_default(key, flat)} | {_bound(key)} | {reason} |"
+        for key, reason in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def comments(path: Path, function: str = "") -> dict[str, str]:
+    """The reason of every `c.KEY = ...` of a config file, of one function or all."""
+    source = path.read_text(encoding="utf-8")
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    notes = {  # line -> its comment, and whether it has nothing else
+        token.start[0]: (token.string.strip("# "), token.line.lstrip()[0] == "#")
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
+    found = {}
+    functions = [
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and function in ("", node.name)
+    ]
+    for node in (n for f in functions for n in ast.walk(f)):
+        if not isinstance(node, ast.Assign):
+            continue
+        key = re.fullmatch(r"c\.([\w.]+)", ast.unparse(node.targets[0]))
+        if key:
+            reason = [notes.get(node.end_lineno, ("", False))[0]]
+            line = node.lineno - 1
+            while notes.get(line, ("", False))[1]:
+                reason.insert(0, notes[line][0])
+                line -= 1
+            found[key.group(1)] = " ".join(filter(None, reason)).replace("|", "\\|")
+    return found
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(key with dots, value) of everything in a config."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _part(name: str, key: str, preset: str) -> tuple[str, dict, dict[str, str]]:
+    """Where a part of a config is described, its values there, and its reasons."""
+    own = ROOT / "configs" / f"{key}.py"
+    if own.exists():
+        base = importlib.import_module(f"configs.{key}").get_config(preset)
+        return key, dict(leaves(base)), comments(own)
+    calls = {
+        "data": ("data", lambda: common.data(preset)),
+        "optimizer": ("optimizer", lambda: common.optimizer(0.0)),
+        "value_optimizer": ("optimizer", lambda: common.optimizer(0.0)),
+        "service": ("chat_service", lambda: common.chat_service(max_tokens=0)),
+        "judge": ("chat_service", lambda: common.chat_service(max_tokens=0)),
+    }
+    if key not in calls:  # a function of its own file
+        reasons = comments(ROOT / "configs" / f"{name}.py", key)
+        return name, {}, reasons
+    function, make = calls[key]
+    reasons = comments(COMMON, function)
+    return _anchor(SHARED[function][0]), dict(leaves(make())), reasons
+
+
+def _docstring(module) -> str:
+    return module.__doc__.partition("\n\nRun:")[0].strip()
+
+
+def _anchor(words: str) -> str:
+    return words.replace(" ", "-")
+
+
+def _default(key: str, flat: dict[str, dict]) -> str:
+    """The value of the first preset, and those of others that differ."""
+    values = {preset: f[key] for preset, f in flat.items()}
+    first, *others = values
+    texts = [_text(values[first])]
+    texts += [
+        f"{PRESETS.get(preset, preset)} {_text(values[preset])}"
+        for preset in others
+        if values[preset] != values[first]
+    ]
+    return "; ".join(texts)
+
+
+def _text(value) -> str:
+    return '`""`' if value == "" else f"`{value}`"
+
+
+def _bound(key: str) -> str:
+    name = key.rpartition(".")[2]
+    if name in options.CHOICES:
+        return ", ".join(options.CHOICES[name])
+    return next(
+        (words for words, (_, keys) in options.BOUNDS.items() if name in keys.split()),
+        "",
+    )
+
+
+if __name__ == "__main__":
+    main()
