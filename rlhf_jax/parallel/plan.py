@@ -190,10 +190,12 @@ def bytes_per_device(x) -> int:
 
 
 def largest_allocations(message: str) -> list[str]:
-    """From the compiler's error: sizes and shapes of the largest allocations."""
+    """From the compiler's error: sizes and shapes of the largest allocations; its
+    beginning, where it has none."""
     kept = ("Used ", "Size: ", "Operator: ", "Shape: ")
     lines = [line.strip() for line in message.splitlines()]
-    return [line for line in lines if any(part in line for part in kept)][:13]
+    found = [line for line in lines if any(part in line for part in kept)]
+    return found[:13] or [line[:500] for line in lines[:3]]
 
 
 def moved_bytes(text: str, *, loop_steps: int = 1) -> dict[str, int]:

@@ -57,6 +57,8 @@ def test_the_largest_allocations_are_read_from_the_compilers_error():
     lines = largest_allocations(message)
     assert lines[0].startswith("Used 22.81G of 15.75G hbm")
     assert any("f32[32,8,2048,2048]" in line for line in lines)
+    other = "RESOURCE_EXHAUSTED: A kernel wants more vmem than there is."
+    assert largest_allocations(other) == [other]
 
 
 @pytest.mark.parametrize("kind", CHIPS)
