@@ -25,6 +25,11 @@ def test_a_bucket_with_one_side_only_is_emptied():
     assert not out.keep.any()
 
 
+def test_there_are_as_many_buckets_as_the_largest_difference_needs():
+    out = length_balance(np.array([9, 8]), np.array([9, 8]), width=4, seed=0)
+    assert out.bucket.tolist() == [0]
+
+
 lengths = st.lists(
     st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=0, max_size=80
 )
