@@ -85,7 +85,10 @@ def workdir(request, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("workdir", ["sft", "reward"], indirect=True)
+SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("reward", "ppo")]
+
+
+@pytest.mark.parametrize("workdir", ["sft", SLOW[0]], indirect=True)
 def test_a_batch_that_is_in_order_has_the_loss_of_its_rows(workdir):
     found = replay.replay(workdir, workdir / "suspects" / "step_000007.npz")
     assert (found["step"], found["reason"]) == (7, "loss/x nan")
@@ -95,7 +98,7 @@ def test_a_batch_that_is_in_order_has_the_loss_of_its_rows(workdir):
     assert len(found["texts"]) == B
 
 
-@pytest.mark.parametrize("workdir", ["dpo", "ppo"], indirect=True)
+@pytest.mark.parametrize("workdir", ["dpo", SLOW[1]], indirect=True)
 def test_the_row_that_is_not_finite_is_found(workdir, capsys):
     found = replay.replay(workdir, workdir / "suspects" / "step_000007.npz")
     assert np.isnan(found["loss"])
