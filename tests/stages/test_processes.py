@@ -58,7 +58,6 @@ def test_an_iteration_of_ppo_in_two_processes_is_that_of_one(data_folder, tmp_pa
         "max_prompt_tokens": 128,
         "max_response_tokens": 12,
         "pad_to_multiple": 128,
-        "offload_frozen": True,
     }
     with socket.socket() as free:
         free.bind(("localhost", 0))
