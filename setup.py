@@ -57,6 +57,8 @@ setup(
             "beartype>=0.20",
             GRADIO,
             "hypothesis>=6.100",
+            "ipykernel>=6.29",
+            "nbclient>=0.10",  # runs colabs/
             "playwright>=1.50",  # drives Debian's chromium; without it tests skip
             "pytest>=8",
             "pytest-xdist>=3.6",

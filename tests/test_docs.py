@@ -1,0 +1,185 @@
+"""What the documentation says is so: its commands are understood, its tables complete.
+
+A command of the README or of docs/ is not run to its end, which takes hours. Its
+script, config file, preset, keys, values and flags are checked as the script checks
+them; the commands for TPU machines are run with --dry-run. What needs hardware or an
+account stands under a line **Needs ...**.
+"""
+
+import ast
+import importlib.util
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "launch" / "tpu"))
+import gke
+import start
+import vm
+from jobs import Job
+
+from rlhf_jax.training import options
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TPU = {"launch/tpu/vm.py": vm, "launch/tpu/gke.py": gke}
+HARDWARE = r"launch/tpu/|^docker |--coordinator|--topology=v|gs://"
+
+
+def commands(page: Path) -> list[tuple[str, str]]:
+    """(command, the **Needs ...** line over its block or "") of a page's blocks."""
+    found, last_line = [], ""
+    blocks = re.split(r"^```", page.read_text(), flags=re.MULTILINE)
+    for text, block in zip(blocks[::2], blocks[1::2], strict=False):
+        last_line = text.strip().rpartition("\n\n")[2].replace("\n", " ")
+        language, _, body = block.partition("\n")
+        if language in ("", "sh", "bash") and re.match(
+            r"(\S*python|docker|git) ", body
+        ):
+            needs = last_line if last_line.startswith("**Needs") else ""
+            for line in body.replace("\\\n", " ").strip().splitlines():
+                found += [(part.strip(), needs) for part in line.split("&&")]
+    return found
+
+
+EVERY = [
+    pytest.param(command, needs, id=f"{page.name}: {command[:60]}")
+    for page in PAGES
+    for command, needs in commands(page)
+]
+
+
+def test_there_are_commands():
+    assert len(EVERY) > 30
+    assert all(len(commands(page)) for page in PAGES)
+
+
+@pytest.mark.parametrize(("command", "needs"), EVERY)
+def test_a_command_is_understood(command, needs, capsys, monkeypatch):
+    words = shlex.split(command)
+    if words[0] in ("docker", ".venv/bin/pip"):
+        return
+    assert re.fullmatch(r"(\.venv/bin/)?python3?", words[0]), f"unknown: {command}"
+    if words[1] == "-m":
+        assert words[2] in ("venv", "pytest") or importlib.util.find_spec(words[2])
+        return
+    script, *arguments = words[1:]
+    assert (ROOT / script).is_file(), f"there is no {script}"
+    if script in TPU:
+        monkeypatch.setattr(subprocess, "run", pytest.fail)
+        monkeypatch.chdir(ROOT)
+        split = arguments.index("--") if "--" in arguments else len(arguments)
+        TPU[script].main([*arguments[:split], "--dry-run", *arguments[split:]])
+        assert capsys.readouterr().out
+        arguments = arguments[split + 1 :]
+        script = "launch/train.py"
+    check_flags(script, arguments)
+
+
+def check_flags(script: str, arguments: list[str]) -> None:
+    """Every flag is one of the script, and the config takes every value."""
+    sources = [
+        ROOT / script,
+        ROOT / "launch" / "start.py",
+        ROOT / "launch" / "hosts.py",
+    ]
+    known = re.findall(
+        r'(?:DEFINE_\w+\(|add_argument\()\s*"(?:--)?(\w[\w-]*)"',
+        "".join(source.read_text() for source in sources),
+    )
+    values, overrides = {}, {}
+    for argument in arguments:
+        if not argument.startswith("--"):
+            continue
+        name, _, value = argument[2:].partition("=")
+        if name.startswith("config."):
+            overrides[name.removeprefix("config.")] = value
+        else:
+            assert name in [*known, "config", "help"], f"{script} has no flag --{name}"
+            values[name] = value
+    for flag in ("grid", "list", "set"):  # of launch/sweep.py
+        for value in [a for a in arguments if a.startswith(f"--{flag}=config.")]:
+            key, _, several = value.partition("=config.")[2].partition("=")
+            overrides[key] = several.split(",")[0]
+    if "config" not in values:
+        assert not overrides
+        return
+    path = values["config"]
+    start.check_config_flags(
+        ["", f"--config={ROOT / path}", *(f"--config.{key}=" for key in overrides)]
+    )
+    overrides = {key: typed(path, key, text) for key, text in overrides.items()}
+    options.check(Job("", path, overrides, ROOT).resolve())
+
+
+def typed(path: str, key: str, text: str):
+    """A flag's text as the config's type."""
+    file, _, preset = path.partition(":")
+    config = runpy.run_path(str(ROOT / file))["get_config"](*[preset] * bool(preset))
+    for part in key.split("."):
+        config = config[part]
+    if isinstance(config, str):
+        return text
+    value = ast.literal_eval(text)
+    return float(value) if isinstance(config, float) else value
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+def test_what_needs_hardware_says_so(page):
+    for command, needs in commands(page):
+        assert bool(re.search(HARDWARE, command)) <= bool(needs), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), link
+    folders = "configs|launch|rlhf_jax|tests|docs|colabs|benchmarks"
+    for name in re.findall(rf"`((?:{folders})/[\w/.]+\.\w+)[`:]", text):
+        invented = re.search(r"/(mine|test_mine|yours|NAME)\.py", name)
+        assert invented or (ROOT / name).exists(), name
+
+
+def configuration():
+    return runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))
+
+
+def test_the_page_of_the_configuration_is_up_to_date():
+    made = configuration()["page"]()
+    message = "run python docs/make_configuration.py"
+    assert made == (ROOT / "docs" / "configuration.md").read_text(), message
+
+
+def test_every_key_of_every_config_is_explained():
+    script = configuration()
+    page = script["page"]()
+    sections = dict(
+        section.split("\n", 1) for section in re.split(r"^## ", page, flags=re.M)[1:]
+    )
+    assert not re.findall(r".*\|\s*\|$", page, flags=re.MULTILINE)  # without a reason
+    rows = {
+        name: set(re.findall(r"^\| `([\w.]+)`", text, flags=re.MULTILINE))
+        for name, text in sections.items()
+    }
+    stages = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"common"}
+    assert stages <= set(rows)
+    shared = {key for name in set(rows) - stages for key in rows[name]}
+    names = {"value_optimizer": "optimizer", "judge": "service"}
+
+    def is_explained(key: str, stage: str) -> bool:
+        part, _, inner = key.partition(".")
+        if key in rows[stage] | shared or f"{names.get(part)}.{inner}" in shared:
+            return True
+        return part in stages and is_explained(inner, part)
+
+    for stage in stages:
+        config = runpy.run_path(str(ROOT / "configs" / f"{stage}.py"))["get_config"]()
+        for key, _ in script["leaves"](config):
+            assert is_explained(key, stage), f"{stage}: {key}"
