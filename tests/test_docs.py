@@ -29,7 +29,7 @@ from rlhf_jax.training import options
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TPU = {"launch/tpu/vm.py": vm, "launch/tpu/gke.py": gke}
-HARDWARE = r"launch/tpu/|^docker |--coordinator|--topology=v|gs://"
+HARDWARE = r"launch/tpu/|^docker |--coordinator|--topology=v"
 
 
 def commands(page: Path) -> list[tuple[str, str]]:
@@ -39,9 +39,7 @@ def commands(page: Path) -> list[tuple[str, str]]:
     for text, block in zip(blocks[::2], blocks[1::2], strict=False):
         last_line = text.strip().rpartition("\n\n")[2].replace("\n", " ")
         language, _, body = block.partition("\n")
-        if language in ("", "sh", "bash") and re.match(
-            r"(\S*python|docker|git) ", body
-        ):
+        if not language and re.match(r"(\S*python3?|docker) ", body):
             needs = last_line if last_line.startswith("**Needs") else ""
             for line in body.replace("\\\n", " ").strip().splitlines():
                 found += [(part.strip(), needs) for part in line.split("&&")]
@@ -56,8 +54,7 @@ EVERY = [
 
 
 def test_there_are_commands():
-    assert len(EVERY) > 30
-    assert all(len(commands(page)) for page in PAGES)
+    assert len(EVERY) > 40
 
 
 @pytest.mark.parametrize(("command", "needs"), EVERY)

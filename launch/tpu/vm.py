@@ -4,7 +4,7 @@ python launch/tpu/vm.py create  NAME --zone=us-west4-a --type=v5litepod-32 \\
     [--queued] [--spot]
 python launch/tpu/vm.py install NAME --zone=us-west4-a
 python launch/tpu/vm.py start   NAME --zone=us-west4-a -- \\
-    --config=configs/ppo.py:chatglm3_6b --workdir=gs://... --config.init_from=...
+    --config=configs/ppo.py:chatglm3_6b --workdir=/mnt/... --config.init_from=...
 python launch/tpu/vm.py logs    NAME --zone=us-west4-a
 python launch/tpu/vm.py delete  NAME --zone=us-west4-a [--queued]
 
