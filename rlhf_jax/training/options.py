@@ -24,18 +24,17 @@ BOUNDS = {
         min_characters min_margin min_per_intent missing_end_penalty noise num_probes
         num_samples patience prompt_price response_price save_every
         score_regularisation seed spending_limit spike_zscore temperature tie_margin
-        top_k warmup_steps weight_decay""",
+        top_k warmup_steps weight_decay epsilon learning_rate""",
     ),
     "above 0": (
         lambda x: 0 < x < math.inf,
-        "beta clip_range eps kl_horizon learning_rate sharpness timeout "
-        "value_clip_range",
+        "beta clip_range eps kl_horizon sharpness timeout value_clip_range",
     ),
     "above 0, perhaps inf": (lambda x: x > 0, "score_clip"),
     "above 0 and at most 1": (lambda x: 0 < x <= 1, "top_p"),
     "from 0 to 1": (
         lambda x: 0 <= x <= 1,
-        """careless_share confidence contradictory_share epsilon final good_share
+        """careless_share confidence contradictory_share final good_share
         identity_share json_share known_share lam max_contradicted max_similarity
         min_known_right min_score padded_share repeat_share sloppy_share tie_share""",
     ),
