@@ -39,7 +39,12 @@ CONFIGS = [
     ("sft", "dtype", "float64", r"dtype='float64' must be one of float32, bfloat16"),
     ("sft", "dtype", "fp16", r"config.dtype='fp16' must be one of"),
     ("sft", "param_dtype", "int8", r"param_dtype='int8' must be one of float32"),
-    ("sft", "optimizer.learning_rate", -1e-3, r"learning_rate=-0.001 must be at least 0"),
+    (
+        "sft",
+        "optimizer.learning_rate",
+        -1e-3,
+        r"learning_rate=-0.001 must be at least 0",
+    ),
     ("sft", "optimizer.learning_rate", NAN, r"learning_rate=nan must be at least 0"),
     ("sft", "optimizer.learning_rate", INF, r"learning_rate=inf must be at least 0"),
     ("sft", "optimizer.b1", 1.0, r"optimizer.b1=1.0 must be from 0 to below 1"),
