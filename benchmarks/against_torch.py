@@ -1,6 +1,6 @@
 """This project and a plain torch loop on the same work, side by side, in turns.
 
-pip install -e '.[bench]'
+pip install -e '.[parity]'
 python -m benchmarks.against_torch [--rounds=3] [--repeats=10] [--out=results]
 
 Every round runs, for every row, this project and then torch, each in a process of its

@@ -99,23 +99,7 @@ def plot_training(groups: Sequence[Group], path: Path) -> bool:
     colours = _colours(groups, [])
 
     def panel(metric: str, title: str):
-        curves = [
-            plots.curve(
-                [
-                    [
-                        (line["step"], line[metric])
-                        for line in run.metrics
-                        if line.get(metric) is not None
-                    ]
-                    for run in group.runs
-                ],
-                colour=colours[group.label],
-                label=group.label,
-            )
-            for group in trained
-        ]
-        curves = [curve for curve in curves if curve is not None]
-
+        curves = plots.group_curves(trained, metric, colours)
         if not curves:
             return None
         return lambda axes: plots.draw_curves(axes, curves, title=title, x="step")
@@ -142,16 +126,7 @@ def _way(group: Group, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     curves = [
         plots.curve(
-            [
-                [
-                    (line["step"], line[name])
-                    for line in run.metrics
-                    if line.get(metric) is not None
-                ]
-                for run in group.runs
-            ],
-            colour=0,
-            label="",
+            [run.series(name, where=metric) for run in group.runs], colour=0, label=""
         )
         for name in ("objective/kl", metric)
     ]

@@ -10,7 +10,13 @@ import numpy as np
 
 from rlhf_jax.evaluation.report import plots, tables
 from rlhf_jax.evaluation.report.conversations import conversations
-from rlhf_jax.evaluation.report.runs import Group, Run, group_runs, read_lines
+from rlhf_jax.evaluation.report.runs import (
+    Group,
+    Run,
+    group_runs,
+    has_number,
+    read_lines,
+)
 
 # Of stages that train: metric, title.
 CURVES = (
@@ -118,18 +124,7 @@ def sections(groups: Sequence[Group]) -> Iterator[Section]:
 
 
 def _curves(groups, colours, metric: str, title: str) -> str | None:
-    curves = [
-        plots.curve(
-            [
-                [(x["step"], x[metric]) for x in run.metrics if _has(x, metric)]
-                for run in group.runs
-            ],
-            colour=colours[group.label],
-            label=group.label,
-        )
-        for group in groups
-    ]
-    curves = [curve for curve in curves if curve is not None]
+    curves = plots.group_curves(groups, metric, colours)
     if not curves:
         return None
     name = f"{groups[0].stage} {metric}"
@@ -182,7 +177,7 @@ def _path(run: Run, metric: str) -> np.ndarray:
         (line[kl], line[metric])
         for line in run.metrics
         for kl in ("objective/kl", "eval/kl")  # of PPO, of DPO
-        if _has(line, kl) and _has(line, metric)
+        if has_number(line, kl) and has_number(line, metric)
     ]
     parts = np.array_split(np.array(path), PATH_POINTS)
     return np.array([part.mean(0) for part in parts if len(part)])
@@ -195,7 +190,7 @@ def _lengths(models) -> str | None:
             line["tokens"]
             for run in model.group.runs
             for line in read_lines(run.folder / f"answers_{model.name}.jsonl")
-            if _has(line, "tokens")
+            if has_number(line, "tokens")
         ]
         if tokens:
             found[model.label] = (i, np.array(tokens))
@@ -221,7 +216,3 @@ def _reliability(groups, colours) -> str | None:
     return plots.inline(
         lambda axes: plots.draw_reliability(axes, found, title=title), name=title
     )
-
-
-def _has(line: dict, metric: str) -> bool:
-    return isinstance(line.get(metric), int | float)

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlhf_jax.evaluation.preferences import wilson
+from rlhf_jax.evaluation.report.runs import Group
 
 # Told apart on white and on black, also by the colour-blind (after Okabe and Ito).
 COLOURS = (
@@ -86,6 +87,21 @@ def curve(
     x = np.array([x[rows].mean() for rows in bins])
     y = np.stack([y[:, rows].mean(1) for rows in bins], axis=1)
     return Curve(x, y.mean(0), y.min(0), y.max(0), colour, label)
+
+
+def group_curves(
+    groups: Sequence[Group], metric: str, colours: Mapping[str, int]
+) -> list[Curve]:
+    """The metric step by step, a curve for every group that has it."""
+    found = [
+        curve(
+            [run.series(metric) for run in group.runs],
+            colour=colours[group.label],
+            label=group.label,
+        )
+        for group in groups
+    ]
+    return [curve for curve in found if curve is not None]
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve], *, title: str, x: str) -> None:

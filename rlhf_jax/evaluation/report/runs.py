@@ -32,6 +32,14 @@ class Run(NamedTuple):
     def seed(self) -> int:
         return self.config.get("seed", 0)
 
+    def series(self, metric: str, *, where: str = "") -> list[tuple[int, float]]:
+        """(step, value) of every line that has the metric, and `where` if given."""
+        return [
+            (line["step"], line[metric])
+            for line in self.metrics
+            if has_number(line, metric) and has_number(line, where or metric)
+        ]
+
 
 class Group(NamedTuple):
     """Runs that differ in their seeds alone."""
@@ -178,3 +186,7 @@ def _label(runs: Sequence[Run]) -> str:
     names = [run.name.replace(os.sep, ",").split(",") for run in runs]
     shared = [part for part in names[0] if all(part in name for name in names)]
     return ",".join(shared) or runs[0].stage
+
+
+def has_number(line: dict, metric: str) -> bool:
+    return isinstance(line.get(metric), int | float)
