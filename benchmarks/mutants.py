@@ -3,8 +3,9 @@
 python -m benchmarks.mutants [--files=rlhf_jax/losses/kl.py,...] [--sample=40]
 
 Every mutant is one small change (an operator, a comparison, a number, a sign, min for
-max) of one file, run against that file's own tests. All in one process: what mutants have
-in common is imported and compiled once. Prints the survivors as lines for docs/mutants.md.
+max) of one file, run against that file's own tests, all in one process: what mutants
+have in common is imported and compiled once. Prints the survivors as lines for
+docs/mutants.md.
 """
 
 import argparse
