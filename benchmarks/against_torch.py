@@ -19,12 +19,13 @@ import sys
 from pathlib import Path
 
 SHAPE = ("--model=benchmark", "--prompt=64", "--response=128")
-# Row: unit, this project's command, where its JSON has the rate.
+# Row: unit, the call of benchmarks/ROW.py that is compared, its flags.
 ROWS = {
-    "generate": ("tokens", ("benchmarks.generate", *SHAPE), "per_second"),
-    "sft": ("tokens", ("benchmarks.sft", "--model=benchmark"), "per_second"),
-    "reward": ("pairs", ("benchmarks.reward", *SHAPE), "shared_pairs_per_second"),
-    "dpo": ("pairs", ("benchmarks.dpo", *SHAPE), "on_the_fly_pairs_per_second"),
+    "generate": ("tokens", "generate", SHAPE),
+    "sft": ("tokens", "step", ("--model=benchmark",)),
+    "reward": ("pairs", "shared", SHAPE),
+    "dpo": ("pairs", "on_the_fly", SHAPE),
+    "ppo": ("iterations", "iteration", SHAPE),
 }
 PEER = Path(__file__).parent / "peers" / "torch_glm.py"
 
@@ -52,8 +53,9 @@ def main():
     repeats = f"--repeats={flags.repeats}"
     for _ in range(flags.rounds):
         for row in flags.rows:
-            _, command, key = ROWS[row]
-            ours[row].append(run("-m", *command, repeats)[key])
+            _, call, shape = ROWS[row]
+            found = run("-m", f"benchmarks.{row}", *shape, repeats)
+            ours[row].append(found[call]["per_second"])
             theirs[row].append(run(PEER, f"--row={row}", repeats)["per_second"])
     found = {
         row: {

@@ -56,7 +56,7 @@ def main():
     )
     keys = map(jax.random.key, itertools.count())
     found = measure(
-        lambda: rollout(model, batch, next(keys), sampling),
+        {"generate": lambda: rollout(model, batch, next(keys), sampling)},
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
     )

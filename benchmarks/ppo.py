@@ -1,23 +1,24 @@
 """Seconds of one PPO iteration: generate, score, update.
 
-python -m benchmarks.ppo [--prompts=32] [--new_tokens=128] [--epochs=4] [--iterations=3]
+python -m benchmarks.ppo [--prompts=32] [--response=128] [--epochs=4] [--repeats=10]
 
 32 prompts of 16 to 64 tokens, 128 new tokens each (no response ends early), 4 epochs
 of one minibatch; policy, value, reference and reward model of the preset "benchmark"
 (4 layers, width 256, vocabulary 8,192; 7M parameters), random weights, no SFT term.
-The first iteration compiles and is reported apart; the others are given as medians.
+JSON: the seconds of every part, and of all of them.
 """
 
 import argparse
 import functools
+import itertools
 import json
-import statistics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.timing import measure
 from configs import ppo as ppo_config
 from rlhf_jax.data.batching import prompt_batch
 from rlhf_jax.generation.rollout import rollout
@@ -25,25 +26,22 @@ from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
-from rlhf_jax.models.presets import num_parameters, preset
+from rlhf_jax.models.presets import preset
 from rlhf_jax.training import optimizers, ppo
 from rlhf_jax.training.allocator import keep_freed_memory
-from rlhf_jax.training.metrics import Stopwatch
 from rlhf_jax.training.state import TrainState
-
-PARTS = ("generate", "score", "update")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="benchmark")
     parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--prompt_tokens", type=int, default=64)
-    parser.add_argument("--new_tokens", type=int, default=128)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--response", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--minibatches", type=int, default=1)
     parser.add_argument("--chunk_size", type=int, default=0)
-    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=10)
     flags = parser.parse_args()
     keep_freed_memory()
 
@@ -80,21 +78,21 @@ def main():
     frozen = jax.tree.map(jnp.copy, frozen)  # the state's buffers are donated
     rng = np.random.default_rng(0)
     prompts = [
-        rng.integers(4, config.vocab_size, rng.integers(16, flags.prompt_tokens + 1))
+        rng.integers(4, config.vocab_size, rng.integers(16, flags.prompt + 1))
         for _ in range(flags.prompts)
     ]
     batch = prompt_batch(
         [prompt.tolist() for prompt in prompts],
         np.arange(flags.prompts),
         pad_id=0,
-        width=flags.prompt_tokens,
+        width=flags.prompt,
     )
     sampling = Sampling(
-        max_new_tokens=flags.new_tokens,
+        max_new_tokens=flags.response,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        min_new_tokens=flags.new_tokens,
+        min_new_tokens=flags.response,
         stop_ids=(0,),
         pad_id=0,
         num_tokens=config.vocab_size,
@@ -110,29 +108,31 @@ def main():
         donate_argnums=0,
     )
 
-    found = []
-    for i in range(1 + flags.iterations):
-        key, watch = jax.random.key(i), Stopwatch()
-        rolled = rollout(state.policy.model, batch, key, sampling)
-        jax.block_until_ready(rolled)
-        seconds = [watch.lap()]
-        experience, _, metrics = score(state, frozen, rolled, jnp.zeros(flags.prompts))
-        jax.block_until_ready(experience)
-        seconds.append(watch.lap())
-        state, metrics = update(state, experience, None, key)
-        jax.block_until_ready(metrics)
-        found.append([*seconds, watch.lap()])
-    first, *steady = found
-    medians = [statistics.median(part) for part in zip(*steady, strict=True)]
-    report = {
-        "parameters": num_parameters(config),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "settings": vars(flags),
-        "seconds": dict(zip(PARTS, medians, strict=True)) | {"all": sum(medians)},
-        "first iteration": dict(zip(PARTS, first, strict=True)),
-        "tokens per second": flags.prompts * flags.new_tokens / sum(medians),
-    }
-    print(json.dumps(report, indent=2))
+    keys = map(jax.random.key, itertools.count())
+    now = {}  # what one part leaves to the next
+
+    def generate():
+        now["rollout"] = rollout(state.policy.model, batch, next(keys), sampling)
+        return now["rollout"]
+
+    def score_them():
+        zeros = jnp.zeros(flags.prompts)
+        now["experience"], *rest = score(state, frozen, now["rollout"], zeros)
+        return now["experience"], rest
+
+    def update_both():
+        nonlocal state
+        state, metrics = update(state, now["experience"], None, next(keys))
+        return state, metrics
+
+    found = measure(
+        {"generate": generate, "score": score_them, "update": update_both},
+        repeats=flags.repeats,
+        work=flags.prompts * flags.response,
+    )
+    seconds = sum(found[name]["seconds"] for name in ("generate", "score", "update"))
+    found["iteration"] = {"seconds": seconds, "per_second": 1 / seconds}
+    print(json.dumps(vars(flags) | found))
 
 
 if __name__ == "__main__":

@@ -4,21 +4,18 @@ python -m benchmarks.reward [--pairs=16] [--prompt=64] [--response=64] [--repeat
 
 Where prompts are as long as responses, two separate dialogues are 4 lengths of tokens
 and one row with a shared prompt is 3: a step whose time is all in the tokens is at most
-1.33 times as fast. The compiled steps take turns; the speed-up is the median over
-turns. The tokens in a second are those of the two dialogues, whichever way they were
-computed.
+1.33 times as fast.
 """
 
 import argparse
 import functools
 import json
-import time
 
 import jax
-import numpy as np
-import optax
 from flax import nnx
 
+from benchmarks.inputs import plain_adamw, random_pairs
+from benchmarks.timing import measure
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.data.batching import packed_pairs, pad_right
 from rlhf_jax.losses.reward import ranking_loss
@@ -27,7 +24,6 @@ from rlhf_jax.models.heads import ScoreModel, last_real_token
 from rlhf_jax.models.presets import preset
 from rlhf_jax.stages.reward import train_step
 from rlhf_jax.training.allocator import keep_freed_memory
-from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState, apply_gradients
 
 HYPER = {"margin": 0.0, "label_smoothing": 0.0, "score_regularisation": 0.01}
@@ -60,21 +56,18 @@ def main():
     keep_freed_memory()
 
     config = preset(flags.model)
-    rng = np.random.default_rng(0)
-    lengths = (flags.prompt, flags.response, flags.response)
-    pairs = [
-        tuple(rng.integers(0, config.vocab_size, n).tolist() for n in lengths)
-        for _ in range(flags.pairs)
-    ]
+    pairs = random_pairs(
+        flags.pairs,
+        prompt=flags.prompt,
+        response=flags.response,
+        vocab_size=config.vocab_size,
+    )
     packed = packed_pairs(pairs, pad_id=0, multiple=1, batch_size=flags.pairs)
     rows = [prompt + response for prompt, *both in pairs for response in both]
     tokens, mask = pad_right(rows, flags.prompt + flags.response, pad_id=0)
     plain = SFTBatch(tokens, mask, mask)
 
-    optimizer = adamw(
-        optax.constant_schedule(1e-5), b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1,
-        clip_norm=1.0,
-    )  # fmt: skip
+    optimizer = plain_adamw()
 
     @jax.jit
     def create():
@@ -88,24 +81,15 @@ def main():
         for name, step in {"shared": shared_step, "plain": plain_step}.items()
     }
     states = {name: create() for name in steps}
-    seconds = {name: [] for name in steps}
-    for _ in range(2 + flags.repeats):  # the first compiles, the second warms up
-        for name, step in steps.items():
-            start = time.perf_counter()
-            states[name], metrics = step(states[name], batches[name])
-            jax.block_until_ready((states[name], metrics))
-            seconds[name].append(time.perf_counter() - start)
 
-    seconds = {name: np.array(found[2:]) for name, found in seconds.items()}
-    speedups = seconds["plain"] / seconds["shared"]
-    found = vars(flags) | {
-        "shared_pairs_per_second": round(flags.pairs / np.median(seconds["shared"]), 2),
-        "shared_tokens_per_second": round(mask.sum() / np.median(seconds["shared"])),
-        "plain_tokens_per_second": round(mask.sum() / np.median(seconds["plain"])),
-        "speedup": round(np.median(speedups), 3),
-        "speedup_quartiles": np.quantile(speedups, (0.25, 0.75)).round(3).tolist(),
-    }
-    print(json.dumps(found))
+    def call(name):
+        states[name], metrics = steps[name](states[name], batches[name])
+        return states[name], metrics
+
+    calls = {name: functools.partial(call, name) for name in steps}
+    found = measure(calls, repeats=flags.repeats, work=flags.pairs)
+    speedup = found["plain"]["seconds"] / found["shared"]["seconds"]
+    print(json.dumps(vars(flags) | found | {"speedup": round(speedup, 3)}))
 
 
 if __name__ == "__main__":

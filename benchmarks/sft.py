@@ -13,16 +13,15 @@ import json
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 
+from benchmarks.inputs import plain_adamw
 from benchmarks.timing import measure
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.stages.sft import train_step
 from rlhf_jax.training.allocator import keep_freed_memory
-from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState
 
 
@@ -41,10 +40,7 @@ def main():
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, shape)
     mask = np.ones(shape, bool)
     batch = SFTBatch(tokens.astype(np.int32), mask, mask)
-    optimizer = adamw(
-        optax.constant_schedule(1e-5), b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1,
-        clip_norm=1.0,
-    )  # fmt: skip
+    optimizer = plain_adamw()
     step = jax.jit(
         functools.partial(
             train_step,
@@ -64,7 +60,7 @@ def main():
         state, metrics = step(state, batch)
         return state, metrics
 
-    found = measure(call, repeats=flags.repeats, work=tokens.size)
+    found = measure({"step": call}, repeats=flags.repeats, work=tokens.size)
     print(json.dumps(vars(flags) | found))
 
 

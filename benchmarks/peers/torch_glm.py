@@ -1,11 +1,12 @@
 """The rows of the benchmarks as plain torch loops, to compare with.
 
-python benchmarks/peers/torch_glm.py --row=sft|reward|dpo|generate [--repeats=10]
+python benchmarks/peers/torch_glm.py --row=sft|reward|dpo|generate|ppo [--repeats=10]
 
 transformers' GLM of the shape of the preset "benchmark" (4 layers, width 256,
 vocabulary 8,192), float32, eager, torch's AdamW and clipping. A pair is two rows, each
 with its prompt; only response positions reach the vocabulary, which is more than most
-trainers do. Sampling is transformers' `generate`. JSON: pairs or tokens a second.
+trainers do. Sampling is transformers' `generate`. JSON: pairs, tokens or iterations a
+second.
 """
 
 import argparse
@@ -15,7 +16,12 @@ import time
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import GlmConfig, GlmForCausalLM, GlmForSequenceClassification
+from transformers import (
+    GlmConfig,
+    GlmForCausalLM,
+    GlmForSequenceClassification,
+    GlmForTokenClassification,
+)
 
 VOCABULARY = 8192
 CONFIG = {
@@ -57,13 +63,20 @@ def pairs(count: int):
     return torch.cat([prompts, responses], dim=2).flatten(0, 1)
 
 
-def sequence_logprobs(model, tokens):
-    """Summed log-probabilities of the responses: [rows]."""
-    logits = model(tokens, logits_to_keep=RESPONSE + 1, use_cache=False).logits
+def token_logprobs(model, tokens, **fields):
+    """Log-probabilities of the responses' tokens: [rows, RESPONSE]."""
+    logits = model(
+        tokens, logits_to_keep=RESPONSE + 1, use_cache=False, **fields
+    ).logits
     loss = functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), tokens[:, -RESPONSE:].flatten(), reduction="none"
     )
-    return -loss.view(len(tokens), RESPONSE).sum(-1)
+    return -loss.view(len(tokens), RESPONSE)
+
+
+def sequence_logprobs(model, tokens):
+    """Summed log-probabilities of the responses: [rows]."""
+    return token_logprobs(model, tokens).sum(-1)
 
 
 def sft(rows: int):
@@ -106,27 +119,93 @@ def dpo(rows: int):
     return training_step(policy, loss_fn), rows
 
 
-def generate(rows: int):
-    model = GlmForCausalLM(GlmConfig(**CONFIG)).eval()
+def prompts(rows: int):
+    """Prompts of random lengths behind their padding, and the mask of real tokens."""
     lengths = torch.randint(PROMPT // 4, PROMPT + 1, (rows, 1))
     mask = torch.arange(PROMPT)[None] >= PROMPT - lengths
-    tokens = torch.randint(1, VOCABULARY, (rows, PROMPT)) * mask
+    return torch.randint(1, VOCABULARY, (rows, PROMPT)) * mask, mask.long()
+
+
+def sample(model, tokens, mask):
+    """Prompts and responses: [rows, PROMPT + RESPONSE]."""
+    return model.generate(
+        tokens,
+        attention_mask=mask,
+        max_new_tokens=RESPONSE,
+        min_new_tokens=RESPONSE,
+        do_sample=True,
+        top_k=0,
+    )
+
+
+def generate(rows: int):
+    model = GlmForCausalLM(GlmConfig(**CONFIG)).eval()
+    tokens, mask = prompts(rows)
+    return lambda: sample(model, tokens, mask), rows * RESPONSE
+
+
+def ppo(rows: int, epochs: int = 4):
+    """Generate, score with four models, generalised advantages, `epochs` updates."""
+    policy, reference = (GlmForCausalLM(GlmConfig(**CONFIG)) for _ in range(2))
+    value = GlmForTokenClassification(GlmConfig(**CONFIG, num_labels=1))
+    scorer = GlmForSequenceClassification(GlmConfig(**CONFIG, num_labels=1)).eval()
+    value.dropout.p = 0.0
+    tokens, prompt_mask = prompts(rows)
+    mask = torch.cat([prompt_mask, torch.ones(rows, RESPONSE, dtype=torch.long)], 1)
+    shared = {
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+    }
+
+    def values_of(dialogues):
+        values = value(dialogues, use_cache=False, **shared).logits[..., 0]
+        return values[:, PROMPT - 1 : -1]
+
+    @torch.no_grad()
+    def experience():
+        dialogues = sample(policy, tokens, prompt_mask)
+        before = token_logprobs(policy, dialogues, **shared)
+        ref = token_logprobs(reference, dialogues, **shared)
+        scores = scorer(dialogues, use_cache=False, **shared).logits[:, 0]
+        values = values_of(dialogues)
+        rewards = -0.05 * (before - ref)
+        rewards[:, -1] += scores
+        advantage, advantages = torch.zeros(rows), torch.empty_like(rewards)
+        for t in reversed(range(RESPONSE)):
+            after = values[:, t + 1] if t + 1 < RESPONSE else 0.0
+            delta = rewards[:, t] + after - values[:, t]
+            advantage = delta + 0.95 * advantage
+            advantages[:, t] = advantage
+        return dialogues, before, values, advantages
+
+    def policy_loss():
+        dialogues, before, _, advantages = now
+        ratios = (token_logprobs(policy, dialogues, **shared) - before).exp()
+        clipped = ratios.clamp(0.8, 1.2)
+        return -torch.minimum(ratios * advantages, clipped * advantages).mean()
+
+    def value_loss():
+        dialogues, _, old, advantages = now
+        new, returns = values_of(dialogues), old + advantages
+        clipped = old + (new - old).clamp(-0.2, 0.2)
+        errors = torch.maximum((new - returns) ** 2, (clipped - returns) ** 2)
+        return 0.5 * errors.mean()
+
+    steps = training_step(policy, policy_loss), training_step(value, value_loss)
+    now = ()
 
     def call():
-        model.generate(
-            tokens,
-            attention_mask=mask.long(),
-            max_new_tokens=RESPONSE,
-            min_new_tokens=RESPONSE,
-            do_sample=True,
-            top_k=0,
-        )
+        nonlocal now
+        now = experience()
+        for _ in range(epochs):
+            for step in steps:
+                step()
 
-    return call, rows * RESPONSE
+    return call, 1
 
 
 ROWS = {"sft": (sft, 16), "reward": (reward, 16), "dpo": (dpo, 16)}
-ROWS["generate"] = (generate, 32)
+ROWS |= {"generate": (generate, 32), "ppo": (ppo, 32)}
 
 
 def main():
@@ -147,8 +226,8 @@ def main():
     rates = np.quantile(work / np.array(wall[1:]), (0.25, 0.5, 0.75))
     found = vars(flags) | {
         "cores": torch.get_num_threads(),
-        "per_second": round(rates[1], 2),
-        "quartiles": rates[[0, 2]].round(2).tolist(),
+        "per_second": round(rates[1], 4),
+        "quartiles": rates[[0, 2]].round(4).tolist(),
         "processor_seconds": round(np.median(busy[1:]), 3),
     }
     print(json.dumps(found))

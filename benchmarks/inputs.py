@@ -1,0 +1,26 @@
+"""What the benchmarks of training steps share: random pairs, and the optimizer."""
+
+import numpy as np
+import optax
+
+from rlhf_jax.training.optimizers import Optimizer, adamw
+
+
+def random_pairs(pairs: int, *, prompt: int, response: int, vocab_size: int) -> list:
+    """(prompt, chosen, rejected) of random tokens, all of full length."""
+    rng = np.random.default_rng(0)
+    return [
+        tuple(
+            rng.integers(0, vocab_size, n).tolist()
+            for n in (prompt, response, response)
+        )
+        for _ in range(pairs)
+    ]
+
+
+def plain_adamw() -> Optimizer:
+    """What most trainers use, at a rate that leaves random weights as they are."""
+    return adamw(
+        optax.constant_schedule(1e-6), b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1,
+        clip_norm=1.0,
+    )  # fmt: skip
