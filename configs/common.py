@@ -41,7 +41,9 @@ def stage(name: str, preset: str) -> ConfigDict:
 
 def with_model(c: ConfigDict, preset: str) -> ConfigDict:
     """Fields of stages that start from a policy."""
-    c.init_from = ""  # a stage's workdir or a Hugging Face folder; "": random weights
+    # A stage's workdir, for its newest checkpoint; WORKDIR/checkpoints/120, or, of SFT
+    # and PPO, WORKDIR/checkpoints/best; a Hugging Face folder; "": random weights.
+    c.init_from = ""
     c.model = "tiny" if is_small(preset) else preset  # made when init_from is ""
     c.param_dtype = "float32"  # of the stored weights
     c.scan_layers = not is_small(preset)  # compile one layer and loop, or all

@@ -46,7 +46,7 @@ def convert(
     """
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty; give a new folder.")
-    if has_checkpoint(source):
+    if has_checkpoint(weights.workdir_of(source)[0]):
         _export(source, target, item, naming, param_dtype)
     elif (source / "config.json").is_file():
         _import(source, target, param_dtype or "float32")
@@ -59,7 +59,7 @@ def convert(
 def _export(source, target, item, naming, param_dtype):
     model = weights.load_model(source, item=item, param_dtype=param_dtype)
     fields = {}
-    tokenizer = source / "tokenizer"
+    tokenizer = weights.workdir_of(source)[0] / "tokenizer"
     if has_tokenizer(tokenizer):
         known = load_tokenizer(tokenizer)
         fields = {"pad_token_id": known.pad_id, "eos_token_id": list(known.stop_ids)}

@@ -3,8 +3,9 @@
 python launch/generate.py --checkpoint=runs/ppo --prompt="What is 7 plus 5?"
 python launch/generate.py --checkpoint=chatglm3-6b --chat --dtype=bfloat16
 
-A checkpoint is a workdir of ours or a Hugging Face folder. In a chat, Ctrl-C stops an
-answer, /new forgets what was said, and Ctrl-D ends.
+A checkpoint is a workdir of ours (or WORKDIR/checkpoints/120, WORKDIR/checkpoints/best)
+or a Hugging Face folder. In a chat, Ctrl-C stops an answer, /new forgets what was said,
+and Ctrl-D ends.
 """
 
 import contextlib
@@ -41,8 +42,9 @@ class Speaker(NamedTuple):
 def open_checkpoint(
     folder: Path, dtype: str | None = None
 ) -> tuple[ChatGLM, Tokenizer]:
-    """The language model and the tokenizer of a workdir or a Hugging Face folder."""
-    if not folder.is_dir():
+    """The language model and the tokenizer of a workdir, of one of its checkpoints, or
+    of a Hugging Face folder."""
+    if not folder.is_dir() and folder.name != "best":
         raise FileNotFoundError(f"--checkpoint: there is no folder {folder}.")
     tokenizer = sources.tokenizer_of(folder)
     model = weights.load_model(folder, dtype=dtype, param_dtype=dtype)

@@ -112,10 +112,10 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
     that of the model it starts from, else the data folder's."""
     places = [data / "tokenizer"]
     if init_from:
-        places = [Path(init_from) / "tokenizer", Path(init_from), *places]
+        places = [*tokenizer_places(init_from), *places]
     if config.tokenizer:
-        places = [config.tokenizer]
-    for place in map(Path, places):
+        places = [Path(config.tokenizer)]
+    for place in places:
         if has_tokenizer(place):
             target = Path(workdir) / "tokenizer"
             if not target.exists():
@@ -127,12 +127,21 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
 
 
 def tokenizer_of(model: str | Path) -> Tokenizer:
-    """The tokenizer of a workdir or a Hugging Face folder."""
-    places = (Path(model) / "tokenizer", Path(model))
+    """The tokenizer of a workdir, of its checkpoint, or of a Hugging Face folder."""
+    places = tokenizer_places(model)
     for place in places:
         if has_tokenizer(place):
             return load_tokenizer(place)
-    raise FileNotFoundError(f"No tokenizer in {places[0]} or {places[1]}.")
+    raise FileNotFoundError(f"No tokenizer in any of {[str(p) for p in places]}.")
+
+
+def tokenizer_places(model: str | Path) -> list[Path]:
+    """Where a model's tokenizer may lie."""
+    model = Path(model)
+    places = [model / "tokenizer", model]
+    if model.parent.name == "checkpoints":  # perhaps one of a workdir's
+        places.append(model.parents[1] / "tokenizer")
+    return places
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: str | Path) -> None:
@@ -141,7 +150,7 @@ def check_tokenizer(tokenizer: Tokenizer, model: str | Path) -> None:
     Raises:
         ValueError: the tokenizer in the model's folder has another fingerprint.
     """
-    for place in (Path(model) / "tokenizer", Path(model)):
+    for place in tokenizer_places(model):
         if has_tokenizer(place):
             if load_tokenizer(place).fingerprint != tokenizer.fingerprint:
                 raise ValueError(

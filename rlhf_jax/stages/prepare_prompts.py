@@ -26,8 +26,8 @@ from rlhf_jax.data.reading.json_lines import each_good, scan_json_lines
 from rlhf_jax.data.reading.layouts import prompt_in
 from rlhf_jax.data.reading.rows import scan_rows
 from rlhf_jax.data.records import Prompt, write_records
+from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
-from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer
 from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training import weights
@@ -126,7 +126,7 @@ def load_head(folder: str, config):
     model = weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
     if not isinstance(model, ScoreModel):
         raise ValueError(f"{folder} is a language model: it has no score.")
-    tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+    tokenizer = tokenizer_of(folder)
     step = jax.jit(response_scores)
 
     def scores(question: Prompt, texts: list[str]) -> np.ndarray:

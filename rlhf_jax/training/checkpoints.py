@@ -105,6 +105,32 @@ class Checkpoints:
             )
         return 0
 
+    def find(self, which: str) -> int:
+        """The step of the checkpoint that is meant: "" the newest whole one, "120" that
+        of step 120, "best" the one whose number was best when it was saved.
+
+        Raises:
+            ValueError: there is none; those that there are are listed.
+            DamagedError: its files are not what was saved.
+        """
+        if not which:
+            return self.latest_step()
+        steps = sorted(self._manager.all_steps())
+        found = [step for step in steps if str(step) == which]
+        if which == "best":
+            scores = {step: self.meta(step).get("score") for step in steps}
+            scored = [step for step in steps if scores[step] is not None]
+            found = sorted(scored, key=scores.get, reverse=True)
+        if not found:
+            hint = " SFT and PPO mark one where they evaluate." * (which == "best")
+            raise ValueError(
+                f"{self.folder} has no checkpoint {which!r}, only {steps}.{hint}"
+            )
+        damage = _damage(self.folder / str(found[0]))
+        if damage:
+            raise DamagedError(f"{self.folder}/{found[0]} is damaged: {damage}.")
+        return found[0]
+
     def due(self, step: int, every: int, total: int) -> bool:
         """Whether to save after this step: as `workdir.due` says, or because SIGTERM
         has come; then `save` ends the program. To be asked after every step."""
@@ -130,7 +156,9 @@ class Checkpoints:
             for name, item in flat.items()
         }
         arguments = {name: ocp.args.StandardSave(item) for name, item in flat.items()}
-        arguments[META] = ocp.args.JsonSave(meta | {"shapes": shapes})
+        score = self._score(numbers or {}) if self._best else -np.inf
+        record = {"shapes": shapes, "score": score if np.isfinite(score) else None}
+        arguments[META] = ocp.args.JsonSave(meta | record)
         self.wait()
         self._saving = step
         with _disk_errors(self.folder):

@@ -56,6 +56,14 @@ def computation(config) -> dict:
     }
 
 
+def workdir_of(folder: str | os.PathLike) -> tuple[Path, str]:
+    """A workdir and which of its checkpoints is meant, see `Checkpoints.find`: of
+    WORKDIR the newest, else WORKDIR/checkpoints/120 or WORKDIR/checkpoints/best."""
+    folder = Path(folder)
+    is_one = folder.parent.name == "checkpoints" and has_checkpoint(folder.parents[1])
+    return (folder.parents[1], folder.name) if is_one else (folder, "")
+
+
 def load_model(
     folder: str | os.PathLike,
     *,
@@ -64,7 +72,8 @@ def load_model(
     param_dtype: str | None = None,
     **fields,
 ) -> ChatGLM | ScoreModel:
-    """The model of a workdir's newest checkpoint, or of a Hugging Face folder.
+    """The model of a workdir's newest checkpoint, or of the one that is named (see
+    `workdir_of`), or of a Hugging Face folder.
 
     Args:
         item: which of the checkpoint's models ("model", or "policy" and "value" after
@@ -76,10 +85,11 @@ def load_model(
         FileNotFoundError: the folder holds neither.
     """
     folder = Path(folder)
-    if has_checkpoint(folder):
+    workdir, which = workdir_of(folder)
+    if has_checkpoint(workdir):
         given = {"dtype": dtype, "param_dtype": param_dtype} | fields
         overrides = {name: x for name, x in given.items() if x is not None}
-        return _load_ours(folder, item, overrides)
+        return _load_ours(workdir, which, item, overrides)
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         mesh = jax.sharding.get_mesh()
         return huggingface.load(
@@ -108,7 +118,7 @@ def load_policy(
     """The policy a stage starts from.
 
     Args:
-        init_from: a workdir or a Hugging Face folder; "" makes random weights.
+        init_from: what `load_model` takes; "" makes random weights.
         model: the preset to make when there is nothing to load.
         num_tokens: the tokenizer's size, which the vocabulary has to hold.
         dtype, param_dtype, fields: what `computation` gives. With param_dtype "int8"
@@ -162,9 +172,9 @@ def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None
         )
 
 
-def _load_ours(folder, item, overrides):
+def _load_ours(folder, which, item, overrides):
     checkpoints = Checkpoints(folder, keep=None)
-    step = checkpoints.latest_step()
+    step = checkpoints.find(which)
     record = checkpoints.meta(step)["models"]
     if item not in record:
         raise ValueError(f"{folder} holds the models {sorted(record)}, no '{item}'.")
@@ -192,8 +202,9 @@ def fingerprint(folder: str) -> str:
     """Which checkpoint a folder holds, in words, for warnings and caches."""
     if not folder:
         return "random weights"
-    if has_checkpoint(folder):
-        config = json.loads((Path(folder) / "config.json").read_text())["config"]
-        step = Checkpoints(folder, keep=None).latest_step()
-        return f"{Path(folder).absolute()} step {step} (seed {config['seed']})"
+    workdir, which = workdir_of(folder)
+    if has_checkpoint(workdir):
+        config = json.loads((workdir / "config.json").read_text())["config"]
+        step = Checkpoints(workdir, keep=None).find(which)
+        return f"{workdir.absolute()} step {step} (seed {config['seed']})"
     return str(Path(folder).absolute())

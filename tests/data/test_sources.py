@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from configs import common
 from rlhf_jax.data import sources
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt, read_records
+from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 
 
 def dialogue(*turns: str) -> str:
@@ -130,3 +131,14 @@ def test_ties_are_comparisons_but_nothing_to_imitate(tmp_path):
     assert [c.preference for c in comparisons] == ["tie", "b", "b", "a"]
     (dialogue,) = read_records(data / "sft.jsonl", Dialogue)
     assert dialogue.messages[-1]["content"] == "c"
+
+
+@pytest.mark.parametrize("model", ["run", "run/checkpoints/best", "run/tokenizer"])
+def test_a_tokenizer_is_found_from_a_workdir_or_one_of_its_checkpoints(model, tmp_path):
+    train_tokenizer(["a text"], 270, tmp_path / "run" / "tokenizer")
+    assert sources.tokenizer_of(tmp_path / model).vocab_size <= 270
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No tokenizer in any of .*none"):
+        sources.tokenizer_of(tmp_path / "none")

@@ -7,7 +7,12 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.training import weights
-from rlhf_jax.training.checkpoints import Checkpoints, flatten, has_checkpoint
+from rlhf_jax.training.checkpoints import (
+    Checkpoints,
+    DamagedError,
+    flatten,
+    has_checkpoint,
+)
 from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState, from_items, to_items
 
@@ -137,3 +142,43 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path, state):
             dtype="float32",
             param_dtype="float32",
         )
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A workdir whose second of three checkpoints is the best."""
+    checkpoints = Checkpoints(tmp_path, keep=3, best="-eval/loss")
+    for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0)):
+        model = small_model(seed=step)
+        meta = {"models": {"model": weights.describe(model)}}
+        checkpoints.save(step, {"model": model}, meta, {"eval/loss": loss})
+    checkpoints.close()
+    (tmp_path / "config.json").write_text('{"config": {"seed": 4}}')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("which", "step"),
+    [("", 15), ("checkpoints/15", 15), ("checkpoints/5", 5), ("checkpoints/best", 10)],
+)
+def test_any_checkpoint_of_a_workdir_can_be_named(which, step, evaluated):
+    folder = evaluated / which
+    assert equal(weights.load_model(folder), small_model(seed=step))
+    assert weights.fingerprint(str(folder)) == f"{evaluated} step {step} (seed 4)"
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(evaluated):
+    with pytest.raises(ValueError, match=r"no checkpoint '6', only \[5, 10, 15\]"):
+        weights.load_model(evaluated / "checkpoints" / "6")
+
+
+def test_without_evaluations_there_is_no_best(tmp_path, state):
+    save(tmp_path, state)
+    with pytest.raises(ValueError, match=r"no checkpoint 'best', only \[3\]. SFT and"):
+        weights.load_model(tmp_path / "checkpoints" / "best")
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_not_replaced_by_another(evaluated):
+    next((evaluated / "checkpoints" / "10" / "model" / "d").iterdir()).unlink()
+    with pytest.raises(DamagedError, match=r"checkpoints/10 is damaged: model/d"):
+        weights.load_model(evaluated / "checkpoints" / "best")
