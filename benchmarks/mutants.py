@@ -39,7 +39,7 @@ FILES = {  # file -> its quick tests
     "rlhf_jax/data/length_balance.py": ["tests/data/test_length_balance.py"],
     "rlhf_jax/generation/sampling.py": ["tests/generation/test_sampling.py"],
 }
-SECONDS = 120  # a mutant that takes longer counts as found
+SECONDS = 120  # of the processor; a mutant that takes longer counts as found
 
 SWAPS = {
     ast.Add: ast.Sub,
@@ -120,7 +120,7 @@ def survives(copy_of_root: Path, file: str, source: str) -> bool:
         if name.split(".")[0] in ("rlhf_jax", "tests") and name != "tests.conftest":
             del sys.modules[name]
     flags = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with (
             open(os.devnull, "w") as silence,
@@ -131,7 +131,7 @@ def survives(copy_of_root: Path, file: str, source: str) -> bool:
     except TimeoutError:
         return False
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def time_is_up(*_):
@@ -173,7 +173,7 @@ def test(copied: Path, file: str, sample: int) -> None:
 
 if __name__ == "__main__":
     sys.dont_write_bytecode = True  # a mutant's would be taken for the next one's
-    signal.signal(signal.SIGALRM, time_is_up)
+    signal.signal(signal.SIGPROF, time_is_up)
     # The same examples for every mutant, and no time spent on making them small.
     hypothesis_settings.register_profile(
         "mutants",
