@@ -1,10 +1,14 @@
-"""Records to token ids, with a count of what was left out. No response is ever cut."""
+"""Records to token ids, with a count of what was left out. No response is ever cut.
+
+Of several processes each encodes its share.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from rlhf_jax.data.batching import SFTBatches
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt
+from rlhf_jax.data.share_out import share_out
 from rlhf_jax.data.tokenizers.chat import (
     encode_dialogue,
     encode_prompt,
@@ -20,7 +24,7 @@ def encode_dialogues(
     dialogues: Sequence[Dialogue], tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[list[Example], int]:
     """The dialogues that fit, and how many do not."""
-    examples = [encode_dialogue(d.messages, tokenizer) for d in dialogues]
+    examples = share_out(lambda d: encode_dialogue(d.messages, tokenizer), dialogues)
     kept = [(ids, mask) for ids, mask in examples if len(ids) <= max_tokens]
     if not kept:
         raise ValueError(f"None of {len(dialogues)} dialogues fits {max_tokens=}.")
@@ -51,8 +55,9 @@ def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, max_prompt_tokens: int
 ) -> tuple[list[Prompt], list[list[int]]]:
     """The prompts that fit, and their token ids."""
-    encoded = [(p, encode_prompt(p.messages, tokenizer)) for p in prompts]
-    kept = [(p, ids) for p, ids in encoded if len(ids) <= max_prompt_tokens]
+    encoded = share_out(lambda p: encode_prompt(p.messages, tokenizer), prompts)
+    both = zip(prompts, encoded, strict=True)
+    kept = [(p, ids) for p, ids in both if len(ids) <= max_prompt_tokens]
     if not kept:
         raise ValueError(f"None of {len(prompts)} prompts fits {max_prompt_tokens=}.")
     return [p for p, _ in kept], [ids for _, ids in kept]
@@ -80,30 +85,31 @@ def encode_pairs(
     """
     if too_long not in ("drop", "truncate_prompt"):
         raise ValueError(f"{too_long=} must be 'drop' or 'truncate_prompt'.")
-    kept, pairs, counts = [], [], Counter()
-    for comparison in comparisons:
-        reason = _unusable(comparison)
-        if reason:
-            counts[reason] += 1
-            continue
-        messages = comparison.prompt.messages
+
+    def encode(comparison: Comparison) -> tuple[Pair | None, str]:
+        """The pair, or None, and what to count."""
+        if reason := _unusable(comparison):
+            return None, reason
+        messages, note = comparison.prompt.messages, ""
         prompt = encode_prompt(messages, tokenizer)
         chosen = encode_response(comparison.chosen, tokenizer)
         rejected = encode_response(comparison.rejected, tokenizer)
         if max(len(chosen), len(rejected)) > max_response_tokens:
-            counts["response too long"] += 1
-            continue
+            return None, "response too long"
         if len(prompt) > max_prompt_tokens and too_long == "truncate_prompt":
             prompt = _without_oldest_turns(messages, tokenizer, max_prompt_tokens)
-            counts["kept with a truncated prompt"] += len(prompt) <= max_prompt_tokens
+            note = "kept with a truncated prompt"
         if len(prompt) > max_prompt_tokens:
-            counts["prompt too long"] += 1
-            continue
-        kept.append(comparison)
-        pairs.append((prompt, chosen, rejected))
-    if not pairs:
-        raise ValueError(f"No comparison can be trained on; dropped: {dict(+counts)}.")
-    return kept, pairs, +counts
+            return None, "prompt too long"
+        return (prompt, chosen, rejected), note
+
+    found = share_out(encode, comparisons)
+    counts = Counter(note for _, note in found if note)
+    both = zip(comparisons, found, strict=True)
+    kept = [(comparison, pair) for comparison, (pair, _) in both if pair]
+    if not kept:
+        raise ValueError(f"No comparison can be trained on; dropped: {dict(counts)}.")
+    return [c for c, _ in kept], [pair for _, pair in kept], counts
 
 
 def _without_oldest_turns(messages, tokenizer, max_tokens: int) -> list[int]:
