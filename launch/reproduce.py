@@ -4,9 +4,10 @@ python launch/reproduce.py --config=configs/paper.py:tiny --workdir=runs/paper
 
 Trains the runs of configs/paper.py on the testbed, evaluates them by its true scorer,
 and leaves in config.results: claims.md and claims.json, what each claim compares, the
-effect with its 95 % interval over seeds, and whether it holds; claims.png, the effects;
-frontier.png, score and quality against KL; training.png, step by step. In the workdir:
-report.html, every run side by side. Start the same command again and it goes on.
+effect with its 95 % interval over seeds, whether it holds, and how every policy fares;
+claims.png, the effects; frontier.png, score and quality against KL; training.png, step
+by step. In the workdir: report.html, every run side by side. Start the same command
+again and it goes on.
 """
 
 import functools
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 from configs import paper
 from rlhf_jax.data import sources
 from rlhf_jax.evaluation.claims import Effect, verdict
-from rlhf_jax.evaluation.report import page
+from rlhf_jax.evaluation.report import page, tables
 from rlhf_jax.evaluation.report.claims import (
     plot_effects,
     plot_frontier,
@@ -49,10 +50,12 @@ def main(config: ConfigDict, workdir: str) -> None:
         if measure.claim in config.claims
         and (measured := compare(measure, folder, config.seeds)) is not None
     ]
-    text = markdown(results, config.seeds)
-    write_results(Path(config.results), results, text)
     runs, notes = find_runs([folder])
     groups = group_runs(runs)
+    text = markdown(results, config.seeds)
+    if models := tables.models(groups):
+        text += "\n" + tables.markdown(tables.models_table(models))
+    write_results(Path(config.results), results, text)
     plot_frontier(groups, Path(config.results) / "frontier.png")
     plot_training(groups, Path(config.results) / "training.png")
     report = page.html(runs, notes, title=str(folder))
