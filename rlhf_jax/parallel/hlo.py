@@ -26,6 +26,7 @@ _CONDITION = re.compile(r"condition=%([\w.\-]+)")
 _BODY = re.compile(r"body=%([\w.\-]+)")
 _CONSTANT = re.compile(r"%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)")
 _ELEMENT = re.compile(r"%([\w.\-]+) = \S+ get-tuple-element\(\S+\), index=(\d+)")
+_COPY = re.compile(r"%([\w.\-]+) = \S+ copy\(%([\w.\-]+)\)")
 _SUM = re.compile(r"%([\w.\-]+) = \S+ add\(%([\w.\-]+), %([\w.\-]+)\)")
 _ARRAY = re.compile(r"([a-z]+)(\d+)\w*\[([\d,]*)\]")
 _GROUP_SHAPE = re.compile(r"replica_groups=\[\d+,(\d+)\]")
@@ -98,6 +99,9 @@ def _trips(condition: list[str], body: list[str]) -> int:
     constants = {name: int(n) for line in body for name, n in _CONSTANT.findall(line)}
     counters = {
         name for line in body for name, n in _ELEMENT.findall(line) if n == read[0]
+    }
+    counters |= {
+        name for line in body for name, of in _COPY.findall(line) if of in counters
     }
     result = next((line for line in body if line.lstrip().startswith("ROOT")), "")
     steps = [

@@ -37,7 +37,8 @@ TPU = """\
   %one = u32[] constant(1)
   %j = u32[]{:T(128)} get-tuple-element(%p), index=1
   %odd = u32[]{:T(128)} add(%j, %one)
-  %next = u32[]{:T(128)} add(%j, %two)
+  %copy.3 = u32[]{:T(128)} copy(%j), metadata={}
+  %next = u32[]{:T(128)} add(%copy.3, %two)
   %f = f32[4]{0} collective-permute(%w), source_target_pairs={{0,1}}
   ROOT %tuple = (s32[], u32[]) tuple(%f, %next, %odd.1)
 }
