@@ -23,14 +23,14 @@ from ml_collections import ConfigDict, config_flags
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
-from rlhf_jax.training.checkpoints import DiskFullError
 from rlhf_jax.training.metrics import NonFiniteError
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for configs/, which is no part of the package
 
-# Errors whose message is all that the user needs; RecordError is a ValueError.
-USER_ERRORS = (ValueError, FileNotFoundError, DiskFullError, NonFiniteError)
+# Errors whose message is all that the user needs: of bad input, of files (missing, not
+# allowed, no space left) and of a run that cannot go on.
+USER_ERRORS = (ValueError, OSError, NonFiniteError)
 
 
 def stage(*stages: str) -> None:
@@ -78,7 +78,7 @@ def run(main: Callable) -> None:
         check_config_flags(argv)
         return app.parse_flags_with_usage(argv)
 
-    with clear_errors():
+    with hosts.failing_together(), clear_errors():
         app.run(guarded, flags_parser=parse)
 
 
@@ -121,20 +121,19 @@ def check_config_flags(argv: list[str]) -> None:
 
     Raises:
         FileNotFoundError: --config names no file.
-        ValueError: an unknown preset or key; the known ones are listed.
+        ValueError: the file is no config; or an unknown preset or key, or one that
+            holds others; the known ones are listed.
     """
-    values = dict(arg.lstrip("-").partition("=")[::2] for arg in argv[1:])
-    if not values.get("config"):
+    values = {}
+    for arg, after in zip(argv[1:], [*argv[2:], ""], strict=True):
+        if arg.startswith("-"):  # --name=value, or --name value
+            name, equals, value = arg.lstrip("-").partition("=")
+            values[name] = value if equals else after
+    if "config" not in values:
         return  # absl says that the flag is required
-    path, _, preset = values["config"].partition(":")
-    if not Path(path).is_file():
-        known = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
-        raise FileNotFoundError(
-            f"--config: there is no file {path}. In configs/: {', '.join(known)}."
-        )
-    module = runpy.run_path(path)
-    config = module["get_config"](preset) if preset else module["get_config"]()
-    for flag in values:
+    config = read_config_file(values["config"])
+    for name in values:
+        flag = name.removeprefix("no")  # --noconfig.fused is --config.fused=False
         if not flag.startswith("config."):
             continue
         node, done = config, "config"
@@ -148,6 +147,26 @@ def check_config_flags(argv: list[str]) -> None:
                     f"{', '.join(known)}."
                 )
             node, done = node[key], f"{done}.{key}"
+        if isinstance(node, ConfigDict):
+            known = ", ".join(node)
+            raise ValueError(f"--{flag}: it holds other keys, set these: {known}.")
+
+
+def read_config_file(place: str) -> ConfigDict:
+    """The config of "FILE.py" or "FILE.py:PRESET"; raises as `check_config_flags`."""
+    path, _, preset = place.partition(":")
+    if not Path(path).is_file():
+        known = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
+        raise FileNotFoundError(
+            f"--config: there is no file {path}. In configs/: {', '.join(known)}."
+        )
+    try:
+        module = runpy.run_path(path)
+    except SyntaxError as error:
+        raise ValueError(f"--config: {path} is no Python: {error}.") from None
+    if "get_config" not in module:
+        raise ValueError(f"--config: {path} has no function get_config.")
+    return module["get_config"](preset) if preset else module["get_config"]()
 
 
 def _is_ours(record: standard_logging.LogRecord) -> bool:

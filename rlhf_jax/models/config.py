@@ -1,8 +1,15 @@
 """What the ChatGLM generations do differently, as fields of one config."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
+
+SIZES = (
+    *("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
+    *("ffn_width", "context_length"),
+)
+NUMBERS = ("residual_scale", "norm_eps", "rotary_base", "position_divisor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,14 @@ class ChatGLMConfig:
         for field, values in known.items():
             if getattr(self, field) not in values:
                 raise ValueError(f"{field}={getattr(self, field)!r}: not in {values}.")
+        for field in SIZES:
+            size = getattr(self, field)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{field}={size!r}: not a whole number from 1 on.")
+        for field in NUMBERS:
+            number = getattr(self, field)
+            if not isinstance(number, int | float) or not 0 < number < math.inf:
+                raise ValueError(f"{field}={number!r}: not a number above 0.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"{self.num_heads=} not a multiple of {self.num_kv_heads=}"

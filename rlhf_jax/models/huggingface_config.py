@@ -39,6 +39,8 @@ def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, 
         config = _READERS[naming](fields)
     except KeyError as error:
         raise ValueError(f"config.json of a {kind!r} model has no {error}.") from None
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"config.json of a {kind!r} model: {error}.") from None
     return dataclasses.replace(config, dtype=dtype, param_dtype=param_dtype), naming
 
 

@@ -45,8 +45,9 @@ def make_mesh(sizes: Sequence[int], devices: Sequence | None = None) -> Mesh:
 def complete(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
     """The sizes with -1 replaced, if their product is the number of devices."""
     sizes = tuple(sizes)
-    wrong = len(sizes) not in (3, 4) or any(n < 1 and n != -1 for n in sizes)
-    if wrong or sizes.count(-1) > 1:
+    numbers = all(isinstance(n, int | np.integer) for n in sizes)
+    wrong = not numbers or any(n < 1 and n != -1 for n in sizes)
+    if wrong or len(sizes) not in (3, 4) or sizes.count(-1) > 1:
         raise ValueError(
             f"mesh={sizes}: it needs a size for each of {', '.join(AXES)} (this last "
             "one perhaps), positive or one -1 for what the others leave."

@@ -73,6 +73,8 @@ def check(config: ConfigDict, where: str = "config") -> None:
         if name in CHOICES and value not in CHOICES[name]:
             known = ", ".join(CHOICES[name])
             raise ValueError(f"{key}={value!r} must be one of {known}.")
+        if isinstance(value, tuple) and not all(isinstance(x, int) for x in value):
+            raise ValueError(f"{key}={value!r} must be whole numbers, as in '(0, 1)'.")
         if name in _BOUND and isinstance(value, int | float):
             words, is_within = _BOUND[name]
             if not is_within(value):

@@ -46,7 +46,7 @@ def open_workdir(
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(folder)
     if path.exists():
-        recorded = _read_json(path)["config"]
+        recorded = _read_json(path).get("config", {})
         differences = [
             f"config.{key}: {there!r} -> {here!r}"
             for key, there, here in config_differences(recorded, resolved)
@@ -74,8 +74,8 @@ def _write_json(path: Path, record: dict) -> None:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}). Restore it from a copy, or start anew "
             "in another --workdir."

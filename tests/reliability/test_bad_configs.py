@@ -28,6 +28,7 @@ CONFIGS = [
     ("sft", "eval_every", -1, r"config.eval_every=-1 must be at least 0"),
     ("sft", "save_every", -5, r"config.save_every=-5 must be at least 0"),
     ("sft", "seed", -1, r"config.seed=-1 must be at least 0"),
+    ("sft", "mesh", ("1", 1, 1), r"config.mesh=\('1', 1, 1\) must be whole numbers"),
     ("sft", "num_samples", -1, r"config.num_samples=-1 must be at least 0"),
     ("sft", "keep_checkpoints", 0, r"config.keep_checkpoints=0 must be at least 1"),
     ("sft", "max_skipped_updates", 0, r"max_skipped_updates=0 must be at least 1"),
@@ -243,6 +244,15 @@ FLAGS = [
     (["--config=configs/sft.py", "--config.optimizer.lr=1"], r"has no key 'lr'"),
     (["--config=configs/sft.py", "--config.optimizers.b1=1"], r"mean 'optimizer'"),
     (["--config=configs/sft.py", "--config.epochs.x=1"], r"has no key 'x'"),
+    (["--config", "configs/sft.py", "--config.epoch=1"], r"mean 'epochs'"),
+    (["--config=configs/sft.py", "--noconfig.scan_layer"], r"mean 'scan_layers'"),
+    (
+        ["--config=configs/sft.py", "--config.data={}"],
+        r"it holds other keys, set these",
+    ),
+    (["--config="], r"--config: there is no file"),
+    (["--config=README.md"], r"--config: README.md is no Python: "),
+    (["--config=configs/common.py"], r"configs/common.py has no function get_config"),
 ]
 
 

@@ -224,6 +224,8 @@ CALLS = [
     (lambda: preset("micro", attention="fast"), r"attention='fast': not in"),
     (lambda: make_mesh((1, 1)), r"needs a size for each of data, fsdp, tensor"),
     (lambda: make_mesh((-1, -1, 1)), r"positive or one -1"),
+    (lambda: make_mesh(("all",)), r"needs a size for each of data, fsdp, tensor"),
+    (lambda: make_mesh((0.5, 2, 8)), r"positive or one -1"),
     (lambda: make_mesh((0, 1, 1)), r"positive or one -1"),
     (lambda: make_mesh((3, 1, 1)), r"mesh=\(3, 1, 1\) does not make up 8 devices"),
     (lambda: check_batch("batch_size", 0), r"batch_size=0 in 1 parts"),

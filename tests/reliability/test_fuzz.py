@@ -1,0 +1,167 @@
+"""Any text on the command line and any bytes in a file: a value, or an error that
+launch/start.py turns into one line; never another exception from somewhere below.
+
+Records and published layouts are in tests/data, in the same way.
+"""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_collections import config_flags
+
+from configs import sft
+from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
+from rlhf_jax.models import huggingface
+from rlhf_jax.parallel.mesh import complete
+from rlhf_jax.training import cache, checksums, options, suspects
+from rlhf_jax.training.workdir import open_workdir, read_summary
+from tests.models.families import FAMILIES, random_model
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "launch"))
+
+import start  # noqa: E402
+
+CLEAR = (*start.USER_ERRORS, flags.Error)
+SFT = f"{ROOT}/configs/sft.py:tiny"
+
+few_or_many = pytest.mark.parametrize(
+    "examples", [30, pytest.param(3000, marks=pytest.mark.slow)]
+)
+
+
+# --- The command line ---
+
+KEYS = [key.removeprefix("c.") for key, _ in options.leaves(sft.get_config(), "c")]
+TEXTS = ["", "-1", "1", "1.5", "nan", "inf", "1e999", "9" * 5000, "None", "true", "()"]
+TEXTS += ["(1,1,1)", "(1,", "(1,'a',2)", "(0.5,2,8)", "[1]", "{}", "'", "1 2", "(" * 99]
+overrides = st.tuples(
+    st.sampled_from(["--config.", "-config.", "--noconfig."]),
+    st.sampled_from(["mesh", "data"]) | st.sampled_from(KEYS) | st.text(max_size=6),
+    st.sampled_from(["", "=", " "]),
+    st.sampled_from(TEXTS) | st.text(max_size=6),
+)
+
+
+commands = st.tuples(
+    st.sampled_from(["--config={}", "--config {}", "-config={}"]),
+    st.lists(overrides, max_size=3),
+)
+
+
+@few_or_many
+def test_any_override_is_a_config_or_a_clear_error(examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(commands)
+    def check(command):
+        config, rest = command
+        argv = ["train.py", *config.format(SFT).split()]
+        for dashes, key, between, value in rest:
+            argv += f"{dashes}{key}{between}{value}".split(" ", 1)
+        values = flags.FlagValues()
+        found = config_flags.DEFINE_config_file(
+            "config", flag_values=values, sys_argv=argv
+        )
+        try:
+            start.check_config_flags(argv)
+            values(argv)
+            options.check(found.value)
+            complete(found.value.mesh, 8)
+        except CLEAR as error:
+            assert str(error)
+
+    check()
+
+
+# --- Files ---
+
+
+def write_tokenizer(folder: Path) -> None:
+    train_tokenizer(["a few words"], 270, folder)
+
+
+def write_published(folder: Path) -> None:
+    huggingface.save(random_model(FAMILIES["v2"]), folder, naming="remote")
+
+
+def write_workdir(folder: Path) -> None:
+    record = {"config": json.loads(sft.get_config().to_json_best_effort())}
+    (folder / "config.json").write_text(json.dumps(record))
+    (folder / "summary.json").write_text('{"eval/loss": 1.5, "counts": {"a": [1]}}')
+    (folder / checksums.FILE).write_text('{"model/a": "0" }')
+    suspects.save_batch(folder, 1, {"batch": np.arange(6.0)}, "loss nan")
+    cache.cached(folder / "cache.npz", {"a": "b"}, lambda: np.arange(6.0))
+
+
+def published(folder: Path):
+    return huggingface.load(folder, dtype="float32", param_dtype="float32")
+
+
+FILES = {  # what is spoiled: who writes it among others, and who reads it
+    "tokenizer.json": (write_tokenizer, load_tokenizer),
+    "tokenizer_config.json": (write_tokenizer, load_tokenizer),
+    "config.json": (write_published, published),
+    "model.safetensors": (write_published, published),
+    "./config.json": (write_workdir, lambda f: open_workdir(f, sft.get_config())),
+    "summary.json": (write_workdir, read_summary),
+    checksums.FILE: (write_workdir, checksums.damage),
+    "suspects/step_000001.npz": (
+        write_workdir,
+        lambda f: suspects.load_batch(f / "suspects/step_000001.npz"),
+    ),
+    "cache.npz": (
+        write_workdir,
+        lambda f: cache.cached(f / "cache.npz", {"a": "b"}, None),
+    ),
+}
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner),
+    max_leaves=3,
+)
+
+
+@st.composite
+def spoiled(draw, good: bytes) -> bytes:
+    """Other bytes in some place, or other values in a JSON file."""
+    if good.startswith(b"{") and draw(st.booleans()):
+        tree = copy.deepcopy(json.loads(good))
+        node = tree
+        while True:
+            key = draw(st.sampled_from(sorted(node)))
+            if not isinstance(node[key], dict) or not node[key] or draw(st.booleans()):
+                break
+            node = node[key]
+        node[key] = draw(json_values)
+        return json.dumps(tree).encode()
+    begin = draw(st.integers(0, min(len(good), 2000)) | st.just(len(good) // 2))
+    end = begin + draw(st.sampled_from([0, 1, 8, len(good)]))
+    return good[:begin] + draw(st.binary(max_size=12)) + good[end:]
+
+
+@few_or_many
+@pytest.mark.parametrize("name", FILES)
+def test_any_file_is_read_or_refused_in_plain_words(name, examples, tmp_path):
+    write, read = FILES[name]
+    write(tmp_path)
+    path = tmp_path / name
+    good = path.read_bytes()
+    read(tmp_path)
+
+    @settings(max_examples=examples, deadline=None)
+    @given(spoiled(good))
+    def check(content):
+        path.write_bytes(content)
+        try:
+            read(tmp_path)
+        except CLEAR as error:
+            assert str(error)
+
+    check()
