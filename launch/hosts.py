@@ -5,15 +5,23 @@ Everywhere, for process 0, 1, ... of N: the same command, with
     --coordinator=ADDRESS:PORT --num_processes=N --process_id=0
 
 where ADDRESS is process 0's. On TPU pods, slurm and GKE without these flags: there jax
-asks the machine.
+asks the machine. When one of them dies or fails, the others end within a minute.
 """
 
+import contextlib
 import importlib.util
 import os
+import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from absl import flags, logging
+
+from rlhf_jax.training import preemption
+
+SILENCE = 40  # seconds without a sign of life after which a process counts as dead
 
 
 def define_flags() -> None:
@@ -41,14 +49,16 @@ def join(given: dict) -> None:
             raise ValueError(
                 f"--process_id={index}: processes count from 0 to {count - 1}."
             )
-        jax.distributed.initialize(address, count, index)
+        jax.distributed.initialize(
+            address, count, index, heartbeat_timeout_seconds=SILENCE
+        )
     elif len(missing) < len(given):
         raise ValueError(
             f"Without {' and '.join(missing)} the processes do not find each other: "
             "give all three, or none where the machine knows."
         )
     elif is_cluster():
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE)
     else:
         return
     if jax.process_index():
@@ -62,3 +72,36 @@ def is_cluster() -> bool:
         return True
     chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """End a process that fails at once, where there are several: jax would have it wait
+    for the others for minutes, and them for it."""
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        agreed = status in (None, 0, preemption.STATUS)
+        if agreed or not jax.distributed.is_initialized():
+            raise
+        if is_lost_process(error):
+            status = preemption.STATUS
+            reason = str(error).strip().partition("\n")[0][:200]
+            print(
+                f"Another process of this run is gone ({reason}). Start the same "
+                "command in all of them again: it goes on from the last checkpoint.",
+                file=sys.stderr,
+            )
+        elif not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process does not answer any more."""
+    signs = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Connection")
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(
+        sign in str(error) for sign in signs
+    )

@@ -28,7 +28,57 @@ def test_one_machine_alone_joins_nothing(monkeypatch):
 
 def test_tasks_of_slurm_join_by_themselves(monkeypatch):
     joined = []
-    monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda: joined.append(1))
+    monkeypatch.setattr(
+        hosts.jax.distributed, "initialize", lambda **more: joined.append(more)
+    )
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     hosts.join({"coordinator": None, "num_processes": None, "process_id": None})
-    assert joined
+    assert joined == [{"heartbeat_timeout_seconds": 40}]
+
+
+@pytest.fixture
+def one_of_two(monkeypatch):
+    """As if this were one of two processes; the statuses that it ends with."""
+    statuses = []
+    monkeypatch.setattr(hosts.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(hosts.os, "_exit", statuses.append)
+    return statuses
+
+
+def test_a_process_whose_peer_is_gone_says_so_and_ends_at_once(one_of_two, capsys):
+    with hosts.failing_together():
+        raise hosts.jax.errors.JaxRuntimeError("INTERNAL: Gloo: Connection closed\nat")
+    assert one_of_two == [75]
+    said = capsys.readouterr().err
+    assert said.startswith("Another process of this run is gone (INTERNAL: Gloo: Conn")
+    assert "closed). Start the same command in all of them again" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ZeroDivisionError("of ours"), 1, "ZeroDivisionError: of ours"),
+        (hosts.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), 1, "RESOURCE_EXH"),
+        (SystemExit(1), 1, ""),  # a user's mistake, whose message stands already
+    ],
+)
+def test_a_process_that_fails_does_not_wait_for_the_others(
+    error, status, said, one_of_two, capsys
+):
+    with hosts.failing_together():
+        raise error
+    assert one_of_two == [status]
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [None, 0, 75])
+def test_processes_that_end_together_take_leave(status, one_of_two):
+    with pytest.raises(SystemExit), hosts.failing_together():
+        raise SystemExit(status)
+    assert one_of_two == []
+
+
+def test_a_process_alone_fails_as_ever(monkeypatch):
+    monkeypatch.setattr(hosts.os, "_exit", pytest.fail)
+    with pytest.raises(ZeroDivisionError), hosts.failing_together():
+        raise ZeroDivisionError
