@@ -95,6 +95,7 @@ def failing_together() -> Iterator[None]:
             )
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
