@@ -1,5 +1,6 @@
 """A model's answers to a set of prompts, and what other models think of them."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.tokenizers.chat import decode_response
+from rlhf_jax.data.tokenizers.chat import decode_response, encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.generation.rollout import respond
 from rlhf_jax.generation.sampling import Sampling, sampling_with
@@ -59,7 +60,15 @@ def sample_conversations(
     max_prompt_tokens: int,
     max_response_tokens: int,
 ) -> list[dict]:
-    """Greedy answers to the first prompts, as records for samples.jsonl."""
+    """Greedy answers to the first prompts that fit, as records for samples.jsonl."""
+    fitting = (
+        prompt
+        for prompt in prompts
+        if len(encode_prompt(prompt.messages, tokenizer)) <= max_prompt_tokens
+    )
+    chosen = list(itertools.islice(fitting, count))
+    if not chosen:
+        return []
     sampling = sampling_with(
         tokenizer,
         max_new_tokens=max_response_tokens,
@@ -67,12 +76,12 @@ def sample_conversations(
     )
     answers = answer(
         model,
-        prompts[:count],
+        chosen,
         tokenizer,
         jax.random.key(0),  # greedy: nothing is drawn from it
         sampling,
         max_prompt_tokens=max_prompt_tokens,
-        batch_size=count,
+        batch_size=len(chosen),
     )
     return [
         {"prompt": p.messages[-1]["content"], "response": text, "reward": None}
