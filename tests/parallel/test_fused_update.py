@@ -17,6 +17,7 @@ from rlhf_jax.models.presets import preset
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import adafactor, adamw, sgd
 from rlhf_jax.training.state import TrainState, update
+from tests.trees import assert_trees_close
 
 NUM_TOKENS = 60
 SGD = sgd(lambda step: 0.1, clip_norm=0.1)
@@ -74,13 +75,7 @@ def assert_fused_equals_ordinary(loss_fn, model, batches, optimizer):
     expected = train(loss_fn, model, batches, optimizer)
     fused = dataclasses.replace(optimizer, fused=True)
     got = train(loss_fn, model, batches, fused)
-    for (path, x), y in zip(
-        jax.tree_util.tree_flatten_with_path(got)[0],
-        jax.tree.leaves(expected),
-        strict=True,
-    ):
-        name = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6, err_msg=name)
+    assert_trees_close(got, expected, rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("clip", ["global", "per_layer"])

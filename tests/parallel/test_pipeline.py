@@ -10,10 +10,14 @@ import pytest
 from rlhf_jax.parallel.hlo import collectives
 from rlhf_jax.parallel.layers import apply_layers
 from rlhf_jax.parallel.mesh import check_layers, make_mesh
-from rlhf_jax.parallel.sharding import shard_batch, shard_parameters
+from rlhf_jax.parallel.sharding import parameter_spec, shard_batch
 from rlhf_jax.stages import ppo
 from rlhf_jax.training.state import update
-from tests.parallel.test_meshes import CASES, FUSED, config, random_model
+from tests.parallel.test_meshes import (
+    FUSED,
+    assert_a_mesh_changes_no_number,
+    config,
+)
 
 MESHES = [(2, 2, 1, 2), (1, 1, 2, 4)]
 SLOW = [
@@ -34,22 +38,8 @@ SLOW = [
     ],
 )
 def test_a_pipeline_changes_no_number(case, family, mesh):
-    run, make_batch = CASES[case]
     c = dataclasses.replace(config(family), num_layers=4, remat="full")
-    batch, model = make_batch(c), random_model(c)
-    expected = jax.device_get(jax.jit(run)(model, batch))
-    with jax.set_mesh(make_mesh(mesh)):
-        places = jax.tree.map(lambda x: x.sharding, shard_parameters(model))
-        got = jax.jit(run)(jax.device_put(model, places), shard_batch(batch))
-    (up,) = jax.tree.leaves(places.blocks.mlp.up.kernel)
-    assert up.spec[0] == "stage"
-    for (path, x), y in zip(
-        jax.tree_util.tree_flatten_with_path(got)[0],
-        jax.tree.leaves(expected),
-        strict=True,
-    ):
-        name = jax.tree_util.keystr(path)
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert_a_mesh_changes_no_number(case, c, mesh)
 
 
 def test_stages_work_at_once_and_hand_on_to_their_neighbours():
@@ -79,6 +69,12 @@ def test_stages_work_at_once_and_hand_on_to_their_neighbours():
     assert found
     assert {c.kind for c in found} == {"collective-permute"}
     assert all(c.bytes_moved <= 4 * 4 * 16 for c in found)
+
+
+def test_each_stage_has_its_layers():
+    sizes = {"data": 1, "fsdp": 2, "tensor": 1, "stage": 4}
+    spec = parameter_spec(".blocks.mlp.up.kernel", (8, 32, 2, 48), sizes)
+    assert spec == jax.P("stage", "fsdp", None, None)
 
 
 def test_layers_that_stages_cannot_share_get_the_nearest_sizes():
