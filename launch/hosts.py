@@ -75,34 +75,48 @@ def is_cluster() -> bool:
 
 
 @contextlib.contextmanager
-def failing_together() -> Iterator[None]:
+def failing_at_once() -> Iterator[None]:
     """End a process that fails at once, where there are several: jax would have it wait
-    for the others for minutes, and them for it."""
+    for the others for minutes, and them for it. To stand around all that reports."""
     try:
         yield
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) else 1
-        agreed = status in (None, 0, preemption.STATUS)
-        if agreed or not jax.distributed.is_initialized():
+        together = isinstance(error, preemption.Preempted) or not status
+        if together or not jax.distributed.is_initialized():
             raise
-        if is_lost_process(error):
-            status = preemption.STATUS
-            reason = str(error).strip().partition("\n")[0][:200]
-            print(
-                f"Another process of this run is gone ({reason}). Start the same "
-                "command in all of them again: it goes on from the last checkpoint.",
-                file=sys.stderr,
-            )
-        elif not isinstance(error, SystemExit):
+        if not isinstance(error, SystemExit):
             traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _leave(status)
 
 
-def is_lost_process(error: BaseException) -> bool:
+@contextlib.contextmanager
+def missing_no_one() -> Iterator[None]:
+    """End this process, and say why, when another of the run is gone. To stand inside
+    of all that reports: what jax raises then may be a ValueError."""
+    try:
+        yield
+    except Exception as error:
+        if not (jax.distributed.is_initialized() and is_lost_process(error)):
+            raise
+        reason = str(error).strip().partition("\n")[0][:200]
+        print(
+            f"Another process of this run is gone ({reason}). Start the same command "
+            "in all of them again: it goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
+        _leave(preemption.STATUS)
+
+
+def is_lost_process(error: Exception) -> bool:
     """Whether an error says that another process does not answer any more."""
-    signs = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Connection")
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(
-        sign in str(error) for sign in signs
-    )
+    signs = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Connection closed")
+    of_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    text = str(error)
+    return "Gloo" in text or (of_jax and any(sign in text for sign in signs))
+
+
+def _leave(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

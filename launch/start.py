@@ -78,7 +78,7 @@ def run(main: Callable) -> None:
         check_config_flags(argv)
         return app.parse_flags_with_usage(argv)
 
-    with hosts.failing_together(), clear_errors():
+    with hosts.failing_at_once(), clear_errors(), hosts.missing_no_one():
         app.run(guarded, flags_parser=parse)
 
 

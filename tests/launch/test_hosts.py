@@ -8,6 +8,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
 import hosts
 
+from rlhf_jax.training import preemption
+
 
 def test_all_three_flags_or_none():
     with pytest.raises(ValueError, match="Without --coordinator and --process_id"):
@@ -45,40 +47,53 @@ def one_of_two(monkeypatch):
     return statuses
 
 
-def test_a_process_whose_peer_is_gone_says_so_and_ends_at_once(one_of_two, capsys):
-    with hosts.failing_together():
-        raise hosts.jax.errors.JaxRuntimeError("INTERNAL: Gloo: Connection closed\nat")
+@pytest.mark.parametrize("kind", [ValueError, hosts.jax.errors.JaxRuntimeError])
+def test_a_process_whose_peer_is_gone_says_so_and_ends_at_once(
+    kind, one_of_two, capsys
+):
+    with hosts.missing_no_one():
+        raise kind("UNKNOWN: Gloo AllGather failed: Connection reset by peer\nat")
     assert one_of_two == [75]
     said = capsys.readouterr().err
-    assert said.startswith("Another process of this run is gone (INTERNAL: Gloo: Conn")
-    assert "closed). Start the same command in all of them again" in said
+    assert said.startswith("Another process of this run is gone (UNKNOWN: Gloo AllG")
+    assert "by peer). Start the same command in all of them again" in said
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("of ours"), hosts.jax.errors.JaxRuntimeError("out of memory")]
+)
+def test_other_errors_are_not_taken_for_a_peer_that_is_gone(error, one_of_two):
+    with pytest.raises(type(error)), hosts.missing_no_one():
+        raise error
+    assert one_of_two == []
 
 
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
         (ZeroDivisionError("of ours"), 1, "ZeroDivisionError: of ours"),
-        (hosts.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"), 1, "RESOURCE_EXH"),
         (SystemExit(1), 1, ""),  # a user's mistake, whose message stands already
     ],
 )
 def test_a_process_that_fails_does_not_wait_for_the_others(
     error, status, said, one_of_two, capsys
 ):
-    with hosts.failing_together():
+    with hosts.failing_at_once():
         raise error
     assert one_of_two == [status]
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("status", [None, 0, 75])
-def test_processes_that_end_together_take_leave(status, one_of_two):
-    with pytest.raises(SystemExit), hosts.failing_together():
-        raise SystemExit(status)
+@pytest.mark.parametrize(
+    "end", [SystemExit(None), SystemExit(0), preemption.Preempted("")]
+)
+def test_processes_that_end_together_take_leave(end, one_of_two):
+    with pytest.raises(SystemExit), hosts.failing_at_once():
+        raise end
     assert one_of_two == []
 
 
 def test_a_process_alone_fails_as_ever(monkeypatch):
     monkeypatch.setattr(hosts.os, "_exit", pytest.fail)
-    with pytest.raises(ZeroDivisionError), hosts.failing_together():
+    with pytest.raises(ZeroDivisionError), hosts.failing_at_once():
         raise ZeroDivisionError
