@@ -37,8 +37,9 @@ def test_the_other_process_ends_within_a_minute_and_both_resume(
     other = both[1 - victim]
     said, _ = other.communicate(timeout=MINUTE)
     print(f"{time.time() - killed:.1f} s, status {other.returncode}: {said[-2000:]}")
-    assert other.returncode != 0
-    assert "process of this run is gone" in said or "another task died" in said
+    # Either we, or jax, which has noticed it at the same time.
+    ours, of_jax = "process of this run is gone" in said, "another task died" in said
+    assert (ours and other.returncode == 75) or (of_jax and other.returncode < 0)
     assert len(read_metrics(workdir)) < 4
 
     for process in start_two(config, workdir):
