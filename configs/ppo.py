@@ -24,6 +24,7 @@ def get_config(preset="tiny"):
     # Of the reference and the reward model: stored, never updated.
     c.frozen_param_dtype = "float32" if small else "bfloat16"  # or "int8"
     c.offload_frozen = False  # they wait in the host's memory while others are at work
+    c.offload_moments = False  # the optimizers' wait there while nothing is updated
     c.reference = ""  # "": where the policy starts
     c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
     c.eval_prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl

@@ -164,6 +164,9 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
     if config.frozen_param_dtype == "int8":
         stored = dataclasses.replace(model, param_dtype=model.dtype, quantised=True)
     frozen = ppo.Frozen(parameters(stored), parameters(stored, score=True))
+    waiting = () if config.offload_frozen else frozen
+    trained = () if config.offload_moments else (state.policy, value)
+    moments = [x.opt_state for x in trained if x is not None]
     rows, width = config.batch_size, config.max_prompt_tokens
     prompts, responses = (rows, width), (rows, config.max_response_tokens)
     rolled = Rollout(
@@ -215,28 +218,34 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
             update,
             (state, experience, sft_batches, scalar(key.dtype)),
             donate=True,
-            held=() if config.offload_frozen else frozen,
+            held=waiting,
         ),
         Program(
             "score",
             functools.partial(ppo.make_experience, hyper=hyper),
-            (state, frozen, rolled, array((rows,), jnp.float32)),
+            (without_moments(state), frozen, rolled, array((rows,), jnp.float32)),
+            held=moments,
         ),
         Program(
             "generate",
             functools.partial(_generate, sampling=sampling),
             (state.policy.model, rolled.prompts, rolled.prompt_mask, keys),
-            held=(
-                state.policy.opt_state,
-                state.value,
-                () if config.offload_frozen else frozen,
-            ),
+            held=(moments, value and value.model, waiting),
             loop_steps=config.max_response_tokens,
             loop_reads=decoding_reads(
                 model, rows, sum(x.shape[1] for x in (rolled.prompts, rolled.responses))
             ),
         ),
     ]
+
+
+def without_moments(state: ppo.PPOState) -> ppo.PPOState:
+    policy, value = state.policy, state.value
+    return dataclasses.replace(
+        state,
+        policy=dataclasses.replace(policy, opt_state={}),
+        value=value and dataclasses.replace(value, opt_state={}),
+    )
 
 
 def decoding_reads(config: ChatGLMConfig, rows: int, slots: int):

@@ -122,6 +122,7 @@ def run(config, workdir: str) -> None:
     policy_optimizer, schedule = optimizers.from_config(config.optimizer, total_updates)
     value_optimizer, _ = optimizers.from_config(config.value_optimizer, total_updates)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
+    waiting_room = "pinned_host" if config.offload_moments else "device"
 
     def first_state(policy, value):
         # Copies: the state's buffers are donated, so no other model may share them.
@@ -142,7 +143,7 @@ def run(config, workdir: str) -> None:
         step = checkpoints.latest_step()
         if step:
             state = from_checkpoint(checkpoints.restore(step, to_checkpoint(state)))
-        return state, step
+        return with_moments_in(waiting_room, state), step
 
     state, start = newest_state()
     meta = {"models": {"model": weights.describe(state.policy.model)}}
@@ -260,11 +261,12 @@ def run(config, workdir: str) -> None:
 
             sft_batch = sft and sft.stack(step * num_updates, num_updates)
             state, update_metrics = update_step(
-                dataclasses.replace(state, **changes),
+                with_moments_in("device", dataclasses.replace(state, **changes)),
                 experience,
                 sft and shard_batch(sft_batch, axis=1),
                 jax.random.fold_in(update_key, step),
             )
+            state = with_moments_in(waiting_room, state)
             jax.block_until_ready(update_metrics)
             seconds["time/update"] = watch.lap()
             metrics |= update_metrics | seconds
@@ -292,6 +294,17 @@ def run(config, workdir: str) -> None:
     numbers = writer.close()
     checkpoints.close()
     finish(workdir, numbers)
+
+
+def with_moments_in(memory: str, state: PPOState) -> PPOState:
+    """The state with its optimizers' moments in a memory, see `to_memory`."""
+
+    def move(trained: TrainState) -> TrainState:
+        moments = to_memory(trained.opt_state, memory)
+        return dataclasses.replace(trained, opt_state=moments)
+
+    value = state.value and move(state.value)
+    return dataclasses.replace(state, policy=move(state.policy), value=value)
 
 
 def to_checkpoint(state: PPOState) -> dict:

@@ -47,6 +47,19 @@ def test_without_recomputation_a_program_has_fewer_operations():
     assert counts[0] > counts[1] == counts[2]
 
 
+def test_what_waits_in_the_hosts_memory_is_not_held_on_the_devices():
+    def held(**fields):
+        with jax.set_mesh(make_mesh((2, 2, 2))):
+            found = programs.of(config("ppo", **fields))
+        sizes = {p.name: [x.size for x in jax.tree.leaves(p.held)] for p in found}
+        return {name: sum(size) for name, size in sizes.items()}
+
+    here, away = held(), held(offload_frozen=True, offload_moments=True)
+    assert here["update"] > away["update"] == 0
+    assert here["score"] > away["score"] == 0
+    assert here["generate"] > away["generate"] > 0  # the value model
+
+
 def test_sizes_that_the_mesh_cannot_share_are_refused_before_compilation():
     with jax.set_mesh(make_mesh((2, 4, 1))):
         with pytest.raises(ValueError, match=r"batch_size=12 .* 8 or 16"):

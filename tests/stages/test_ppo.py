@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import jax
 import numpy as np
@@ -12,7 +13,8 @@ from rlhf_jax.data.records import Prompt, read_records
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 from rlhf_jax.stages import ppo, select_prompts
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.metrics import Writer, read_metrics
+from rlhf_jax.training.metrics import MEASURED, Writer, read_metrics
+from rlhf_jax.training.weights import load_model
 
 
 @pytest.mark.parametrize(
@@ -146,6 +148,45 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
     ]
     assert tables[0] == tables[1]
     assert tables[0]
+
+
+def test_what_waits_in_the_hosts_memory_changes_no_number(
+    stage_config, tmp_path, monkeypatch
+):
+    """The frozen models, and the moments; of which a checkpoint is saved."""
+    moves, to_memory = [], ppo.to_memory
+
+    def move(tree, kind):
+        moved = to_memory(tree, kind)
+        assert {x.sharding.memory_kind for x in jax.tree.leaves(moved)} == {kind}
+        moves.append((type(tree).__name__, kind))
+        return moved
+
+    monkeypatch.setattr(ppo, "to_memory", move)
+    lines, saved = [], []
+    for offload in (False, True):
+        moves.clear()
+        fields = {"offload_frozen": offload, "offload_moments": offload}
+        config = stage_config("ppo", eval_every=0, **fields)
+        folder = tmp_path / str(offload)
+        ppo.run(config, str(folder))
+        lines.append(
+            [
+                {k: x for k, x in line.items() if not k.startswith(MEASURED)}
+                for line in read_metrics(folder)
+            ]
+        )
+        saved.append(load_model(folder, item="value"))
+    assert Counter(moves) == {  # in two iterations; the moments are two models'
+        ("Frozen", "pinned_host"): 1,
+        ("Frozen", "device"): 2,
+        ("dict", "pinned_host"): 2 * 3,
+        ("dict", "device"): 2 * 2,
+    }
+    assert lines[1] == lines[0]
+    assert len(lines[0]) == 2
+    for x, y in zip(*map(jax.tree.leaves, saved), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_a_kl_above_the_ceiling_rolls_back_then_stops(stage_config, tmp_path):
