@@ -90,10 +90,11 @@ def test_the_majority_of_annotators_decides_and_one_comparison_stands_for_the_pa
         compare("p", "y", "x", "b", "bob"),  # agrees, the other way round
         compare("p", "x", "y", "b", "cay"),
         compare("p", "x", "y", "tie", "dee"),
+        compare("p", "x", "y", "a", "eve"),
     ]
     kept, dropped = clean(votes)
-    assert dropped == {"same verdict, merged": 1, "outvoted": 1, "tie": 1}
-    info = {"votes": {"for": ["ann", "bob"], "against": ["cay"], "tie": ["dee"]}}
+    assert dropped == {"same verdict, merged": 2, "outvoted": 1, "tie": 1}
+    info = {"votes": {"for": ["ann", "bob", "eve"], "against": ["cay"], "tie": ["dee"]}}
     assert kept == [dataclasses.replace(votes[0], info=info)]
 
 

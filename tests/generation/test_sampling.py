@@ -1,11 +1,18 @@
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.generation.sampling import NEVER, Sampling, filter_logits, sample
+from rlhf_jax.generation.sampling import (
+    NEVER,
+    Sampling,
+    filter_logits,
+    sample,
+    sampling_with,
+)
 
 BASE = Sampling(
     max_new_tokens=8,
@@ -129,3 +136,47 @@ def test_a_row_draws_with_its_own_key():
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(BASE, **changes)
+
+
+def test_the_least_and_the_most_of_every_setting_are_allowed():
+    dataclasses.replace(BASE, max_new_tokens=1, min_new_tokens=1, top_k=6, top_p=1.0)
+    dataclasses.replace(BASE, stop_ids=(0, 5), temperature=0.0, min_new_tokens=0)
+
+
+def test_a_tokenizer_gives_the_ids_and_nothing_is_filtered_unless_said():
+    tokenizer = SimpleNamespace(stop_ids=(3,), pad_id=0, vocab_size=6)
+    assert sampling_with(tokenizer, max_new_tokens=8, temperature=1.0) == BASE
+
+
+@pytest.fixture
+def numbers(monkeypatch):
+    """1000 keys whose numbers are 0, 0.001, ... in the place of random ones."""
+    evenly = np.arange(1000, dtype=np.float32) / 1000
+
+    def uniform(key):
+        return jnp.asarray(evenly)[jax.random.key_data(key)[1]]
+
+    monkeypatch.setattr(jax.random, "uniform", uniform)
+    data = np.stack([np.zeros(1000), np.arange(1000)], 1).astype(np.uint32)
+    return evenly, jax.random.wrap_key_data(jnp.asarray(data))
+
+
+def test_a_draw_inverts_the_cumulative_distribution_of_a_large_vocabulary(numbers):
+    evenly, keys = numbers
+    logits = np.random.default_rng(0).normal(size=300).astype(np.float32)
+    sampling = dataclasses.replace(BASE, num_tokens=300)
+    rows = jnp.broadcast_to(logits, (1000, 300))
+    tokens = np.asarray(sample(rows, keys, sampling, YES).tokens)
+    weights = np.exp(logits.astype(np.float64))
+    expected = np.searchsorted(np.cumsum(weights) / weights.sum(), evenly, "right")
+    assert set(expected // 128) == {0, 1, 2}  # blocks
+    off = np.abs(tokens - expected)
+    assert off.max() <= 1  # by rounding
+    assert (off > 0).mean() < 0.01
+
+
+def test_the_ends_of_the_unit_interval_draw_no_token_that_was_filtered_out(monkeypatch):
+    logits = jnp.log(jnp.array([[0.1, 0.4, 0.3, 0.1, 0.05, 0.05]]))
+    for number, expected in ((0.0, 1), (1.0, 2)):  # 1 by rounding
+        monkeypatch.setattr(jax.random, "uniform", lambda _, x=number: jnp.float32(x))
+        assert (draw(logits, count=1, top_k=2).tokens == expected).all()

@@ -163,6 +163,7 @@ def test_loss_is_log_two_when_policy_equals_reference(loss):
     out = call(loss, AT_REFERENCE)
     np.testing.assert_allclose(out.loss, np.log(2), rtol=1e-6)
     np.testing.assert_array_equal(out.margin, 0.0)
+    np.testing.assert_array_equal(out.accuracy, 0.0)  # no margin is not the right one
 
 
 def test_gradient_at_the_reference_is_half_of_beta():

@@ -359,6 +359,12 @@ def test_responses_of_one_token_follow_the_prompt():
     np.testing.assert_array_equal(before[0, :, :, 0], [[1], [1], [1]])
 
 
+def test_a_prompt_may_be_one_token_long():
+    hidden = jnp.arange(5.0)[None, :, None]
+    before = response_hidden(hidden, prompt_length=1, num_responses=2)
+    np.testing.assert_array_equal(before[0, :, :, 0], [[0, 1], [0, 3]])
+
+
 def test_lengths_that_do_not_fit_are_refused_with_the_numbers():
     hidden, matrix = jnp.array(HIDDEN), jnp.array(MATRIX)
     with pytest.raises(ValueError, match=r"11 positions.*prompt_length=2"):
@@ -369,5 +375,8 @@ def test_lengths_that_do_not_fit_are_refused_with_the_numbers():
         response_hidden(hidden, prompt_length=0, num_responses=1)
     with pytest.raises(ValueError, match="temperature=0"):
         next_logprobs(hidden, matrix, jnp.array(TOKENS), temperature=0.0)
-    with pytest.raises(ValueError, match="num_tokens=12"):
-        next_logprobs(hidden, matrix, jnp.array(TOKENS), num_tokens=12)
+    for num_tokens in (0, 12):
+        with pytest.raises(ValueError, match=f"num_tokens={num_tokens}"):
+            next_logprobs(hidden, matrix, jnp.array(TOKENS), num_tokens=num_tokens)
+    with pytest.raises(ValueError, match=r"0 positions after prompt_length=11"):
+        response_hidden(hidden, prompt_length=T, num_responses=1)

@@ -159,6 +159,12 @@ def test_kway_loss_equals_the_slow_loop_over_pairs(settings):
         np.testing.assert_allclose(out.accuracy[b], accuracy, rtol=1e-6)
 
 
+def test_equal_scores_are_in_no_order():
+    ranks, mask = np.array([[1, 2, 3]]), np.ones((1, 3), bool)
+    out = kway(np.ones((1, 3), np.float32), ranks, mask, **PAPER)
+    assert (out.num_pairs[0], out.accuracy[0]) == (3, 0.0)
+
+
 def test_kway_loss_of_two_responses_is_the_pair_loss():
     scores = np.stack([REJECTED, CHOSEN], axis=1)
     ranks, mask = np.tile([2, 1], (6, 1)), np.ones((6, 2), bool)
