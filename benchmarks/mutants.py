@@ -167,7 +167,8 @@ def test(copied: Path, file: str, sample: int) -> None:
             alive += 1
             text = source.splitlines()[line - 1].strip()
             print(f"| `{file}:{line}` | `{text}` | {change} | |", flush=True)
-    (copied / file).write_text(source)
+    if not survives(copied, file, source):
+        raise SystemExit(f"{file}: the mutants left something behind that fails.")
     print(f"{file}: {len(found) - alive} of {len(found)} found", flush=True)
 
 
