@@ -41,7 +41,6 @@ def test_ppo_skips_an_iteration_that_is_not_finite_and_goes_on(
     config = stage_config(
         "ppo",
         total_steps=3,
-        minibatches=1,
         normalise_scores=True,
         eval_every=0,
         save_every=1,
@@ -51,7 +50,8 @@ def test_ppo_skips_an_iteration_that_is_not_finite_and_goes_on(
     ppo.run(config, str(workdir))
 
     lines = read_metrics(workdir)
-    assert [line["optim/skipped"] for line in lines] == [0, 1, 0]
+    updates = config.ppo_epochs * config.minibatches
+    assert [line["optim/skipped"] for line in lines] == [0, updates, 0]
     assert [line["loss/policy"] is None for line in lines] == [False, True, False]
     for item in ("model", "value"):
         first, second, third = (parameters(workdir, i, item) for i in (1, 2, 3))
