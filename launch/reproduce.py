@@ -52,7 +52,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     ]
     runs, notes = find_runs([folder])
     groups = group_runs(runs)
-    text = markdown(results, config.seeds)
+    text = markdown(results)
     if models := tables.models(groups):
         text += "\n" + tables.markdown(tables.models_table(models))
     write_results(Path(config.results), results, text)
@@ -89,20 +89,21 @@ def compare(measure: paper.Measure, folder: Path, seeds) -> dict | None:
     }
 
 
-def markdown(results: list[dict], seeds) -> str:
+def markdown(results: list[dict]) -> str:
     """The results as a table."""
     lines = [
-        f"{len(seeds)} seeds; 95 % intervals (Student's t over seeds).",
+        "Brackets hold 95 % intervals (Student's t over seeds).",
         "",
-        "| claim | measure | ours | theirs | difference | expected | verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| claim | measure | seeds | ours | theirs | difference | expected | verdict |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in results:
         theirs = "" if row["theirs_mean"] is None else f"{row['theirs_mean']:.3g}"
+        effect = Effect(**row["effect"])
         lines.append(
-            f"| {row['claim']} | {row['text']} | {row['ours_mean']:.3g} | {theirs} | "
-            f"{Effect(**row['effect'])} | {row['expected']} {row['bound']:g} | "
-            f"{row['verdict']} |"
+            f"| {row['claim']} | {row['text']} | {len(effect.values)} | "
+            f"{row['ours_mean']:.3g} | {theirs} | {effect} | "
+            f"{row['expected']} {row['bound']:g} | {row['verdict']} |"
         )
     return "\n".join(lines) + "\n"
 
