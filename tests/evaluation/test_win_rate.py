@@ -74,6 +74,34 @@ def test_results_of_one_prompt_are_drawn_together():
     assert coverage(draw, 0.3, worlds=60) < 0.8
 
 
+@pytest.mark.slow
+def test_intervals_of_fits_cover_the_truth_nineteen_times_in_twenty():
+    """At equal length, and of ratings: 400 worlds of 400 prompts each."""
+    rng = np.random.default_rng(0)
+    strength = {"low": -0.4, "middle": 0.0, "high": 0.4}
+    covered = {"length-controlled": []} | {name: [] for name in strength}
+
+    def drawn(odds):  # logit -> win or loss
+        return np.where(rng.logistic(size=400) < odds, 1.0, -1.0)
+
+    for seed in range(400):
+        difference = rng.normal(10, 20, 400)
+        result = drawn(0.4 + 0.8 * np.tanh(difference / 20))
+        found = length_controlled(result, difference, seed=seed)
+        low, high = (found[f"length_controlled_net_{end}"] for end in ("low", "high"))
+        covered["length-controlled"].append(low <= np.tanh(0.2) <= high)
+        ratings = bradley_terry(
+            list(strength),
+            lambda one, other: drawn(strength[one] - strength[other]),
+            seed=seed,
+        )
+        for name, truth in strength.items():
+            low, high = ratings[name]["low"], ratings[name]["high"]
+            covered[name].append(low <= truth * 400 / np.log(10) <= high)
+    shares = {name: float(np.mean(hits)) for name, hits in covered.items()}
+    assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
+
+
 def test_groups_are_judged_apart():
     found = by_group(np.array([1.0, 1, -1]), ["poem", "poem", "sum"], seed=0)
     assert found["poem"]["net"] == 1 and found["sum"]["net"] == -1
