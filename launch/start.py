@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import importlib
+import itertools
 import logging as standard_logging
 import os
 import pkgutil
@@ -125,7 +126,7 @@ def check_config_flags(argv: list[str]) -> None:
             holds others; the known ones are listed.
     """
     values = {}
-    for arg, after in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for arg, after in itertools.pairwise([*argv[1:], ""]):
         if arg.startswith("-"):  # --name=value, or --name value
             name, equals, value = arg.lstrip("-").partition("=")
             values[name] = value if equals else after

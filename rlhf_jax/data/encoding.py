@@ -106,7 +106,7 @@ def encode_pairs(
     found = share_out(encode, comparisons)
     counts = Counter(note for _, note in found if note)
     both = zip(comparisons, found, strict=True)
-    kept = [(comparison, pair) for comparison, (pair, _) in both if pair]
+    kept = [(comparison, tuple(pair)) for comparison, (pair, _) in both if pair]
     if not kept:
         raise ValueError(f"No comparison can be trained on; dropped: {dict(counts)}.")
     return [c for c, _ in kept], [pair for _, pair in kept], counts

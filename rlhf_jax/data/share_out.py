@@ -1,6 +1,6 @@
 """Work on records that the processes of a run share out among them."""
 
-import pickle
+import json
 from collections.abc import Callable, Sequence
 
 import jax
@@ -12,30 +12,33 @@ def share_out(function: Callable, items: Sequence) -> list:
     """`[function(x) for x in items]`, the same in every process: of N, each does every
     N-th item and gets the results of the others. All must ask together.
 
+    Args:
+        function: its results travel as JSON, so a tuple may come back as a list.
+
     Raises:
-        Exception: what `function` raises, in whichever process, in all of them.
+        ValueError: what `function` raises in any process says the same in all.
     """
     own, count = jax.process_index(), jax.process_count()
     if count == 1:
         return [function(x) for x in items]
     try:
-        results = [function(x) for x in items[own::count]]
-    except Exception as error:  # told to the others, who would wait for ever
-        results = error
-    parts = _exchange(results)
+        mine = {"results": [function(x) for x in items[own::count]]}
+    except ValueError as error:  # told to the others, who would wait for ever
+        mine = {"error": str(error)}
+    parts = _exchange(mine)
     for part in parts:
-        if isinstance(part, Exception):
-            raise part
-    return [parts[i % count][i // count] for i in range(len(items))]
+        if "error" in part:
+            raise ValueError(part["error"])
+    return [parts[i % count]["results"][i // count] for i in range(len(items))]
 
 
-def _exchange(mine) -> list:
+def _exchange(mine: dict) -> list[dict]:
     """What every process passes, in their order, in every process."""
-    message = np.frombuffer(pickle.dumps(mine), np.uint8)
+    message = np.frombuffer(json.dumps(mine).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(message.size))
     padded = np.pad(message, (0, sizes.max() - message.size))
     messages = multihost_utils.process_allgather(padded)
     return [
-        pickle.loads(found[:size].tobytes())
+        json.loads(found[:size].tobytes())
         for found, size in zip(messages, sizes, strict=True)
     ]
