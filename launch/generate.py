@@ -44,7 +44,7 @@ def open_checkpoint(
 ) -> tuple[ChatGLM, Tokenizer]:
     """The language model and the tokenizer of a workdir, of one of its checkpoints, or
     of a Hugging Face folder."""
-    if not folder.is_dir() and folder.name != "best":
+    if not weights.workdir_of(folder)[0].is_dir():
         raise FileNotFoundError(f"--checkpoint: there is no folder {folder}.")
     tokenizer = sources.tokenizer_of(folder)
     model = weights.load_model(folder, dtype=dtype, param_dtype=dtype)

@@ -167,6 +167,7 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
     waiting = () if config.offload_frozen else frozen
     trained = () if config.offload_moments else (state.policy, value)
     moments = [x.opt_state for x in trained if x is not None]
+    bare = ppo.with_opt_states(state, lambda opt_state: {})  # what scoring reads
     rows, width = config.batch_size, config.max_prompt_tokens
     prompts, responses = (rows, width), (rows, config.max_response_tokens)
     rolled = Rollout(
@@ -223,7 +224,7 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
         Program(
             "score",
             functools.partial(ppo.make_experience, hyper=hyper),
-            (without_moments(state), frozen, rolled, array((rows,), jnp.float32)),
+            (bare, frozen, rolled, array((rows,), jnp.float32)),
             held=moments,
         ),
         Program(
@@ -237,15 +238,6 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
             ),
         ),
     ]
-
-
-def without_moments(state: ppo.PPOState) -> ppo.PPOState:
-    policy, value = state.policy, state.value
-    return dataclasses.replace(
-        state,
-        policy=dataclasses.replace(policy, opt_state={}),
-        value=value and dataclasses.replace(value, opt_state={}),
-    )
 
 
 def decoding_reads(config: ChatGLMConfig, rows: int, slots: int):

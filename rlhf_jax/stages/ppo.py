@@ -44,7 +44,14 @@ from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
-from rlhf_jax.training.ppo import Frozen, Hyper, PPOState, make_experience, update
+from rlhf_jax.training.ppo import (
+    Frozen,
+    Hyper,
+    PPOState,
+    make_experience,
+    update,
+    with_opt_states,
+)
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
@@ -298,13 +305,7 @@ def run(config, workdir: str) -> None:
 
 def with_moments_in(memory: str, state: PPOState) -> PPOState:
     """The state with its optimizers' moments in a memory, see `to_memory`."""
-
-    def move(trained: TrainState) -> TrainState:
-        moments = to_memory(trained.opt_state, memory)
-        return dataclasses.replace(trained, opt_state=moments)
-
-    value = state.value and move(state.value)
-    return dataclasses.replace(state, policy=move(state.policy), value=value)
+    return with_opt_states(state, lambda moments: to_memory(moments, memory))
 
 
 def to_checkpoint(state: PPOState) -> dict:

@@ -6,6 +6,7 @@ it. Letters: B batch, R response.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,16 @@ class PPOState:
     kl_coef: jax.Array
     moments: advantages_.RunningMoments
     rollbacks: jax.Array
+
+
+def with_opt_states(state: PPOState, change: Callable[[dict], dict]) -> PPOState:
+    """The state with `change` applied to the state of each model's optimizer."""
+
+    def changed(trained: TrainState) -> TrainState:
+        return dataclasses.replace(trained, opt_state=change(trained.opt_state))
+
+    value = state.value and changed(state.value)
+    return dataclasses.replace(state, policy=changed(state.policy), value=value)
 
 
 @jax.tree_util.register_dataclass

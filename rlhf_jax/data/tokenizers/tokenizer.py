@@ -249,7 +249,13 @@ def _load_transformers(folder: Path) -> TransformersTokenizer:
             folder, local_files_only=True, trust_remote_code=False
         )
         return TransformersTokenizer(inner, stops)
-    except Exception as error:  # whatever a broken file makes of a reader
+    except BaseException as error:  # whatever a broken file makes of a reader
+        # The panics of the library's Rust code are no `Exception`.
+        if (
+            not isinstance(error, Exception)
+            and type(error).__name__ != "PanicException"
+        ):
+            raise
         raise ValueError(f"The tokenizer at {folder} cannot be read: {error}") from None
 
 

@@ -1,0 +1,146 @@
+"""The parts of one iteration of PPO, as small as they get, for tests."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rlhf_jax.batches import PromptBatch, SFTBatch
+from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.presets import preset
+from rlhf_jax.training import ppo
+from rlhf_jax.training.optimizers import adamw
+from rlhf_jax.training.state import TrainState
+
+NUM_TOKENS = 30
+HYPER = ppo.Hyper(
+    num_tokens=NUM_TOKENS,
+    temperature=0.8,
+    chunk_size=0,
+    advantage="gae",
+    samples_per_prompt=1,
+    normalise_scores=False,
+    whiten_rewards=False,
+    whiten_advantages=False,
+    missing_end_penalty=0.5,
+    score_clip=10.0,
+    kl_in_loss=False,
+    kl_target=0.0,
+    kl_horizon=100.0,
+    gamma=1.0,
+    lam=0.95,
+    clip_range=0.2,
+    dual_clip=0.0,
+    value_clip_range=0.2,
+    beta_sft=0.0,
+    ppo_epochs=1,
+    minibatches=2,
+    microbatches=1,
+)
+SAMPLING = Sampling(
+    max_new_tokens=6,
+    temperature=0.8,
+    top_k=0,
+    top_p=1.0,
+    min_new_tokens=0,
+    stop_ids=(1, 2, 3),
+    pad_id=0,
+    num_tokens=NUM_TOKENS,
+)
+ROWS = 8
+
+
+def optimizer(learning_rate: float):
+    return adamw(
+        lambda step: learning_rate,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+
+
+@functools.cache
+def make_models(dtype="float32"):
+    config = preset(
+        "micro", num_layers=1, vocab_size=32, context_length=64, dtype=dtype
+    )
+    policy = ChatGLM(config, rngs=nnx.Rngs(0))
+    policy = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, policy)
+    reward = ScoreModel(policy, rngs=nnx.Rngs(1))
+    return policy, reward, ScoreModel(policy, rngs=nnx.Rngs(2))
+
+
+def make_state(learning_rate=1e-3, *, kl_coef=0.05, critic=True, dtype="float32"):
+    policy, reward, value = make_models(dtype)
+    tx = optimizer(learning_rate)
+    state = ppo.PPOState(
+        TrainState.create(policy, tx),
+        TrainState.create(value, tx) if critic else None,
+        jnp.float32(kl_coef),
+        ppo.advantages_.init_moments(),
+        jnp.int32(0),
+    )
+    return state, ppo.Frozen(policy, reward), tx
+
+
+def make_prompts(rows=ROWS, width=5, pad=0):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(4, NUM_TOKENS, (rows, width)).astype(np.int32)
+    lengths = rng.integers(1, width + 1, rows)
+    mask = np.arange(width)[None] >= width - lengths[:, None]
+    pads = ((0, 0), (pad, 0))
+    return PromptBatch(
+        np.pad(np.where(mask, tokens, 0), pads), np.pad(mask, pads), np.arange(rows)
+    )
+
+
+@functools.cache
+def experience_step(hyper):
+    return jax.jit(functools.partial(ppo.make_experience, hyper=hyper))
+
+
+@functools.cache
+def update_step(hyper, learning_rate):
+    tx = optimizer(learning_rate)
+    return jax.jit(
+        functools.partial(
+            ppo.update, hyper=hyper, policy_optimizer=tx, value_optimizer=tx
+        )
+    )
+
+
+def changed(**fields) -> ppo.Hyper:
+    return dataclasses.replace(HYPER, **fields)
+
+
+def experience_of(state, frozen, prompts, hyper=HYPER, baseline=0.0):
+    """(rollout, experience, changes of the state, metrics)."""
+    rolled = rollout(state.policy.model, prompts, jax.random.key(0), SAMPLING)
+    scores = jnp.full(rolled.responses.shape[0], baseline)
+    return rolled, *experience_step(hyper)(state, frozen, rolled, scores)
+
+
+def update(state, experience, hyper=HYPER, seed=1, sft=None, learning_rate=1e-3):
+    step = update_step(hyper, learning_rate)
+    return step(state, experience, sft, jax.random.key(seed))
+
+
+def same(a, b) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in pairs)
+
+
+def make_sft(rows=ROWS, length=7):
+    rng = np.random.default_rng(1)
+    mask = np.arange(length)[None] < rng.integers(2, length + 1, (rows, 1))
+    tokens = np.where(mask, rng.integers(4, NUM_TOKENS, (rows, length)), 0)
+    loss_mask = mask & (np.arange(length) > 0)
+    return SFTBatch(jnp.asarray(tokens, jnp.int32), jnp.asarray(mask), loss_mask)
