@@ -12,7 +12,7 @@ import json
 import jax
 from flax import nnx
 
-from benchmarks.inputs import plain_adamw, random_pairs
+from benchmarks.inputs import LEARNING_RATE, plain_adamw, random_pairs
 from benchmarks.timing import measure
 from rlhf_jax.data.batching import preference_batch
 from rlhf_jax.models.chatglm import ChatGLM
@@ -65,7 +65,9 @@ def main():
 
     def call(name):
         logprobs, model = known[name]
-        states[name], metrics = step(states[name], batch, logprobs, None, model)
+        states[name], metrics = step(
+            states[name], batch, logprobs, None, model, LEARNING_RATE
+        )
         return states[name], metrics
 
     calls = {name: functools.partial(call, name) for name in known}

@@ -1,7 +1,6 @@
 """What the benchmarks of training steps share: random pairs, and the optimizer."""
 
 import numpy as np
-import optax
 
 from rlhf_jax.training.optimizers import Optimizer, adamw
 
@@ -18,9 +17,12 @@ def random_pairs(pairs: int, *, prompt: int, response: int, vocab_size: int) -> 
     ]
 
 
+LEARNING_RATE = 1e-6  # leaves random weights as they are
+
+
 def plain_adamw() -> Optimizer:
-    """What most trainers use, at a rate that leaves random weights as they are."""
+    """What most trainers use."""
     return adamw(
-        optax.constant_schedule(1e-6), b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1,
+        LEARNING_RATE, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1,
         clip_norm=1.0,
     )  # fmt: skip

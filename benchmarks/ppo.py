@@ -58,7 +58,8 @@ def main():
     hyper = ppo.Hyper(
         num_tokens=config.vocab_size, **{name: settings[name] for name in fields}
     )
-    optimizer, _ = optimizers.from_config(settings.optimizer, 100)
+    num_updates = settings.ppo_epochs * settings.minibatches
+    optimizer, rates = optimizers.from_config(settings.optimizer, num_updates)
 
     @jax.jit
     def models():
@@ -122,7 +123,8 @@ def main():
 
     def update_both():
         nonlocal state
-        state, metrics = update(state, now["experience"], None, next(keys))
+        learned_from = (state, now["experience"], None, next(keys))
+        state, metrics = update(*learned_from, (rates, rates))
         return state, metrics
 
     found = measure(

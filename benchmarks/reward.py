@@ -14,7 +14,7 @@ import json
 import jax
 from flax import nnx
 
-from benchmarks.inputs import plain_adamw, random_pairs
+from benchmarks.inputs import LEARNING_RATE, plain_adamw, random_pairs
 from benchmarks.timing import measure
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.data.batching import packed_pairs, pad_right
@@ -29,7 +29,7 @@ from rlhf_jax.training.state import TrainState, apply_gradients
 HYPER = {"margin": 0.0, "label_smoothing": 0.0, "score_regularisation": 0.01}
 
 
-def plain_step(state, batch, *, optimizer):
+def plain_step(state, batch, learning_rate, *, optimizer):
     """Chosen and rejected as two rows, each with its prompt: rows [2 B, T]."""
 
     def loss_fn(model):
@@ -41,7 +41,7 @@ def plain_step(state, batch, *, optimizer):
         return out.loss.mean()
 
     loss, gradients = jax.value_and_grad(loss_fn)(state.model)
-    state, _ = apply_gradients(state, loss, gradients, optimizer)
+    state, _ = apply_gradients(state, loss, gradients, optimizer.at(learning_rate))
     return state, {"loss/reward": loss}
 
 
@@ -83,7 +83,7 @@ def main():
     states = {name: create() for name in steps}
 
     def call(name):
-        states[name], metrics = steps[name](states[name], batches[name])
+        states[name], metrics = steps[name](states[name], batches[name], LEARNING_RATE)
         return states[name], metrics
 
     calls = {name: functools.partial(call, name) for name in steps}

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.inputs import plain_adamw
+from benchmarks.inputs import LEARNING_RATE, plain_adamw
 from benchmarks.timing import measure
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.models.chatglm import ChatGLM
@@ -57,7 +57,7 @@ def main():
 
     def call():
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, LEARNING_RATE)
         return state, metrics
 
     found = measure({"step": call}, repeats=flags.repeats, work=tokens.size)

@@ -38,9 +38,6 @@ from rlhf_jax.stages import dpo, reward, sft
 from rlhf_jax.training import optimizers, ppo, weights
 from rlhf_jax.training.state import TrainState
 
-# A schedule needs an end; which one changes no program.
-STEPS = 1000
-
 
 def of(config, *, recompute: bool = True) -> list[Program]:
     """The programs of the stage that a config is for, the longest-running ones.
@@ -71,7 +68,7 @@ def of(config, *, recompute: bool = True) -> list[Program]:
 
 
 def of_sft(config, model: ChatGLMConfig) -> list[Program]:
-    optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
+    optimizer, _ = optimizers.from_config(config.optimizer, 1)
     step = functools.partial(
         sft.train_step,
         optimizer=optimizer,
@@ -80,13 +77,12 @@ def of_sft(config, model: ChatGLMConfig) -> list[Program]:
         chunk_size=config.chunk_size,
     )
     batch = dialogues(config.batch_size, config.max_tokens)
-    return [
-        Program("update", step, (train_state(model, optimizer), batch), donate=True)
-    ]
+    arguments = (train_state(model, optimizer), batch, replicated(()))
+    return [Program("update", step, arguments, donate=True)]
 
 
 def of_reward(config, model: ChatGLMConfig) -> list[Program]:
-    optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
+    optimizer, _ = optimizers.from_config(config.optimizer, 1)
     step = functools.partial(
         reward.train_step,
         optimizer=optimizer,
@@ -105,11 +101,11 @@ def of_reward(config, model: ChatGLMConfig) -> list[Program]:
         valid=array((rows,), bool),
     )
     state = train_state(model, optimizer, score=True)
-    return [Program("update", step, (state, batch), donate=True)]
+    return [Program("update", step, (state, batch, replicated(())), donate=True)]
 
 
 def of_dpo(config, model: ChatGLMConfig) -> list[Program]:
-    optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
+    optimizer, _ = optimizers.from_config(config.optimizer, 1)
     fields = {f.name for f in dataclasses.fields(dpo.Hyper)} - {"num_tokens"}
     hyper = dpo.Hyper(
         num_tokens=model.vocab_size, **{name: config[name] for name in fields}
@@ -139,13 +135,14 @@ def of_dpo(config, model: ChatGLMConfig) -> list[Program]:
         None if on_the_fly else array((rows, 2), jnp.float32),
         dialogues(config.sft_batch_size, config.max_sft_tokens),
         parameters(model) if on_the_fly else None,
+        replicated(()),
     )
     return [Program("update", step, arguments, donate=True)]
 
 
 def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
-    policy_optimizer, _ = optimizers.from_config(config.optimizer, STEPS)
-    value_optimizer, _ = optimizers.from_config(config.value_optimizer, STEPS)
+    policy_optimizer, _ = optimizers.from_config(config.optimizer, 1)
+    value_optimizer, _ = optimizers.from_config(config.value_optimizer, 1)
     fields = {f.name for f in dataclasses.fields(ppo.Hyper)} - {"num_tokens"}
     hyper = ppo.Hyper(
         num_tokens=model.vocab_size, **{name: config[name] for name in fields}
@@ -156,9 +153,9 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
     state = ppo.PPOState(
         policy=train_state(model, policy_optimizer),
         value=value,
-        kl_coef=scalar(jnp.float32),
+        kl_coef=replicated(()),
         moments=shard_parameters(jax.eval_shape(init_moments)),
-        rollbacks=scalar(jnp.int32),
+        rollbacks=replicated((), jnp.int32),
     )
     stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
     if config.frozen_param_dtype == "int8":
@@ -213,11 +210,12 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
         value_optimizer=value_optimizer,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
+    learning_rates = (replicated((updates,)), replicated((updates,)))
     return [
         Program(
             "update",
             update,
-            (state, experience, sft_batches, scalar(key.dtype)),
+            (state, experience, sft_batches, replicated((), key.dtype), learning_rates),
             donate=True,
             held=waiting,
         ),
@@ -287,6 +285,6 @@ def array(shape, dtype=jnp.int32, *, axis: int = 0) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def scalar(dtype) -> jax.ShapeDtypeStruct:
+def replicated(shape, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
     sharding = NamedSharding(jax.sharding.get_mesh(), P())
-    return jax.ShapeDtypeStruct((), dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -129,7 +129,16 @@ def loss_fn(policy, inputs, *, reference, num_pairs, num_sft_tokens, hyper: Hype
 
 
 def train_step(
-    state, batch, ref_logprobs, sft, reference, *, optimizer, microbatches, hyper: Hyper
+    state,
+    batch,
+    ref_logprobs,
+    sft,
+    reference,
+    learning_rate,
+    *,
+    optimizer,
+    microbatches,
+    hyper: Hyper,
 ):
     share = functools.partial(
         loss_fn,
@@ -139,7 +148,13 @@ def train_step(
         hyper=hyper,
     )
     inputs = (batch, ref_logprobs, sft)
-    return update(share, state, inputs, optimizer=optimizer, microbatches=microbatches)
+    return update(
+        share,
+        state,
+        inputs,
+        optimizer=optimizer.at(learning_rate),
+        microbatches=microbatches,
+    )
 
 
 def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):
@@ -241,7 +256,7 @@ def run(config, workdir: str) -> None:
         beta_sft=config.beta_sft,
     )
     total_steps = config.epochs * order.batches_per_epoch
-    optimizer, schedule = optimizers.from_config(config.optimizer, total_steps)
+    optimizer, learning_rates = optimizers.from_config(config.optimizer, total_steps)
     step_fn = jax.jit(
         functools.partial(
             train_step,
@@ -320,8 +335,13 @@ def run(config, workdir: str) -> None:
                 "ref_logprobs": None if ref_logprobs is None else ref_logprobs[index],
                 "sft": sft.batch(step) if sft else None,
             }
-            state, metrics = step_fn(state, **shard_batch(inputs), reference=reference)
-            metrics["optim/lr"] = schedule(step)
+            state, metrics = step_fn(
+                state,
+                **shard_batch(inputs),
+                reference=reference,
+                learning_rate=learning_rates[step],
+            )
+            metrics["optim/lr"] = learning_rates[step]
             metrics["tokens_per_second"] = watch.rate(batch.response_mask.sum())
             bar.update(*writer.write(step + 1, metrics, inputs))
             if due(step + 1, config.eval_every, total_steps):

@@ -126,8 +126,12 @@ def run(config, workdir: str) -> None:
     # State
     total_steps = config.total_steps
     total_updates = total_steps * num_updates
-    policy_optimizer, schedule = optimizers.from_config(config.optimizer, total_updates)
-    value_optimizer, _ = optimizers.from_config(config.value_optimizer, total_updates)
+    policy_optimizer, policy_rates = optimizers.from_config(
+        config.optimizer, total_updates
+    )
+    value_optimizer, value_rates = optimizers.from_config(
+        config.value_optimizer, total_updates
+    )
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
     waiting_room = "pinned_host" if config.offload_moments else "device"
 
@@ -266,18 +270,20 @@ def run(config, workdir: str) -> None:
                 logging.warning("Rolled back to step %d; kl_coef %.3g.", step, kl_coef)
                 continue
 
-            sft_batch = sft and sft.stack(step * num_updates, num_updates)
+            updates = slice(step * num_updates, (step + 1) * num_updates)
+            sft_batch = sft and sft.stack(updates.start, num_updates)
             state, update_metrics = update_step(
                 with_moments_in("device", dataclasses.replace(state, **changes)),
                 experience,
                 sft and shard_batch(sft_batch, axis=1),
                 jax.random.fold_in(update_key, step),
+                (policy_rates[updates], value_rates[updates]),
             )
             state = with_moments_in(waiting_room, state)
             jax.block_until_ready(update_metrics)
             seconds["time/update"] = watch.lap()
             metrics |= update_metrics | seconds
-            metrics["optim/lr"] = schedule(step * num_updates)
+            metrics["optim/lr"] = policy_rates[updates.start]
             metrics["optim/rollbacks"] = int(state.rollbacks)
             metrics["tokens_per_second"] = Mean(num_generated, sum(seconds.values()))
             step += 1

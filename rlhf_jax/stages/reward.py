@@ -64,9 +64,15 @@ def loss_fn(model, batch: PackedPairs, *, num_pairs, **hyper):
     return loss.total / num_pairs, metrics
 
 
-def train_step(state, batch, *, optimizer, microbatches, **hyper):
+def train_step(state, batch, learning_rate, *, optimizer, microbatches, **hyper):
     share = functools.partial(loss_fn, num_pairs=batch.valid.sum(), **hyper)
-    return update(share, state, batch, optimizer=optimizer, microbatches=microbatches)
+    return update(
+        share,
+        state,
+        batch,
+        optimizer=optimizer.at(learning_rate),
+        microbatches=microbatches,
+    )
 
 
 def run(config, workdir: str) -> None:
@@ -137,7 +143,7 @@ def run(config, workdir: str) -> None:
 
     # State
     total_steps = config.epochs * order.batches_per_epoch
-    optimizer, schedule = optimizers.from_config(config.optimizer, total_steps)
+    optimizer, learning_rates = optimizers.from_config(config.optimizer, total_steps)
     state = create(functools.partial(TrainState.create, optimizer=optimizer), model)
     best = Best.start(model)
     del model
@@ -172,8 +178,8 @@ def run(config, workdir: str) -> None:
     with ProgressBar("reward", total_steps, start, show) as bar:
         while not is_done:
             batch = packed_pairs([pairs[i] for i in order.indices(step)], **padding)
-            state, metrics = step_fn(state, shard_batch(batch))
-            metrics["optim/lr"] = schedule(step)
+            state, metrics = step_fn(state, shard_batch(batch), learning_rates[step])
+            metrics["optim/lr"] = learning_rates[step]
             metrics["tokens_per_second"] = watch.rate(batch.mask.sum())
             step += 1
             bar.update(*writer.write(step, metrics, {"batch": batch}))

@@ -40,14 +40,22 @@ def loss_fn(policy, batch: SFTBatch, *, num_target, num_tokens, chunk_size):
     return loss.total / num_target, {"loss/sft": loss}
 
 
-def train_step(state, batch, *, optimizer, microbatches, num_tokens, chunk_size):
+def train_step(
+    state, batch, learning_rate, *, optimizer, microbatches, num_tokens, chunk_size
+):
     share = functools.partial(
         loss_fn,
         num_target=batch.loss_mask.sum(),
         num_tokens=num_tokens,
         chunk_size=chunk_size,
     )
-    return update(share, state, batch, optimizer=optimizer, microbatches=microbatches)
+    return update(
+        share,
+        state,
+        batch,
+        optimizer=optimizer.at(learning_rate),
+        microbatches=microbatches,
+    )
 
 
 def evaluate(policy, batches, eval_step) -> dict:
@@ -102,7 +110,7 @@ def run(config, workdir: str) -> None:
 
     # State
     total_steps = config.epochs * order.batches_per_epoch
-    optimizer, schedule = optimizers.from_config(config.optimizer, total_steps)
+    optimizer, learning_rates = optimizers.from_config(config.optimizer, total_steps)
     state = create(functools.partial(TrainState.create, optimizer=optimizer), policy)
     del policy
 
@@ -137,8 +145,8 @@ def run(config, workdir: str) -> None:
     with ProgressBar("sft", total_steps, start, {"loss": "loss/sft"}) as bar:
         for step in range(start, total_steps):
             batch = make_batch([examples[i] for i in order.indices(step)])
-            state, metrics = step_fn(state, shard_batch(batch))
-            metrics["optim/lr"] = schedule(step)
+            state, metrics = step_fn(state, shard_batch(batch), learning_rates[step])
+            metrics["optim/lr"] = learning_rates[step]
             metrics["tokens_per_second"] = watch.rate(batch.mask.sum())
             bar.update(*writer.write(step + 1, metrics, {"batch": batch}))
             if due(step + 1, config.eval_every, total_steps):

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rlhf_jax.parallel.fused_update import sum_of_squares
@@ -18,7 +19,8 @@ class Optimizer:
     backward pass (`parallel.fused_update`): state and result are the same.
     """
 
-    rule: optax.GradientTransformation
+    rule: optax.GradientTransformation  # gradient to direction
+    learning_rate: float | jax.Array | None  # None: each step brings its own, see `at`
     clip_norm: float  # 0: no clipping
     clip: str = "global"  # by the norm of the whole gradient, or "per_layer"
     fused: bool = False  # inside the backward pass
@@ -27,6 +29,11 @@ class Optimizer:
     def needs_norm(self) -> bool:
         """Whether the whole gradient's norm is needed before the first update."""
         return bool(self.clip_norm) and self.clip == "global"
+
+    def at(self, learning_rate: jax.Array) -> "Optimizer":
+        """The optimizer for a step with this learning rate: an input of the compiled
+        step, so that neither another step nor another schedule compiles it again."""
+        return dataclasses.replace(self, learning_rate=learning_rate)
 
     def init(self, model) -> dict:
         layers, rest = split(model)
@@ -48,7 +55,8 @@ class Optimizer:
             measured = norm if self.clip == "global" else own
             scale = jnp.minimum(1.0, self.clip_norm / jnp.maximum(measured, 1e-30))
             gradient = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
-        updates, new_state = self.rule.update(gradient, state, parameters)
+        direction, new_state = self.rule.update(gradient, state, parameters)
+        updates = jax.tree.map(lambda d: -self.learning_rate * d, direction)
         new = optax.apply_updates(parameters, updates), new_state
         return jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), new, (parameters, state)
@@ -84,7 +92,7 @@ def is_matrix(path: tuple, leaf: jax.Array) -> bool:
 
 
 def adamw(
-    schedule: optax.Schedule,
+    learning_rate: float | None,
     *,
     b1: float,
     b2: float,
@@ -95,20 +103,15 @@ def adamw(
 ) -> Optimizer:
     """AdamW (arXiv 1711.05101); `moment_dtype` is of the first moment, None: as the
     parameters."""
-    rule = optax.adamw(
-        schedule,
-        b1,
-        b2,
-        eps,
-        mu_dtype=moment_dtype,
-        weight_decay=weight_decay,
-        mask=_decay_mask,
+    rule = optax.chain(
+        optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype),
+        optax.add_decayed_weights(weight_decay, _decay_mask),
     )
-    return Optimizer(rule, clip_norm)
+    return Optimizer(rule, learning_rate, clip_norm)
 
 
 def adafactor(
-    schedule: optax.Schedule, *, weight_decay: float, clip_norm: float
+    learning_rate: float | None, *, weight_decay: float, clip_norm: float
 ) -> Optimizer:
     """Adafactor (arXiv 1804.04235) without momentum: its second moments are factored,
     so they take next to no memory. The learning rate is relative to the parameters."""
@@ -117,18 +120,18 @@ def adafactor(
         optax.clip_by_block_rms(1.0),
         optax.scale_by_param_block_rms(),
         optax.add_decayed_weights(weight_decay, _decay_mask),
-        optax.scale_by_learning_rate(schedule),
     )
-    return Optimizer(rule, clip_norm)
+    return Optimizer(rule, learning_rate, clip_norm)
 
 
-def sgd(schedule: optax.Schedule, *, clip_norm: float) -> Optimizer:
+def sgd(learning_rate: float | None, *, clip_norm: float) -> Optimizer:
     """Plain gradient descent."""
-    return Optimizer(optax.sgd(schedule), clip_norm)
+    return Optimizer(optax.identity(), learning_rate, clip_norm)
 
 
-def from_config(config, total_steps: int) -> tuple[Optimizer, optax.Schedule]:
-    """The optimizer that a stage's `config.optimizer` describes, and its schedule.
+def from_config(config, total_steps: int) -> tuple[Optimizer, np.ndarray]:
+    """The optimizer that a stage's `config.optimizer` describes, and the learning rate
+    of each step, float32 [total_steps].
 
     Raises:
         ValueError: an unknown choice; the known ones are listed.
@@ -148,7 +151,7 @@ def from_config(config, total_steps: int) -> tuple[Optimizer, optax.Schedule]:
     )
     if config.name == "adamw":
         optimizer = adamw(
-            schedule,
+            None,
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,
@@ -158,12 +161,13 @@ def from_config(config, total_steps: int) -> tuple[Optimizer, optax.Schedule]:
         )
     elif config.name == "adafactor":
         optimizer = adafactor(
-            schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+            None, weight_decay=config.weight_decay, clip_norm=config.clip_norm
         )
     else:
-        optimizer = sgd(schedule, clip_norm=config.clip_norm)
+        optimizer = sgd(None, clip_norm=config.clip_norm)
     optimizer = dataclasses.replace(optimizer, clip=config.clip, fused=config.fused)
-    return optimizer, schedule
+    learning_rates = jax.vmap(schedule)(jnp.arange(total_steps))
+    return optimizer, np.asarray(learning_rates, np.float32)
 
 
 def _decay_mask(params):

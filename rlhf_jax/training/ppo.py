@@ -293,6 +293,7 @@ def update(
     experience: Experience,
     sft: SFTBatch | None,
     key: jax.Array,
+    learning_rates: tuple[jax.Array, jax.Array],
     *,
     hyper: Hyper,
     policy_optimizer,
@@ -302,11 +303,12 @@ def update(
 
     Args:
         sft: one SFT batch for each update, stacked: leaves [updates, b, T].
+        learning_rates: the policy's and the value model's, float32 [updates] each.
     """
 
     def one_update(models, inputs):
         policy, value = models
-        indices, sft = inputs
+        indices, sft, (policy_rate, value_rate) = inputs
         batch = jax.tree.map(lambda x: x[indices], experience)
         num_tokens = jnp.maximum(batch.response_mask.sum(), 1)
         policy_share = functools.partial(
@@ -318,14 +320,17 @@ def update(
         )
         step_down = functools.partial(state_.update, microbatches=hyper.microbatches)
         policy, metrics = step_down(
-            policy_share, policy, (batch, sft), optimizer=policy_optimizer
+            policy_share,
+            policy,
+            (batch, sft),
+            optimizer=policy_optimizer.at(policy_rate),
         )
         if value is not None:
             value_share = functools.partial(
                 value_loss_fn, num_tokens=num_tokens, hyper=hyper
             )
             value, value_metrics = step_down(
-                value_share, value, batch, optimizer=value_optimizer
+                value_share, value, batch, optimizer=value_optimizer.at(value_rate)
             )
             value_norm = value_metrics.pop("optim/grad_norm")
             metrics |= value_metrics | {"optim/value_grad_norm": value_norm}
@@ -336,7 +341,7 @@ def update(
     order = jax.vmap(lambda k: jax.random.permutation(k, rows))(keys)
     indices = order.reshape(hyper.ppo_epochs * hyper.minibatches, -1)
     (policy, value), metrics = jax.lax.scan(
-        one_update, (state.policy, state.value), (indices, sft)
+        one_update, (state.policy, state.value), (indices, sft, learning_rates)
     )
     first_ratio = jax.tree.map(lambda x: x[0], metrics["val/ratio"])
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)

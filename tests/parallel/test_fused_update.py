@@ -20,11 +20,9 @@ from rlhf_jax.training.state import TrainState, update
 from tests.trees import assert_trees_close
 
 NUM_TOKENS = 60
-SGD = sgd(lambda step: 0.1, clip_norm=0.1)
-ADAMW = adamw(
-    lambda step: 1e-2, b1=0.9, b2=0.95, eps=1e-6, weight_decay=0.1, clip_norm=0.1
-)
-ADAFACTOR = adafactor(lambda step: 0.1, weight_decay=0.1, clip_norm=0.1)
+SGD = sgd(0.1, clip_norm=0.1)
+ADAMW = adamw(1e-2, b1=0.9, b2=0.95, eps=1e-6, weight_decay=0.1, clip_norm=0.1)
+ADAFACTOR = adafactor(0.1, weight_decay=0.1, clip_norm=0.1)
 
 
 def model(**changes):

@@ -29,7 +29,7 @@ from tests.trees import assert_trees_close
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 ROWS, PROMPT, RESPONSE = 8, 6, 6
 # Its update is the gradient.
-SGD = sgd(lambda step: 1.0, clip_norm=0.0)
+SGD = sgd(1.0, clip_norm=0.0)
 FUSED = dataclasses.replace(SGD, clip_norm=1.0, fused=True)
 
 
@@ -59,6 +59,7 @@ def sft_step(model, batch, optimizer=SGD):
     state, metrics = sft.train_step(
         TrainState.create(model, optimizer),
         batch,
+        1.0,
         optimizer=optimizer,
         microbatches=1,
         num_tokens=60,
@@ -85,6 +86,7 @@ def reward_step(model, batch):
     state, metrics = reward.train_step(
         TrainState.create(ScoreModel(model, rngs=nnx.Rngs(0)), SGD),
         batch,
+        1.0,
         optimizer=SGD,
         microbatches=1,
         margin=0.0,
@@ -123,6 +125,7 @@ def dpo_step(model, batch):
         None,
         batch[1],
         reference,
+        1.0,
         optimizer=SGD,
         microbatches=1,
         hyper=hyper,
@@ -166,6 +169,7 @@ def ppo_step(model, batch):
         experience,
         jax.tree.map(lambda x: x[None], sft_batch),
         jax.random.key(0),
+        (jnp.ones(1), jnp.ones(1)),
         hyper=hyper,
         policy_optimizer=SGD,
         value_optimizer=SGD,

@@ -26,9 +26,7 @@ from rlhf_jax.training.optimizers import adafactor, adamw
 from rlhf_jax.training.state import TrainState
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 4}
-ADAMW = adamw(
-    lambda step: 1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
-)
+ADAMW = adamw(1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
 
 
 def published(name):
@@ -63,7 +61,7 @@ def test_every_rule_matches_something():
     scorer = jax.eval_shape(
         lambda: TrainState.create(
             ScoreModel(ChatGLM(preset("micro"), rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)),
-            adafactor(lambda step: 1.0, weight_decay=0.1, clip_norm=1.0),
+            adafactor(1.0, weight_decay=0.1, clip_norm=1.0),
         )
     )
     paths = [

@@ -59,9 +59,7 @@ def precision_of_users():
 
 
 ROWS, LENGTH, CHUNK = 4, 1536, 512
-ADAMW = adamw(
-    lambda step: 1e-5, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
-)
+ADAMW = adamw(1e-5, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
 FUSED = dataclasses.replace(ADAMW, fused=True, clip="per_layer")
 LAYERS = preset("chatglm3_6b").num_layers
 
@@ -89,7 +87,7 @@ def compiled(optimizer):
             chunk_size=CHUNK,
         )
         lowered = jax.jit(step, donate_argnums=0).lower(
-            state, SFTBatch(tokens, mask, mask)
+            state, SFTBatch(tokens, mask, mask), jnp.float32(1e-5)
         )
         program, text = compile_with_text(lowered)
     return program, text, sum(x.size for x in jax.tree.leaves(state.model))

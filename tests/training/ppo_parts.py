@@ -56,9 +56,9 @@ SAMPLING = Sampling(
 ROWS = 8
 
 
-def optimizer(learning_rate: float):
+def optimizer():
     return adamw(
-        lambda step: learning_rate,
+        None,
         b1=0.9,
         b2=0.95,
         eps=1e-8,
@@ -78,9 +78,9 @@ def make_models(dtype="float32"):
     return policy, reward, ScoreModel(policy, rngs=nnx.Rngs(2))
 
 
-def make_state(learning_rate=1e-3, *, kl_coef=0.05, critic=True, dtype="float32"):
+def make_state(*, kl_coef=0.05, critic=True, dtype="float32"):
     policy, reward, value = make_models(dtype)
-    tx = optimizer(learning_rate)
+    tx = optimizer()
     state = ppo.PPOState(
         TrainState.create(policy, tx),
         TrainState.create(value, tx) if critic else None,
@@ -108,8 +108,8 @@ def experience_step(hyper):
 
 
 @functools.cache
-def update_step(hyper, learning_rate):
-    tx = optimizer(learning_rate)
+def update_step(hyper):
+    tx = optimizer()
     return jax.jit(
         functools.partial(
             ppo.update, hyper=hyper, policy_optimizer=tx, value_optimizer=tx
@@ -129,8 +129,9 @@ def experience_of(state, frozen, prompts, hyper=HYPER, baseline=0.0):
 
 
 def update(state, experience, hyper=HYPER, seed=1, sft=None, learning_rate=1e-3):
-    step = update_step(hyper, learning_rate)
-    return step(state, experience, sft, jax.random.key(seed))
+    key, num_updates = jax.random.key(seed), hyper.ppo_epochs * hyper.minibatches
+    rates = jnp.full(num_updates, learning_rate)
+    return update_step(hyper)(state, experience, sft, key, (rates, rates))
 
 
 def same(a, b) -> bool:

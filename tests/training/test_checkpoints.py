@@ -23,9 +23,7 @@ def small_model(seed=0, **changes):
 
 @pytest.fixture(scope="module")
 def state():
-    optimizer = adamw(
-        lambda step: 1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0
-    )
+    optimizer = adamw(1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
     return TrainState.create(small_model(), optimizer)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax.training.optimizers import adamw, learning_rate_schedule
+from configs.common import optimizer as optimizer_config
+from rlhf_jax.training.optimizers import adamw, from_config, learning_rate_schedule
 from rlhf_jax.training.state import TrainState, apply_gradients
 
 
@@ -38,7 +39,7 @@ def optimizer(**changes):
         "weight_decay": 0.0,
         "clip_norm": 0.0,
     }
-    return adamw(lambda step: 0.1, **settings | changes)
+    return adamw(0.1, **settings | changes)
 
 
 def test_weight_decay_is_on_kernels_only():
@@ -47,6 +48,35 @@ def test_weight_decay_is_on_kernels_only():
     state, _ = apply_gradients(TrainState.create(PARAMS, tx), 0.0, zeros, tx)
     np.testing.assert_allclose(state.model["mlp"]["kernel"], 0.95)  # 1 - lr * decay
     np.testing.assert_allclose(state.model["norm"]["scale"], 1.0)
+
+
+def test_the_learning_rate_is_an_input_of_the_step():
+    tx = optimizer()
+
+    @jax.jit
+    def step(state, learning_rate):
+        gradients = jax.tree.map(jnp.ones_like, PARAMS)
+        return apply_gradients(state, 0.0, gradients, tx.at(learning_rate))[0]
+
+    state = TrainState.create(PARAMS, tx)
+    for rate in (0.0, 0.1, 0.2):  # Adam's first step is as long as its rate
+        moved = step(state, rate).model["norm"]["scale"]
+        np.testing.assert_allclose(moved, 1.0 - rate, atol=1e-6)
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+def test_a_config_gives_the_rate_of_every_step_and_an_optimizer_without_one(name):
+    config = optimizer_config(3e-3)
+    config.update(name=name, warmup_steps=2, decay="linear")
+    tx, rates = from_config(config, total_steps=5)
+    schedule = learning_rate_schedule(
+        3e-3, warmup_steps=2, total_steps=5, decay="linear", final=config.final
+    )  # fmt: skip
+    np.testing.assert_allclose(rates, [schedule(i) for i in range(5)], rtol=1e-6)
+    assert rates.dtype == np.float32
+    with pytest.raises(TypeError):  # a stage cannot forget to pass it
+        apply_gradients(TrainState.create(PARAMS, tx), 0.0, PARAMS, tx)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():

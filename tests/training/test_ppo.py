@@ -178,7 +178,7 @@ def test_the_frozen_models_are_no_part_of_what_is_updated():
 
 
 def test_learning_rate_0_changes_no_model_and_no_metric():
-    state, frozen, _ = make_state(0.0)
+    state, frozen, _ = make_state()
     hyper = changed(ppo_epochs=2)
     _, experience, _, first = experience_of(state, frozen, make_prompts())
     new, updated = update(state, experience, hyper, learning_rate=0.0)
@@ -263,7 +263,7 @@ def test_a_bandit_finds_its_best_arm_unless_the_kl_is_too_dear(
             responses[:, :, 0] == 7
         ).astype(jnp.float32),
     )
-    state, frozen, _ = make_state(3e-3, kl_coef=kl_coef, critic=advantage == "gae")
+    state, frozen, _ = make_state(kl_coef=kl_coef, critic=advantage == "gae")
     hyper = changed(
         temperature=1.0,
         missing_end_penalty=0.0,
