@@ -6,6 +6,7 @@ Every seed has its own world, annotators, SFT model, comparisons and reward mode
 runs of a claim differ in the fields named here and in nothing else.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -46,7 +47,7 @@ def _score(run: str, key: str) -> str:
 
 
 def _policy(run: str, key: str) -> str:
-    return f"evaluate_{run}:models.{run}.{key}"
+    return f"evaluate:models.{run}.{key}"
 
 
 MEASURES = (
@@ -174,9 +175,10 @@ def get_config(preset="tiny"):
     return c
 
 
-def runs() -> dict[str, dict]:
+def runs(claims: Sequence[int]) -> dict[str, dict]:
     """name -> its config file, and the fields that it changes. "@name" stands for the
-    folder of another run, which comes first."""
+    folder of another run, which comes first. The policies of `claims` are evaluated
+    together."""
     start, scorer = {"init_from": "@sft"}, {"reward_model": "@reward"}
 
     def reward(collect="collect", **fields):
@@ -231,10 +233,10 @@ def runs() -> dict[str, dict]:
             "models": "sft=@sft",
             "reward_model": f"@{name}",
         }
-    for name in {name for names in POLICIES.values() for name in names}:
-        found[f"evaluate_{name}"] = {
-            "config": "evaluate.py:tiny",
-            "models": f"sft=@sft,{name}=@{name}",
-            **scorer,
-        }
+    policies = ["sft", *(name for claim in claims for name in POLICIES.get(claim, ()))]
+    found["evaluate"] = {
+        "config": "evaluate.py:tiny",
+        "models": ",".join(f"{name}=@{name}" for name in dict.fromkeys(policies)),
+        **scorer,
+    }
     return found

@@ -4,7 +4,7 @@ A job is one command line, `python launch/train.py --config=... --workdir=...`. 
 are processes that run one job after another; each has a share of the machine's cores
 and accelerators to itself.
 A finished workdir is skipped and an interrupted one goes on, so the same command again
-does what is left.
+does what is left. SIGTERM goes on to the workers, which save and leave.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import runpy
 import shlex
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
     """Run all jobs, at most `workers` at a time.
 
     Raises:
+        Preempted: SIGTERM, to this process or to a worker; all of them have saved.
         ValueError: the accelerators cannot be shared out to so many workers.
 
     Returns:
@@ -94,9 +95,12 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
     for worker in range(workers):
         shares.put(worker)
     began = time.monotonic()
-    with ProcessPoolExecutor(
-        workers, context, initializer=_take_share, initargs=(shares, workers)
-    ) as pool:
+    with (
+        ProcessPoolExecutor(
+            workers, context, initializer=_take_share, initargs=(shares, workers)
+        ) as pool,
+        _ended_together(),
+    ):
         while waiting or running:
             for job in list(waiting.values()):
                 lost = [name for name in job.after if name in failed]
@@ -111,6 +115,8 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
             for future in finished:
                 job = running.pop(future)
                 error = future.exception()
+                if isinstance(error, preemption.Preempted):
+                    raise error
                 if error is None:
                     done.add(job.name)
                 else:
@@ -121,6 +127,17 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
                     len(done) + len(failed), len(jobs), time.monotonic() - began,
                 )  # fmt: skip
     return failed
+
+
+@contextlib.contextmanager
+def _ended_together() -> Iterator[None]:
+    """What ends this process early (SIGTERM, Ctrl-C) ends its workers too."""
+    try:
+        yield
+    except BaseException:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
 
 
 def _take_share(shares, workers: int) -> None:

@@ -122,7 +122,7 @@ def _number(where: str, folder: Path) -> float | None:
 
 def seed_jobs(folder: Path, seed: int, config: ConfigDict) -> list[Job]:
     """The runs of one seed that the claims need, each after what it starts from."""
-    runs = paper.runs()
+    runs = paper.runs(config.claims)
     world = config.data.copy_and_resolve_references()
     world.testbed.seed = world.annotators.seed = seed
     sources.open_data(world, folder)
@@ -151,8 +151,10 @@ def seed_jobs(folder: Path, seed: int, config: ConfigDict) -> list[Job]:
         )
 
     for claim in config.claims:
-        for name in (paper.REWARD_MODELS | paper.POLICIES)[claim]:
+        for name in paper.REWARD_MODELS.get(claim, ()):
             add(f"evaluate_{name}")
+        if claim in paper.POLICIES:
+            add("evaluate")
     return list(jobs.values())
 
 

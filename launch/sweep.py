@@ -33,6 +33,7 @@ from report import write_report
 from rich.console import Console
 from rich.table import Table
 
+from rlhf_jax.training import preemption
 from rlhf_jax.training.workdir import is_finished, read_summary
 
 CONFIG = flags.DEFINE_string("config", None, "FILE.py:PRESET.", required=True)
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}: flags start with --")
     start.set_up_logs()
+    preemption.install()
     jobs = make_jobs(variants(), Path(WORKDIR.value).absolute())
     if PRINT.value:
         print("\n".join(job.command() for job in jobs))

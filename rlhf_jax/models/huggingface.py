@@ -67,6 +67,11 @@ def load(
         fields, dtype=dtype, param_dtype=param_dtype
     )
     config = dataclasses.replace(config, **overrides)
+    if config.num_layers > len(tensors):
+        raise ValueError(
+            f"{folder} does not fit its config.json: {config.num_layers} layers, and "
+            f"only {len(tensors)} tensors."
+        )
     is_score = any(name in tensors for name in _SCORE_HEADS)
     if is_score:
         table = score_pieces(config, naming)

@@ -178,7 +178,10 @@ class Writer:
             return
         path = suspects.save_batch(self.workdir, self._step, batch, ", ".join(reasons))
         logging.warning(
-            "Step %d: %s. Its batch: %s", self._step, ", ".join(reasons), path
+            "Step %d: %s. Its batch: %s",
+            self._step,
+            ", ".join(reasons),
+            path or f"not kept, {suspects.MOST} are",
         )
 
     def write_samples(self, step: int, samples: list[dict]) -> None:

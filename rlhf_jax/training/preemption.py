@@ -20,7 +20,11 @@ class Preempted(SystemExit):
 
     def __init__(self, where: str):
         super().__init__(STATUS)
+        self.where = where
         logging.warning("SIGTERM: %s. The same command goes on from there.", where)
+
+    def __reduce__(self):
+        return Preempted, (self.where,)
 
 
 def install() -> None:

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 import jax
@@ -12,7 +12,8 @@ import numpy as np
 
 FOLDER = "suspects"  # in the workdir: step_000012.npz
 WINDOW = 100  # steps a loss is compared with
-FEWEST = 20  # steps before any comparison
+FEWEST = 20  # steps before any comparison; so many spikes in a row are a new level
+MOST = 20  # batches kept of a run, the first ones
 
 
 class Losses:
@@ -26,10 +27,12 @@ class Losses:
     def __init__(self, zscore: float):
         self.zscore = zscore
         self._before: dict[str, deque] = {}
+        self._in_a_row: Counter[str] = Counter()
 
     def add(self, numbers: dict[str, float]) -> dict[str, float]:
         """Take note of a step's losses; return those that stand out, as
-        "spike/NAME" -> z-score. Spikes do not raise the bar for later ones."""
+        "spike/NAME" -> z-score. Spikes do not raise the bar for later ones; but a loss
+        that stays up is measured anew."""
         spikes = {}
         for name, x in numbers.items():
             if not name.startswith("loss/") or not np.isfinite(x):
@@ -39,15 +42,24 @@ class Losses:
             z = (x - np.mean(before)) / deviation if deviation else 0.0
             if 0 < self.zscore < z:
                 spikes[f"spike/{name}"] = float(z)
+                self._in_a_row[name] += 1
+                if self._in_a_row[name] == FEWEST:
+                    before.clear()
+                    self._in_a_row[name] = 0
             else:
                 before.append(x)
+                self._in_a_row[name] = 0
         return spikes
 
 
-def save_batch(workdir: Path, step: int, batch: dict, reason: str) -> Path:
-    """Write a step's batch, name -> pytree of arrays, as arrays "NAME.field"."""
+def save_batch(workdir: Path, step: int, batch: dict, reason: str) -> Path | None:
+    """Write a step's batch, name -> pytree of arrays, as arrays "NAME.field"; return
+    None where the run has kept enough of them."""
     path = workdir / FOLDER / f"step_{step:06d}.npz"
     path.parent.mkdir(exist_ok=True)
+    others = [x for x in path.parent.glob("step_*[0-9].npz") if x != path]
+    if len(others) >= MOST:
+        return None
     temporary = path.with_suffix(".tmp.npz")
     record = json.dumps({"step": step, "reason": reason})
     leaves, _ = jax.tree_util.tree_flatten_with_path(batch)

@@ -1,7 +1,9 @@
 """Jobs run real stages in real processes, here the smallest that there are."""
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "launch"))
 
 from jobs import Job, run_jobs  # noqa: E402
+
+from rlhf_jax.training import preemption  # noqa: E402
 
 TINY = {
     "model": "micro",
@@ -50,6 +54,33 @@ def test_what_is_done_is_not_done_again(tmp_path):
     job.workdir.mkdir()
     (job.workdir / "summary.json").write_text("{}")
     assert run_jobs([job], workers=1) == {}
+
+
+def test_sigterm_to_a_sweep_makes_its_runs_save_and_starts_no_other(tmp_path):
+    fields = TINY | {"epochs": 5000, "save_every": 5}
+    sweep = subprocess.Popen(
+        [
+            sys.executable,
+            ROOT / "launch/sweep.py",
+            f"--config={ROOT}/configs/sft.py:tiny",
+            f"--workdir={tmp_path}",
+            "--grid=config.seed=0,1,2",
+            *(f"--set=config.{key}={value}" for key, value in fields.items()),
+            "--workers=2",
+        ]
+    )
+    running = [tmp_path / f"seed={seed}" / "checkpoints" for seed in (0, 1)]
+    deadline = time.monotonic() + 300
+    while not all(list(folder.glob("[0-9]*")) for folder in running):
+        assert sweep.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    sweep.terminate()
+    assert sweep.wait(30) == preemption.STATUS
+    for folder in running:
+        saved = max(int(entry.name) for entry in folder.glob("[0-9]*"))
+        log = (folder.parent / "log.txt").read_text()
+        assert f"saved {folder}/{saved}" in log
+    assert not (tmp_path / "seed=2").exists()
 
 
 def test_the_command_line_does_the_same():

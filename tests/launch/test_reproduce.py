@@ -57,7 +57,7 @@ def test_a_run_comes_after_what_it_starts_from(jobs):
     for job in jobs:
         assert seen.issuperset(job.after), job.name
         seen.add(job.name)
-    assert "seed3/evaluate_ppo_selected" in seen
+    assert "seed3/evaluate" in seen
 
 
 def test_every_run_takes_its_fields(jobs):
@@ -80,6 +80,11 @@ def test_claims_can_be_chosen(tmp_path):
     names = [job.name for job in reproduce.seed_jobs(tmp_path / "seed0", 0, config)]
     assert "seed0/evaluate_reward_unbalanced" in names
     assert "seed0/ppo" not in names
+    config.claims = (5, 6)
+    jobs = reproduce.seed_jobs(tmp_path / "seed0", 0, config)
+    (evaluation,) = (job for job in jobs if job.name == "seed0/evaluate")
+    models = [x.partition("=")[0] for x in evaluation.overrides["models"].split(",")]
+    assert models == ["sft", "ppo", "dpo", "ppo_selected"]  # each once
 
 
 def test_it_ends_in_tables_and_plots(tmp_path):
@@ -94,10 +99,10 @@ def test_it_ends_in_tables_and_plots(tmp_path):
 def test_policies_are_drawn_with_their_seeds(tmp_path):
     for seed in (0, 1):
         folder = tmp_path / f"seed{seed}"
-        for name in ("ppo", "evaluate_ppo"):
+        for name in ("ppo", "evaluate"):
             summary = {"models": {"ppo": evaluated(seed)}, "judge": "testbed"}
             summarise(folder, name, summary | {"baseline": "sft"})
-            stage = {"stage": name.partition("_")[0], "seed": seed}
+            stage = {"stage": name, "seed": seed}
             (folder / name / "config.json").write_text(json.dumps({"config": stage}))
         lines = [
             {"step": i, "objective/kl": i / 9, "objective/scores": i + seed}

@@ -162,6 +162,12 @@ def test_all_wrong_tensors_are_listed_at_once(folder):
         assert line in str(error.value)
 
 
+def test_layers_without_end_are_refused_before_they_are_counted(folder):
+    edit_config(folder, num_layers=10**12)
+    with pytest.raises(ValueError, match=r"1000000000000 layers, and only 17 tensors"):
+        huggingface.load(folder, **FLOAT32)
+
+
 def test_rotary_frequencies_are_ignored_and_nothing_else(folder):
     frequencies = np.ones(4, np.float32)
     name = "transformer.rotary_pos_emb.inv_freq"

@@ -62,6 +62,26 @@ def test_a_spike_does_not_hide_the_next_one():
     assert all(losses.add({"loss/sft": 9.0}) for _ in range(5))
 
 
+def test_a_loss_that_stays_up_is_no_spike_for_ever():
+    losses = suspects.Losses(5.0)
+    rng = np.random.default_rng(0)
+    for x in rng.normal(0, 0.1, 40):
+        assert not losses.add({"loss/sft": x})
+    risen = [bool(losses.add({"loss/sft": x})) for x in rng.normal(9, 0.1, 60)]
+    assert risen == [True] * suspects.FEWEST + [False] * (60 - suspects.FEWEST)
+    assert losses.add({"loss/sft": 20.0})
+
+
+def test_a_run_keeps_its_first_suspects_and_no_more(tmp_path):
+    for step in range(1, suspects.MOST + 1):
+        assert suspects.save_batch(tmp_path, step, {"batch": batch()}, "x")
+    assert suspects.save_batch(tmp_path, 99, {"batch": batch()}, "x") is None
+    assert suspects.save_batch(tmp_path, 3, {"batch": batch(3)}, "again")
+    kept = sorted((tmp_path / "suspects").iterdir())
+    assert len(kept) == suspects.MOST and kept[2].name == "step_000003.npz"
+    assert suspects.load_batch(kept[2])[1]["reason"] == "again"
+
+
 def test_the_batch_of_a_step_that_is_not_finite_is_kept(tmp_path):
     writer = Writer(tmp_path, 0, 3, 0.0)
     nan = jnp.float32(jnp.nan)
