@@ -29,7 +29,9 @@ from rlhf_jax.training import options
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TPU = {"launch/tpu/vm.py": vm, "launch/tpu/gke.py": gke}
-HARDWARE = r"launch/tpu/|^docker |--coordinator|--topology=v"
+HARDWARE = (
+    r"launch/tpu/|^docker |--coordinator|--topology=v|checkpoint=chatglm|service\.url="
+)
 
 
 def commands(page: Path) -> list[tuple[str, str]]:
@@ -127,7 +129,7 @@ def typed(path: str, key: str, text: str):
     return float(value) if isinstance(config, float) else value
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_needs_hardware_says_so(page):
     for command, needs in commands(page):
         assert bool(re.search(HARDWARE, command)) <= bool(needs), command
