@@ -6,7 +6,7 @@ Of several processes each encodes its share.
 from collections import Counter
 from collections.abc import Sequence
 
-from rlhf_jax.data.batching import SFTBatches
+from rlhf_jax.data.batching import SFTBatches, round_up
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt
 from rlhf_jax.data.share_out import share_out
 from rlhf_jax.data.tokenizers.chat import (
@@ -36,16 +36,17 @@ def sft_batches(
     tokenizer: Tokenizer,
     *,
     max_tokens: int,
+    multiple: int,
     batch_size: int,
     seed: int,
 ) -> SFTBatches:
-    """Batches of the dialogues that fit, padded to `max_tokens`: for the SFT
-    term of PPO and DPO."""
+    """Batches of the dialogues that fit, all as wide as the longest, rounded up to
+    `multiple`: for the SFT term of PPO and DPO."""
     examples, _ = encode_dialogues(dialogues, tokenizer, max_tokens)
     return SFTBatches(
         examples,
         batch_size=batch_size,
-        width=max_tokens,
+        width=round_up(max(len(ids) for ids, _ in examples), multiple),
         pad_id=tokenizer.pad_id,
         seed=seed,
     )

@@ -92,6 +92,7 @@ def run(config, workdir: str) -> None:
             read(data / "sft.jsonl", Dialogue),
             tokenizer,
             max_tokens=config.max_sft_tokens,
+            multiple=config.pad_to_multiple,
             batch_size=config.sft_batch_size,
             seed=config.seed,
         )

@@ -1,9 +1,9 @@
-"""Pairs to token ids: what is left out is counted, and no response is cut."""
+"""Records to token ids: what is left out is counted, and no response is cut."""
 
 import pytest
 
-from rlhf_jax.data.encoding import encode_pairs
-from rlhf_jax.data.records import Comparison, Prompt
+from rlhf_jax.data.encoding import encode_dialogues, encode_pairs, sft_batches
+from rlhf_jax.data.records import Comparison, Dialogue, Prompt
 from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 
@@ -87,3 +87,20 @@ def test_when_nothing_is_left_the_reasons_are_told(tokenizer):
         encode([comparison(preference="tie")] * 2, tokenizer)
     with pytest.raises(ValueError, match="must be 'drop' or 'truncate_prompt'"):
         encode([comparison()], tokenizer, too_long="cut")
+
+
+def test_batches_of_the_sft_term_are_as_wide_as_the_longest_dialogue_that_fits(
+    tokenizer,
+):
+    answers = ["yes", "yes and no", "one " * 9, "two " * 99]
+    dialogues = [Dialogue((LAST, turn("assistant", x))) for x in answers]
+    kept, dropped = encode_dialogues(dialogues, tokenizer, 60)
+    assert dropped == 1
+    longest = max(len(ids) for ids, _ in kept)
+    made = {"max_tokens": 60, "batch_size": 3, "seed": 0}
+    for multiple in (1, 8):
+        batches = sft_batches(dialogues, tokenizer, multiple=multiple, **made)
+        stacked = batches.stack(0, 2)
+        width = -(-longest // multiple) * multiple
+        assert stacked.tokens.shape == (2, 3, width)
+        assert stacked.mask.sum() == 2 * sum(len(ids) for ids, _ in kept)
