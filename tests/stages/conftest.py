@@ -76,7 +76,7 @@ def model_folders(data_folder, tmp_path_factory):
     return folders
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stage_config(data_folder):
     """`stage_config("ppo", lam=1.0)`: that stage's tiny config, cut down."""
 
