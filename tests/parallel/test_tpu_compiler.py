@@ -87,7 +87,7 @@ def compiled(optimizer):
             chunk_size=CHUNK,
         )
         lowered = jax.jit(step, donate_argnums=0).lower(
-            state, SFTBatch(tokens, mask, mask), jnp.float32(1e-5)
+            state, SFTBatch(tokens, mask, mask), jax.ShapeDtypeStruct((), jnp.float32)
         )
         program, text = compile_with_text(lowered)
     return program, text, sum(x.size for x in jax.tree.leaves(state.model))
