@@ -12,7 +12,6 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 )
 
-import hypothesis
 import jax
 import pytest
 
@@ -22,10 +21,6 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-
-# The same examples every time: what fails here, fails for whoever looks into it.
-hypothesis.settings.register_profile("same", derandomize=True)
-hypothesis.settings.load_profile("same")
 
 # pytest-xdist's workers inherit the folder from the process that starts them.
 if "RLHF_JAX_TEST_CACHE" not in os.environ:

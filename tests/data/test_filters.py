@@ -199,7 +199,7 @@ def has_cycle(edges) -> bool:
 
 
 @given(comparisons)
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_what_remains_has_no_cycle_and_cleaning_again_changes_nothing(records):
     kept, dropped = clean(records, LIMITS)
     assert len(kept) + sum(dropped.values()) == len(records)
@@ -208,7 +208,7 @@ def test_what_remains_has_no_cycle_and_cleaning_again_changes_nothing(records):
 
 
 @given(comparisons, st.randoms())
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_the_order_of_the_comparisons_and_of_their_responses_decides_nothing(
     records, random
 ):
@@ -232,7 +232,7 @@ def test_the_order_of_the_comparisons_and_of_their_responses_decides_nothing(
 
 
 @given(comparisons)
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_the_same_as_a_plain_loop(records):
     """Steps 1, 4, 5 and 6 over again, in dictionaries."""
     records = [c for c in records if c.info is None]

@@ -36,7 +36,7 @@ lengths = st.lists(
 
 
 @given(lengths, st.integers(1, 20), st.integers(0, 3))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_balanced_exactly_and_nothing_of_the_smaller_side_is_lost(pairs, width, seed):
     chosen, rejected = np.array(pairs, int).reshape(-1, 2).T
     out = length_balance(chosen, rejected, width=width, seed=seed)

@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.data.prompt_filters import (
@@ -80,6 +80,7 @@ def jaccard(a: str, b: str) -> float:
     return len(parts[0] & parts[1]) / len(parts[0] | parts[1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab ", max_size=30), max_size=12), st.sampled_from([0.5, 0.8]))
 def test_nothing_below_the_limit_is_dropped_and_the_first_stays(texts, limit):
     near = near_duplicates(texts, limit)
@@ -118,6 +119,7 @@ def test_quality_names_the_lowest_criterion():
     ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from("abc"), max_size=40),
     st.integers(1, 10),
@@ -133,6 +135,7 @@ def test_large_intents_are_cut_to_the_maximum_and_small_ones_kept(
         assert kept.count(intent) == min(maximum, intents.count(intent))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text(max_size=12), max_size=20),
     st.integers(0, 5),

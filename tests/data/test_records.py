@@ -3,7 +3,7 @@ import gzip
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.data.records import (
@@ -181,6 +181,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_value_in_any_field_is_read_or_named(data):
     kind = data.draw(st.sampled_from(list(WHOLE)))

@@ -11,7 +11,7 @@ from rlhf_jax.models.positions import count_before, prefix, two_axes
 START, GMASK, MASK = 9, 8, 7
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     mask=st.lists(st.booleans(), min_size=12, max_size=12),
     lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),

@@ -60,7 +60,7 @@ commands = st.tuples(
 
 @few_or_many
 def test_any_override_is_a_config_or_a_clear_error(examples):
-    @settings(max_examples=examples, derandomize=examples == FEW)
+    @settings(max_examples=examples, deadline=None, derandomize=examples == FEW)
     @given(commands)
     def check(command):
         config, rest = command
@@ -157,7 +157,7 @@ def test_any_file_is_read_or_refused_in_plain_words(name, examples, tmp_path):
     good = path.read_bytes()
     read(tmp_path)
 
-    @settings(max_examples=examples, derandomize=examples == FEW)
+    @settings(max_examples=examples, deadline=None, derandomize=examples == FEW)
     @given(spoiled(good))
     def check(content):
         path.write_bytes(content)

@@ -18,7 +18,7 @@ from rlhf_jax.data.records import Comparison, Prompt, RecordError, write_records
 PROMPT = Prompt("p", ({"role": "user", "content": "Why?"},))
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(
     num_pairs=st.integers(1, 30),
     num_known=st.integers(0, 10),

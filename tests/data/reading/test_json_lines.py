@@ -139,7 +139,7 @@ def is_json_object(line: bytes) -> bool:
         return False
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(st.none() | st.binary(max_size=60), max_size=12),
     zipped=st.booleans(),
@@ -161,7 +161,7 @@ def test_good_lines_survive_any_bytes_between_them(tmp_path, lines, zipped):
     assert all(isinstance(row, dict | RecordError) for _, row in found)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300))
 def test_any_bytes_as_gzip_are_read_or_named(tmp_path, data):
     path = tmp_path / "x.jsonl.gz"

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.data.reading.json_lines import RecordError
@@ -286,6 +286,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     layout=st.sampled_from(["", *LAYOUTS]),
     base=st.sampled_from([row for _, row in CASES]),

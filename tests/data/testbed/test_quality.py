@@ -295,7 +295,7 @@ def test_weights_are_values_that_can_be_changed():
     assert difference == pytest.approx(QualityWeights().task)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=200), st.integers(0, len(PROMPTS) - 1))
 def test_any_text_has_a_finite_quality_and_the_same_one_each_time(text, index):
     quality = true_quality(PROMPTS[index], text)
