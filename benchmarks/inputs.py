@@ -21,8 +21,5 @@ LEARNING_RATE = 1e-6  # leaves random weights as they are
 
 
 def plain_adamw() -> Optimizer:
-    """What most trainers use."""
-    return adamw(
-        LEARNING_RATE, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1,
-        clip_norm=1.0,
-    )  # fmt: skip
+    """What most trainers use; each step brings its learning rate."""
+    return adamw(None, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)

@@ -148,13 +148,8 @@ def train_step(
         hyper=hyper,
     )
     inputs = (batch, ref_logprobs, sft)
-    return update(
-        share,
-        state,
-        inputs,
-        optimizer=optimizer.at(learning_rate),
-        microbatches=microbatches,
-    )
+    optimizer = optimizer.at(learning_rate)
+    return update(share, state, inputs, optimizer=optimizer, microbatches=microbatches)
 
 
 def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):

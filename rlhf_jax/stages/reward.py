@@ -66,13 +66,8 @@ def loss_fn(model, batch: PackedPairs, *, num_pairs, **hyper):
 
 def train_step(state, batch, learning_rate, *, optimizer, microbatches, **hyper):
     share = functools.partial(loss_fn, num_pairs=batch.valid.sum(), **hyper)
-    return update(
-        share,
-        state,
-        batch,
-        optimizer=optimizer.at(learning_rate),
-        microbatches=microbatches,
-    )
+    optimizer = optimizer.at(learning_rate)
+    return update(share, state, batch, optimizer=optimizer, microbatches=microbatches)
 
 
 def run(config, workdir: str) -> None:

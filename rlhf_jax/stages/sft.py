@@ -49,13 +49,8 @@ def train_step(
         num_tokens=num_tokens,
         chunk_size=chunk_size,
     )
-    return update(
-        share,
-        state,
-        batch,
-        optimizer=optimizer.at(learning_rate),
-        microbatches=microbatches,
-    )
+    optimizer = optimizer.at(learning_rate)
+    return update(share, state, batch, optimizer=optimizer, microbatches=microbatches)
 
 
 def evaluate(policy, batches, eval_step) -> dict:
