@@ -250,11 +250,8 @@ def _load_transformers(folder: Path) -> TransformersTokenizer:
         )
         return TransformersTokenizer(inner, stops)
     except BaseException as error:  # whatever a broken file makes of a reader
-        # The panics of the library's Rust code are no `Exception`.
-        if (
-            not isinstance(error, Exception)
-            and type(error).__name__ != "PanicException"
-        ):
+        panic = type(error).__name__ == "PanicException"  # of its Rust code
+        if not panic and not isinstance(error, Exception):
             raise
         raise ValueError(f"The tokenizer at {folder} cannot be read: {error}") from None
 
