@@ -183,3 +183,13 @@ def test_copying_leaves_everything_else_behind(folder, tmp_path):
         load_tokenizer(tmp_path / "copy").fingerprint
         == load_tokenizer(folder).fingerprint
     )
+
+
+def test_a_file_that_makes_its_reader_panic_is_refused(tmp_path):
+    train_tokenizer(["a few words, a few more words"], 300, tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["continuing_subword_prefix"] = "longer than its tokens"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer at .* cannot be read: range end"):
+        load_tokenizer(tmp_path)
