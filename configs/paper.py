@@ -181,10 +181,10 @@ def runs(claims: Sequence[int]) -> dict[str, dict]:
     together."""
     start, scorer = {"init_from": "@sft"}, {"reward_model": "@reward"}
 
-    def reward(collect="collect", **fields):
+    def reward(comparisons="comparisons", **fields):
         return {
             "config": "reward.py:tiny",
-            "comparisons": f"@{collect}/comparisons.jsonl",
+            "comparisons": f"@collect/{comparisons}.jsonl",
             "comparisons_test": "@collect/comparisons_test.jsonl",
             **start,
             **fields,
@@ -200,13 +200,8 @@ def runs(claims: Sequence[int]) -> dict[str, dict]:
     found = {
         "sft": {"config": "sft.py:tiny"},
         "collect": {"config": "collect.py:tiny", **start},
-        "collect_unbalanced": {
-            "config": "collect.py:tiny",
-            "length_bucket": 0,
-            **start,
-        },
         "reward": reward(),
-        "reward_unbalanced": reward("collect_unbalanced"),
+        "reward_unbalanced": reward("comparisons_unbalanced"),
         "reward_reg_0": reward(score_regularisation=0.0),
         "reward_reg_0.1": reward(score_regularisation=0.1),
         "ppo": ppo(),

@@ -69,7 +69,7 @@ def get_config(preset="tiny"):
     c.max_sft_tokens = lengths.dialogue  # longer dialogues are left out
     c.missing_end_penalty = 1.0  # off the score of a response cut at its limit
     c.score_clip = 10.0  # bound of baselined scores, either side; inf: none
-    c.eval_every = 4 if small else 20  # steps, and at the end; 0: never
+    c.eval_every = 8 if small else 20  # steps, and at the end; 0: never
     c.num_samples = 8  # conversations written at each evaluation
     c.save_every = 16 if small else 50  # steps, and at the end; 0: never
     return c

@@ -5,7 +5,8 @@ ChatGLM-RLHF (arXiv 2404.00934), sections 1 and 2:
 2. Every two answers to a prompt are compared, by the testbed's annotators; for people
    the stage ends here and leaves their tasks in `tasks.jsonl`.
 3. Ties and cycles go; what people chose is balanced by length.
-Leaves `comparisons.jsonl` and a part held out in `comparisons_test.jsonl`.
+Leaves `comparisons.jsonl`, the same before balancing in `comparisons_unbalanced.jsonl`,
+and a part held out in `comparisons_test.jsonl`.
 """
 
 import itertools
@@ -120,6 +121,7 @@ def run(config, workdir: str) -> None:
     test = [c for c in comparisons if c.prompt.id in held_out]
     kept = [c for c in comparisons if c.prompt.id not in held_out]
     if config.length_bucket:
+        write_records(workdir / "comparisons_unbalanced.jsonl", kept)
         before = len(kept)
         kept = balanced(kept, tokenizer, config)
         report["dropped: length balance"] = before - len(kept)
