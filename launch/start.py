@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+# For configs/, and for the package beside this script, whichever copy is installed.
+sys.path.insert(0, str(ROOT))
 # transformers would advise to install torch; its tokenizers are all that we use.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
@@ -25,9 +28,6 @@ from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.metrics import NonFiniteError
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # for configs/, which is no part of the package
 
 # Errors whose message is all that the user needs: of bad input, of files (missing, not
 # allowed, no space left) and of a run that cannot go on.
