@@ -59,7 +59,8 @@ def main():
         num_tokens=config.vocab_size, **{name: settings[name] for name in fields}
     )
     num_updates = settings.ppo_epochs * settings.minibatches
-    optimizer, rates = optimizers.from_config(settings.optimizer, num_updates)
+    optimizer = optimizers.from_config(settings.optimizer)
+    rates = optimizers.learning_rates(settings.optimizer, num_updates)
 
     @jax.jit
     def models():

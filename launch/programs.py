@@ -68,7 +68,7 @@ def of(config, *, recompute: bool = True) -> list[Program]:
 
 
 def of_sft(config, model: ChatGLMConfig) -> list[Program]:
-    optimizer, _ = optimizers.from_config(config.optimizer, total_steps=1)
+    optimizer = optimizers.from_config(config.optimizer)
     step = functools.partial(
         sft.train_step,
         optimizer=optimizer,
@@ -82,7 +82,7 @@ def of_sft(config, model: ChatGLMConfig) -> list[Program]:
 
 
 def of_reward(config, model: ChatGLMConfig) -> list[Program]:
-    optimizer, _ = optimizers.from_config(config.optimizer, total_steps=1)
+    optimizer = optimizers.from_config(config.optimizer)
     step = functools.partial(
         reward.train_step,
         optimizer=optimizer,
@@ -105,7 +105,7 @@ def of_reward(config, model: ChatGLMConfig) -> list[Program]:
 
 
 def of_dpo(config, model: ChatGLMConfig) -> list[Program]:
-    optimizer, _ = optimizers.from_config(config.optimizer, total_steps=1)
+    optimizer = optimizers.from_config(config.optimizer)
     fields = {f.name for f in dataclasses.fields(dpo.Hyper)} - {"num_tokens"}
     hyper = dpo.Hyper(
         num_tokens=model.vocab_size, **{name: config[name] for name in fields}
@@ -141,8 +141,8 @@ def of_dpo(config, model: ChatGLMConfig) -> list[Program]:
 
 
 def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
-    policy_optimizer, _ = optimizers.from_config(config.optimizer, total_steps=1)
-    value_optimizer, _ = optimizers.from_config(config.value_optimizer, total_steps=1)
+    policy_optimizer = optimizers.from_config(config.optimizer)
+    value_optimizer = optimizers.from_config(config.value_optimizer)
     fields = {f.name for f in dataclasses.fields(ppo.Hyper)} - {"num_tokens"}
     hyper = ppo.Hyper(
         num_tokens=model.vocab_size, **{name: config[name] for name in fields}

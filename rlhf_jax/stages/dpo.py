@@ -252,7 +252,8 @@ def run(config, workdir: str) -> None:
         beta_sft=config.beta_sft,
     )
     total_steps = config.epochs * order.batches_per_epoch
-    optimizer, learning_rates = optimizers.from_config(config.optimizer, total_steps)
+    optimizer = optimizers.from_config(config.optimizer)
+    learning_rates = optimizers.learning_rates(config.optimizer, total_steps)
     step_fn = jax.jit(
         functools.partial(
             train_step,

@@ -127,12 +127,10 @@ def run(config, workdir: str) -> None:
     # State
     total_steps = config.total_steps
     total_updates = total_steps * num_updates
-    policy_optimizer, policy_rates = optimizers.from_config(
-        config.optimizer, total_updates
-    )
-    value_optimizer, value_rates = optimizers.from_config(
-        config.value_optimizer, total_updates
-    )
+    policy_optimizer = optimizers.from_config(config.optimizer)
+    policy_rates = optimizers.learning_rates(config.optimizer, total_updates)
+    value_optimizer = optimizers.from_config(config.value_optimizer)
+    value_rates = optimizers.learning_rates(config.value_optimizer, total_updates)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
     waiting_room = "pinned_host" if config.offload_moments else "device"
 

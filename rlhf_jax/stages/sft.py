@@ -105,7 +105,8 @@ def run(config, workdir: str) -> None:
 
     # State
     total_steps = config.epochs * order.batches_per_epoch
-    optimizer, learning_rates = optimizers.from_config(config.optimizer, total_steps)
+    optimizer = optimizers.from_config(config.optimizer)
+    learning_rates = optimizers.learning_rates(config.optimizer, total_steps)
     state = create(functools.partial(TrainState.create, optimizer=optimizer), policy)
     del policy
 

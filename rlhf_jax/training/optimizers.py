@@ -129,9 +129,26 @@ def sgd(learning_rate: float | None, *, clip_norm: float) -> Optimizer:
     return Optimizer(optax.identity(), learning_rate, clip_norm)
 
 
-def from_config(config, total_steps: int) -> tuple[Optimizer, np.ndarray]:
-    """The optimizer that a stage's `config.optimizer` describes, and the learning rate
-    of each step, float32 [total_steps].
+def learning_rates(config, total_steps: int) -> np.ndarray:
+    """The learning rate of each step that a stage's `config.optimizer` describes,
+    float32 [total_steps].
+
+    Raises:
+        ValueError: an unknown decay; the known ones are listed.
+    """
+    schedule = learning_rate_schedule(
+        config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        total_steps=total_steps,
+        decay=config.decay,
+        final=config.final,
+    )
+    return np.asarray(jax.vmap(schedule)(jnp.arange(total_steps)), np.float32)
+
+
+def from_config(config) -> Optimizer:
+    """The optimizer that a stage's `config.optimizer` describes; its learning rate is
+    for each step to say.
 
     Raises:
         ValueError: an unknown choice; the known ones are listed.
@@ -142,13 +159,6 @@ def from_config(config, total_steps: int) -> tuple[Optimizer, np.ndarray]:
     }.items():
         if config[field] not in known:
             raise ValueError(f"optimizer.{field}={config[field]!r}: not in {known}.")
-    schedule = learning_rate_schedule(
-        config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        total_steps=total_steps,
-        decay=config.decay,
-        final=config.final,
-    )
     if config.name == "adamw":
         optimizer = adamw(
             None,
@@ -165,9 +175,7 @@ def from_config(config, total_steps: int) -> tuple[Optimizer, np.ndarray]:
         )
     else:
         optimizer = sgd(None, clip_norm=config.clip_norm)
-    optimizer = dataclasses.replace(optimizer, clip=config.clip, fused=config.fused)
-    learning_rates = jax.vmap(schedule)(jnp.arange(total_steps))
-    return optimizer, np.asarray(learning_rates, np.float32)
+    return dataclasses.replace(optimizer, clip=config.clip, fused=config.fused)
 
 
 def _decay_mask(params):

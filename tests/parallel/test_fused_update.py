@@ -76,9 +76,18 @@ def assert_fused_equals_ordinary(loss_fn, model, batches, optimizer):
     assert_trees_close(got, expected, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("clip", ["global", "per_layer"])
 @pytest.mark.parametrize(
-    "optimizer", [SGD, ADAMW, ADAFACTOR], ids=("sgd", "adamw", "adafactor")
+    ("optimizer", "clip"),
+    [
+        pytest.param(SGD, "global", id="sgd-global"),
+        pytest.param(ADAMW, "per_layer", id="adamw-per_layer"),
+        pytest.param(ADAFACTOR, "global", id="adafactor-global"),
+        pytest.param(SGD, "per_layer", id="sgd-per_layer", marks=pytest.mark.slow),
+        pytest.param(ADAMW, "global", id="adamw-global", marks=pytest.mark.slow),
+        pytest.param(
+            ADAFACTOR, "per_layer", id="adafactor-per_layer", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_fused_updates_are_ordinary_ones(optimizer, clip):
     optimizer = dataclasses.replace(optimizer, clip=clip)

@@ -5,7 +5,12 @@ import optax
 import pytest
 
 from configs.common import optimizer as optimizer_config
-from rlhf_jax.training.optimizers import adamw, from_config, learning_rate_schedule
+from rlhf_jax.training.optimizers import (
+    adamw,
+    from_config,
+    learning_rate_schedule,
+    learning_rates,
+)
 from rlhf_jax.training.state import TrainState, apply_gradients
 
 
@@ -69,7 +74,7 @@ def test_the_learning_rate_is_an_input_of_the_step():
 def test_a_config_gives_the_rate_of_every_step_and_an_optimizer_without_one(name):
     config = optimizer_config(3e-3)
     config.update(name=name, warmup_steps=2, decay="linear")
-    tx, rates = from_config(config, total_steps=5)
+    tx, rates = from_config(config), learning_rates(config, 5)
     schedule = learning_rate_schedule(
         3e-3, warmup_steps=2, total_steps=5, decay="linear", final=config.final
     )  # fmt: skip
