@@ -297,6 +297,12 @@ def test_running_moments_of_hand_written_numbers():
     )
 
 
+def test_numbers_close_together_are_drawn_apart():
+    x = jnp.array([2.0, 2.2])  # mean 2.1, std 0.1
+    moments = update_moments(init_moments(), x, jnp.ones(2, bool))
+    np.testing.assert_allclose(normalise(x, moments), [-1.0, 1.0], atol=1e-5)
+
+
 @pytest.mark.parametrize("garbage", [np.nan, np.inf])
 def test_masked_garbage_never_enters_the_running_moments(garbage):
     x = jnp.array([1.0, garbage, 3.0])
