@@ -55,6 +55,21 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p, expected):
     assert kept(LOGITS, top_p=top_p) == expected
 
 
+def test_a_probability_that_is_just_reached_takes_no_further_token():
+    logits = -jnp.log(jnp.array([[2.0, 4.0, 8.0, 8.0]]))  # exact in float32
+    assert kept(logits, top_p=0.5) == [0]
+    assert kept(logits, top_p=0.75) == [0, 1]
+
+
+def test_large_logits_do_not_overflow():
+    small, large = draw(LOGITS, count=100), draw(LOGITS + 80, count=100)
+    np.testing.assert_array_equal(large.tokens, small.tokens)
+
+
+def test_it_is_a_static_argument_of_a_compiled_function():
+    assert hash(dataclasses.replace(BASE)) == hash(BASE)
+
+
 def test_top_p_applies_to_what_top_k_left():
     # Among the two likeliest, renormalised to 4/7 and 3/7, the first reaches 0.5.
     assert kept(LOGITS, top_k=2, top_p=0.5) == [0]
