@@ -380,3 +380,10 @@ def test_lengths_that_do_not_fit_are_refused_with_the_numbers():
             next_logprobs(hidden, matrix, jnp.array(TOKENS), num_tokens=num_tokens)
     with pytest.raises(ValueError, match=r"0 positions after prompt_length=11"):
         response_hidden(hidden, prompt_length=T, num_responses=1)
+
+
+def test_a_vocabulary_of_one_token_leaves_no_choice():
+    hidden, tokens = jnp.array(HIDDEN), jnp.zeros(TOKENS.shape, jnp.int32)
+    out = next_logprobs(hidden, jnp.array(MATRIX), tokens, num_tokens=1)
+    np.testing.assert_array_equal(out.logprobs, 0.0)
+    np.testing.assert_array_equal(out.entropy, 0.0)
