@@ -28,7 +28,8 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs import ppo
+from configs import dpo, ppo, reward
+from configs import sft as sft_config
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
@@ -137,6 +138,16 @@ def test_the_fused_update_saves_the_memory_of_the_gradient():
     saved = memory_of(ordinary)["temporaries"] - memory_of(fused)["temporaries"]
     gradient = 4 * size / 4  # float32, a chip of four
     assert saved > 0.95 * gradient
+
+
+@pytest.mark.parametrize("stage", [ppo, sft_config, reward, dpo])
+def test_every_program_of_a_run_is_laid_out_on_chips_that_are_not_there(stage):
+    config = stage.get_config("tiny")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    with jax.set_mesh(make_mesh(config.mesh, devices.devices)):
+        for program in programs.of(config):
+            lowered = jax.jit(program.function).lower(*program.arguments)
+            assert "mhlo.num_partitions = 4" in lowered.as_text()
 
 
 @pytest.mark.slow
