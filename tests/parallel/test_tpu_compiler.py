@@ -65,13 +65,18 @@ FUSED = dataclasses.replace(ADAMW, fused=True, clip="per_layer")
 LAYERS = preset("chatglm3_6b").num_layers
 
 
+def chips(topology: str, mesh):
+    """A context: the mesh on chips that are not there."""
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    return jax.set_mesh(make_mesh(mesh, found.devices))
+
+
 @functools.cache
 def compiled(optimizer):
     """SFT of chatglm3_6b on four v5p chips, parameters split by fsdp: the compiled
     step, its text, and the number of parameters."""
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
     config = preset("chatglm3_6b", attention="splash")
-    with jax.set_mesh(make_mesh((1, 4, 1), topology.devices)):
+    with chips("v5p:2x2x1", (1, 4, 1)):
         state = shard_parameters(
             jax.eval_shape(
                 lambda: TrainState.create(ChatGLM(config, rngs=nnx.Rngs(0)), optimizer)
@@ -143,8 +148,7 @@ def test_the_fused_update_saves_the_memory_of_the_gradient():
 @pytest.mark.parametrize("stage", [ppo, sft_config, reward, dpo])
 def test_every_program_of_a_run_is_laid_out_on_chips_that_are_not_there(stage):
     config = stage.get_config("tiny")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    with jax.set_mesh(make_mesh(config.mesh, devices.devices)):
+    with chips("v5e:2x2", config.mesh):
         for program in programs.of(config):
             lowered = jax.jit(program.function).lower(*program.arguments)
             assert "mhlo.num_partitions = 4" in lowered.as_text()
@@ -161,10 +165,7 @@ def test_ppo_of_all_parameters_fits(model, topology, name):
     attention is the kernel, and no buffer holds the logits of all tokens of a row."""
     config = ppo.get_config(model)
     assert config.max_prompt_tokens == config.max_response_tokens == 1024
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=topology
-    ).devices
-    with jax.set_mesh(make_mesh(config.mesh, devices)):
+    with chips(topology, config.mesh):
         (program,) = (p for p in programs.of(config) if p.name == name)
         function = jax.jit(
             program.function, donate_argnums=(0,) if program.donate else ()

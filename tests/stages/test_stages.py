@@ -88,10 +88,7 @@ def test_a_resume_gives_the_bits_of_an_uninterrupted_run(
             np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [*(pytest.param(s, marks=pytest.mark.slow) for s in ("sft", "reward")), "dpo"],
-)
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_gradient_accumulation_changes_no_step(stage, stage_config, whole, tmp_path):
     parts = run(stage_config(stage, microbatches=4), tmp_path / "parts")
     for a, b in zip(numbers(whole(stage)), numbers(parts), strict=True):
