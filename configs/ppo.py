@@ -29,7 +29,7 @@ def get_config(preset="tiny"):
     c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
     c.eval_prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl
     # Iterations; the paper: 600 to 800.
-    c.total_steps = 32 if preset == "tiny" else 30 if preset == "hh" else 700
+    c.total_steps = 24 if preset == "tiny" else 30 if preset == "hh" else 700
     # Responses an iteration: to batch_size / samples_per_prompt prompts.
     c.batch_size = 128 if preset == "tiny" else 32 if preset == "hh" else 256
     c.samples_per_prompt = 1  # "rloo" and "grpo" need 2 or more
