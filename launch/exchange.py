@@ -18,6 +18,8 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this copy of the package
+
 from rlhf_jax.data.annotation import argilla, label_studio
 from rlhf_jax.data.annotation.answers import comparisons, read_answers
 from rlhf_jax.data.annotation.tasks import GUIDELINE, Task, read_tasks

@@ -157,14 +157,18 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
         moments=shard_parameters(jax.eval_shape(init_moments)),
         rollbacks=replicated((), jnp.int32),
     )
+    in_8_bits = dataclasses.replace(model, quantised=True)
     stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
     if config.frozen_param_dtype == "int8":
-        stored = dataclasses.replace(model, param_dtype=model.dtype, quantised=True)
+        stored = dataclasses.replace(in_8_bits, param_dtype=model.dtype)
     frozen = ppo.Frozen(parameters(stored), parameters(stored, score=True))
     waiting = () if config.offload_frozen else frozen
     trained = () if config.offload_moments else (state.policy, value)
     moments = [x.opt_state for x in trained if x is not None]
     bare = ppo.with_opt_states(state, lambda opt_state: {})  # what scoring reads
+    policy = state.policy.model
+    is_copied = config.rollout_param_dtype != "same"
+    answering = parameters(in_8_bits) if is_copied else policy
     rows, width = config.batch_size, config.max_prompt_tokens
     prompts, responses = (rows, width), (rows, config.max_response_tokens)
     rolled = Rollout(
@@ -228,11 +232,11 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
         Program(
             "generate",
             functools.partial(_generate, sampling=sampling),
-            (state.policy.model, rolled.prompts, rolled.prompt_mask, keys),
-            held=(moments, value and value.model, waiting),
+            (answering, rolled.prompts, rolled.prompt_mask, keys),
+            held=(moments, value and value.model, waiting, policy if is_copied else ()),
             loop_steps=config.max_response_tokens,
             loop_reads=decoding_reads(
-                model, rows, sum(x.shape[1] for x in (rolled.prompts, rolled.responses))
+                answering.config, rows, width + config.max_response_tokens
             ),
         ),
     ]

@@ -197,12 +197,14 @@ class ChatGLM(nnx.Module):
 
     def for_decoding(self) -> "ChatGLM":
         """The same with its matrices in `dtype`, as products read them: what every step
-        of a decode loop would do again."""
+        of a decode loop would do again. Matrices of integers stay: they are the least
+        to read."""
         dtype = self.config.dtype
 
         def cast(path, x):
             is_matrix = re.search(r"\b(kernel|embedding)\b", jax.tree_util.keystr(path))
-            return x.astype(dtype) if is_matrix else x
+            is_float = jnp.issubdtype(x.dtype, jnp.floating)
+            return x.astype(dtype) if is_matrix and is_float else x
 
         return jax.tree_util.tree_map_with_path(cast, self)
 

@@ -1,8 +1,9 @@
-"""Frozen models in a quarter of their memory: the blocks' matrices as 8-bit integers.
+"""Models in a quarter of their memory: the blocks' matrices as 8-bit integers.
 
 Every output of a product has its own scale, the largest weight that makes it up over
 127; products run in the model's `dtype` and are scaled afterwards. For models that only
-answer: integers have no gradient.
+answer, frozen ones or the copy of a policy that a rollout reads: integers have no
+gradient.
 """
 
 import dataclasses

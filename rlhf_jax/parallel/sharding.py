@@ -133,12 +133,16 @@ def shard_parameters(tree):
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def create(make, *args):
-    """`make(*args)`, a model or a state, in one program that leaves every array where
-    the table says: nothing is ever whole on one device."""
+def creator(make, *args):
+    """`make`, of a model or a state from arguments like these, as one program that
+    leaves every array where the table says: nothing is ever whole on one device."""
     shapes = shard_parameters(jax.eval_shape(make, *args))
-    shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    return jax.jit(make, out_shardings=shardings)(*args)
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))
+
+
+def create(make, *args):
+    """`make(*args)` by such a program."""
+    return creator(make, *args)(*args)
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:

@@ -37,9 +37,16 @@ from rlhf_jax.evaluation.rollouts import evaluate, prompt_scores, rollout_scores
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.losses.advantages import init_moments
+from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.pipeline import num_stages
-from rlhf_jax.parallel.sharding import create, fetch, shard_batch, to_memory
+from rlhf_jax.parallel.sharding import (
+    create,
+    creator,
+    fetch,
+    shard_batch,
+    to_memory,
+)
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
@@ -172,6 +179,9 @@ def run(config, workdir: str) -> None:
         temperature=config.temperature,
     )
     greedy = dataclasses.replace(sampling, temperature=0.0)
+    in_8_bits = None
+    if config.rollout_param_dtype == "int8":
+        in_8_bits = creator(quantise, state.policy.model)
     experience_step = jax.jit(functools.partial(make_experience, hyper=hyper))
     update_step = jax.jit(
         functools.partial(
@@ -227,13 +237,16 @@ def run(config, workdir: str) -> None:
             key = jax.random.fold_in(rollout_key, step)
             several = repeat_prompts(batch, config.samples_per_prompt)
             watch.lap()
-            rolled = rollout(state.policy.model, several, key, sampling)
+            policy = state.policy.model
+            answering = in_8_bits(policy) if in_8_bits else policy
+            rolled = rollout(answering, several, key, sampling)
             baseline_scores = reference_scores[index]
             if config.baseline == "greedy":
-                answers = rollout(state.policy.model, batch, key, greedy)
+                answers = rollout(answering, batch, key, greedy)
                 baseline_scores = fetch(
                     rollout_scores(to_memory(frozen.reward, "device"), answers)
                 )
+            del policy, answering  # or they stay through the update
             num_generated = float(rolled.response_mask.sum())
             seconds = {"time/generate": watch.lap()}
             experience, changes, metrics = experience_step(

@@ -52,6 +52,7 @@ CHOICES = {
     "moment_dtype": FLOATS,
     "on_bad_record": ("error", "skip"),
     "param_dtype": FLOATS,
+    "rollout_param_dtype": ("same", "int8"),
     "too_long": ("drop", "truncate_prompt"),
 }
 

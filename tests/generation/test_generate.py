@@ -12,6 +12,7 @@ from rlhf_jax.generation import generate, scoring
 from rlhf_jax.generation.rollout import respond, rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.quantise import quantise
 from tests.models.families import GMASK, MASK, START
 
 generation_module = sys.modules["rlhf_jax.generation.generate"]
@@ -113,9 +114,14 @@ def test_minimum_length_holds(model, prompts):
     assert (out.lengths >= 6).all()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sampler_and_trainer_compute_the_same_logprobs(model, prompts, temperature):
+@pytest.mark.parametrize(
+    ("temperature", "change"), [(1.0, None), (0.7, None), (1.0, quantise)]
+)
+def test_sampler_and_trainer_compute_the_same_logprobs(
+    model, prompts, temperature, change
+):
     tokens, mask = prompts
+    model = change(model) if change else model
     settings = sampling(temperature=temperature)
     out = generate(model, tokens, mask, jax.random.key(4), settings)
     for log, at in ((out.logprobs, temperature), (out.model_logprobs, 1.0)):

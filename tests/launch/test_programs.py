@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from rlhf_jax.parallel.flops import count_flops
@@ -58,6 +59,29 @@ def test_what_waits_in_the_hosts_memory_is_not_held_on_the_devices():
     assert here["update"] > away["update"] == 0
     assert here["score"] > away["score"] == 0
     assert here["generate"] > away["generate"] > 0  # the value model
+
+
+def test_a_copy_in_8_bits_answers_and_the_policy_is_held_beside_it():
+    def generating(**fields):
+        with jax.set_mesh(make_mesh((2, 2, 2))):
+            found = programs.of(config("ppo", **fields))
+        program = next(p for p in found if p.name == "generate")
+        return program, sum(x.size for x in jax.tree.leaves(program.held))
+
+    (same, held), (copy, held_beside) = (
+        generating(rollout_param_dtype=dtype) for dtype in ("same", "int8")
+    )
+    policy, answering = same.arguments[0], copy.arguments[0]
+    size = sum(x.size for x in jax.tree.leaves(policy))
+    assert held_beside == held + size
+    assert answering.blocks.mlp.up.kernel[...].dtype == jnp.int8
+    read, read_of_copy = (
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(p.loop_reads))
+        for p in (same, copy)
+    )
+    assert read_of_copy < read
+    out = jax.eval_shape(copy.function, *copy.arguments)
+    assert out.tokens.shape == (128, config("ppo").max_response_tokens)
 
 
 def test_sizes_that_the_mesh_cannot_share_are_refused_before_compilation():

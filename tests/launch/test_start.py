@@ -39,6 +39,22 @@ def test_what_does_not_exist_is_named_with_what_does(arguments, message):
         check_config_flags(["train.py", *arguments])
 
 
+@pytest.mark.parametrize("script", ["train", "plan", "annotate", "exchange"])
+def test_a_script_runs_the_package_beside_it(script, tmp_path):
+    """Not another copy, that is installed or on the path."""
+    (tmp_path / "rlhf_jax").mkdir()
+    (tmp_path / "rlhf_jax" / "__init__.py").write_text("raise SystemExit('another')")
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / f"{script}.py", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin", "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"},
+    )
+    assert "another" not in done.stderr
+    assert f"launch/{script}.py" in done.stdout
+
+
 def test_a_mistake_ends_with_its_message_and_no_traceback(tmp_path):
     data = tmp_path / "data"
     data.mkdir()

@@ -49,6 +49,16 @@ def test_every_output_has_a_scale_of_its_own():
     )
 
 
+def test_a_decode_loop_reads_the_integers():
+    """For it floats are cast once, before it begins; integers cast then would be read
+    as two or four bytes at every token."""
+    config = dataclasses.replace(FAMILIES["v2"], dtype="bfloat16")
+    ready = quantise(random_model(config)).for_decoding()
+    assert ready.blocks.mlp.up.kernel[...].dtype == jnp.int8
+    assert ready.blocks.mlp.up.kernel_scale[...].dtype == jnp.float32
+    assert ready.embedding[...].dtype == jnp.bfloat16
+
+
 def test_frozen_models_of_6b_take_a_byte_a_weight_and_are_split_as_before():
     sizes = {}
     with jax.set_mesh(make_mesh((1, 8, 1))):

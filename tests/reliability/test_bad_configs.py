@@ -126,6 +126,7 @@ CONFIGS = [
     ("ppo", "max_rollbacks", -1, r"config.max_rollbacks=-1 must be at least 0"),
     ("ppo", "missing_end_penalty", -1.0, r"missing_end_penalty=-1.0 must be at least"),
     ("ppo", "frozen_param_dtype", "int4", r"frozen_param_dtype='int4' must be one of"),
+    ("ppo", "rollout_param_dtype", "int4", r"'int4' must be one of same, int8"),
     ("ppo", "whiten_rewards", "rloo", r"whiten_rewards|advantage"),
     ("dpo", "loss", "kto", r"loss='kto' must be one of dpo, robust, ipo"),
     ("dpo", "beta", 0.0, r"config.beta=0.0 must be above 0"),

@@ -150,6 +150,25 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
     assert tables[0]
 
 
+def test_a_copy_in_8_bits_answers_and_the_policy_itself_is_trained(
+    stage_config, tmp_path
+):
+    """At learning rate 0 the policy stays its own reference, as far as the trainer
+    knows; only the sampler's log-probabilities are a little off."""
+    gaps = {}
+    for dtype in ("same", "int8"):
+        config = stage_config("ppo", eval_every=0, rollout_param_dtype=dtype)
+        for optimizer in (config.optimizer, config.value_optimizer):
+            optimizer.learning_rate = 0.0
+        ppo.run(config, str(tmp_path / dtype))
+        lines = read_metrics(tmp_path / dtype)
+        gaps[dtype] = lines[-1]["rollout/logprob_gap_mean"]
+        assert lines[-1]["objective/kl"] == pytest.approx(0, abs=1e-5)
+        assert lines[-1]["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert gaps["same"] < 1e-5
+    assert 1e-4 < gaps["int8"] < 0.1
+
+
 def test_what_waits_in_the_hosts_memory_changes_no_number(
     stage_config, tmp_path, monkeypatch
 ):
