@@ -1,6 +1,6 @@
 """Tokens a second of sampling: prefill and decoding in one program.
 
-python -m benchmarks.generate [--prompts=32] [--prompt=64] [--response=128]
+python -m benchmarks.generate [--prompts=32] [--prompt=64] [--response=128] [--int8]
 
 Prompts of 16 to 64 tokens, left-padded; 128 new tokens each from the whole
 distribution, none of which ends a response; the preset "benchmark" (4 layers, width
@@ -21,6 +21,7 @@ from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
+from rlhf_jax.models.quantise import quantise
 from rlhf_jax.training.allocator import keep_freed_memory
 
 
@@ -32,12 +33,15 @@ def main():
     parser.add_argument("--response", type=int, default=128)
     parser.add_argument("--top_k", type=int, default=0)
     parser.add_argument("--top_p", type=float, default=1.0)
+    parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
     parser.add_argument("--repeats", type=int, default=10)
     flags = parser.parse_args()
     keep_freed_memory()
 
     config = preset(flags.model)
     model = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
+    if flags.int8:
+        model = jax.jit(quantise)(model)
     rng = np.random.default_rng(0)
     lengths = rng.integers(flags.prompt // 4, flags.prompt + 1, flags.prompts)
     prompts = [rng.integers(4, config.vocab_size, n).tolist() for n in lengths]
