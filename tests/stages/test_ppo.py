@@ -165,8 +165,8 @@ def test_a_copy_in_8_bits_answers_and_the_policy_itself_is_trained(
         gaps[dtype] = lines[-1]["rollout/logprob_gap_mean"]
         assert lines[-1]["objective/kl"] == pytest.approx(0, abs=1e-5)
         assert lines[-1]["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert 10 * gaps["same"] < gaps["int8"] < 0.1
     assert gaps["same"] < 1e-5
-    assert 1e-4 < gaps["int8"] < 0.1
 
 
 def test_what_waits_in_the_hosts_memory_changes_no_number(
