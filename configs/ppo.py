@@ -23,9 +23,9 @@ def get_config(preset="tiny"):
     c.reward_model = ""  # a workdir; "": a random one, for trying out
     # Of the reference and the reward model: stored, never updated.
     c.frozen_param_dtype = "float32" if small else "bfloat16"  # or "int8"
-    # Weights that answer prompts: the "same" as are trained, or a copy of them in "int8".
-    # Decoding reads it faster; rollout/logprob_gap_mean and rollout/ratio_outside say
-    # how far it is from the policy.
+    # Weights that answer prompts: the "same" as are trained, or a copy in "int8", which
+    # is faster to read; rollout/logprob_gap_mean and rollout/ratio_outside say how far
+    # it is from the policy.
     c.rollout_param_dtype = "same"
     c.offload_frozen = False  # they wait in the host's memory while others are at work
     c.offload_moments = False  # the optimizers' wait there while nothing is updated
