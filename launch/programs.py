@@ -19,7 +19,7 @@ from rlhf_jax.batches import (
     Rollout,
     SFTBatch,
 )
-from rlhf_jax.generation.generate import _generate
+from rlhf_jax.generation.generate import _generate, growth
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.chatglm import ChatGLM
@@ -191,6 +191,7 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
         old_values=None if value is None else number,
         returns=None if value is None else number,
     )
+    rooms = growth(config.max_response_tokens)
     sampling = Sampling(
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
@@ -234,10 +235,10 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
             functools.partial(_generate, sampling=sampling),
             (answering, rolled.prompts, rolled.prompt_mask, keys),
             held=(moments, value and value.model, waiting, policy if is_copied else ()),
-            loop_steps=config.max_response_tokens,
-            loop_reads=decoding_reads(
-                answering.config, rows, width + config.max_response_tokens
-            ),
+            loop_steps=config.max_response_tokens // len(rooms),
+            loop_reads=[
+                decoding_reads(answering.config, rows, width + room) for room in rooms
+            ],
         ),
     ]
 

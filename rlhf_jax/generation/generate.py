@@ -4,6 +4,7 @@ Letters: B batch, P prompt (left-padded), R response (right-padded).
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,9 @@ from rlhf_jax.models.inputs import check_inputs
 from rlhf_jax.models.kv_cache import KVCache, lengthen
 from rlhf_jax.parallel.layers import apart
 from rlhf_jax.parallel.sharding import constrain, constrain_parameters, decoding
+
+# The cache grows by so many tokens or more, and this often at most.
+SHORTEST_GROWTH, MOST_GROWTHS = 32, 4
 
 
 class Generation(NamedTuple):
@@ -73,18 +77,18 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames="sampling")
 def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
-    def unfinished(s: Decoding):
-        return (s.step < sampling.max_new_tokens) & s.live.any()
-
     model = model.for_decoding()
-    start = prefill(model, tokens, mask, sampling)
+    end = prefill(model, tokens, mask, sampling, slots=0)
     with decoding():
         model = constrain_parameters(model)
         if not model.config.scan_layers:
             model = apart(model)
-        end = jax.lax.while_loop(
-            unfinished, lambda s: decode_step(model, s, keys, sampling), start
-        )
+        for first, full in itertools.pairwise([0, *growth(sampling.max_new_tokens)]):
+            end = jax.lax.while_loop(
+                lambda s, full=full: (s.step < full) & s.live.any(),
+                lambda s: decode_step(model, s, keys, sampling),
+                end._replace(cache=lengthen(end.cache, full - first)),
+            )
     return Generation(
         tokens=end.tokens,
         mask=end.mask,
@@ -95,14 +99,24 @@ def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
     )
 
 
-def prefill(model: ChatGLM, tokens, mask, sampling: Sampling) -> Decoding:
-    """Read the prompts [B, P]: the state before the first step."""
+def growth(limit: int) -> list[int]:
+    """How many new tokens the cache has room for, one size after the other: a step
+    reads all of it, so it grows with the responses."""
+    parts = min(max(limit // SHORTEST_GROWTH, 1), MOST_GROWTHS)
+    return [limit * (part + 1) // parts for part in range(parts)]
+
+
+def prefill(
+    model: ChatGLM, tokens, mask, sampling: Sampling, *, slots: int
+) -> Decoding:
+    """Read the prompts [B, P]: the state before the first step, with room for `slots`
+    new tokens in the cache."""
     batch, limit = tokens.shape[0], sampling.max_new_tokens
     hidden, cache = model.decode(tokens, mask, model.init_cache(*tokens.shape))
     return Decoding(
         step=jnp.int32(0),
         logits=_project(model, hidden[:, -1]),
-        cache=lengthen(cache, limit),
+        cache=lengthen(cache, slots),
         live=jnp.ones(batch, bool),
         tokens=jnp.full((batch, limit), sampling.pad_id, jnp.int32),
         mask=jnp.zeros((batch, limit), bool),

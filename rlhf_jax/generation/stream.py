@@ -53,7 +53,7 @@ def stream(
 
 @functools.partial(jax.jit, static_argnames="sampling")
 def _prefill(model, tokens, mask, sampling):
-    return prefill(model, tokens, mask, sampling)
+    return prefill(model, tokens, mask, sampling, slots=sampling.max_new_tokens)
 
 
 @functools.partial(jax.jit, static_argnames="sampling", donate_argnames="state")

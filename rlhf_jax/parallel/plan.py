@@ -54,8 +54,9 @@ class Program:
     Attributes:
         donate: whether the first argument's memory is used for the result.
         held: what else lies in memory while it runs, beside the arguments.
-        loop_steps: how often a loop without a known end runs.
-        loop_reads: what each of these runs reads.
+        loop_steps: how often a loop without a known end runs; each, if several follow
+            each other.
+        loop_reads: what one run of each of them reads, together.
     """
 
     name: str

@@ -109,6 +109,29 @@ def test_the_loop_ends_when_every_row_has_stopped(model, prompts):
     assert out.ended.all()
 
 
+@pytest.mark.parametrize("stop_ids", [(1, 2), tuple(range(1, 12))])
+def test_a_cache_that_grows_changes_nothing(model, prompts, stop_ids, monkeypatch):
+    """In four sizes or in one; also where all rows end before it has grown."""
+    settings = sampling(stop_ids=stop_ids)
+    keys = jax.random.split(jax.random.key(3), 5)
+    found = []
+    for shortest, sizes in ((20, [10]), (2, [2, 5, 7, 10])):
+        monkeypatch.setattr(generation_module, "SHORTEST_GROWTH", shortest)
+        assert generation_module.growth(10) == sizes
+        run = jax.jit(
+            lambda *arguments: generation_module._generate.__wrapped__(
+                *arguments, settings
+            )
+        )
+        found.append(run(model, *prompts, keys))
+    one, four = found
+    np.testing.assert_array_equal(one.tokens, four.tokens)
+    np.testing.assert_array_equal(one.mask, four.mask)
+    np.testing.assert_array_equal(one.ended, four.ended)
+    np.testing.assert_allclose(one.logprobs, four.logprobs, atol=1e-5)
+    assert (four.lengths.max() > 5) == (stop_ids == (1, 2))
+
+
 def test_minimum_length_holds(model, prompts):
     out = generate(model, *prompts, jax.random.key(3), sampling(min_new_tokens=6))
     assert (out.lengths >= 6).all()
