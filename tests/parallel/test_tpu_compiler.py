@@ -183,6 +183,7 @@ def test_ppo_of_all_parameters_fits(model, topology, name):
     assert used < CHIPS[topology.partition(":")[0]].memory
     if name == "update":
         assert found["kernels"] == ["dkv", "dq", "fwd"]
+        assert 512 in found["rows_of_logits"]  # a chunk's are there
         assert not {1023, 1024, 2047, 2048} & set(found["rows_of_logits"])
 
 
