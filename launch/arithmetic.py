@@ -3,6 +3,7 @@ runs only where they are. Good to perhaps a fifth; a run says more."""
 
 import jax.numpy as jnp
 
+from rlhf_jax.generation.generate import growth
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.presets import num_parameters
 
@@ -53,7 +54,9 @@ def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dic
 
 def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
     rows, size = config.batch_size / devices, jnp.dtype(model.dtype).itemsize
-    slots = config.max_prompt_tokens + config.max_response_tokens
+    # The cache, where it grows for the last time: before and after.
+    before, after = [0, *growth(config.max_response_tokens)][-2:]
+    slots = 2 * config.max_prompt_tokens + before + after
     head_dims = model.num_kv_heads * model.head_dim
     prompts = rows * config.max_prompt_tokens
     found = _layer(config, model, rows, config.max_prompt_tokens, prompts)
