@@ -62,7 +62,8 @@ def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
     found = _layer(config, model, rows, config.max_prompt_tokens, prompts)
     found["cache"] = rows * slots * model.num_layers * 2 * head_dims * size
     found["logits"] = 3 * 4 * rows * model.vocab_size
-    if model.param_dtype != model.dtype:
+    is_copied = config.rollout_param_dtype != "same"  # the copy is an argument
+    if model.param_dtype != model.dtype and not is_copied:
         found[f"the model in {model.dtype}"] = num_parameters(model) * size / devices
     return found
 

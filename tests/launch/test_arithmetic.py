@@ -30,6 +30,12 @@ def test_a_cache_has_keys_and_values_of_every_layer_and_slot():
     assert of("generate", devices=4)["cache"] == cache / 4
 
 
+def test_weights_are_cast_for_decoding_unless_a_copy_in_8_bits_answers():
+    cast = "the model in bfloat16"
+    assert of("generate")[cast] == 2 * num_parameters(MODEL)
+    assert cast not in of("generate", rollout_param_dtype="int8")
+
+
 def test_the_gradient_is_all_parameters_or_a_layer_and_what_is_outside():
     whole = of("update")["gradient"]
     assert whole == 4 * num_parameters(MODEL)
