@@ -237,8 +237,9 @@ def run(config, workdir: str) -> None:
             key = jax.random.fold_in(rollout_key, step)
             several = repeat_prompts(batch, config.samples_per_prompt)
             watch.lap()
-            policy = state.policy.model
-            answering = in_8_bits(policy) if in_8_bits else policy
+            answering = state.policy.model
+            if in_8_bits:
+                answering = in_8_bits(answering)
             rolled = rollout(answering, several, key, sampling)
             baseline_scores = reference_scores[index]
             if config.baseline == "greedy":
@@ -246,7 +247,7 @@ def run(config, workdir: str) -> None:
                 baseline_scores = fetch(
                     rollout_scores(to_memory(frozen.reward, "device"), answers)
                 )
-            del policy, answering  # or they stay through the update
+            del answering  # or it stays through the update
             num_generated = float(rolled.response_mask.sum())
             seconds = {"time/generate": watch.lap()}
             experience, changes, metrics = experience_step(
