@@ -69,28 +69,15 @@ def scored_rollouts(
         )
 
 
-def prompt_scores(
+def answer_scores(
     policy: ChatGLM,
     reward_model: ScoreModel,
-    prompts: Sequence[list[int]],
+    batch: PromptBatch,
     key: jax.Array,
     sampling: Sampling,
-    *,
-    batch_size: int,
-    width: int,
 ) -> np.ndarray:
-    """The score of one answer to each prompt: float32 [prompts]."""
-    answers = scored_rollouts(
-        policy,
-        reward_model,
-        prompts,
-        key,
-        sampling,
-        samples_per_prompt=1,
-        batch_size=batch_size,
-        width=width,
-    )
-    return np.concatenate([found.scores[:, 0] for found in answers])
+    """The score of one answer to each prompt of a batch: float32 [B]."""
+    return fetch(rollout_scores(reward_model, rollout(policy, batch, key, sampling)))
 
 
 def evaluate(

@@ -1,9 +1,9 @@
 """PPO with a reference-reward baseline, a KL penalty and an SFT term.
 
-ChatGLM-RLHF (arXiv 2404.00934), section 3. Before the first iteration the reference
-answers every prompt once, and the reward model scores the answers. One iteration, whose
-functions are in training/ppo.py:
-1. rollout: the policy answers a batch of prompts.
+ChatGLM-RLHF (arXiv 2404.00934), section 3. One iteration, whose functions are in
+training/ppo.py:
+1. rollout: the policy answers a batch of prompts. So does the reference, when a prompt
+   is first drawn; the reward model's score of that answer is kept.
 2. make_experience: old log-probabilities, reference log-probabilities, scores and
    values in one program. Score minus the reference answer's score at the last token,
    minus kl_coef * KL at every token; generalised advantage estimation.
@@ -29,11 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from rlhf_jax.batches import PromptBatch
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, prompt_batch, round_up
 from rlhf_jax.data.encoding import encode_prompts, sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt
-from rlhf_jax.evaluation.rollouts import evaluate, prompt_scores, rollout_scores
+from rlhf_jax.evaluation.rollouts import answer_scores, evaluate
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.losses.advantages import init_moments
@@ -43,12 +44,11 @@ from rlhf_jax.parallel.pipeline import num_stages
 from rlhf_jax.parallel.sharding import (
     create,
     creator,
-    fetch,
     shard_batch,
     to_memory,
 )
 from rlhf_jax.training import optimizers, options, weights
-from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
+from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.ppo import (
@@ -92,6 +92,11 @@ def run(config, workdir: str) -> None:
         batch_size=config.batch_size // config.samples_per_prompt,
         seed=config.seed,
     )
+
+    def prompts_at(index: np.ndarray) -> PromptBatch:
+        rows = [prompts[i] for i in index]
+        return prompt_batch(rows, index, pad_id=tokenizer.pad_id, width=width)
+
     num_updates = config.ppo_epochs * config.minibatches
     sft = None
     if config.beta_sft:
@@ -193,10 +198,16 @@ def run(config, workdir: str) -> None:
         donate_argnums=0,
     )
 
-    # Reference answers
-    reference_scores = np.zeros(len(prompts), np.float32)
+    # Reference answers, each when its prompt is first drawn
+    def score_reference(index: np.ndarray) -> np.ndarray:
+        on_device = to_memory(frozen, "device")
+        batch = prompts_at(index)
+        models = on_device.reference, on_device.reward
+        return answer_scores(*models, batch, reference_key, sampling)
+
+    reference_scores = None
     if config.baseline == "reference":
-        reference_scores = cached(
+        reference_scores = OnDemand(
             workdir / "reference_scores.npz",
             {
                 "reference": weights_fingerprint(frozen.reference),
@@ -204,15 +215,9 @@ def run(config, workdir: str) -> None:
                 "set of prompts": fingerprint(prompts),
                 "way to sample": fingerprint(dataclasses.astuple(sampling)),
             },
-            lambda: prompt_scores(
-                frozen.reference,
-                frozen.reward,
-                prompts,
-                reference_key,
-                sampling,
-                batch_size=config.batch_size,
-                width=width,
-            ),
+            score_reference,
+            size=len(prompts),
+            batch_size=config.batch_size,
         )
 
     if config.offload_frozen:
@@ -231,22 +236,20 @@ def run(config, workdir: str) -> None:
     with ProgressBar("ppo", total_steps, start, show) as bar:
         while step < total_steps:
             index = order.indices(step)
-            batch = prompt_batch(
-                [prompts[i] for i in index], index, pad_id=tokenizer.pad_id, width=width
-            )
+            batch = prompts_at(index)
             key = jax.random.fold_in(rollout_key, step)
             several = repeat_prompts(batch, config.samples_per_prompt)
             watch.lap()
+            baseline_scores = np.zeros(len(index), np.float32)
+            if config.baseline == "reference":
+                baseline_scores = reference_scores.at(index)
             answering = state.policy.model
             if in_8_bits:
                 answering = in_8_bits(answering)
             rolled = rollout(answering, several, key, sampling)
-            baseline_scores = reference_scores[index]
             if config.baseline == "greedy":
-                answers = rollout(answering, batch, key, greedy)
-                baseline_scores = fetch(
-                    rollout_scores(to_memory(frozen.reward, "device"), answers)
-                )
+                scorer = to_memory(frozen.reward, "device")
+                baseline_scores = answer_scores(answering, scorer, batch, key, greedy)
             del answering  # or it stays through the update
             num_generated = float(rolled.response_mask.sum())
             seconds = {"time/generate": watch.lap()}

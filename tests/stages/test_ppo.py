@@ -10,7 +10,10 @@ import pytest
 
 from configs import ppo as ppo_config
 from rlhf_jax.data.records import Prompt, read_records
+from rlhf_jax.data.sources import tokenizer_of
+from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
+from rlhf_jax.evaluation.rollouts import scored_rollouts
 from rlhf_jax.stages import ppo, select_prompts
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import MEASURED, Writer, read_metrics
@@ -150,6 +153,44 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
     assert tables[0]
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_the_reference_answers_every_prompt_once_whenever_it_is_drawn(
+    samples, stage_config, data_folder, tmp_path, monkeypatch
+):
+    """Its answer hangs on the prompt alone: the scores are those of all prompts in
+    their order."""
+    answered, answer_scores = [], ppo.answer_scores
+
+    def answer_and_note(policy, reward_model, batch, key, sampling):
+        answered.append((policy, reward_model, key, sampling, batch.prompts.shape[1]))
+        return answer_scores(policy, reward_model, batch, key, sampling)
+
+    monkeypatch.setattr(ppo, "answer_scores", answer_and_note)
+    config = stage_config(
+        "ppo", total_steps=6, samples_per_prompt=samples, eval_every=0
+    )
+    ppo.run(config, str(tmp_path / "run"))
+
+    records = read_records(data_folder / "prompts.jsonl", Prompt)
+    assert len(answered) == len(records) // config.batch_size
+    policy, reward_model, key, sampling, width = answered[0]
+    tokenizer = tokenizer_of(tmp_path / "run")
+    found = scored_rollouts(
+        policy,
+        reward_model,
+        [encode_prompt(record.messages, tokenizer) for record in records],
+        key,
+        sampling,
+        samples_per_prompt=1,
+        batch_size=len(records),
+        width=width,
+    )
+    expected = np.concatenate([batch.scores[:, 0] for batch in found])
+    with np.load(tmp_path / "run" / "reference_scores.npz") as file:
+        np.testing.assert_allclose(file["values"], expected, rtol=1e-5, atol=1e-6)
+    assert expected.std() > 1e-3
+
+
 def test_a_copy_in_8_bits_answers_and_the_policy_itself_is_trained(
     stage_config, tmp_path
 ):
@@ -195,7 +236,7 @@ def test_what_waits_in_the_hosts_memory_changes_no_number(
         saved.append(load_model(folder, item="value"))
     assert Counter(moves) == {  # in two iterations; the moments are two models'
         ("Frozen", "pinned_host"): 1,
-        ("Frozen", "device"): 2,
+        ("Frozen", "device"): 2 + 2,  # for the reference's answers, and to score
         ("dict", "pinned_host"): 2 * 3,
         ("dict", "device"): 2 * 2,
     }

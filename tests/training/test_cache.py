@@ -10,7 +10,12 @@ from flax import nnx
 
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
-from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
+from rlhf_jax.training.cache import (
+    OnDemand,
+    cached,
+    fingerprint,
+    weights_fingerprint,
+)
 
 SOURCE = {"model": "a", "prompts": "b"}
 
@@ -52,6 +57,60 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     np.savez(tmp_path / "kept.npz", scores=np.zeros(2))
     with pytest.raises(ValueError, match="cannot be read"):
         cached(tmp_path / "kept.npz", SOURCE, refuse)
+
+
+class Squares:
+    """The squares of places, and which were asked for; `bad` ones are NaN."""
+
+    def __init__(self, path, bad=()):
+        self.calls, self.bad = [], set(bad)
+        self.array = OnDemand(path, SOURCE, self.compute, size=10, batch_size=4)
+
+    def compute(self, index):
+        self.calls.append(index.tolist())
+        values = np.square(index).astype(np.float32)
+        return np.where(np.isin(index, list(self.bad)), np.nan, values)
+
+    def at(self, *index):
+        return self.array.at(np.array(index)).tolist()
+
+
+def test_elements_are_computed_when_they_are_first_asked_for(tmp_path):
+    """A batch that is not full takes others along: ten elements, three batches."""
+    squares = Squares(tmp_path / "kept.npz")
+    assert not squares.calls
+    assert squares.at(7, 2, 9, 4) == [49, 4, 81, 16]
+    assert squares.at(2, 7) == [4, 49]
+    assert squares.calls == [[7, 2, 9, 4]]
+    assert squares.at(9, 5, 4) == [81, 25, 16]
+    assert squares.calls[1:] == [[5, 0, 1, 3]]
+    assert squares.at(8, 6) == [64, 36]
+    assert squares.calls[2:] == [[8, 6, 8, 6]]
+    assert squares.at(*range(10)) == [i * i for i in range(10)]
+    assert len(squares.calls) == 3
+
+
+def test_elements_are_kept_for_the_next_run(tmp_path):
+    path = tmp_path / "kept.npz"
+    Squares(path).at(3, 1)
+    again = Squares(path)
+    assert again.at(1, 3) == [1, 9]
+    assert not again.calls
+    with pytest.raises(ValueError, match="another model"):
+        OnDemand(path, SOURCE | {"model": "c"}, refuse, size=10, batch_size=4)
+
+
+def test_more_elements_than_a_batch_has_at_once(tmp_path):
+    squares = Squares(tmp_path / "kept.npz")
+    assert squares.at(*range(10)) == [i * i for i in range(10)]
+    assert squares.calls == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 8, 9]]
+
+
+def test_what_is_no_number_is_computed_again(tmp_path):
+    squares = Squares(tmp_path / "kept.npz", bad=[2])
+    np.testing.assert_array_equal(squares.at(2, 3), [np.nan, 9])
+    squares.bad.clear()
+    assert squares.at(2, 3) == [4, 9]
 
 
 def test_equal_weights_have_one_fingerprint():
