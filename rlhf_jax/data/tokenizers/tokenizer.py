@@ -8,6 +8,7 @@ The files of a folder say which it is:
     anything else         what transformers reads without running code from it
 """
 
+import functools
 import hashlib
 import json
 import shutil
@@ -121,7 +122,13 @@ class TransformersTokenizer:
             json.dumps(sorted(vocabulary.items())).encode()
         ).hexdigest()
 
+        # Chat formats ask for the same heads in every message.
+        self._ids = functools.lru_cache(maxsize=4096)(self._encode)
+
     def encode(self, text: str) -> list[int]:
+        return list(self._ids(text))
+
+    def _encode(self, text: str) -> list[int]:
         return self._inner.encode(
             text, add_special_tokens=False, split_special_tokens=True
         )
