@@ -163,6 +163,8 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
         stored = dataclasses.replace(in_8_bits, param_dtype=model.dtype)
     frozen = ppo.Frozen(parameters(stored), parameters(stored, score=True))
     waiting = () if config.offload_frozen else frozen
+    # The reference answers too: then they are on the devices, and the policy beside.
+    there = frozen if config.baseline == "reference" else waiting
     trained = () if config.offload_moments else (state.policy, value)
     moments = [x.opt_state for x in trained if x is not None]
     bare = ppo.with_opt_states(state, lambda opt_state: {})  # what scoring reads
@@ -234,7 +236,7 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
             "generate",
             functools.partial(_generate, sampling=sampling),
             (answering, rolled.prompts, rolled.prompt_mask, keys),
-            held=(moments, value and value.model, waiting, policy if is_copied else ()),
+            held=(moments, value and value.model, there, policy if is_copied else ()),
             loop_steps=config.max_response_tokens // len(rooms),
             loop_reads=[
                 decoding_reads(answering.config, rows, width + room) for room in rooms
