@@ -170,7 +170,7 @@ class ChatGLM(nnx.Module):
             )
         else:
             layers = list(zip(*stored, strict=True))
-            apply = jax.jit(apply)  # traced once, for all
+            apply = jax.jit(apply, inline=True)  # traced once, for all
             for i, layer in enumerate(layers):
                 x, layers[i] = apply(take(self.blocks, i), x, layer)
             stored = tuple(zip(*layers, strict=True))

@@ -26,7 +26,7 @@ def apply_layers(layers, apply: Callable, x, rows, *, scan: bool, checkpoint: Ca
         return apply_stages(layers, apply, x, rows)
     if scan:
         return jax.lax.scan(lambda x, p: (apply(p, x, rows), None), x, layers)[0]
-    apply = jax.jit(apply)  # traced once, for all
+    apply = jax.jit(apply, inline=True)  # traced once, for all
     for i in range(count(layers)):
         x = apply(take(layers, i), x, rows)
     return x
