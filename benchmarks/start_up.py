@@ -54,7 +54,7 @@ def seconds_to_first_update(options: list[str], home: Path, workdir: Path) -> fl
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (workdir / "metrics.jsonl").exists() or not read_metrics(workdir):
+    while not read_metrics(workdir):
         if run.poll() is not None:
             sys.exit(run.stderr.read())
         time.sleep(0.05)

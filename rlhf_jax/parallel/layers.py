@@ -26,7 +26,9 @@ def apply_layers(layers, apply: Callable, x, rows, *, scan: bool, checkpoint: Ca
         return apply_stages(layers, apply, x, rows)
     if scan:
         return jax.lax.scan(lambda x, p: (apply(p, x, rows), None), x, layers)[0]
-    apply = jax.jit(apply, inline=True)  # traced once, for all
+    # Traced once, for all; inlined, or bfloat16 would be rounded otherwise in training
+    # than in scoring.
+    apply = jax.jit(apply, inline=True)
     for i in range(count(layers)):
         x = apply(take(layers, i), x, rows)
     return x

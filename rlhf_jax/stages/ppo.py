@@ -200,10 +200,10 @@ def run(config, workdir: str) -> None:
 
     # Reference answers, each when its prompt is first drawn
     def score_reference(index: np.ndarray) -> np.ndarray:
-        on_device = to_memory(frozen, "device")
-        batch = prompts_at(index)
-        models = on_device.reference, on_device.reward
-        return answer_scores(*models, batch, reference_key, sampling)
+        asked, batch = to_memory(frozen, "device"), prompts_at(index)
+        return answer_scores(
+            asked.reference, asked.reward, batch, reference_key, sampling
+        )
 
     reference_scores = None
     if config.baseline == "reference":
