@@ -69,6 +69,8 @@ setup(
         "annotate": [GRADIO],
         # Live comparison with the published torch implementations.
         "parity": ["torch==2.13.0"],
+        # What the benchmarks compare with.
+        "bench": ["torch==2.13.0", "trl==1.16.*"],
         # The TPU compiler on a machine without a TPU (586 MB).
         "tpu-plan": ["libtpu>=0.0.40"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],

@@ -6,11 +6,12 @@ transformers' GLM of the shape of the preset "benchmark" (4 layers, width 256,
 vocabulary 8,192), float32, eager, torch's AdamW and clipping. A pair is two rows, each
 with its prompt; only response positions reach the vocabulary, which is more than most
 trainers do. Sampling is transformers' `generate`. JSON: pairs, tokens or iterations a
-second.
+second, median and quartiles, seconds of the first call, and the process's peak memory.
 """
 
 import argparse
 import json
+import resource
 import time
 
 import numpy as np
@@ -229,6 +230,10 @@ def main():
         "per_second": round(rates[1], 4),
         "quartiles": rates[[0, 2]].round(4).tolist(),
         "processor_seconds": round(np.median(busy[1:]), 3),
+        "first_seconds": round(wall[0], 1),
+        "peak_gib": round(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
+        ),
     }
     print(json.dumps(found))
 

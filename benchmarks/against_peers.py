@@ -1,0 +1,109 @@
+"""This project and others on the same work, side by side, in turns.
+
+pip install -e '.[bench]'
+python -m benchmarks.against_peers [--rounds=3] [--repeats=10] [--out=results] \
+    [--python tunix_llama=tunix/bin/python easydel_glm=easydel/bin/python]
+
+Every round runs, for every row, this project and then each peer (a script in peers/),
+each in a process of its own with the machine to itself, so that a slow minute meets all
+of them. Peers whose libraries want an environment of their own run with the
+interpreter that --python names, and are left out without it. Prints every run as a
+JSON line, and leaves them in against_peers.jsonl; the table, against_peers.md, has
+medians over rounds. Its ratios are what to read: seconds belong to the machine.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+SHAPE = ("--model=benchmark", "--prompt=64", "--response=128")
+PEERS = Path(__file__).parent / "peers"
+# Row: unit, the call of benchmarks/ROW.py that is compared, its flags, the peers.
+ROWS = {
+    "generate": ("tokens", "generate", SHAPE, ("torch_glm", "tunix_llama")),
+    "sft": ("tokens", "step", ("--model=benchmark",), ("torch_glm",)),
+    "reward": ("pairs", "shared", SHAPE, ("torch_glm",)),
+    "dpo": ("pairs", "on_the_fly", SHAPE, ("torch_glm", "trl_glm", "easydel_glm")),
+    "ppo": ("iterations", "iteration", SHAPE, ("torch_glm", "tunix_llama")),
+}
+# Their libraries' requirements exclude ours.
+APART = ("tunix_llama", "easydel_glm")
+
+
+def run(command: list[str], row: str, who: str) -> dict:
+    """What a command measured; printed as a JSON line."""
+    done = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    if who == "rlhf_jax":
+        found = found[ROWS[row][1]] | {"peak_gib": found["peak_gib"]}
+    found = {"row": row, "who": who} | found
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--python", nargs="+", default=[], metavar="PEER=PATH")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    flags = parser.parse_args()
+    pythons = dict(place.split("=", 1) for place in flags.python)
+
+    repeats = f"--repeats={flags.repeats}"
+    runs = []
+    for _ in range(flags.rounds):
+        for row in flags.rows:
+            _, _, shape, peers = ROWS[row]
+            ours = [sys.executable, "-m", f"benchmarks.{row}", *shape, repeats]
+            runs.append(run(ours, row, "rlhf_jax"))
+            for peer in peers:
+                if peer in APART and peer not in pythons:
+                    continue
+                script = [str(PEERS / f"{peer}.py"), f"--row={row}", repeats]
+                runs.append(run([pythons.get(peer, sys.executable), *script], row, peer))
+
+    flags.out.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(found) + "\n" for found in runs)
+    (flags.out / "against_peers.jsonl").write_text(lines)
+    table = "\n".join(table_of(runs)) + "\n"
+    (flags.out / "against_peers.md").write_text(table)
+    print(table)
+
+
+def table_of(runs: list[dict]) -> list[str]:
+    """Lines of a table: a row for every peer that did some work, beside ours."""
+
+    def rates(row, who):
+        return [x["per_second"] for x in runs if (x["row"], x["who"]) == (row, who)]
+
+    def told(values):
+        spread = f"{min(values):,.4g} to {max(values):,.4g}"
+        return f"{statistics.median(values):,.4g} ({spread})"
+
+    lines = ["| row | a second | rlhf_jax | peer | its rate | ratio |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row, who in dict.fromkeys((found["row"], found["who"]) for found in runs):
+        if who == "rlhf_jax":
+            continue
+        ours, theirs = rates(row, "rlhf_jax"), rates(row, who)
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        lines.append(
+            f"| {row} | {ROWS[row][0]} | {told(ours)} | {who} | {told(theirs)} | "
+            f"{ratio:.2f} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
