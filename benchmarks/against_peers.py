@@ -80,7 +80,9 @@ def main():
                 if peer in APART and peer not in pythons:
                     continue
                 script = [str(PEERS / f"{peer}.py"), f"--row={row}", repeats]
-                runs.append(run([pythons.get(peer, sys.executable), *script], row, peer))
+                runs.append(
+                    run([pythons.get(peer, sys.executable), *script], row, peer)
+                )
 
     flags.out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(found) + "\n" for found in runs)
