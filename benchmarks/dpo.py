@@ -17,6 +17,7 @@ from benchmarks.timing import measure
 from rlhf_jax.data.batching import preference_batch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.stages.dpo import Hyper, pair_logprobs, train_step
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState
@@ -63,15 +64,20 @@ def main():
     known = {"cached": (ref_logprobs, None), "on_the_fly": (None, reference)}
     states = {name: TrainState.create(create(), optimizer) for name in known}
 
-    def call(name):
+    def inputs(name):
         logprobs, model = known[name]
-        states[name], metrics = step(
-            states[name], batch, logprobs, None, model, LEARNING_RATE
-        )
+        return states[name], batch, logprobs, None, model, LEARNING_RATE
+
+    def call(name):
+        states[name], metrics = step(*inputs(name))
         return states[name], metrics
 
-    calls = {name: functools.partial(call, name) for name in known}
-    found = measure(calls, repeats=flags.repeats, work=flags.pairs)
+    found = measure(
+        {name: functools.partial(call, name) for name in known},
+        repeats=flags.repeats,
+        work=flags.pairs,
+        operations={name: count_flops(step, *inputs(name)) for name in known},
+    )
     print(json.dumps(vars(flags) | found))
 
 

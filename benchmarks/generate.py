@@ -8,6 +8,7 @@ distribution, none of which ends a response; the preset "benchmark" (4 layers, w
 """
 
 import argparse
+import functools
 import itertools
 import json
 
@@ -17,11 +18,13 @@ from flax import nnx
 
 from benchmarks.timing import measure
 from rlhf_jax.data.batching import prompt_batch
+from rlhf_jax.generation.generate import growth
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
+from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.training.allocator import keep_freed_memory
 
 
@@ -59,10 +62,16 @@ def main():
         num_tokens=config.vocab_size,
     )
     keys = map(jax.random.key, itertools.count())
+    operations = count_flops(
+        functools.partial(rollout, sampling=sampling),
+        *(model, batch, jax.random.key(0)),
+        loop_steps=flags.response // len(growth(flags.response)),
+    )
     found = measure(
         {"generate": lambda: rollout(model, batch, next(keys), sampling)},
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
+        operations={"generate": operations},
     )
     print(json.dumps(vars(flags) | found))
 

@@ -21,12 +21,14 @@ from flax import nnx
 from benchmarks.timing import measure
 from configs import ppo as ppo_config
 from rlhf_jax.data.batching import prompt_batch
+from rlhf_jax.generation.generate import growth
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.training import optimizers, ppo
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState
@@ -111,30 +113,52 @@ def main():
     )
 
     keys = map(jax.random.key, itertools.count())
+    sample = functools.partial(rollout, sampling=sampling)
     now = {}  # what one part leaves to the next
+    inputs = {
+        "generate": lambda: (state.policy.model, batch, next(keys)),
+        "score": lambda: (state, frozen, now["rollout"], jnp.zeros(flags.prompts)),
+        "update": lambda: (state, now["experience"], None, next(keys), (rates, rates)),
+    }
 
     def generate():
-        now["rollout"] = rollout(state.policy.model, batch, next(keys), sampling)
+        now["rollout"] = sample(*inputs["generate"]())
         return now["rollout"]
 
     def score_them():
-        zeros = jnp.zeros(flags.prompts)
-        now["experience"], *rest = score(state, frozen, now["rollout"], zeros)
+        now["experience"], *rest = score(*inputs["score"]())
         return now["experience"], rest
 
     def update_both():
         nonlocal state
-        learned_from = (state, now["experience"], None, next(keys))
-        state, metrics = update(*learned_from, (rates, rates))
+        state, metrics = update(*inputs["update"]())
         return state, metrics
 
+    now["rollout"] = jax.eval_shape(sample, *inputs["generate"]())
+    now["experience"] = jax.eval_shape(score, *inputs["score"]())[0]
+    steps = flags.response // len(growth(flags.response))
+    operations = {
+        name: count_flops(program, *inputs[name](), loop_steps=steps)
+        for name, program in (
+            ("generate", sample),
+            ("score", score),
+            ("update", update),
+        )
+    }
     found = measure(
         {"generate": generate, "score": score_them, "update": update_both},
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
+        operations=operations,
     )
-    seconds = sum(found[name]["seconds"] for name in ("generate", "score", "update"))
-    found["iteration"] = {"seconds": seconds, "per_second": 1 / seconds}
+    parts = [found[name] for name in ("generate", "score", "update")]
+    seconds = sum(part["seconds"] for part in parts)
+    share = sum(operations.values()) / 1e9 / seconds / found["peak_gflops"]
+    found["iteration"] = {
+        "seconds": seconds,
+        "per_second": 1 / seconds,
+        "of_peak": round(share, 3),
+    }
     print(json.dumps(vars(flags) | found))
 
 

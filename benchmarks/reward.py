@@ -22,6 +22,7 @@ from rlhf_jax.losses.reward import ranking_loss
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel, last_real_token
 from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.stages.reward import train_step
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState, apply_gradients
@@ -87,7 +88,15 @@ def main():
         return states[name], metrics
 
     calls = {name: functools.partial(call, name) for name in steps}
-    found = measure(calls, repeats=flags.repeats, work=flags.pairs)
+    found = measure(
+        calls,
+        repeats=flags.repeats,
+        work=flags.pairs,
+        operations={
+            name: count_flops(steps[name], states[name], batches[name], LEARNING_RATE)
+            for name in steps
+        },
+    )
     speedup = found["plain"]["seconds"] / found["shared"]["seconds"]
     print(json.dumps(vars(flags) | found | {"speedup": round(speedup, 3)}))
 

@@ -20,6 +20,7 @@ from benchmarks.timing import measure
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.stages.sft import train_step
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState
@@ -60,7 +61,12 @@ def main():
         state, metrics = step(state, batch, LEARNING_RATE)
         return state, metrics
 
-    found = measure({"step": call}, repeats=flags.repeats, work=tokens.size)
+    found = measure(
+        {"step": call},
+        repeats=flags.repeats,
+        work=tokens.size,
+        operations={"step": count_flops(step, state, batch, LEARNING_RATE)},
+    )
     print(json.dumps(vars(flags) | found))
 
 

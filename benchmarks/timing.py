@@ -6,11 +6,18 @@ import time
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+PEAK_SIZE = 2048  # of the square matrices by which a machine's peak is measured
 
 
 def measure(
-    calls: Mapping[str, Callable[[], object]], *, repeats: int, work: float
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    work: float,
+    operations: Mapping[str, int] | None = None,
 ) -> dict:
     """Time calls in turns, so that a slow moment of the machine meets all of them.
 
@@ -19,12 +26,15 @@ def measure(
     Args:
         calls: name -> what is timed, to the end of what it returns.
         work: units of one call, pairs or tokens.
+        operations: of the matrix products of a call, see `parallel.flops`.
 
     Returns:
         Of every call, units a second, median and quartiles; seconds of wall time and
-        of all processors together, medians; and the seconds of its first turn. Besides,
-        the devices, and the process's peak memory.
+        of all processors together, medians; the seconds of its first turn; and with
+        `operations` the share of the machine's peak that they make. Besides, the
+        devices, that peak, and the process's peak memory.
     """
+    peak = matrix_product_rate(jnp.float32)
     wall, busy = ({name: [] for name in calls} for _ in range(2))
     for _ in range(repeats + 2):
         for name, call in calls.items():
@@ -42,11 +52,33 @@ def measure(
             "processor_seconds": round(np.median(busy[name][2:]), 4),
             "first_seconds": round(wall[name][0], 1),
         }
+    for name, count in (operations or {}).items():
+        share = count / found[name]["seconds"] / peak
+        found[name] |= {"gflop": round(count / 1e9, 1), "of_peak": round(share, 3)}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return found | {
         "devices": f"{devices}, {os.cpu_count()} cores",
+        "peak_gflops": round(peak / 1e9),
         "peak_gib": round(peak_gib(), 2),
     }
+
+
+def matrix_product_rate(dtype) -> float:
+    """Operations a second of a large product: the best of a few."""
+    x = jnp.ones((PEAK_SIZE, PEAK_SIZE), dtype)
+    product = jax.jit(jnp.dot)
+    return 2 * PEAK_SIZE**3 / best_seconds(lambda: product(x, x))
+
+
+def best_seconds(call: Callable[[], object], *, repeats: int = 10) -> float:
+    """The shortest of a few calls, after one that compiles."""
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def peak_gib() -> float:

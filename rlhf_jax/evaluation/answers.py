@@ -14,7 +14,7 @@ from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers.chat import decode_response, encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
-from rlhf_jax.generation.rollout import respond
+from rlhf_jax.generation.respond import respond
 from rlhf_jax.generation.sampling import Sampling, sampling_with
 from rlhf_jax.generation.scoring import response_logprobs, response_scores
 from rlhf_jax.models.chatglm import ChatGLM

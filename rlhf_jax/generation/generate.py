@@ -115,7 +115,7 @@ def prefill(
     hidden, cache = model.decode(tokens, mask, model.init_cache(*tokens.shape))
     return Decoding(
         step=jnp.int32(0),
-        logits=_project(model, hidden[:, -1]),
+        logits=project(model, hidden[:, -1]),
         cache=lengthen(cache, slots),
         live=jnp.ones(batch, bool),
         tokens=jnp.full((batch, limit), sampling.pad_id, jnp.int32),
@@ -127,19 +127,15 @@ def prefill(
 
 def decode_step(model: ChatGLM, s: Decoding, keys, sampling: Sampling) -> Decoding:
     """Sample a token for every live row with the row's key [B], and read it."""
-    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, s.step)
-    allow_stop = s.step + 1 >= sampling.min_new_tokens
-    new = sample(s.logits, step_keys, sampling, allow_stop)
-    token = jnp.where(s.live, new.tokens, sampling.pad_id)
+    new, token, stops = draw(s.logits, keys, s.step, s.live, sampling)
 
     def write(buffer, column):  # one column a step
         return jax.lax.dynamic_update_slice(buffer, column[:, None], (0, s.step))
 
     hidden, cache = model.decode(token[:, None], s.live[:, None], s.cache)
-    stops = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
     return Decoding(
         step=s.step + 1,
-        logits=_project(model, hidden[:, -1]),
+        logits=project(model, hidden[:, -1]),
         cache=cache,
         live=s.live & ~stops,
         tokens=write(s.tokens, token),
@@ -149,6 +145,24 @@ def decode_step(model: ChatGLM, s: Decoding, keys, sampling: Sampling) -> Decodi
             s.model_logprobs, jnp.where(s.live, new.model_logprobs, 0.0)
         ),
     )
+
+
+def draw(logits, keys, step, live, sampling: Sampling):
+    """A token for every live row.
+
+    Args:
+        logits, keys, live: [B, V], [B] and [B].
+        step: how many tokens the response has, of all rows or of each [B].
+
+    Returns:
+        What was sampled; the tokens [B], padding where a row is not live; and which of
+        them end a response.
+    """
+    step = jnp.broadcast_to(step, live.shape)
+    keys = jax.vmap(jax.random.fold_in)(keys, step)
+    new = sample(logits, keys, sampling, step + 1 >= sampling.min_new_tokens)
+    token = jnp.where(live, new.tokens, sampling.pad_id)
+    return new, token, jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
 
 
 def check_prompts(model: ChatGLM, tokens, mask, sampling: Sampling) -> None:
@@ -174,7 +188,8 @@ def split_by_row(key: Key[Array, ""] | Key[Array, "B"], rows: int) -> Key[Array,
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
-def _project(model: ChatGLM, hidden):  # [B, D] -> [B, V]
+def project(model: ChatGLM, hidden):
+    """Logits [B, V] of hidden states [B, D]."""
     matrix = model.output_matrix
     logits = jnp.dot(hidden, matrix, preferred_element_type=jnp.float32)
     return constrain(constrain(logits, "rows", "vocab"), "batch", "tokens")

@@ -1,4 +1,4 @@
-"""Responses to many prompts: keys by prompt, batches of one shape.
+"""Responses to a batch of prompts: keys by prompt, all rows from start to end.
 
 Letters: B batch, P prompt, R response.
 """
@@ -13,7 +13,7 @@ from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.generation.generate import generate
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.parallel.sharding import fetch, shard_batch
+from rlhf_jax.parallel.sharding import shard_batch
 
 
 def row_keys(key: jax.Array, index: jax.Array) -> jax.Array:
@@ -43,53 +43,3 @@ def rollout(
         logprobs=out.logprobs,
         ended=out.ended,
     )
-
-
-def respond_several(
-    model: ChatGLM,
-    prompts: list[list[int]],
-    key: jax.Array,
-    sampling: Sampling,
-    *,
-    count: int,
-    batch_size: int,
-) -> list[list[list[int]]]:
-    """`count` responses to each prompt, as `respond` gives them."""
-    repeated = [prompt for prompt in prompts for _ in range(count)]
-    flat = respond(model, repeated, key, sampling, batch_size=batch_size)
-    return [flat[i : i + count] for i in range(0, len(flat), count)]
-
-
-def respond(
-    model: ChatGLM,
-    prompts: list[list[int]],
-    key: jax.Array,
-    sampling: Sampling,
-    *,
-    batch_size: int,
-) -> list[list[int]]:
-    """One response to each prompt, as token ids without padding.
-
-    All batches have one shape, so one program is compiled; the last is filled with
-    copies of its first prompt.
-    """
-    if not prompts:
-        return []
-    width = max(len(prompt) for prompt in prompts)
-    width = -(-width // 8) * 8
-    responses = []
-    for start in range(0, len(prompts), batch_size):
-        index = np.arange(start, start + batch_size)
-        index[index >= len(prompts)] = start
-        tokens = np.full((batch_size, width), sampling.pad_id, np.int32)
-        mask = np.zeros((batch_size, width), bool)
-        for row, i in enumerate(index):
-            tokens[row, width - len(prompts[i]) :] = prompts[i]
-            mask[row, width - len(prompts[i]) :] = True
-        tokens, mask, index = shard_batch((tokens, mask, index))
-        keys = row_keys(key, jnp.asarray(index))
-        out = generate(model, tokens, mask, keys, sampling)
-        lengths, found = fetch((out.lengths, out.tokens))
-        real = min(batch_size, len(prompts) - start)
-        responses += [found[row, : lengths[row]].tolist() for row in range(real)]
-    return responses

@@ -91,14 +91,14 @@ def sample(
     logits: Float[Array, "B V"],
     keys: Key[Array, "B"],
     sampling: Sampling,
-    allow_stop: Bool[Array, ""],
+    allow_stop: Bool[Array, ""] | Bool[Array, "B"],
 ) -> Sampled:
     """Sample one token for each row, with that row's own key."""
     logits = logits.astype(jnp.float32)[:, : sampling.num_tokens]
     stops = (
         jnp.zeros(sampling.num_tokens, bool).at[jnp.array(sampling.stop_ids)].set(True)
     )
-    allowed = jnp.where(stops & ~allow_stop, NEVER, logits)
+    allowed = jnp.where(stops[None] & ~allow_stop.reshape(-1, 1), NEVER, logits)
     if sampling.temperature == 0:
         tokens = allowed.argmax(-1).astype(jnp.int32)
         logprobs = jnp.zeros(len(tokens))

@@ -75,6 +75,40 @@ def lengthen(cache: KVCache, slots: int) -> KVCache:
     )
 
 
+def shift(cache: KVCache, slots: int) -> KVCache:
+    """The same without its first slots, and with as many empty ones at the end."""
+    rest = cache._replace(
+        keys=jax.tree.map(lambda x: x[..., slots:], cache.keys),
+        values=jax.tree.map(lambda x: x[..., slots:, :], cache.values),
+        mask=cache.mask[:, slots:],
+        index=cache.index - slots,
+    )
+    return lengthen(rest, slots)
+
+
+def replace_rows(
+    cache: KVCache, rows: Int[Array, "G"], new: KVCache, *, slot: int
+) -> KVCache:
+    """The same with what `new` has read in place of these rows, from `slot` on. Rows
+    that the cache does not have are left out."""
+    slots = slice(slot, slot + new.length)
+
+    def put(x, new, *within):
+        layers = [slice(None)] * (x.ndim - 4)
+        return x.at[(*layers, rows, slice(None), *within)].set(new, mode="drop")
+
+    mask = jnp.zeros((len(rows), cache.length), bool).at[:, slots].set(new.mask)
+    return cache._replace(
+        keys=jax.tree.map(
+            lambda x, y: put(x, y, slice(None), slots), cache.keys, new.keys
+        ),
+        values=jax.tree.map(lambda x, y: put(x, y, slots), cache.values, new.values),
+        mask=cache.mask.at[rows].set(mask, mode="drop"),
+        context=cache.context.at[rows].set(new.context, mode="drop"),
+        mask_place=cache.mask_place.at[rows].set(new.mask_place, mode="drop"),
+    )
+
+
 def write(
     stored: tuple[Float[Array, "*L B K H S"], Float[Array, "*L B K S H"]],
     keys: Float[Array, "B K H T"],

@@ -24,7 +24,7 @@ from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt
 from rlhf_jax.data.tokenizers.chat import decode_response, encode_response
-from rlhf_jax.generation.rollout import respond_several
+from rlhf_jax.generation.respond import respond_several
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir

@@ -19,7 +19,7 @@ from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.tokenizers.chat import decode_response
-from rlhf_jax.generation.rollout import respond_several
+from rlhf_jax.generation.respond import respond_several
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.parallel.sharding import fetch

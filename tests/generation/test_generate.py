@@ -9,7 +9,7 @@ from flax import nnx
 
 from rlhf_jax.batches import PromptBatch
 from rlhf_jax.generation import generate, scoring
-from rlhf_jax.generation.rollout import respond, rollout
+from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.quantise import quantise
@@ -251,19 +251,6 @@ def test_rollout_hangs_on_the_prompts_index_not_on_its_place(model, prompts):
     whole = rollout(model, batch, key, SAMPLING)
     part = PromptBatch(tokens[3:], mask[3:], jnp.array([13, 14]))
     assert (rollout(model, part, key, SAMPLING).responses == whole.responses[3:]).all()
-
-
-def test_respond_equals_generate_whatever_the_batch_size(model, prompts):
-    tokens, mask = prompts
-    ids = [np.asarray(t)[np.asarray(m)].tolist() for t, m in zip(*prompts, strict=True)]
-    key = jax.random.key(10)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(5))
-    out = generate(model, tokens, mask, keys, SAMPLING)
-    expected = [
-        out.tokens[row, : int(out.lengths[row])].tolist() for row in range(len(ids))
-    ]
-    for batch_size in (2, 5, 8):
-        assert respond(model, ids, key, SAMPLING, batch_size=batch_size) == expected
 
 
 def score_arguments():

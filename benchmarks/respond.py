@@ -1,0 +1,89 @@
+"""Tokens a second of answering many prompts: rows that take turns, and whole batches.
+
+python -m benchmarks.respond [--prompts=256] [--batch_size=32] [--mean=32] [--repeats=5]
+
+Prompts of 16 to 64 tokens and responses of 128 at most, whose lengths are as good as
+geometric: random weights, and one token in `mean` ends a response. The same keys, so
+the same responses, both ways. JSON: new tokens a second, seconds, memory.
+"""
+
+import argparse
+import functools
+import json
+
+import jax
+import numpy as np
+from flax import nnx
+
+from benchmarks.timing import measure
+from rlhf_jax.data.batching import prompt_batch
+from rlhf_jax.generation.respond import respond
+from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.presets import preset
+from rlhf_jax.training.allocator import keep_freed_memory
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="benchmark")
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--response", type=int, default=128)
+    parser.add_argument("--mean", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    flags = parser.parse_args()
+    keep_freed_memory()
+
+    config = preset(flags.model)
+    model = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(flags.prompt // 4, flags.prompt + 1, flags.prompts)
+    prompts = [rng.integers(4, config.vocab_size, n).tolist() for n in lengths]
+    sampling = Sampling(
+        max_new_tokens=flags.response,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=tuple(range(config.vocab_size // flags.mean)),
+        pad_id=0,
+        num_tokens=config.vocab_size,
+    )
+    arguments = prompts, jax.random.key(0), sampling
+    by_turns = functools.partial(respond, model, batch_size=flags.batch_size)
+    by_batches = functools.partial(in_batches, model, batch_size=flags.batch_size)
+    responses = by_turns(*arguments)
+    both = zip(responses, by_batches(*arguments), strict=True)
+    same = np.mean([a == b for a, b in both])
+    new_tokens = sum(map(len, responses))
+    found = measure(
+        {
+            "by_turns": lambda: by_turns(*arguments),
+            "by_batches": lambda: by_batches(*arguments),
+        },
+        repeats=flags.repeats,
+        work=new_tokens,
+    )
+    speedup = found["by_batches"]["seconds"] / found["by_turns"]["seconds"]
+    found |= {"speedup": round(speedup, 3), "mean_length": new_tokens / len(prompts)}
+    print(json.dumps(vars(flags) | {"same_responses": same} | found))
+
+
+def in_batches(model, prompts, key, sampling, *, batch_size):
+    """`rollout` of one batch after the other, as token ids."""
+    width, responses = max(map(len, prompts)), []
+    for start in range(0, len(prompts), batch_size):
+        rows = prompts[start : start + batch_size]
+        index = np.arange(start, start + len(rows))
+        batch = prompt_batch(rows, index, pad_id=sampling.pad_id, width=width)
+        rolled = jax.device_get(rollout(model, batch, key, sampling))
+        found = zip(rolled.responses, rolled.response_mask, strict=True)
+        responses += [tokens[mask].tolist() for tokens, mask in found]
+    return responses
+
+
+if __name__ == "__main__":
+    main()

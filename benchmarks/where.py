@@ -1,0 +1,108 @@
+"""Where the time of a benchmark goes: its calls under the profiler, by kind of work.
+
+python -m benchmarks.where dpo --call=on_the_fly [--top=20] -- [--pairs=16 ...]
+
+Runs benchmarks/dpo.py, with the flags behind `--`, and a profiler in the place of its
+clock. What the compiler has fused is sorted by what is in it: a matrix product, a sum
+along an axis, arithmetic, or nothing but moving. On a CPU several are under way at a
+time, so that their sum is up to that many times the wall time.
+"""
+
+import argparse
+import importlib
+import os
+import re
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+ARITHMETIC = re.compile(r" (add|subtract|multiply|divide|exponential|select|maximum)\(")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("benchmark", help="of benchmarks/")
+    parser.add_argument("--call", required=True, help="of that benchmark")
+    parser.add_argument("--top", type=int, default=20)
+    flags, options = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        dump = f"--xla_dump_to={folder / 'hlo'} --xla_dump_hlo_as_text"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump}"
+        benchmark = importlib.import_module(f"benchmarks.{flags.benchmark}")
+        benchmark.measure = lambda calls, **_: profile(calls, flags, folder)
+        sys.argv = [flags.benchmark, *(x for x in options if x != "--")]
+        benchmark.main()
+
+
+def profile(calls, flags, folder: Path) -> None:
+    """Print the kinds of work of a call, and its longest pieces; and exit."""
+    import jax
+
+    for _ in range(2):  # all of them: one may need what another leaves
+        for call in calls.values():
+            jax.block_until_ready(call())
+    with jax.profiler.trace(folder / "trace"):
+        jax.block_until_ready(calls[flags.call]())
+    seconds = seconds_by_operation(next((folder / "trace").rglob("*.xplane.pb")))
+    module = Counter({m: s for (m, _), s in seconds.items()}).most_common(1)[0][0]
+    texts = [path.read_text() for path in (folder / "hlo").glob(f"*.{module}.*")]
+    described = describe(max((t for t in texts if "is_scheduled" in t), key=len))
+    kinds, pieces = Counter(), Counter()
+    for (where, operation), spent in seconds.items():
+        if where == module:
+            kind, shape, source = described.get(operation, ("loop", "", ""))
+            kinds[kind] += spent
+            pieces[f"{kind}: {shape} of {source}"] += spent
+    total = sum(kinds.values())
+    for found in (kinds, pieces):
+        for name, spent in found.most_common(flags.top):
+            print(f"{1e3 * spent:9.1f} ms {100 * spent / total:5.1f} %  {name}")
+        print()
+    sys.exit()
+
+
+def seconds_by_operation(path: Path) -> Counter:
+    """(module, operation) -> seconds, of a trace."""
+    import jax
+
+    found = Counter()
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                stats = dict(event.stats)
+                if "hlo_op" in stats:
+                    key = stats["hlo_module"], stats["hlo_op"]
+                    found[key] += event.duration_ns / 1e9
+    return found
+
+
+def describe(text: str) -> dict[str, tuple[str, str, str]]:
+    """Operation -> kind, shape and source, of a compiled program's text."""
+    bodies, name = {}, ""
+    for line in text.splitlines():
+        if begins := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", line):
+            name = begins[1]
+            bodies[name] = []
+        elif name:
+            bodies[name].append(line)
+    found = {}
+    for line in (line for body in bodies.values() for line in body):
+        if not (operation := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (\S+) ", line)):
+            continue
+        fused = re.search(r"calls=%?([\w.\-]+)", line)
+        body = "\n".join(bodies[fused[1]]) if fused else line
+        source = re.search(r'op_name="(?:jit\(\w+\)/)*([^"]*)"', line)
+        if " dot(" in body:
+            kind = "product"
+        elif " reduce(" in body:
+            kind = "sum along an axis"
+        else:
+            kind = "arithmetic" if ARITHMETIC.search(body) else "moving"
+        found[operation[1]] = kind, operation[2], source[1] if source else "?"
+    return found
+
+
+if __name__ == "__main__":
+    main()

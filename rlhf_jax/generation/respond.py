@@ -1,0 +1,219 @@
+"""Responses to many prompts through few rows: where a response has ended, the next
+prompt takes its row ("continuous batching").
+
+Rows decode a round of STEPS tokens at a time. Before each, rows that are free are given
+to prompts that wait. Two programs are compiled, for a round and for reading prompts,
+whatever the number of prompts and the lengths of their responses.
+
+The cache has room for a prompt, a response and a round. All rows write into the same
+slot; after a round everything moves to the front by its STEPS slots, and what falls off
+there belongs to no response that goes on.
+
+Letters: B rows, G rows that are given away together, P prompt, V vocabulary.
+"""
+
+import functools
+from collections import deque
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax.generation.generate import check_prompts, draw, project
+from rlhf_jax.generation.rollout import row_keys
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.models import kv_cache
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.kv_cache import KVCache
+from rlhf_jax.parallel.layers import apart
+from rlhf_jax.parallel.sharding import (
+    constrain,
+    constrain_parameters,
+    decoding,
+    fetch,
+    shard_batch,
+)
+
+STEPS = 16  # of a round
+GROUPS = 4  # rows are given away by the quarter: a smaller group costs as much to read
+
+
+class Rows(NamedTuple):
+    """What goes from round to round. `logits` are for the token that is drawn next."""
+
+    logits: Float[Array, "B V"]
+    cache: KVCache
+    live: Bool[Array, "B"]
+    index: Int[Array, "B"]  # the prompt's place
+    length: Int[Array, "B"]  # of the response so far
+
+
+def respond_several(
+    model: ChatGLM,
+    prompts: list[list[int]],
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    count: int,
+    batch_size: int,
+) -> list[list[list[int]]]:
+    """`count` responses to each prompt, as `respond` gives them."""
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    flat = respond(model, repeated, key, sampling, batch_size=batch_size)
+    return [flat[i : i + count] for i in range(0, len(flat), count)]
+
+
+def respond(
+    model: ChatGLM,
+    prompts: list[list[int]],
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    batch_size: int,
+) -> list[list[int]]:
+    """One response to each prompt, as token ids without padding: what `generate` gives
+    with the keys `row_keys(key, place of the prompt)`.
+
+    Args:
+        batch_size: rows that decode side by side.
+
+    Raises:
+        ValueError: as `generate`.
+    """
+    if not prompts:
+        return []
+    tokens, mask = _pad(prompts, sampling.pad_id)
+    check_prompts(model, tokens, mask, sampling)
+    group = -(-batch_size // GROUPS)
+    model = _for_decoding(model)
+    live = np.zeros(batch_size, bool)
+    rows = _start(model, shard_batch(live), sampling, width=tokens.shape[1])
+    responses = [[] for _ in prompts]
+    answering = np.zeros(batch_size, int)  # the prompt in each row
+    waiting = deque(range(len(prompts)))
+    while waiting or live.any():
+        while waiting and (~live).sum() >= min(group, len(waiting)):
+            index = [waiting.popleft() for _ in range(min(group, len(waiting)))]
+            free = np.flatnonzero(~live)[: len(index)]
+            answering[free], live[free] = index, True
+            # Fewer have the same shape: what is left over goes into no row.
+            rest = group - len(index)
+            index = np.pad(index, (0, rest), mode="edge")
+            free = np.pad(free, (0, rest), constant_values=batch_size)
+            rows = _read(model, rows, free, index, tokens[index], mask[index], sampling)
+        rows, drawn, real = _decode_round(model, rows, key, sampling)
+        drawn, real, live = fetch((drawn, real, rows.live))
+        for row in np.flatnonzero(real.any(axis=1)):
+            responses[answering[row]] += drawn[row, real[row]].tolist()
+        live = live.copy()  # to be written to
+    return responses
+
+
+def _pad(prompts: list[list[int]], pad_id: int):
+    """Left-padded tokens, and which are real: [N, P]."""
+    width = -(-max(map(len, prompts)) // 8) * 8
+    tokens = np.full((len(prompts), width), pad_id, np.int32)
+    mask = np.zeros((len(prompts), width), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = True
+    return tokens, mask
+
+
+def _for_decoding(model: ChatGLM) -> ChatGLM:
+    """The model as every round reads it: cast and laid out once."""
+    model = model.for_decoding()
+    return model if jax.sharding.get_mesh().empty else _lay_out(model)
+
+
+@jax.jit
+def _lay_out(model: ChatGLM) -> ChatGLM:
+    with decoding():
+        return constrain_parameters(model)
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "width"))
+def _start(model: ChatGLM, live, sampling: Sampling, *, width: int) -> Rows:
+    """Rows without a prompt: none of [B] is live."""
+    batch, before = len(live), sampling.max_new_tokens + width
+    cache = model.init_cache(batch, before + STEPS)
+    return _constrain(
+        Rows(
+            logits=jnp.zeros((batch, model.output_matrix.shape[1])),
+            cache=cache._replace(index=jnp.int32(before)),
+            live=live,
+            index=jnp.zeros(batch, jnp.int32),
+            length=jnp.zeros(batch, jnp.int32),
+        )
+    )
+
+
+@functools.partial(jax.jit, static_argnames="sampling", donate_argnames="rows")
+def _read(
+    model: ChatGLM, rows: Rows, free, index, tokens, mask, sampling: Sampling
+) -> Rows:
+    """Read prompts [G, P], whose places are `index` [G], into the free rows [G]."""
+    hidden, read = model.decode(tokens, mask, model.init_cache(*tokens.shape))
+    cache = kv_cache.replace_rows(rows.cache, free, read, slot=sampling.max_new_tokens)
+
+    def put(x, new):
+        return x.at[free].set(new, mode="drop")
+
+    return _constrain(
+        Rows(
+            logits=put(rows.logits, project(model, hidden[:, -1])),
+            cache=cache,
+            live=put(rows.live, True),
+            index=put(rows.index, index),
+            length=put(rows.length, 0),
+        )
+    )
+
+
+@functools.partial(jax.jit, static_argnames="sampling", donate_argnames="rows")
+def _decode_round(model: ChatGLM, rows: Rows, key, sampling: Sampling):
+    """STEPS tokens [B, STEPS] of every row, and which of them belong to a response."""
+    keys = row_keys(key, rows.index)
+
+    def step(rows, _):
+        _, token, stops = draw(rows.logits, keys, rows.length, rows.live, sampling)
+        hidden, cache = model.decode(token[:, None], rows.live[:, None], rows.cache)
+        length = rows.length + rows.live
+        goes_on = rows.live & ~stops & (length < sampling.max_new_tokens)
+        new = Rows(project(model, hidden[:, -1]), cache, goes_on, rows.index, length)
+        return new, (token, rows.live)
+
+    with decoding():
+        if not model.config.scan_layers:
+            model = apart(model)
+        rows, (tokens, real) = jax.lax.scan(step, rows, length=STEPS)
+    rows = rows._replace(cache=kv_cache.shift(rows.cache, STEPS))
+    return _constrain(rows), tokens.T, real.T
+
+
+def _constrain(rows: Rows) -> Rows:
+    """Rows over the devices as `constrain` says: the same after every program."""
+
+    def cached(x, *names):
+        return constrain(x, *["layers"] * (x.ndim - 4), "batch", "kv_heads", *names)
+
+    def by_row(x):
+        return constrain(x, "batch", *["slots"] * (x.ndim - 1))
+
+    cache = rows.cache
+    cache = cache._replace(
+        keys=jax.tree.map(lambda x: cached(x, "head_dim", "slots"), cache.keys),
+        values=jax.tree.map(lambda x: cached(x, "slots", "head_dim"), cache.values),
+        mask=by_row(cache.mask),
+        context=by_row(cache.context),
+        mask_place=by_row(cache.mask_place),
+    )
+    return Rows(
+        logits=constrain(rows.logits, "batch", "tokens"),
+        cache=cache,
+        live=by_row(rows.live),
+        index=by_row(rows.index),
+        length=by_row(rows.length),
+    )
