@@ -76,7 +76,7 @@ def main():
         {name: functools.partial(call, name) for name in known},
         repeats=flags.repeats,
         work=flags.pairs,
-        operations={name: count_flops(step, *inputs(name)) for name in known},
+        operations=lambda: {name: count_flops(step, *inputs(name)) for name in known},
     )
     print(json.dumps(vars(flags) | found))
 

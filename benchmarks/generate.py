@@ -18,7 +18,7 @@ from flax import nnx
 
 from benchmarks.timing import measure
 from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.generation.generate import growth
+from rlhf_jax.generation.generate import generate, growth
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
@@ -62,16 +62,20 @@ def main():
         num_tokens=config.vocab_size,
     )
     keys = map(jax.random.key, itertools.count())
-    operations = count_flops(
-        functools.partial(rollout, sampling=sampling),
-        *(model, batch, jax.random.key(0)),
-        loop_steps=flags.response // len(growth(flags.response)),
-    )
+
+    def operations():
+        count = count_flops(
+            functools.partial(generate, sampling=sampling),
+            *(model, batch.prompts, batch.prompt_mask, next(keys)),
+            loop_steps=flags.response // len(growth(flags.response)),
+        )
+        return {"generate": count}
+
     found = measure(
         {"generate": lambda: rollout(model, batch, next(keys), sampling)},
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
-        operations={"generate": operations},
+        operations=operations,
     )
     print(json.dumps(vars(flags) | found))
 

@@ -21,7 +21,7 @@ from flax import nnx
 from benchmarks.timing import measure
 from configs import ppo as ppo_config
 from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.generation.generate import growth
+from rlhf_jax.generation.generate import generate, growth
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.losses.advantages import init_moments
@@ -113,7 +113,6 @@ def main():
     )
 
     keys = map(jax.random.key, itertools.count())
-    sample = functools.partial(rollout, sampling=sampling)
     now = {}  # what one part leaves to the next
     inputs = {
         "generate": lambda: (state.policy.model, batch, next(keys)),
@@ -121,8 +120,8 @@ def main():
         "update": lambda: (state, now["experience"], None, next(keys), (rates, rates)),
     }
 
-    def generate():
-        now["rollout"] = sample(*inputs["generate"]())
+    def sample():
+        now["rollout"] = rollout(*inputs["generate"](), sampling)
         return now["rollout"]
 
     def score_them():
@@ -134,26 +133,27 @@ def main():
         state, metrics = update(*inputs["update"]())
         return state, metrics
 
-    now["rollout"] = jax.eval_shape(sample, *inputs["generate"]())
-    now["experience"] = jax.eval_shape(score, *inputs["score"]())[0]
-    steps = flags.response // len(growth(flags.response))
-    operations = {
-        name: count_flops(program, *inputs[name](), loop_steps=steps)
-        for name, program in (
-            ("generate", sample),
-            ("score", score),
-            ("update", update),
+    def operations():
+        sampled = count_flops(
+            functools.partial(generate, sampling=sampling),
+            *(state.policy.model, batch.prompts, batch.prompt_mask, next(keys)),
+            loop_steps=flags.response // len(growth(flags.response)),
         )
-    }
+        return {
+            "generate": sampled,
+            "score": count_flops(score, *inputs["score"]()),
+            "update": count_flops(update, *inputs["update"]()),
+        }
+
     found = measure(
-        {"generate": generate, "score": score_them, "update": update_both},
+        {"generate": sample, "score": score_them, "update": update_both},
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
         operations=operations,
     )
     parts = [found[name] for name in ("generate", "score", "update")]
     seconds = sum(part["seconds"] for part in parts)
-    share = sum(operations.values()) / 1e9 / seconds / found["peak_gflops"]
+    share = sum(part["gflop"] for part in parts) / seconds / found["peak_gflops"]
     found["iteration"] = {
         "seconds": seconds,
         "per_second": 1 / seconds,

@@ -92,7 +92,7 @@ def main():
         calls,
         repeats=flags.repeats,
         work=flags.pairs,
-        operations={
+        operations=lambda: {
             name: count_flops(steps[name], states[name], batches[name], LEARNING_RATE)
             for name in steps
         },

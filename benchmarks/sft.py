@@ -65,7 +65,7 @@ def main():
         {"step": call},
         repeats=flags.repeats,
         work=tokens.size,
-        operations={"step": count_flops(step, state, batch, LEARNING_RATE)},
+        operations=lambda: {"step": count_flops(step, state, batch, LEARNING_RATE)},
     )
     print(json.dumps(vars(flags) | found))
 

@@ -17,7 +17,7 @@ def measure(
     *,
     repeats: int,
     work: float,
-    operations: Mapping[str, int] | None = None,
+    operations: Callable[[], Mapping[str, int]] = dict,
 ) -> dict:
     """Time calls in turns, so that a slow moment of the machine meets all of them.
 
@@ -26,7 +26,8 @@ def measure(
     Args:
         calls: name -> what is timed, to the end of what it returns.
         work: units of one call, pairs or tokens.
-        operations: of the matrix products of a call, see `parallel.flops`.
+        operations: how many the matrix products of a call are (`parallel.flops`),
+            asked for at the end.
 
     Returns:
         Of every call, units a second, median and quartiles; seconds of wall time and
@@ -52,7 +53,7 @@ def measure(
             "processor_seconds": round(np.median(busy[name][2:]), 4),
             "first_seconds": round(wall[name][0], 1),
         }
-    for name, count in (operations or {}).items():
+    for name, count in operations().items():
         share = count / found[name]["seconds"] / peak
         found[name] |= {"gflop": round(count / 1e9, 1), "of_peak": round(share, 3)}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"

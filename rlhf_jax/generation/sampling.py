@@ -115,15 +115,40 @@ def filter_logits(
     """Put NEVER at the logits that top-k and top-p exclude. Ties are kept."""
     if not sampling.top_k and sampling.top_p == 1:
         return logits
-    best = jax.lax.top_k(logits, sampling.top_k or logits.shape[-1])[0]  # descending
+    if not sampling.top_k:
+        return jnp.where(_nucleus(logits, sampling.top_p), logits, NEVER)
+    best = jax.lax.top_k(logits, sampling.top_k)[0]  # descending
+    kept = best
     if sampling.top_p < 1:
         probabilities = jax.nn.softmax(best, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        count = (before < sampling.top_p).sum(-1)  # at least 1: before[0] is 0
-        smallest = jnp.take_along_axis(best, count[:, None] - 1, axis=-1)
-    else:
-        smallest = best[:, -1:]
-    return jnp.where(logits >= smallest, logits, NEVER)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # first: 0
+        kept = jnp.where(before < sampling.top_p, best, jnp.inf)
+    # Not the last column: the compiler would sort all logits for it.
+    return jnp.where(logits >= kept.min(-1, keepdims=True), logits, NEVER)
+
+
+def _nucleus(logits, top_p):
+    """Which tokens [B, V] are the likeliest that together reach `top_p`.
+
+    By bisection, for sorting a vocabulary takes longer than all of a model: of the
+    numbers that a float32 can be, the largest such that the tokens from it on reach
+    `top_p`. As integers, their bits have the order of the numbers.
+    """
+    bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    order = jnp.where(bits < sign, bits | sign, ~bits)
+    probabilities = jax.nn.softmax(logits, axis=-1)
+
+    def halve(_, bounds):
+        low, high = bounds  # from low on they reach it, from high on they do not
+        middle = low + (high - low) // 2
+        mass = jnp.where(order >= middle[:, None], probabilities, 0.0).sum(-1)
+        reached = mass >= top_p
+        return jnp.where(reached, middle, low), jnp.where(reached, high, middle)
+
+    bounds = order.min(-1), order.max(-1) + 1
+    low, _ = jax.lax.fori_loop(0, 32, halve, bounds)
+    return order >= low[:, None]
 
 
 def _categorical(logits, keys):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import jax
@@ -73,6 +74,40 @@ def test_it_is_a_static_argument_of_a_compiled_function():
 def test_top_p_applies_to_what_top_k_left():
     # Among the two likeliest, renormalised to 4/7 and 3/7, the first reaches 0.5.
     assert kept(LOGITS, top_k=2, top_p=0.5) == [0]
+
+
+@pytest.mark.parametrize("size", [1, 5, 300])
+@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])
+def test_top_p_keeps_what_sorting_and_adding_up_keeps(size, top_p):
+    """Of either sign, tied, far apart, and excluded before."""
+    rng = np.random.default_rng(size)
+    logits = 4 * rng.standard_normal((20, size)).astype(np.float32)
+    logits[::2] = logits[::2].round()
+    logits[1::4, 1:] -= 200
+    logits[2::4, 1::2] = NEVER
+    sampling = dataclasses.replace(BASE, top_p=top_p, num_tokens=size + 6)
+    found = np.asarray(filter_logits(jnp.asarray(logits), sampling)) > NEVER
+    for row, is_kept in zip(logits.astype(np.float64), found, strict=True):
+        order = np.argsort(-row)
+        masses = np.exp(row[order] - row.max())
+        before = np.cumsum(masses) - masses
+        least = row[order][before < top_p * masses.sum()].min()
+        assert (is_kept == (row >= least)).all()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"top_k": 50}, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.9}]
+)
+def test_a_vocabulary_is_never_sorted(changes):
+    """It would take longer than the model's step."""
+    sampling = dataclasses.replace(BASE, num_tokens=8192, **changes)
+    logits = jax.ShapeDtypeStruct((4, 8192), jnp.float32)
+    # The compiler that users get, not the quick one of these tests.
+    options = {"xla_backend_optimization_level": 3}
+    program = jax.jit(lambda x: filter_logits(x, sampling)).lower(logits)
+    text = program.compile(options).as_text()
+    assert not re.search(r"\[4,8192\]\S* sort\(", text)
+    assert ("TopK" in text) == ("top_k" in changes)
 
 
 def test_samples_follow_the_distribution():
