@@ -60,7 +60,7 @@ setup(
             "ipykernel>=6.29",
             "nbclient>=0.10",  # runs colabs/
             "playwright>=1.50",  # drives Debian's chromium; without it tests skip
-            "pytest>=8",
+            "pytest>=9",
             "pytest-xdist>=3.6",
             "pyyaml>=6",
             "ruff>=0.9",

@@ -99,8 +99,11 @@ def table_of(runs: list[dict]) -> list[str]:
         return [x["per_second"] for x in runs if (x["row"], x["who"]) == (row, who)]
 
     def told(values):
-        spread = f"{min(values):,.4g} to {max(values):,.4g}"
-        return f"{statistics.median(values):,.4g} ({spread})"
+        low, middle, high = (
+            f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+            for x in (min(values), statistics.median(values), max(values))
+        )
+        return f"{middle} ({low} to {high})"
 
     lines = ["| row | a second | rlhf_jax | peer | its rate | ratio |"]
     lines.append("|---|---|---|---|---|---|")
