@@ -46,9 +46,12 @@ def profile(calls, flags, folder: Path) -> None:
     with jax.profiler.trace(folder / "trace"):
         jax.block_until_ready(calls[flags.call]())
     seconds = seconds_by_operation(next((folder / "trace").rglob("*.xplane.pb")))
-    module = Counter({m: s for (m, _), s in seconds.items()}).most_common(1)[0][0]
-    texts = [path.read_text() for path in (folder / "hlo").glob(f"*.{module}.*")]
-    described = describe(max((t for t in texts if "is_scheduled" in t), key=len))
+    modules = Counter()
+    for (module, _), spent in seconds.items():
+        modules[module] += spent
+    module = modules.most_common(1)[0][0]
+    texts = (folder / "hlo").glob(f"*.{module}.*after_optimizations.txt")
+    described = describe(max((path.read_text() for path in texts), key=len))
     kinds, pieces = Counter(), Counter()
     for (where, operation), spent in seconds.items():
         if where == module:
