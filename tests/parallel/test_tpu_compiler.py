@@ -35,6 +35,7 @@ from jax.sharding import PartitionSpec as P
 from configs import dpo, ppo, reward
 from configs import sft as sft_config
 from rlhf_jax.batches import SFTBatch
+from rlhf_jax.models.attention import attend
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.hlo import collectives
@@ -157,6 +158,31 @@ def test_every_program_of_a_run_is_laid_out_on_chips_that_are_not_there(stage):
         for program in programs.of(config):
             lowered = jax.jit(program.function).lower(*program.arguments)
             assert "mhlo.num_partitions = 4" in lowered.as_text()
+
+
+def test_what_a_step_of_decoding_scores_never_leaves_the_chip():
+    """Why there is no kernel for it: as in one, keys and values are read once, and the
+    scores [rows, key-value heads, query heads of one, slots] stay in fast memory."""
+    config, slots = preset("chatglm3_6b"), 2048
+    heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+    with chips("v5e:2x2", (1, 4, 1)):
+        rows = NamedSharding(jax.sharding.get_mesh(), P(ACTIVATIONS["batch"]))
+
+        def shape(*axes, dtype=jnp.bfloat16):
+            return jax.ShapeDtypeStruct((32, *axes), dtype, sharding=rows)
+
+        lowered = jax.jit(attend).lower(
+            shape(1, heads, head_dim),
+            shape(kv_heads, head_dim, slots),
+            shape(kv_heads, slots, head_dim),
+            shape(1, slots, dtype=bool),
+        )
+        program, text = compile_with_text(lowered)
+    assert memory_of(program)["temporaries"] == 0
+    scores = rf"f32\[8,{kv_heads},{heads // kv_heads},{slots}\]{{([^}}]*)}}"
+    places = re.findall(scores, text[text.index("ENTRY") :])
+    assert places
+    assert all("S(1)" in place for place in places), places
 
 
 @pytest.mark.parametrize("name", ["generate", "score", "update"])
