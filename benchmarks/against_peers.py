@@ -2,6 +2,7 @@
 
 pip install -e '.[bench]'
 python -m benchmarks.against_peers [--rounds=3] [--repeats=10] [--out=results] \
+    [--as_shipped] \
     [--python tunix_llama=tunix/bin/python easydel_glm=easydel/bin/python]
 
 Every round runs, for every row, this project and then each peer (a script in peers/),
@@ -9,9 +10,9 @@ each in a process of its own with the machine to itself, so that a slow minute m
 of them. Peers whose libraries want an environment of their own run with the
 interpreter that --python names, and are left out without it. All have this project's
 setting of the C library's allocator (training/allocator.py), which makes some peers a
-quarter faster than they are by themselves. Prints every run as a JSON line, and leaves
-them in against_peers.jsonl; the table, against_peers.md, has medians over rounds. Its
-ratios are what to read: seconds belong to the machine.
+quarter faster; --as_shipped leaves them their own. Prints every run as a JSON line, and
+leaves them in against_peers.jsonl; the table, against_peers.md, has medians over
+rounds. Its ratios are what to read: seconds belong to the machine.
 """
 
 import argparse
@@ -34,8 +35,7 @@ ROWS = {
 }
 # Their libraries' requirements exclude ours.
 APART = ("tunix_llama", "easydel_glm")
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
+ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -43,13 +43,14 @@ ENVIRONMENT = {
 }
 
 
-def run(command: list[str], row: str, who: str) -> dict:
-    """What a command measured; printed as a JSON line."""
+def run(command: list[str], row: str, who: str, settings: dict) -> dict:
+    """What a command measured in an environment with these settings; printed as a JSON
+    line."""
     done = subprocess.run(
         command,
         check=True,
         stdout=subprocess.PIPE,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | settings,
     )
     found = json.loads(done.stdout.splitlines()[-1])
     if who == "rlhf_jax":
@@ -65,24 +66,25 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--python", nargs="+", default=[], metavar="PEER=PATH")
+    parser.add_argument("--as_shipped", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results"))
     flags = parser.parse_args()
     pythons = dict(place.split("=", 1) for place in flags.python)
 
+    settings = {} if flags.as_shipped else ALLOCATOR
     repeats = f"--repeats={flags.repeats}"
     runs = []
     for _ in range(flags.rounds):
         for row in flags.rows:
             _, _, shape, peers = ROWS[row]
             ours = [sys.executable, "-m", f"benchmarks.{row}", *shape, repeats]
-            runs.append(run(ours, row, "rlhf_jax"))
+            runs.append(run(ours, row, "rlhf_jax", settings))
             for peer in peers:
                 if peer in APART and peer not in pythons:
                     continue
                 script = [str(PEERS / f"{peer}.py"), f"--row={row}", repeats]
-                runs.append(
-                    run([pythons.get(peer, sys.executable), *script], row, peer)
-                )
+                python = pythons.get(peer, sys.executable)
+                runs.append(run([python, *script], row, peer, settings))
 
     flags.out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(found) + "\n" for found in runs)
