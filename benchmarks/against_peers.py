@@ -10,8 +10,8 @@ each in a process of its own with the machine to itself, so that a slow minute m
 of them. Peers whose libraries want an environment of their own run with the
 interpreter that --python names, and are left out without it. All have this project's
 setting of the C library's allocator (training/allocator.py), which makes some peers up
-to a half faster; --as_shipped leaves them their own. Prints every run as a JSON line, and
-leaves them in against_peers.jsonl; the table, against_peers.md, has medians over
+to a half faster; --as_shipped leaves them their own. Prints every run as a JSON line,
+and leaves them in against_peers.jsonl; the table, against_peers.md, has medians over
 rounds. Its ratios are what to read: seconds belong to the machine.
 """
 
