@@ -8,7 +8,6 @@ distribution, none of which ends a response; the preset "benchmark" (4 layers, w
 """
 
 import argparse
-import functools
 import itertools
 import json
 
@@ -16,15 +15,14 @@ import jax
 import numpy as np
 from flax import nnx
 
+from benchmarks.inputs import random_prompts, sampling_operations
 from benchmarks.timing import measure
 from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.generation.generate import generate, growth
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
-from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.training.allocator import keep_freed_memory
 
 
@@ -45,9 +43,9 @@ def main():
     model = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
     if flags.int8:
         model = jax.jit(quantise)(model)
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(flags.prompt // 4, flags.prompt + 1, flags.prompts)
-    prompts = [rng.integers(4, config.vocab_size, n).tolist() for n in lengths]
+    prompts = random_prompts(
+        flags.prompts, longest=flags.prompt, vocab_size=config.vocab_size
+    )
     batch = prompt_batch(
         prompts, np.arange(flags.prompts), pad_id=0, width=flags.prompt
     )
@@ -62,20 +60,13 @@ def main():
         num_tokens=config.vocab_size,
     )
     keys = map(jax.random.key, itertools.count())
-
-    def operations():
-        count = count_flops(
-            functools.partial(generate, sampling=sampling),
-            *(model, batch.prompts, batch.prompt_mask, next(keys)),
-            loop_steps=flags.response // len(growth(flags.response)),
-        )
-        return {"generate": count}
-
     found = measure(
         {"generate": lambda: rollout(model, batch, next(keys), sampling)},
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
-        operations=operations,
+        operations=lambda: {
+            "generate": sampling_operations(model, batch, next(keys), sampling)
+        },
     )
     print(json.dumps(vars(flags) | found))
 

@@ -1,8 +1,22 @@
-"""What the benchmarks of training steps share: random pairs, and the optimizer."""
+"""What benchmarks share: prompts, pairs, the optimizer, what sampling costs."""
+
+import functools
 
 import numpy as np
 
+from rlhf_jax.batches import PromptBatch
+from rlhf_jax.generation.generate import generate, growth
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.training.optimizers import Optimizer, adamw
+
+
+def random_prompts(count: int, *, longest: int, vocab_size: int) -> list[list[int]]:
+    """Prompts of a quarter of `longest` to `longest` random tokens."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(longest // 4, longest + 1, count)
+    return [rng.integers(4, vocab_size, n).tolist() for n in lengths]
 
 
 def random_pairs(pairs: int, *, prompt: int, response: int, vocab_size: int) -> list:
@@ -23,3 +37,14 @@ LEARNING_RATE = 1e-6  # leaves random weights as they are
 def plain_adamw() -> Optimizer:
     """What most trainers use; each step brings its learning rate."""
     return adamw(None, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
+
+
+def sampling_operations(
+    model: ChatGLM, batch: PromptBatch, key, sampling: Sampling
+) -> int:
+    """Of the matrix products of a rollout whose responses all are of full length."""
+    return count_flops(
+        functools.partial(generate, sampling=sampling),
+        *(model, batch.prompts, batch.prompt_mask, key),
+        loop_steps=sampling.max_new_tokens // len(growth(sampling.max_new_tokens)),
+    )

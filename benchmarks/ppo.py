@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.inputs import random_prompts, sampling_operations
 from benchmarks.timing import measure
 from configs import ppo as ppo_config
 from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.generation.generate import generate, growth
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.losses.advantages import init_moments
@@ -80,16 +80,11 @@ def main():
 
     state, frozen = models()
     frozen = jax.tree.map(jnp.copy, frozen)  # the state's buffers are donated
-    rng = np.random.default_rng(0)
-    prompts = [
-        rng.integers(4, config.vocab_size, rng.integers(16, flags.prompt + 1))
-        for _ in range(flags.prompts)
-    ]
+    prompts = random_prompts(
+        flags.prompts, longest=flags.prompt, vocab_size=config.vocab_size
+    )
     batch = prompt_batch(
-        [prompt.tolist() for prompt in prompts],
-        np.arange(flags.prompts),
-        pad_id=0,
-        width=flags.prompt,
+        prompts, np.arange(flags.prompts), pad_id=0, width=flags.prompt
     )
     sampling = Sampling(
         max_new_tokens=flags.response,
@@ -114,42 +109,38 @@ def main():
 
     keys = map(jax.random.key, itertools.count())
     now = {}  # what one part leaves to the next
-    inputs = {
-        "generate": lambda: (state.policy.model, batch, next(keys)),
-        "score": lambda: (state, frozen, now["rollout"], jnp.zeros(flags.prompts)),
-        "update": lambda: (state, now["experience"], None, next(keys), (rates, rates)),
-    }
 
-    def sample():
-        now["rollout"] = rollout(*inputs["generate"](), sampling)
+    def to_answer():
+        return state.policy.model, batch, next(keys), sampling
+
+    def to_score():
+        return state, frozen, now["rollout"], jnp.zeros(flags.prompts)
+
+    def to_learn_from():
+        return state, now["experience"], None, next(keys), (rates, rates)
+
+    def generate():
+        now["rollout"] = rollout(*to_answer())
         return now["rollout"]
 
     def score_them():
-        now["experience"], *rest = score(*inputs["score"]())
+        now["experience"], *rest = score(*to_score())
         return now["experience"], rest
 
     def update_both():
         nonlocal state
-        state, metrics = update(*inputs["update"]())
+        state, metrics = update(*to_learn_from())
         return state, metrics
 
-    def operations():
-        sampled = count_flops(
-            functools.partial(generate, sampling=sampling),
-            *(state.policy.model, batch.prompts, batch.prompt_mask, next(keys)),
-            loop_steps=flags.response // len(growth(flags.response)),
-        )
-        return {
-            "generate": sampled,
-            "score": count_flops(score, *inputs["score"]()),
-            "update": count_flops(update, *inputs["update"]()),
-        }
-
     found = measure(
-        {"generate": sample, "score": score_them, "update": update_both},
+        {"generate": generate, "score": score_them, "update": update_both},
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
-        operations=operations,
+        operations=lambda: {
+            "generate": sampling_operations(*to_answer()),
+            "score": count_flops(score, *to_score()),
+            "update": count_flops(update, *to_learn_from()),
+        },
     )
     parts = [found[name] for name in ("generate", "score", "update")]
     seconds = sum(part["seconds"] for part in parts)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from benchmarks.inputs import random_prompts
 from benchmarks.timing import measure
 from rlhf_jax.data.batching import prompt_batch
 from rlhf_jax.generation.respond import respond
@@ -39,9 +40,9 @@ def main():
 
     config = preset(flags.model)
     model = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(flags.prompt // 4, flags.prompt + 1, flags.prompts)
-    prompts = [rng.integers(4, config.vocab_size, n).tolist() for n in lengths]
+    prompts = random_prompts(
+        flags.prompts, longest=flags.prompt, vocab_size=config.vocab_size
+    )
     sampling = Sampling(
         max_new_tokens=flags.response,
         temperature=1.0,
@@ -52,21 +53,15 @@ def main():
         pad_id=0,
         num_tokens=config.vocab_size,
     )
-    arguments = prompts, jax.random.key(0), sampling
-    by_turns = functools.partial(respond, model, batch_size=flags.batch_size)
-    by_batches = functools.partial(in_batches, model, batch_size=flags.batch_size)
-    responses = by_turns(*arguments)
-    both = zip(responses, by_batches(*arguments), strict=True)
-    same = np.mean([a == b for a, b in both])
+    arguments = model, prompts, jax.random.key(0), sampling
+    ways = {
+        name: functools.partial(answer, *arguments, batch_size=flags.batch_size)
+        for name, answer in (("by_turns", respond), ("by_batches", in_batches))
+    }
+    responses, others = (answer() for answer in ways.values())
+    same = np.mean([a == b for a, b in zip(responses, others, strict=True)])
     new_tokens = sum(map(len, responses))
-    found = measure(
-        {
-            "by_turns": lambda: by_turns(*arguments),
-            "by_batches": lambda: by_batches(*arguments),
-        },
-        repeats=flags.repeats,
-        work=new_tokens,
-    )
+    found = measure(ways, repeats=flags.repeats, work=new_tokens)
     speedup = found["by_batches"]["seconds"] / found["by_turns"]["seconds"]
     found |= {"speedup": round(speedup, 3), "mean_length": new_tokens / len(prompts)}
     print(json.dumps(vars(flags) | {"same_responses": same} | found))

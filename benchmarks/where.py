@@ -17,6 +17,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import jax
+
 ARITHMETIC = re.compile(r" (add|subtract|multiply|divide|exponential|select|maximum)\(")
 
 
@@ -38,8 +40,6 @@ def main():
 
 def profile(calls, flags, folder: Path) -> None:
     """Print the kinds of work of a call, and its longest pieces; and exit."""
-    import jax
-
     for _ in range(2):  # all of them: one may need what another leaves
         for call in calls.values():
             jax.block_until_ready(call())
@@ -68,8 +68,6 @@ def profile(calls, flags, folder: Path) -> None:
 
 def seconds_by_operation(path: Path) -> Counter:
     """(module, operation) -> seconds, of a trace."""
-    import jax
-
     found = Counter()
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:

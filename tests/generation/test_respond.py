@@ -32,6 +32,8 @@ STEPS = 3  # of a round: responses take several, and end anywhere in one
 @pytest.fixture(autouse=True)
 def short_rounds(monkeypatch):
     monkeypatch.setattr(respond, "STEPS", STEPS)
+    jax.clear_caches()  # of rounds of another length, and then of these
+    yield
     jax.clear_caches()
 
 
