@@ -2,8 +2,8 @@
 prompt takes its row ("continuous batching").
 
 Rows decode a round of STEPS tokens at a time. Before each, rows that are free are given
-to prompts that wait. Three programs are compiled, for empty rows, for reading prompts and
-for a round, whatever the number of prompts and the lengths of their responses.
+to prompts that wait. Three programs are compiled, for empty rows, for reading prompts
+and for a round, whatever the number of prompts and the lengths of their responses.
 
 The cache has room for a prompt, a response and a round. All rows write into the same
 slot; after a round everything moves to the front by its STEPS slots, and what falls off
