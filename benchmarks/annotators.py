@@ -15,9 +15,10 @@ import numpy as np
 
 from configs.prepare_comparisons import get_config
 from rlhf_jax.data.annotation.tasks import Pair, make_tasks
-from rlhf_jax.data.annotator_quality import Limits
-from rlhf_jax.data.filters import chosen_and_rejected, clean_votes
-from rlhf_jax.data.length_balance import length_balance
+from rlhf_jax.data.cleaning.annotator_quality import Limits
+from rlhf_jax.data.cleaning.filters import chosen_and_rejected, clean_votes
+from rlhf_jax.data.cleaning.length_balance import length_balance
+from rlhf_jax.data.cleaning.votes import Votes, read_votes
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.data.testbed.annotators import (
     CARELESS,
@@ -31,7 +32,6 @@ from rlhf_jax.data.testbed.demonstrations import respond
 from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.data.testbed.tasks import key_of, task_of
 from rlhf_jax.data.testbed.world import TestbedConfig, make_testbed
-from rlhf_jax.data.votes import Votes, read_votes
 
 MODES = ("good", "padded", "sloppy")
 LIMITS = Limits(**get_config().annotators)

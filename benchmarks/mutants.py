@@ -35,8 +35,10 @@ FILES = {  # file -> its quick tests
     "rlhf_jax/losses/reward.py": ["tests/losses/test_reward.py"],
     "rlhf_jax/losses/sft.py": ["tests/losses/test_sft.py"],
     "rlhf_jax/losses/logprobs.py": ["tests/losses/test_logprobs.py"],
-    "rlhf_jax/data/filters.py": ["tests/data/test_filters.py"],
-    "rlhf_jax/data/length_balance.py": ["tests/data/test_length_balance.py"],
+    "rlhf_jax/data/cleaning/filters.py": ["tests/data/cleaning/test_filters.py"],
+    "rlhf_jax/data/cleaning/length_balance.py": [
+        "tests/data/cleaning/test_length_balance.py"
+    ],
     "rlhf_jax/generation/sampling.py": ["tests/generation/test_sampling.py"],
 }
 SECONDS = 120  # of the processor; a mutant that takes longer counts as found

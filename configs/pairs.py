@@ -20,7 +20,8 @@ def get_config(preset="tiny"):
     c.temperature = 1.0  # divides the logits; 0: greedy
     c.top_k = 0  # sample of so many likeliest tokens; 0: of all
     c.top_p = 1.0  # sample of the likeliest that reach this probability
-    # Which responses make a pair: "ranks", "random" or "every" (data/pair_rules.py)
+    # Which responses make a pair: "ranks", "random" or "every"
+    # (data/cleaning/pair_rules.py).
     c.rule = "ranks"
     c.chosen_rank = 0  # 0 is the best; read by the rule "ranks"
     c.rejected_rank = -1  # -1 is the worst, num_responses // 2 the median

@@ -34,8 +34,8 @@ def get_config(preset="default"):
 
 
 def annotators() -> ConfigDict:
-    """When an annotator is out (rlhf_jax/data/annotator_quality.py). Who guesses gets
-    half of the answers right and contradicts half of the repeats."""
+    """When an annotator is out (rlhf_jax/data/cleaning/annotator_quality.py). Who
+    guesses gets half of the answers right and contradicts half of the repeats."""
     c = ConfigDict()
     c.min_known_right = 0.8  # out: the share of known answers right is certainly less
     c.max_contradicted = 0.3  # out: the share of repeats contradicted certainly more

@@ -34,7 +34,7 @@ def get_config(preset="default"):
     c.max_per_intent = 0  # more are drawn from at random; 0: no limit
     c.judge = common.chat_service(max_tokens=64)
     # Reward models, "intention=FOLDER,semantics=FOLDER,answerability=FOLDER", trained
-    # with the questions of rlhf_jax/data/prompt_quality.py as prompts.
+    # with the questions of rlhf_jax/data/cleaning/prompt_quality.py as prompts.
     c.heads = ""
     c.batch_size = 64  # prompts at a time through a head
     c.pad_to_multiple = 64  # widths of batches: few widths, few programs

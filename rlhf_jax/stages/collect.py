@@ -17,9 +17,9 @@ from absl import logging
 
 from rlhf_jax.data import sources
 from rlhf_jax.data.annotation.tasks import Pair, check_shares, make_tasks, read_known
+from rlhf_jax.data.cleaning.filters import clean
+from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.encoding import encode_prompts
-from rlhf_jax.data.filters import clean
-from rlhf_jax.data.length_balance import length_balance
 from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt

@@ -4,7 +4,7 @@ ChatGLM-RLHF (arXiv 2404.00934), section 4:
 1. The policy answers every prompt `num_responses` times.
 2. The reward model scores the answers.
 3. A rule makes pairs of them: the best against the worst, or another of
-   data/pair_rules.py. What teaches nothing is left out and counted.
+   data/cleaning/pair_rules.py. What teaches nothing is left out and counted.
 Leaves `comparisons.jsonl`, each line with where it came from.
 """
 
@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from rlhf_jax.data import pair_rules, sources
+from rlhf_jax.data import sources
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
+from rlhf_jax.data.cleaning import pair_rules
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.tokenizers.chat import decode_response

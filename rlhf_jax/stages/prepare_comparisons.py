@@ -1,9 +1,10 @@
 """Raw human comparisons to a clean, length-balanced set, and what was dropped and why.
 
-1. Read the comparisons once, as columns of numbers (data/votes.py).
-2. Clean: careless annotators, contradictions, ties and cycles go (data/filters.py).
+1. Read the comparisons once, as columns of numbers (data/cleaning/votes.py).
+2. Clean: careless annotators, contradictions, ties and cycles go
+   (data/cleaning/filters.py).
 3. Hold out a share of the conversations; balance the others by length
-   (ChatGLM-RLHF, arXiv 2404.00934, section 2; data/length_balance.py).
+   (ChatGLM-RLHF, arXiv 2404.00934, section 2; data/cleaning/length_balance.py).
 4. Read the rows of those that are left again, and write them.
 
 Leaves comparisons.jsonl, comparisons_test.jsonl (cleaned, not balanced), report.json,
@@ -20,10 +21,16 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from rlhf_jax.data import comparison_report
-from rlhf_jax.data.annotator_quality import Limits, agreement
-from rlhf_jax.data.filters import REASONS, chosen_and_rejected, clean_votes, take
-from rlhf_jax.data.length_balance import length_balance
+from rlhf_jax.data.cleaning import comparison_report
+from rlhf_jax.data.cleaning.annotator_quality import Limits, agreement
+from rlhf_jax.data.cleaning.filters import (
+    REASONS,
+    chosen_and_rejected,
+    clean_votes,
+    take,
+)
+from rlhf_jax.data.cleaning.length_balance import length_balance
+from rlhf_jax.data.cleaning.votes import read_votes
 from rlhf_jax.data.reading.json_lines import RecordError, each_good, scan_json_lines
 from rlhf_jax.data.reading.layouts import comparisons_of
 from rlhf_jax.data.reading.rows import Rows, scan_rows
@@ -33,7 +40,6 @@ from rlhf_jax.data.tokenizers.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from rlhf_jax.data.votes import read_votes
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
 TRAINED_ON = 20_000  # comparisons, whose responses a tokenizer is trained on

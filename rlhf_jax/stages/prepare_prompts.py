@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from absl import logging
 
-from rlhf_jax.data import prompt_filters, prompt_quality
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.chat_client import FREE_SETTINGS, open_client
-from rlhf_jax.data.comparison_report import markdown, print_rows
+from rlhf_jax.data.cleaning import prompt_filters, prompt_quality
+from rlhf_jax.data.cleaning.comparison_report import markdown, print_rows
 from rlhf_jax.data.reading.json_lines import each_good, scan_json_lines
 from rlhf_jax.data.reading.layouts import prompt_in
 from rlhf_jax.data.reading.rows import scan_rows

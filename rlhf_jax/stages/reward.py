@@ -23,8 +23,8 @@ from absl import logging
 from rlhf_jax.batches import PackedPairs
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, packed_pairs
+from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.encoding import Pair, encode_pairs
-from rlhf_jax.data.length_balance import length_balance
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.evaluation.preferences import pair_accuracy

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_jax.data.length_balance import length_balance
+from rlhf_jax.data.cleaning.length_balance import length_balance
 
 
 def test_each_bucket_keeps_as_many_longer_as_shorter():

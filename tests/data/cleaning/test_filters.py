@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_jax.data.annotator_quality import Limits
-from rlhf_jax.data.filters import clean, in_cycle
+from rlhf_jax.data.cleaning.annotator_quality import Limits
+from rlhf_jax.data.cleaning.filters import clean, in_cycle
 from rlhf_jax.data.records import Comparison, Prompt
 
 LIMITS = Limits(min_known_right=0.8, max_contradicted=0.3, confidence=0.9)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from rlhf_jax.data.pair_rules import (
+from rlhf_jax.data.cleaning.pair_rules import (
     RULES,
     make_pairs,
     pair_all,

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import beta
 from sklearn.metrics import cohen_kappa_score
 
-from rlhf_jax.data.votes import UNNAMED, Votes
+from rlhf_jax.data.cleaning.votes import UNNAMED, Votes
 
 
 @dataclass(frozen=True)

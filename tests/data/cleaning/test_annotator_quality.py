@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from rlhf_jax.data.annotator_quality import Annotators, Limits, agreement, judge
+from rlhf_jax.data.cleaning.annotator_quality import (
+    Annotators,
+    Limits,
+    agreement,
+    judge,
+)
+from rlhf_jax.data.cleaning.votes import read_votes
 from rlhf_jax.data.records import Comparison, Prompt
-from rlhf_jax.data.votes import read_votes
 
 LIMITS = Limits(min_known_right=0.8, max_contradicted=0.3, confidence=0.9)
 

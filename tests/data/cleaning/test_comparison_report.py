@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.data import comparison_report
-from rlhf_jax.data.length_balance import length_balance
+from rlhf_jax.data.cleaning import comparison_report
+from rlhf_jax.data.cleaning.length_balance import length_balance
 
 
 def test_shares_of_the_funnel_are_of_what_came_in():

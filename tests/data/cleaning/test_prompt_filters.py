@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_jax.data.prompt_filters import (
+from rlhf_jax.data.cleaning.prompt_filters import (
     PromptRules,
     by_intent,
     by_quality,

@@ -27,9 +27,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rlhf_jax.data.annotator_quality import Annotators, Limits, judge
+from rlhf_jax.data.cleaning.annotator_quality import Annotators, Limits, judge
+from rlhf_jax.data.cleaning.votes import UNNAMED, Votes, read_votes
 from rlhf_jax.data.records import Comparison
-from rlhf_jax.data.votes import UNNAMED, Votes, read_votes
 
 REASONS = (
     "",  # kept

@@ -1,7 +1,7 @@
 import numpy as np
 
+from rlhf_jax.data.cleaning.votes import UNNAMED, read_votes
 from rlhf_jax.data.records import Comparison, Prompt
-from rlhf_jax.data.votes import UNNAMED, read_votes
 
 PROMPT = Prompt("p", ({"role": "user", "content": "Say something."},))
 

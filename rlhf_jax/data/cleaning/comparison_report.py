@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_jax.data.annotator_quality import Annotators, Share
-from rlhf_jax.data.length_balance import Balance
+from rlhf_jax.data.cleaning.annotator_quality import Annotators, Share
+from rlhf_jax.data.cleaning.length_balance import Balance
 
 SHOWN = 20  # rows of a table in the terminal; the report has all
 PLOT = "length_difference.png"

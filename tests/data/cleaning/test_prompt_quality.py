@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.data.prompt_quality import (
+from rlhf_jax.data.cleaning.prompt_quality import (
     CRITERIA,
     by_heads,
     by_judge,

@@ -13,7 +13,7 @@ import numpy as np
 import py3langid
 from datasketch import MinHash, MinHashLSH
 
-from rlhf_jax.data.prompt_quality import CRITERIA
+from rlhf_jax.data.cleaning.prompt_quality import CRITERIA
 from rlhf_jax.data.records import Prompt
 
 SHINGLE = 5  # characters; words would not do for Chinese
