@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from rlhf_jax.data.batching import SFTBatches, round_up
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt
-from rlhf_jax.data.share_out import share_out
 from rlhf_jax.data.tokenizers.chat import (
     encode_dialogue,
     encode_prompt,
     encode_response,
 )
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
+from rlhf_jax.shared_work import share_out
 
 Example = tuple[list[int], list[bool]]  # token ids, and which of them carry loss
 Pair = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected

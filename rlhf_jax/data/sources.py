@@ -16,9 +16,6 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-from jax.experimental import multihost_utils
-
 from rlhf_jax.data.reading.preference_sets import write_preferences
 from rlhf_jax.data.records import Dialogue, Record, read_records
 from rlhf_jax.data.testbed import world
@@ -31,28 +28,13 @@ from rlhf_jax.data.tokenizers.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from rlhf_jax.shared_work import first_makes, is_first
 
 FOLDER = ("sft.jsonl", "sft_test.jsonl", "prompts.jsonl", "eval_prompts.jsonl")
 BAD_RECORDS = "bad_records.jsonl"  # in the workdir: every line that could not be read
 
 
-def one_makes(make: Callable) -> Callable:
-    """Of a run's processes the first calls `make` first, and writes the files that the
-    others then find."""
-
-    @functools.wraps(make)
-    def in_turn(*args):
-        if jax.process_index() > 0:
-            multihost_utils.sync_global_devices(make.__name__)
-        result = make(*args)
-        if jax.process_index() == 0:
-            multihost_utils.sync_global_devices(make.__name__)
-        return result
-
-    return in_turn
-
-
-@one_makes
+@first_makes
 def open_data(config, workdir: Path) -> Path:
     """The data folder of a run: `config.path`, or `workdir/data` made from it.
 
@@ -102,11 +84,11 @@ def reader(config, workdir: Path) -> Callable[[Path, type[Record]], list[Record]
     return functools.partial(
         read_records,
         on_bad_record=config.on_bad_record,
-        report=Path(workdir) / BAD_RECORDS if jax.process_index() == 0 else None,
+        report=Path(workdir) / BAD_RECORDS if is_first() else None,
     )
 
 
-@one_makes
+@first_makes
 def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokenizer:
     """The run's tokenizer, copied into its workdir: `config.tokenizer` if given, else
     that of the model it starts from, else the data folder's."""

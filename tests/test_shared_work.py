@@ -1,4 +1,4 @@
-"""Processes share out work, and all get all of it. Threads stand for them here;
+"""Processes share work, and all get all of it. Threads stand for them here;
 tests/stages/test_processes.py has real ones."""
 
 import threading
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from rlhf_jax.data.share_out import share_out
+from rlhf_jax.shared_work import first_does, first_makes, is_first, share_out
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def in_processes(monkeypatch):
         barrier.wait()
         return stacked
 
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "process_count", lambda: count)
     monkeypatch.setattr(jax, "process_index", lambda: this.index)
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
@@ -34,7 +35,7 @@ def in_processes(monkeypatch):
             this.index = index
             try:
                 return function(index)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 return error
 
         with ThreadPoolExecutor(count) as threads:
@@ -55,14 +56,50 @@ def test_each_process_does_its_share_and_gets_everything(in_processes, length):
     assert sorted(done) == sorted((x % 3, x) for x in range(length))
 
 
-def test_an_error_of_one_process_is_that_of_all(in_processes):
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
+def test_an_error_of_one_process_reaches_all(kind, in_processes):
+    def fail(x):
+        raise kind("line 5")
+
     def run(index):
-        return share_out(lambda x: 1 // x if index != 2 else int("line 5"), [1, 2, 3])
+        return share_out(fail if index == 2 else str, [1, 2, 3])
 
     errors = in_processes(run)
-    assert [str(e) for e in errors] == [str(errors[2])] * 3
-    assert "line 5" in str(errors[0])
+    assert [type(e) for e in errors] == [ValueError, ValueError, kind]
+    assert [str(e) for e in errors] == ["Process 2: line 5"] * 2 + ["line 5"]
+
+
+def test_the_first_process_does_it_for_all(in_processes):
+    done = []
+
+    def run(index):
+        return first_does(lambda x: done.append(index) or [x, index], 7)
+
+    assert in_processes(run) == [[7, 0]] * 3
+    assert done == [0]
+
+
+def test_an_error_of_the_first_process_reaches_all(in_processes):
+    errors = in_processes(lambda index: first_does(int, "x"))
+    assert all(isinstance(error, ValueError) for error in errors)
+    assert all("invalid literal" in str(error) for error in errors)
+
+
+def test_the_first_process_makes_what_the_others_then_find(in_processes):
+    made = []
+
+    @first_makes
+    def make(name):
+        made.append(is_first())
+        return (name, list(made))
+
+    results = in_processes(lambda index: make("file"))
+    assert results[0] == ("file", [True])
+    assert made == [True, False, False]
 
 
 def test_a_process_alone_does_all():
     assert share_out(str, [1, 2]) == ["1", "2"]
+    assert first_does(str, 1) == "1"
+    assert first_makes(str)(1) == "1"
+    assert is_first()
