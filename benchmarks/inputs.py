@@ -8,7 +8,7 @@ from rlhf_jax.batches import PromptBatch
 from rlhf_jax.generation.generate import generate, growth
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.parallel.flops import count_flops
+from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.training.optimizers import Optimizer, adamw
 
 

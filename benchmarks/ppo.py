@@ -28,7 +28,7 @@ from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
-from rlhf_jax.parallel.flops import count_flops
+from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.training import optimizers, ppo
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState

@@ -22,7 +22,7 @@ from rlhf_jax.losses.reward import ranking_loss
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel, last_real_token
 from rlhf_jax.models.presets import preset
-from rlhf_jax.parallel.flops import count_flops
+from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.stages.reward import train_step
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState, apply_gradients

@@ -20,7 +20,7 @@ from benchmarks.timing import measure
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
-from rlhf_jax.parallel.flops import count_flops
+from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.stages.sft import train_step
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState

@@ -26,7 +26,7 @@ def measure(
     Args:
         calls: name -> what is timed, to the end of what it returns.
         work: units of one call, pairs or tokens.
-        operations: how many the matrix products of a call are (`parallel.flops`),
+        operations: how many the matrix products of a call are (`planning.flops`),
             asked for at the end.
 
     Returns:

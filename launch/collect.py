@@ -9,7 +9,12 @@ With --config.annotator=people, collect leaves tasks: launch/annotate.py shows t
 people, and launch/exchange.py makes comparisons of their answers.
 """
 
-import start
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
+
+from rlhf_jax.launching import stage
 
 if __name__ == "__main__":
-    start.stage("collect", "pairs")
+    stage.command("collect", "pairs")

@@ -10,95 +10,21 @@ AutoModelForSequenceClassification, which has no bias: its scores are ours plus 
 `score_offset` of config.json.
 """
 
-import json
+import sys
 from pathlib import Path
 
-import start
-from absl import app, flags, logging
-from rich.console import Console
-from rich.progress import track
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
 
-from rlhf_jax.data.tokenizers.tokenizer import (
-    copy_tokenizer,
-    has_tokenizer,
-    load_tokenizer,
-)
-from rlhf_jax.models import huggingface
-from rlhf_jax.training import weights
-from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
-from rlhf_jax.training.workdir import versions
+from absl import flags, logging
+
+from rlhf_jax.launching import cli
+from rlhf_jax.launching.convert import convert
+
+FLAGS = flags.FLAGS
 
 
-def convert(
-    source: Path,
-    target: Path,
-    *,
-    item: str = "model",
-    naming: str | None = None,
-    param_dtype: str | None = None,
-) -> None:
-    """Convert `source` into the new folder `target`.
-
-    Args:
-        item: which model of our checkpoint ("value" is there after PPO).
-        naming: "native", "remote" or "v1", see `huggingface.save`.
-        param_dtype: the type of the numbers; None keeps ours and takes float32 else.
-    """
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f"{target} is not empty; give a new folder.")
-    if has_checkpoint(weights.workdir_of(source)[0]):
-        _export(source, target, item, naming, param_dtype)
-    elif (source / "config.json").is_file():
-        _import(source, target, param_dtype or "float32")
-    else:
-        raise FileNotFoundError(
-            f"{source} has neither checkpoints/ of ours nor a model's config.json."
-        )
-
-
-def _export(source, target, item, naming, param_dtype):
-    model = weights.load_model(source, item=item, param_dtype=param_dtype)
-    fields = {}
-    tokenizer = weights.workdir_of(source)[0] / "tokenizer"
-    if has_tokenizer(tokenizer):
-        known = load_tokenizer(tokenizer)
-        fields = {"pad_token_id": known.pad_id, "eos_token_id": list(known.stop_ids)}
-    huggingface.save(
-        model, target, naming=naming, fields=fields, progress=_bar("writing tensors")
-    )
-    if has_tokenizer(tokenizer):
-        copy_tokenizer(tokenizer, target)
-
-
-def _import(source, target, param_dtype):
-    model = huggingface.load(
-        source,
-        dtype=param_dtype,
-        param_dtype=param_dtype,
-        progress=_bar("reading parameters"),
-    )
-    # Step 0: a model that no stage has trained.
-    checkpoints = Checkpoints(target, keep=1)
-    meta = {"models": {"model": weights.describe(model)}}
-    checkpoints.save(0, {"model": model}, meta)
-    checkpoints.close()
-    config = {"stage": "convert", "source": str(source), "seed": 0}
-    record = {"config": config, "versions": versions(), "seed": 0}
-    (target / "config.json").write_text(json.dumps(record, indent=2))
-    if has_tokenizer(source):
-        copy_tokenizer(source, target / "tokenizer")
-
-
-def _bar(description: str):
-    console = Console(stderr=True)
-    return lambda items: track(
-        items, description, console=console, disable=not console.is_terminal
-    )
-
-
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}: flags start with --")
+def main(arguments: list[str]) -> None:
+    cli.refuse_arguments(arguments)
     source, target = Path(FLAGS.source).absolute(), Path(FLAGS.target).absolute()
     convert(
         source,
@@ -111,7 +37,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    FLAGS = flags.FLAGS
     flags.DEFINE_string("source", None, "A workdir of ours or a Hugging Face folder.")
     flags.DEFINE_string("target", None, "The folder to make.")
     flags.DEFINE_string("item", "model", "Which model of our checkpoint to export.")
@@ -119,6 +44,4 @@ if __name__ == "__main__":
     types = ["float32", "bfloat16", "float16"]
     flags.DEFINE_enum("param_dtype", None, types, "Type of the numbers.")
     flags.mark_flags_as_required(["source", "target"])
-    start.set_up_logs()
-    with start.clear_errors():
-        app.run(main)
+    cli.command(main)

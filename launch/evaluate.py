@@ -11,7 +11,12 @@ python launch/evaluate.py --config=configs/alignbench.py:tiny --workdir=runs/ali
     --config.policy=runs/ppo --config.questions=AlignBench/data/data_v1.1_release.jsonl
 """
 
-import start
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
+
+from rlhf_jax.launching import stage
 
 if __name__ == "__main__":
-    start.stage("evaluate", "evaluate_reward", "best_of_n", "alignbench")
+    stage.command("evaluate", "evaluate_reward", "best_of_n", "alignbench")

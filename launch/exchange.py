@@ -11,88 +11,23 @@ the page of launch/annotate.py is WORKDIR/answers.jsonl, and writes
 WORKDIR/comparisons.jsonl.
 """
 
-import json
 import sys
-from collections import Counter
 from pathlib import Path
 
-from absl import app, flags, logging
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # this copy of the package
+from absl import app, flags
 
-from rlhf_jax.data.annotation import argilla, label_studio
-from rlhf_jax.data.annotation.answers import comparisons, read_answers
-from rlhf_jax.data.annotation.tasks import GUIDELINE, Task, read_tasks
-from rlhf_jax.data.records import CRITERIA, write_records
+from rlhf_jax.data.annotation.exchange import TOOLS, export_tasks, import_comparisons
+from rlhf_jax.data.annotation.tasks import read_tasks
+from rlhf_jax.data.records import CRITERIA
+from rlhf_jax.launching import cli
 
-TOOLS = {"label_studio": label_studio, "argilla": argilla}
 FLAGS = flags.FLAGS
 
 
-def export_tasks(tasks: dict[str, Task], tool: str, file: Path) -> None:
-    """Write the tasks for a tool to `file`, and its setup beside it."""
-    if tool == "label_studio":
-        setup, text = ".xml", label_studio.labeling_config(FLAGS.criteria)
-    else:
-        guideline = Path(FLAGS.guideline or GUIDELINE).read_text(encoding="utf-8")
-        setup, text = (
-            ".settings.json",
-            json.dumps(
-                argilla.settings(
-                    FLAGS.criteria,
-                    guideline=guideline,
-                    annotators_per_task=FLAGS.annotators_per_task,
-                ),
-                ensure_ascii=False,
-                indent=2,
-            ),
-        )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    exported = TOOLS[tool].export_tasks(tasks.values())
-    file.write_text(json.dumps(exported, ensure_ascii=False, indent=1), "utf-8")
-    file.with_suffix(setup).write_text(text, encoding="utf-8")
-    logging.info(
-        "%d tasks: %s, set up by %s", len(tasks), file, file.with_suffix(setup)
-    )
-
-
-def import_comparisons(tasks: dict[str, Task], tool: str, file: Path, out: Path):
-    """Write the comparisons that answers in `file` make to `out`.
-
-    Raises:
-        FileNotFoundError, ValueError: `file` is not there, is no export of the tool, or
-            answers other tasks.
-    """
-    left_out = Counter()
-    if tool == "page":
-        answers = read_answers(file)
-    else:
-        try:
-            exported = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not JSON: {error}") from None
-        try:
-            answers, left_out = TOOLS[tool].import_answers(exported, tasks)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
-    records = comparisons(tasks, answers)
-    if not records:
-        raise ValueError(f"{file} holds no answers. Left out: {dict(left_out)}.")
-    write_records(out, records)
-    left_out["skipped"] = len(answers) - len(records)
-    logging.info(
-        "%d comparisons by %d annotators in %s. Left out: %s. Next: "
-        "launch/prepare_comparisons.py.",
-        len(records),
-        len({record.annotator for record in records}),
-        out,
-        dict(+left_out),
-    )
-
-
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}: flags start with --")
+def main(arguments: list[str]) -> None:
+    cli.refuse_arguments(arguments)
     exported_to, imported_from = FLAGS["export"].value, FLAGS["import"].value
     if bool(exported_to) == bool(imported_from):
         raise app.UsageError("give either --export or --import")
@@ -101,7 +36,14 @@ def main(argv):
         raise app.UsageError("--file is required")
     tasks = read_tasks(workdir / "tasks.jsonl")
     if exported_to:
-        export_tasks(tasks, exported_to, Path(FLAGS.file))
+        export_tasks(
+            tasks,
+            exported_to,
+            Path(FLAGS.file),
+            criteria=FLAGS.criteria,
+            guideline=FLAGS.guideline,
+            annotators_per_task=FLAGS.annotators_per_task,
+        )
     else:
         file = Path(FLAGS.file or workdir / "answers.jsonl")
         out = workdir / "comparisons.jsonl"
@@ -116,9 +58,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("criteria", list(CRITERIA), "Asked beside the overall choice.")
     flags.DEFINE_string("guideline", "", "A Markdown file of your own, for Argilla.")
     flags.DEFINE_integer("annotators_per_task", 1, "For Argilla.", lower_bound=1)
-    logging.set_verbosity(logging.INFO)
-    try:
-        app.run(main)
-    except (ValueError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+    cli.command(main)

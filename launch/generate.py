@@ -8,93 +8,21 @@ or a Hugging Face folder. In a chat, Ctrl-C stops an answer, /new forgets what w
 and Ctrl-D ends.
 """
 
-import contextlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
+
+import contextlib
 
 import jax
-import start
 from absl import app, flags, logging
 
-from rlhf_jax.data import sources
-from rlhf_jax.data.tokenizers.chat import Message, encode_prompt, stream_response
-from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
-from rlhf_jax.generation.sampling import Sampling, sampling_with
-from rlhf_jax.generation.stream import stream
-from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.models.heads import ScoreModel
-from rlhf_jax.training import weights
+from rlhf_jax.generation.sampling import sampling_with
+from rlhf_jax.launching import cli
+from rlhf_jax.launching.chat import HELP, Speaker, answer, chat, open_checkpoint
 
-HELP = "Ctrl-C stops an answer, /new starts again, Ctrl-D ends."
-
-
-class Speaker(NamedTuple):
-    """A model with what it needs to answer."""
-
-    model: ChatGLM
-    tokenizer: Tokenizer
-    sampling: Sampling
-    key: jax.Array
-
-
-def open_checkpoint(
-    folder: Path, dtype: str | None = None
-) -> tuple[ChatGLM, Tokenizer]:
-    """The language model and the tokenizer of a workdir, of one of its checkpoints, or
-    of a Hugging Face folder."""
-    if not weights.workdir_of(folder)[0].is_dir():
-        raise FileNotFoundError(f"--checkpoint: there is no folder {folder}.")
-    tokenizer = sources.tokenizer_of(folder)
-    model = weights.load_model(folder, dtype=dtype, param_dtype=dtype)
-    if isinstance(model, ScoreModel):
-        raise ValueError(f"{folder} is a reward model: it scores, it does not write.")
-    weights.check_vocabulary(model.config, tokenizer.vocab_size, str(folder))
-    return model, tokenizer
-
-
-def answer(
-    speaker: Speaker, messages: list[Message], turn: int, write: Callable[[str], None]
-) -> str:
-    """Write the answer to some messages as it comes; Ctrl-C ends it early."""
-    prompt = encode_prompt(messages, speaker.tokenizer)
-    text = ""
-    with contextlib.suppress(KeyboardInterrupt):
-        key = jax.random.fold_in(speaker.key, turn)
-        tokens = stream(speaker.model, prompt, key, speaker.sampling)
-        for piece in stream_response(tokens, speaker.tokenizer):
-            write(piece)
-            text += piece
-    return text
-
-
-def chat(
-    speaker: Speaker, system: str, read: Callable[[], str], write: Callable[[str], None]
-) -> None:
-    """Take turns until `read` comes to its end."""
-    opening = [{"role": "system", "content": system}] if system else []
-    messages, turn = list(opening), 0
-    while True:
-        try:
-            question = read().strip()
-        except (EOFError, KeyboardInterrupt):
-            write("\n")
-            return
-        if question == "/new":
-            messages = list(opening)
-            write("A new talk.\n")
-        if question in ("", "/new"):
-            continue
-        asked = [*messages, {"role": "user", "content": question}]
-        try:
-            text = answer(speaker, asked, turn, write)
-        except ValueError as error:  # most often the context is full
-            write(f"{error}\n/new starts again.\n")
-            continue
-        write("\n")
-        messages = [*asked, {"role": "assistant", "content": text}]
-        turn += 1
+FLAGS = flags.FLAGS
 
 
 def to_terminal(text: str) -> None:
@@ -102,12 +30,10 @@ def to_terminal(text: str) -> None:
     sys.stdout.flush()
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}: flags start with --")
+def main(arguments: list[str]) -> None:
+    cli.refuse_arguments(arguments)
     if FLAGS.chat == (FLAGS.prompt is not None):
         raise app.UsageError("give either --prompt=TEXT or --chat")
-    start.use_compile_cache()
     model, tokenizer = open_checkpoint(Path(FLAGS.checkpoint), FLAGS.dtype)
     sampling = sampling_with(
         tokenizer,
@@ -130,7 +56,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    FLAGS = flags.FLAGS
     flags.DEFINE_string("checkpoint", None, "A workdir or a Hugging Face folder.")
     flags.DEFINE_string("prompt", None, "The question to answer.")
     flags.DEFINE_bool("chat", False, "Take turns in the terminal.")
@@ -143,7 +68,5 @@ if __name__ == "__main__":
     types = ["float32", "bfloat16", "float16"]
     flags.DEFINE_enum("dtype", None, types, "Of weights and computation.")
     flags.mark_flag_as_required("checkpoint")
-    start.set_up_logs()
-    logging.set_verbosity(logging.WARNING)
-    with start.clear_errors(), contextlib.suppress(KeyboardInterrupt):
-        app.run(main)
+    with contextlib.suppress(KeyboardInterrupt):
+        cli.command(main, verbosity=logging.WARNING)

@@ -4,9 +4,12 @@ python launch/prepare_comparisons.py --config=configs/prepare_comparisons.py \
     --workdir=runs/prepared --config.comparisons=answers.jsonl,more.jsonl.gz
 """
 
-import start
+import sys
+from pathlib import Path
 
-from rlhf_jax.stages import prepare_comparisons
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
+
+from rlhf_jax.launching import stage
 
 if __name__ == "__main__":
-    start.run(prepare_comparisons.run)
+    stage.command("prepare_comparisons")

@@ -4,9 +4,12 @@ python launch/prepare_prompts.py --config=configs/prepare_prompts.py \
     --workdir=runs/prompts --config.prompts=requests.jsonl,more.jsonl.gz
 """
 
-import start
+import sys
+from pathlib import Path
 
-from rlhf_jax.stages import prepare_prompts
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
+
+from rlhf_jax.launching import stage
 
 if __name__ == "__main__":
-    start.run(prepare_prompts.run)
+    stage.command("prepare_prompts")

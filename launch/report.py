@@ -8,33 +8,25 @@ each. Runs that differ in nothing but their seed are one, with the seeds as a ba
 page needs no network; it follows the reader's light or dark colours.
 """
 
+import sys
 from pathlib import Path
 
-import start
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
+
 from absl import app, flags, logging
 
-from rlhf_jax.evaluation.report import page
-from rlhf_jax.evaluation.report.runs import find_runs
+from rlhf_jax.evaluation.report.page import write_report
+from rlhf_jax.launching import cli
 
-FORMATS = {"html": page.html, "md": page.markdown}
-
-
-def write_report(folders: list[str], out: Path | None, *, form: str, title: str) -> str:
-    """The report of all runs in `folders`, written to `out` if given; returns it."""
-    runs, notes = find_runs(folders)
-    text = FORMATS[form](runs, notes, title=title or ", ".join(map(str, folders)))
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    return text
+FLAGS = flags.FLAGS
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) < 2:
+def main(folders: list[str]) -> None:
+    if not folders:
         raise app.UsageError("name at least one folder of runs")
     out = FLAGS.out or ("report.html" if FLAGS.format == "html" else "")
     path = Path(out) if out else None
-    text = write_report(argv[1:], path, form=FLAGS.format, title=FLAGS.title)
+    text = write_report(folders, path, form=FLAGS.format, title=FLAGS.title)
     if path is None:
         print(text)
     else:
@@ -42,10 +34,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    FLAGS = flags.FLAGS
     flags.DEFINE_string("out", "", "The file; html: report.html; md: printed.")
-    flags.DEFINE_enum("format", "html", list(FORMATS), "A page, or Markdown tables.")
+    flags.DEFINE_enum("format", "html", ["html", "md"], "A page, or Markdown tables.")
     flags.DEFINE_string("title", "", "Over the report; else the folders.")
-    start.set_up_logs()
-    with start.clear_errors():
-        app.run(main)
+    cli.command(main)

@@ -4,7 +4,12 @@ python launch/train.py --config=configs/sft.py:tiny --workdir=runs/sft \
     [--config.key=value ...]
 """
 
-import start
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
+
+from rlhf_jax.launching import stage
 
 if __name__ == "__main__":
-    start.stage()
+    stage.command()

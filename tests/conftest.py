@@ -7,10 +7,14 @@ that several tests share are compiled once a session.
 import os
 import tempfile
 import threading
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 )
+
+# Processes that a test starts run this copy of the package, whichever is installed.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 
 import jax
 import pytest

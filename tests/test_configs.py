@@ -77,7 +77,7 @@ def test_every_option_is_read(stage):
     optimizer = attributes_read(package / "training" / "optimizers.py")
     data = attributes_read(package / "data" / "sources.py")
     config = make(stage, "tiny")
-    launcher = {"stage", "mesh"}  # read by launch/start.py
+    launcher = {"stage", "mesh"}  # read by rlhf_jax/launching/stage.py
     for key, value in config.items():
         assert key in source | launcher, f"configs/{stage}.py: nothing reads {key}."
         if key.endswith("optimizer"):

@@ -12,23 +12,18 @@ import re
 import runpy
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "launch" / "tpu"))
-import gke
-import start
-import vm
-from jobs import Job
-
+from rlhf_jax.launching import cli
+from rlhf_jax.launching.jobs import Job
 from rlhf_jax.training import options
+from tests.commands import load_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TPU = {"launch/tpu/vm.py": vm, "launch/tpu/gke.py": gke}
+TPU = {f"launch/tpu/{name}.py": load_command(f"tpu/{name}") for name in ("vm", "gke")}
 HARDWARE = (
     r"launch/tpu/|^docker |--coordinator|--topology=v|checkpoint=chatglm|service\.url="
 )
@@ -85,8 +80,8 @@ def check_flags(script: str, arguments: list[str]) -> None:
     """Every flag is one of the script, and the config takes every value."""
     sources = [
         ROOT / script,
-        ROOT / "launch" / "start.py",
-        ROOT / "launch" / "hosts.py",
+        ROOT / "rlhf_jax" / "launching" / "cli.py",
+        ROOT / "rlhf_jax" / "launching" / "processes.py",
     ]
     known = re.findall(
         r'(?:DEFINE_\w+\(|add_argument\()\s*"(?:--)?(\w[\w-]*)"',
@@ -110,7 +105,7 @@ def check_flags(script: str, arguments: list[str]) -> None:
         assert not overrides
         return
     path = values["config"]
-    start.check_config_flags(
+    cli.check_config_flags(
         ["", f"--config={ROOT / path}", *(f"--config.{key}=" for key in overrides)]
     )
     overrides = {key: typed(path, key, text) for key, text in overrides.items()}

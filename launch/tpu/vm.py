@@ -9,7 +9,8 @@ python launch/tpu/vm.py logs    NAME --zone=us-west4-a
 python launch/tpu/vm.py delete  NAME --zone=us-west4-a [--queued]
 
 --dry-run prints the commands instead. They need `gcloud`, logged in. The processes find
-each other (launch/hosts.py). The workdir must be one that all machines see.
+each other (rlhf_jax/launching/processes.py). The workdir must be one that all machines
+see.
 """
 
 import argparse

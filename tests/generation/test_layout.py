@@ -14,9 +14,9 @@ from rlhf_jax.generation.generate import _generate
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
-from rlhf_jax.parallel.hlo import collectives
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import decoding, parameter_spec, shard_parameters
+from rlhf_jax.planning.hlo import collectives
 
 generation = sys.modules["rlhf_jax.generation.generate"]
 CONFIG = preset("micro", width=64, num_heads=4, ffn_width=512, scan_layers=True)

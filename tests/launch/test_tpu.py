@@ -1,14 +1,11 @@
 """The commands for TPU machines, as text."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch" / "tpu"))
-import gke
-import vm
+from tests.commands import load_command
+
+gke, vm = load_command("tpu/gke"), load_command("tpu/vm")
 
 ZONE = ("--zone=us-west4-a", "--dry-run")
 RUN = ("--config=configs/ppo.py:chatglm3_6b", "--workdir=/shared/run one")

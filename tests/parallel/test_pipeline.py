@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.parallel.hlo import collectives
 from rlhf_jax.parallel.layers import apply_layers
 from rlhf_jax.parallel.mesh import check_layers, make_mesh
 from rlhf_jax.parallel.sharding import parameter_spec, shard_batch
+from rlhf_jax.planning.hlo import collectives
 from rlhf_jax.stages import ppo
 from rlhf_jax.training.state import update
 from tests.parallel.test_meshes import (

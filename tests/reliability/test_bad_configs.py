@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
+from rlhf_jax.launching import cli
 from rlhf_jax.training import options
 
 ROOT = Path(__file__).parents[2]
@@ -260,7 +261,5 @@ FLAGS = [
 @pytest.mark.parametrize(("arguments", "message"), FLAGS)
 def test_a_flag(arguments, message, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(ROOT / "launch"))
-    start = importlib.import_module("start")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        start.check_config_flags(["train.py", *arguments])
+        cli.check_config_flags(["train.py", *arguments])

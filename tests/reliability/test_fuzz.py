@@ -1,12 +1,11 @@
 """Any text on the command line and any bytes in a file: a value, or an error that
-launch/start.py turns into one line; never another exception from somewhere below.
+the command line turns into one line; never another exception from somewhere below.
 
 Records and published layouts are in tests/data, in the same way.
 """
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from ml_collections import config_flags
 
 from configs import sft
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
+from rlhf_jax.launching import cli
 from rlhf_jax.models import huggingface
 from rlhf_jax.parallel.mesh import complete
 from rlhf_jax.training import cache, checksums, options, suspects
@@ -25,11 +25,8 @@ from rlhf_jax.training.workdir import open_workdir, read_summary
 from tests.models.families import FAMILIES, random_model
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "launch"))
 
-import start  # noqa: E402
-
-CLEAR = (*start.USER_ERRORS, flags.Error)
+CLEAR = (*cli.USER_ERRORS, flags.Error)
 SFT = f"{ROOT}/configs/sft.py:tiny"
 
 FEW = 30
@@ -72,7 +69,7 @@ def test_any_override_is_a_config_or_a_clear_error(examples):
             "config", flag_values=values, sys_argv=argv
         )
         try:
-            start.check_config_flags(argv)
+            cli.check_config_flags(argv)
             values(argv)
             options.check(found.value)
             complete(found.value.mesh, 8)

@@ -216,3 +216,15 @@ def _reliability(groups, colours) -> str | None:
     return plots.inline(
         lambda axes: plots.draw_reliability(axes, found, title=title), name=title
     )
+
+
+def write_report(folders: list[str], out: Path | None, *, form: str, title: str) -> str:
+    """The report of all runs in `folders`, written to `out` if given; returns it."""
+    runs, notes = find_runs(folders)
+    text = {"html": html, "md": markdown}[form](
+        runs, notes, title=title or ", ".join(map(str, folders))
+    )
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    return text

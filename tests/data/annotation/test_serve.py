@@ -22,7 +22,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ROWS = ("helpfulness", "safety", "fluency", "overall")
 CHOICES = ("1", "tie", "2")
 KEYS = {"1": "1", "tie": "t", "2": "2"}

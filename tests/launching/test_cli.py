@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "launch"))
+from rlhf_jax.launching.cli import check_config_flags
 
-from start import check_config_flags  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 SFT = f"--config={ROOT}/configs/sft.py"
 

@@ -27,13 +27,13 @@ from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import check_batch, check_heads, check_layers
-from rlhf_jax.parallel.plan import Program
 from rlhf_jax.parallel.sharding import (
     ACTIVATIONS,
     activation_spec,
     decoding,
     shard_parameters,
 )
+from rlhf_jax.planning.roofline import Program
 from rlhf_jax.stages import dpo, reward, sft
 from rlhf_jax.training import optimizers, ppo, weights
 from rlhf_jax.training.state import TrainState

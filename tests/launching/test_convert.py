@@ -1,8 +1,6 @@
 """Our checkpoints to Hugging Face folders and back."""
 
 import json
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,15 +8,13 @@ import pytest
 from flax import nnx
 
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
+from rlhf_jax.launching.convert import convert
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.training import weights
 from tests.data.tokenizers.tokenizer_models import write_v2
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-from convert import convert
 
 
 def leaves_of(model):

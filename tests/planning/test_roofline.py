@@ -5,7 +5,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.parallel.plan import (
+from rlhf_jax.planning.roofline import (
     CHIPS,
     GIB,
     Chip,

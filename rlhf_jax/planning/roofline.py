@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from rlhf_jax.parallel.flops import count_flops
-from rlhf_jax.parallel.hlo import collectives
+from rlhf_jax.planning.flops import count_flops
+from rlhf_jax.planning.hlo import collectives
 
 GIB = 2**30
 

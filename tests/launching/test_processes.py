@@ -1,40 +1,35 @@
 """Flags that do not say where the other processes are."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-import hosts
-
+from rlhf_jax.launching import processes
 from rlhf_jax.training import preemption
 
 
 def test_all_three_flags_or_none():
     with pytest.raises(ValueError, match="Without --coordinator and --process_id"):
-        hosts.join({"coordinator": None, "num_processes": 2, "process_id": None})
+        processes.join({"coordinator": None, "num_processes": 2, "process_id": None})
 
 
 def test_a_process_that_is_none_of_them():
     flags = {"coordinator": "localhost:1", "num_processes": 2, "process_id": 2}
     with pytest.raises(ValueError, match="--process_id=2: processes count from 0 to 1"):
-        hosts.join(flags)
+        processes.join(flags)
 
 
 def test_one_machine_alone_joins_nothing(monkeypatch):
-    monkeypatch.setattr(hosts.jax.distributed, "initialize", pytest.fail)
-    monkeypatch.setattr(hosts, "is_cluster", lambda: False)
-    hosts.join({"coordinator": None, "num_processes": None, "process_id": None})
+    monkeypatch.setattr(processes.jax.distributed, "initialize", pytest.fail)
+    monkeypatch.setattr(processes, "is_cluster", lambda: False)
+    processes.join({"coordinator": None, "num_processes": None, "process_id": None})
 
 
 def test_tasks_of_slurm_join_by_themselves(monkeypatch):
     joined = []
     monkeypatch.setattr(
-        hosts.jax.distributed, "initialize", lambda **more: joined.append(more)
+        processes.jax.distributed, "initialize", lambda **more: joined.append(more)
     )
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    hosts.join({"coordinator": None, "num_processes": None, "process_id": None})
+    processes.join({"coordinator": None, "num_processes": None, "process_id": None})
     assert joined == [{"heartbeat_timeout_seconds": 40}]
 
 
@@ -42,16 +37,16 @@ def test_tasks_of_slurm_join_by_themselves(monkeypatch):
 def one_of_two(monkeypatch):
     """As if this were one of two processes; the statuses that it ends with."""
     statuses = []
-    monkeypatch.setattr(hosts.jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(hosts.os, "_exit", statuses.append)
+    monkeypatch.setattr(processes.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.os, "_exit", statuses.append)
     return statuses
 
 
-@pytest.mark.parametrize("kind", [ValueError, hosts.jax.errors.JaxRuntimeError])
+@pytest.mark.parametrize("kind", [ValueError, processes.jax.errors.JaxRuntimeError])
 def test_a_process_whose_peer_is_gone_says_so_and_ends_at_once(
     kind, one_of_two, capsys
 ):
-    with hosts.missing_no_one():
+    with processes.missing_no_one():
         raise kind("UNKNOWN: Gloo AllGather failed: Connection reset by peer\nat")
     assert one_of_two == [75]
     said = capsys.readouterr().err
@@ -60,10 +55,10 @@ def test_a_process_whose_peer_is_gone_says_so_and_ends_at_once(
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("of ours"), hosts.jax.errors.JaxRuntimeError("out of memory")]
+    "error", [ValueError("of ours"), processes.jax.errors.JaxRuntimeError("out of memory")]
 )
 def test_other_errors_are_not_taken_for_a_peer_that_is_gone(error, one_of_two):
-    with pytest.raises(type(error)), hosts.missing_no_one():
+    with pytest.raises(type(error)), processes.missing_no_one():
         raise error
     assert one_of_two == []
 
@@ -78,7 +73,7 @@ def test_other_errors_are_not_taken_for_a_peer_that_is_gone(error, one_of_two):
 def test_a_process_that_fails_does_not_wait_for_the_others(
     error, status, said, one_of_two, capsys
 ):
-    with hosts.failing_at_once():
+    with processes.failing_at_once():
         raise error
     assert one_of_two == [status]
     assert said in capsys.readouterr().err
@@ -88,12 +83,12 @@ def test_a_process_that_fails_does_not_wait_for_the_others(
     "end", [SystemExit(None), SystemExit(0), preemption.Preempted("")]
 )
 def test_processes_that_end_together_take_leave(end, one_of_two):
-    with pytest.raises(SystemExit), hosts.failing_at_once():
+    with pytest.raises(SystemExit), processes.failing_at_once():
         raise end
     assert one_of_two == []
 
 
 def test_a_process_alone_fails_as_ever(monkeypatch):
-    monkeypatch.setattr(hosts.os, "_exit", pytest.fail)
-    with pytest.raises(ZeroDivisionError), hosts.failing_at_once():
+    monkeypatch.setattr(processes.os, "_exit", pytest.fail)
+    with pytest.raises(ZeroDivisionError), processes.failing_at_once():
         raise ZeroDivisionError

@@ -1,6 +1,4 @@
 import importlib
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,15 +6,13 @@ from flax import nnx
 
 from rlhf_jax.batches import Experience, PackedPairs, PreferenceBatch, SFTBatch
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
+from rlhf_jax.launching import replay
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.training import suspects, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.workdir import open_workdir
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-import replay
 
 B, P, R = 3, 4, 4
 RNG = np.random.default_rng(0)

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_jax.launching.jobs import Job, run_jobs
+from rlhf_jax.training import preemption
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "launch"))
-
-from jobs import Job, run_jobs  # noqa: E402
-
-from rlhf_jax.training import preemption  # noqa: E402
 
 TINY = {
     "model": "micro",

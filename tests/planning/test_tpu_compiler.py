@@ -1,6 +1,6 @@
 """What the TPU's compiler makes of a training step. Needs libtpu, not a TPU:
 
-python -m pytest -m tpu_compiler tests/parallel/test_tpu_compiler.py
+python -m pytest -m tpu_compiler tests/planning/test_tpu_compiler.py
 
 in a process of its own, and only one at a time on a machine. To compile every program
 of PPO at the published sizes takes twelve minutes of a core, so what came out is kept,
@@ -14,7 +14,6 @@ import importlib.util
 import json
 import os
 import re
-import sys
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -38,16 +37,19 @@ from rlhf_jax.batches import SFTBatch
 from rlhf_jax.models.attention import attend
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
-from rlhf_jax.parallel.hlo import collectives
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.parallel.plan import CHIPS, bytes_per_device, compile_with_text, memory_of
 from rlhf_jax.parallel.sharding import ACTIVATIONS, shard_parameters
+from rlhf_jax.planning import programs
+from rlhf_jax.planning.hlo import collectives
+from rlhf_jax.planning.roofline import (
+    CHIPS,
+    bytes_per_device,
+    compile_with_text,
+    memory_of,
+)
 from rlhf_jax.stages import sft
 from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-import programs
 
 pytestmark = [
     pytest.mark.tpu_compiler,

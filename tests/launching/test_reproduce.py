@@ -1,21 +1,18 @@
 """Which runs a claim needs, and what their summaries say of it."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from configs import paper
+from rlhf_jax.evaluation.claims import Effect
+from rlhf_jax.evaluation.report.claims import plot_frontier, plot_training
+from rlhf_jax.evaluation.report.runs import find_runs, group_runs
+from rlhf_jax.launching import reproduce
+from rlhf_jax.launching.reproduce import compare, markdown, seed_jobs
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "launch"))
-
-import reproduce  # noqa: E402
-from reproduce import compare, markdown, seed_jobs  # noqa: E402
-
-from configs import paper  # noqa: E402
-from rlhf_jax.evaluation.claims import Effect  # noqa: E402
-from rlhf_jax.evaluation.report.claims import plot_frontier, plot_training  # noqa: E402
-from rlhf_jax.evaluation.report.runs import find_runs, group_runs  # noqa: E402
 
 
 def summarise(folder, run, summary):
@@ -49,7 +46,7 @@ def jobs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper") / "seed3"
     config = paper.get_config()
     config.claims = (1, 2, 3, 4, 5, 6, 7)
-    return seed_jobs(folder, 3, config)
+    return seed_jobs(folder, 3, config, paper)
 
 
 def test_a_run_comes_after_what_it_starts_from(jobs):
@@ -77,11 +74,13 @@ def test_every_measure_reads_runs_that_exist(jobs):
 def test_claims_can_be_chosen(tmp_path):
     config = paper.get_config()
     config.claims = (1,)
-    names = [job.name for job in reproduce.seed_jobs(tmp_path / "seed0", 0, config)]
+    names = [
+        job.name for job in reproduce.seed_jobs(tmp_path / "seed0", 0, config, paper)
+    ]
     assert "seed0/evaluate_reward_unbalanced" in names
     assert "seed0/ppo" not in names
     config.claims = (5, 6)
-    jobs = reproduce.seed_jobs(tmp_path / "seed0", 0, config)
+    jobs = reproduce.seed_jobs(tmp_path / "seed0", 0, config, paper)
     (evaluation,) = (job for job in jobs if job.name == "seed0/evaluate")
     models = [x.partition("=")[0] for x in evaluation.overrides["models"].split(",")]
     assert models == ["sft", "ppo", "dpo", "ppo_selected"]  # each once

@@ -1,8 +1,6 @@
 """Answers and chats in the terminal."""
 
 import json
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,13 +11,11 @@ from rlhf_jax.data.tokenizers.chat import decode_response, encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 from rlhf_jax.generation import generate
 from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.launching.chat import Speaker, answer, chat, open_checkpoint
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-from generate import Speaker, answer, chat, open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +89,8 @@ def test_a_chat_keeps_what_was_said_until_new(speaker, monkeypatch):
         prompts.append([m["content"] for m in messages])
         return encode_prompt(messages, tokenizer)
 
-    monkeypatch.setattr("generate.encode_prompt", spy)
-    monkeypatch.setattr("generate.stream", lambda *_: iter([5]))
+    monkeypatch.setattr("rlhf_jax.launching.chat.encode_prompt", spy)
+    monkeypatch.setattr("rlhf_jax.launching.chat.stream", lambda *_: iter([5]))
     terminal = Terminal("to be", "", "or not", "/new", "again")
     chat(speaker, "be", terminal.read, terminal.shown.append)
     said = speaker.tokenizer.decode([5])
@@ -119,7 +115,7 @@ def test_control_c_stops_an_answer_and_not_the_chat(speaker, monkeypatch):
         yield 5
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("generate.stream", interrupted)
+    monkeypatch.setattr("rlhf_jax.launching.chat.stream", interrupted)
     terminal = Terminal("to be", "or not")
     chat(speaker, "", terminal.read, terminal.shown.append)
     assert terminal.text.count(speaker.tokenizer.decode([5])) == 2

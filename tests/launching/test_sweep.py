@@ -7,23 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl.flags import FLAGS
-from absl.testing import flagsaver
+
+from rlhf_jax.launching.device_groups import group_environment
+from rlhf_jax.launching.jobs import Job
+from rlhf_jax.launching.sweep import make_jobs, table, variants
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "launch"))
-
-from device_groups import group_environment  # noqa: E402
-from jobs import Job  # noqa: E402
-from sweep import make_jobs, table, variants  # noqa: E402
 
 
-def sweep(*flags) -> list[str]:
-    """The command lines of `launch/sweep.py FLAGS`."""
-    argv = ["sweep", "--config=configs/sft.py:tiny", "--workdir=/w", *flags]
-    with flagsaver.flagsaver():
-        FLAGS(argv)
-        return [job.command() for job in make_jobs(variants(), Path("/w"))]
+def sweep(
+    *, config="configs/sft.py:tiny", same: tuple[str, ...] = (), **fields
+) -> list[str]:
+    """The command lines of a sweep of so many variants."""
+    runs = variants(config, **fields)
+    return [job.command() for job in make_jobs(config, runs, Path("/w"), same=same)]
 
 
 def test_commands_are_printed(tmp_path):
@@ -40,9 +37,11 @@ def test_commands_are_printed(tmp_path):
 
 
 def test_grids_multiply_and_lists_go_together():
-    grid = ["--grid=config.epochs=1,2", "--grid=config.seed=0,1,2"]
-    both = ["--list=config.max_tokens=64,128", "--list=config.batch_size=8,16"]
-    lines = sweep(*grid, *both, "--set=config.model=micro")
+    lines = sweep(
+        grid=["config.epochs=1,2", "config.seed=0,1,2"],
+        together=["config.max_tokens=64,128", "config.batch_size=8,16"],
+        same=("config.model=micro",),
+    )
     assert len(set(lines)) == 2 * 3 * 2
     assert all("--config.model=micro" in line for line in lines)
     assert all(
@@ -52,25 +51,28 @@ def test_grids_multiply_and_lists_go_together():
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("fields", "message"),
     [
-        ("--grid=config.seed=1,1", "The same run twice: seed=1"),
-        ("--draw=config.seed=1:2", "say how many runs with --random"),
-        ("--grid=config.epoch=1", "Did you mean 'epochs'?"),
-        ("--grid=config.epochs=many", "many is of original type"),
-        ("--grid=epochs=1", "is not of the form config.KEY=VALUE"),
+        ({"grid": ["config.seed=1,1"]}, "The same run twice: seed=1"),
+        ({"draws": ["config.seed=1:2"]}, "say how many runs with --random"),
+        ({"grid": ["config.epoch=1"]}, "Did you mean 'epochs'?"),
+        ({"grid": ["config.epochs=many"]}, "many is of original type"),
+        ({"grid": ["epochs=1"]}, "is not of the form config.KEY=VALUE"),
     ],
 )
-def test_what_the_config_does_not_take_is_refused(flag, message):
+def test_what_the_config_does_not_take_is_refused(fields, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        sweep(flag)
+        sweep(**fields)
 
 
 def test_draws_are_in_their_range_and_the_same_every_time():
-    flags = ["--random=6", "--draw=config.optimizer.learning_rate=1e-5:1e-3:log"]
-    flags += ["--draw=config.epochs=1:3", "--grid=config.seed=0,1"]
-    lines = sweep(*flags)
-    assert lines == sweep(*flags)
+    fields = {
+        "count": 6,
+        "draws": ["config.optimizer.learning_rate=1e-5:1e-3:log", "config.epochs=1:3"],
+        "grid": ["config.seed=0,1"],
+    }
+    lines = sweep(**fields)
+    assert lines == sweep(**fields)
     rates = [
         float(re.search(r"learning_rate=(\S+)", line.split("--config.", 1)[1])[1])
         for line in lines
@@ -89,13 +91,13 @@ def test_a_config_file_may_bring_its_own_runs(tmp_path):
         "    for rate in (0.1, 0.2):\n"
         "        add(**{'optimizer.learning_rate': rate}, seed=7)\n"
     )
-    lines = sweep(f"--config={own}:tiny", "--grid=config.epochs=1,2")
+    lines = sweep(config=f"{own}:tiny", grid=["config.epochs=1,2"])
     assert len(lines) == 4 and all("--config.seed=7" in line for line in lines)
     assert sum("learning_rate=0.2" in line for line in lines) == 2
 
 
 def test_tuples_are_values():
-    assert len(sweep("--grid=config.mesh=(1, -1, 1),(2, -1, 1)")) == 2
+    assert len(sweep(grid=["config.mesh=(1, -1, 1),(2, -1, 1)"])) == 2
 
 
 def summarise(folder, **numbers):
@@ -111,18 +113,18 @@ def three_jobs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "order"),
+    ("metric", "lowest", "order"),
     [
-        (["--metric=eval/loss"], ["a", "b", "c"]),
-        (["--metric=eval/loss", "--lowest"], ["b", "a", "c"]),
-        (["--metric=models.x"], ["a", "b", "c"]),
-        (["--metric=nothing"], ["a", "b", "c"]),
+        ("eval/loss", False, ["a", "b", "c"]),
+        ("eval/loss", True, ["b", "a", "c"]),
+        ("models.x", False, ["a", "b", "c"]),
+        ("nothing", False, ["a", "b", "c"]),
     ],
 )
-def test_the_table_is_sorted_by_the_metric_and_names_failures(three_jobs, flags, order):
-    with flagsaver.flagsaver():
-        FLAGS(["sweep", "--config=x", "--workdir=y", *flags])
-        found = table(three_jobs, {"c": "ValueError: no"})
+def test_the_table_is_sorted_by_the_metric_and_names_failures(
+    three_jobs, metric, lowest, order
+):
+    found = table(three_jobs, {"c": "ValueError: no"}, metric, lowest=lowest)
     names, _, states = (list(column.cells) for column in found.columns)
     assert names == order
     assert states[names.index("c")] == "ValueError: no"

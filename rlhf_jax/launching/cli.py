@@ -1,60 +1,36 @@
-"""What the launch scripts share: flags, quiet logs, a compile cache, clear errors."""
+"""The front door of every command: flags, quiet logs, a compile cache, clear errors."""
 
 import contextlib
 import difflib
 import errno
-import importlib
 import itertools
 import logging as standard_logging
 import os
-import pkgutil
 import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-# For configs/, and for the package beside this script, whichever copy is installed.
-sys.path.insert(0, str(ROOT))
-# transformers would advise to install torch; its tokenizers are all that we use.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-import hosts
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.launching import processes
 from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.metrics import NonFiniteError
 
+ROOT = Path(__file__).parents[2]
+# transformers would advise installing torch; the project uses only its tokenizers.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 # Errors whose message is all that the user needs: of bad input, of files (missing, not
 # allowed, no space left) and of a run that cannot go on.
 USER_ERRORS = (ValueError, OSError, NonFiniteError)
 
 
-def stage(*stages: str) -> None:
-    """The whole of a script that runs one of `stages`, or any module in
-    rlhf_jax/stages when none is given, by its config."""
-    folder = ROOT / "rlhf_jax" / "stages"
-    known = stages or tuple(module.name for module in pkgutil.iter_modules([folder]))
-
-    def main(config, workdir):
-        if config.stage not in known:
-            raise ValueError(
-                f"{sys.argv[0]} runs {', '.join(known)}; this config is for "
-                f"{config.stage!r}."
-            )
-        module = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
-        with jax.set_mesh(make_mesh(config.mesh)):
-            module.run(config, workdir)
-
-    run(main)
-
-
-def run(main: Callable) -> None:
-    """Call `main(config, workdir)` with what --config and --workdir say.
+def run(main: Callable[[ConfigDict, str], None]) -> None:
+    """Call `main(config, workdir)` with the values of --config and --workdir: a run,
+    perhaps in several processes.
 
     A user's mistake ends with its message and status 1; --verbosity=1 adds the
     traceback.
@@ -62,25 +38,51 @@ def run(main: Callable) -> None:
     config = config_flags.DEFINE_config_file("config", None, "Config, FILE.py:PRESET.")
     workdir = flags.DEFINE_string("workdir", None, "The run's folder.")
     flags.mark_flags_as_required(["config", "workdir"])
-    hosts.define_flags()
-    set_up_logs()
+    processes.define_flags()
 
-    def guarded(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"unknown arguments {argv[1:]}: flags start with --")
-        hosts.connect()
+    def connected(argv):
+        refuse_arguments(argv[1:])
+        processes.connect()
         keep_freed_memory()
         use_compile_cache()
         if jax.process_count() == 1:
             preemption.install()
         main(config.value, str(Path(workdir.value).absolute()))
 
-    def parse(argv):
-        check_config_flags(argv)
-        return app.parse_flags_with_usage(argv)
+    set_up_logs()
+    with processes.failing_at_once(), clear_errors(), processes.missing_no_one():
+        app.run(connected, flags_parser=parse)
 
-    with hosts.failing_at_once(), clear_errors(), hosts.missing_no_one():
-        app.run(guarded, flags_parser=parse)
+
+def command(
+    main: Callable[[list[str]], None], *, verbosity: int = logging.INFO
+) -> None:
+    """Call `main` with the arguments that are no flags, once the flags are parsed: a
+    command of one process. Errors end it as they end a `run`.
+
+    Args:
+        verbosity: from which level on log lines are shown, if --verbosity says nothing.
+    """
+
+    def prepared(argv):
+        use_compile_cache()
+        main(argv[1:])
+
+    set_up_logs(verbosity)
+    with clear_errors():
+        app.run(prepared, flags_parser=parse)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Check the flags of a config, and parse all flags."""
+    check_config_flags(argv)
+    return app.parse_flags_with_usage(argv)
+
+
+def refuse_arguments(arguments: list[str]) -> None:
+    """Raise app.UsageError where something on the command line is no flag."""
+    if arguments:
+        raise app.UsageError(f"unknown arguments {arguments}: flags start with --")
 
 
 @contextlib.contextmanager
@@ -104,9 +106,9 @@ def clear_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-def set_up_logs() -> None:
-    """Our own log lines from INFO on; of libraries only what is wrong."""
-    logging.set_verbosity(logging.INFO)
+def set_up_logs(verbosity: int = logging.INFO) -> None:
+    """Show our own log lines from a level on, and the warnings of libraries."""
+    logging.set_verbosity(verbosity)
     logging.get_absl_handler().addFilter(_is_ours)
 
 

@@ -1,18 +1,14 @@
 """The programs that launch/plan.py compiles are those that the stages run."""
 
 import importlib
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax.parallel.flops import count_flops
 from rlhf_jax.parallel.mesh import make_mesh
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-import programs
+from rlhf_jax.planning import programs
+from rlhf_jax.planning.flops import count_flops
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 

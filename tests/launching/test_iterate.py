@@ -1,17 +1,11 @@
 """Rounds of iterative DPO: what each starts from, and that they go on."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from configs import iterative_dpo
 from rlhf_jax.data.sources import FOLDER
+from rlhf_jax.launching import iterate
 from rlhf_jax.training.workdir import finish, is_finished, read_summary
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-
-import iterate
 
 
 @pytest.fixture
@@ -20,13 +14,12 @@ def runs(monkeypatch):
     found = []
 
     def record(config, workdir):
-        found.append((Path(workdir).name, config))
+        found.append((workdir.name, config))
         finish_with = {"kept": 3} if config.stage == "pairs" else {"loss/dpo": 0.5}
-        Path(workdir).mkdir(parents=True)
+        workdir.mkdir(parents=True)
         finish(workdir, finish_with)
 
-    monkeypatch.setattr(iterate.pairs, "run", record)
-    monkeypatch.setattr(iterate.dpo, "run", record)
+    monkeypatch.setattr(iterate, "run_stage", record)
     return found
 
 
@@ -42,7 +35,7 @@ def config(tmp_path):
 
 
 def test_each_round_samples_from_the_policy_of_the_last(runs, config, tmp_path):
-    iterate.main(config, str(tmp_path / "run"))
+    iterate.run(config, str(tmp_path / "run"))
     names = [name for name, _ in runs]
     assert names == ["pairs_1", "dpo_1", "pairs_2", "dpo_2"]
     first, trained, second, last = (c for _, c in runs)
@@ -63,25 +56,26 @@ def test_the_reference_is_the_first_policy_or_the_rounds_own(
     reference, expected, runs, config, tmp_path
 ):
     config.reference = reference
-    iterate.main(config, str(tmp_path / "run"))
+    iterate.run(config, str(tmp_path / "run"))
     assert [c.reference_from for n, c in runs if n.startswith("dpo")] == [expected] * 2
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(
     runs, config, tmp_path, monkeypatch
 ):
-    record = iterate.dpo.run
+    record = iterate.run_stage
 
-    def die(config, workdir):
-        raise KeyboardInterrupt
+    def die_in_dpo(config, workdir):
+        if config.stage == "dpo":
+            raise KeyboardInterrupt
+        record(config, workdir)
 
     with monkeypatch.context() as patch:
-        patch.setattr(iterate.dpo, "run", die)
+        patch.setattr(iterate, "run_stage", die_in_dpo)
         with pytest.raises(KeyboardInterrupt):
-            iterate.main(config, str(tmp_path / "run"))
+            iterate.run(config, str(tmp_path / "run"))
     assert not is_finished(tmp_path / "run")
-    assert iterate.dpo.run is record
-    iterate.main(config, str(tmp_path / "run"))
+    iterate.run(config, str(tmp_path / "run"))
     assert [name for name, _ in runs] == ["pairs_1", "dpo_1", "pairs_2", "dpo_2"]
     assert is_finished(tmp_path / "run")
 
@@ -100,6 +94,6 @@ def test_mistakes_are_refused_before_anything_is_written(
 ):
     config.update(fields)
     with pytest.raises(ValueError, match=message):
-        iterate.main(config, str(tmp_path / "run"))
+        iterate.run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     assert not runs

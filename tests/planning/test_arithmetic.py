@@ -1,16 +1,12 @@
 """What a GPU needs beside a program's arguments, reckoned by hand."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 
 from configs import dpo, ppo, reward, sft
 from rlhf_jax.models.presets import num_parameters, preset
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "launch"))
-from arithmetic import temporaries
+from rlhf_jax.planning.arithmetic import temporaries
 
 MODEL = preset("chatglm3_6b", attention="cudnn")
 

@@ -4,7 +4,7 @@ from flax import nnx
 
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
-from rlhf_jax.parallel.flops import count_flops
+from rlhf_jax.planning.flops import count_flops
 
 
 def test_a_product_is_two_operations_a_multiplication():

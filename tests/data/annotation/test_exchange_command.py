@@ -11,7 +11,7 @@ from rlhf_jax.data.annotation.answers import Answer, AnswerLog
 from rlhf_jax.data.annotation.tasks import Pair, make_tasks
 from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -2,19 +2,16 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
+from rlhf_jax.evaluation.report.conversations import differences
+from rlhf_jax.evaluation.report.page import write_report
+from rlhf_jax.evaluation.report.plots import curve
+from rlhf_jax.evaluation.report.runs import find_runs, group_runs
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "launch"))
-
-from report import write_report  # noqa: E402
-
-from rlhf_jax.evaluation.report.conversations import differences  # noqa: E402
-from rlhf_jax.evaluation.report.plots import curve  # noqa: E402
-from rlhf_jax.evaluation.report.runs import find_runs, group_runs  # noqa: E402
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title=1\">"

@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlhf_jax.parallel.hlo import collectives
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.planning.hlo import collectives
 
 TPU = """\
 %cond (p: (s32[], bf16[8,4])) -> pred[] {

@@ -10,7 +10,6 @@ does what is left. SIGTERM goes on to the workers, which save and leave.
 import contextlib
 import dataclasses
 import functools
-import importlib
 import multiprocessing
 import os
 import runpy
@@ -24,15 +23,13 @@ from typing import Any
 
 import jax
 from absl import logging
-from device_groups import group_environment, take_group
 from ml_collections import ConfigDict
-from start import set_up_logs, use_compile_cache
 
-from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.launching.cli import ROOT, set_up_logs, use_compile_cache
+from rlhf_jax.launching.device_groups import group_environment, take_group
+from rlhf_jax.launching.stage import run_stage
 from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +161,7 @@ def _run(job: Job) -> None:
     ):
         logging.get_absl_handler().python_handler.stream = log
         try:
-            config = job.resolve()
-            stage = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
-            with jax.set_mesh(make_mesh(config.mesh)):
-                stage.run(config, str(job.workdir))
+            run_stage(job.resolve(), job.workdir)
         except Exception:
             traceback.print_exc(file=log)
             raise

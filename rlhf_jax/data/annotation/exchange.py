@@ -1,0 +1,85 @@
+"""Annotation tasks to another tool, and comparisons of what comes back."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from rlhf_jax.data.annotation import argilla, label_studio
+from rlhf_jax.data.annotation.answers import comparisons, read_answers
+from rlhf_jax.data.annotation.tasks import GUIDELINE, Task
+from rlhf_jax.data.records import write_records
+
+TOOLS = {"label_studio": label_studio, "argilla": argilla}
+
+
+def export_tasks(
+    tasks: dict[str, Task],
+    tool: str,
+    file: Path,
+    *,
+    criteria: Sequence[str],
+    guideline: str,
+    annotators_per_task: int,
+) -> None:
+    """Write the tasks for a tool to `file`, and its setup beside it; for the other
+    arguments see `serve`."""
+    if tool == "label_studio":
+        setup, text = ".xml", label_studio.labeling_config(criteria)
+    else:
+        text = Path(guideline or GUIDELINE).read_text(encoding="utf-8")
+        setup, text = (
+            ".settings.json",
+            json.dumps(
+                argilla.settings(
+                    criteria,
+                    guideline=text,
+                    annotators_per_task=annotators_per_task,
+                ),
+                ensure_ascii=False,
+                indent=2,
+            ),
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    exported = TOOLS[tool].export_tasks(tasks.values())
+    file.write_text(json.dumps(exported, ensure_ascii=False, indent=1), "utf-8")
+    file.with_suffix(setup).write_text(text, encoding="utf-8")
+    logging.info(
+        "%d tasks: %s, set up by %s", len(tasks), file, file.with_suffix(setup)
+    )
+
+
+def import_comparisons(tasks: dict[str, Task], tool: str, file: Path, out: Path):
+    """Write the comparisons that answers in `file` make to `out`.
+
+    Raises:
+        FileNotFoundError, ValueError: `file` is not there, is no export of the tool, or
+            answers other tasks.
+    """
+    left_out = Counter()
+    if tool == "page":
+        answers = read_answers(file)
+    else:
+        try:
+            exported = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is not JSON: {error}") from None
+        try:
+            answers, left_out = TOOLS[tool].import_answers(exported, tasks)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    records = comparisons(tasks, answers)
+    if not records:
+        raise ValueError(f"{file} holds no answers. Left out: {dict(left_out)}.")
+    write_records(out, records)
+    left_out["skipped"] = len(answers) - len(records)
+    logging.info(
+        "%d comparisons by %d annotators in %s. Left out: %s. Next: "
+        "launch/prepare_comparisons.py.",
+        len(records),
+        len({record.annotator for record in records}),
+        out,
+        dict(+left_out),
+    )

@@ -1,0 +1,86 @@
+"""Answers of a checkpoint in the terminal, alone or in a chat."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from rlhf_jax.data import sources
+from rlhf_jax.data.tokenizers.chat import Message, encode_prompt, stream_response
+from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
+from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.generation.stream import stream
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.training import weights
+
+HELP = "Ctrl-C stops an answer, /new starts again, Ctrl-D ends."
+
+
+class Speaker(NamedTuple):
+    """A model with what it needs to answer."""
+
+    model: ChatGLM
+    tokenizer: Tokenizer
+    sampling: Sampling
+    key: jax.Array
+
+
+def open_checkpoint(
+    folder: Path, dtype: str | None = None
+) -> tuple[ChatGLM, Tokenizer]:
+    """The language model and the tokenizer of a workdir, of one of its checkpoints, or
+    of a Hugging Face folder."""
+    if not weights.workdir_of(folder)[0].is_dir():
+        raise FileNotFoundError(f"--checkpoint: there is no folder {folder}.")
+    tokenizer = sources.tokenizer_of(folder)
+    model = weights.load_model(folder, dtype=dtype, param_dtype=dtype)
+    if isinstance(model, ScoreModel):
+        raise ValueError(f"{folder} is a reward model: it scores, it does not write.")
+    weights.check_vocabulary(model.config, tokenizer.vocab_size, str(folder))
+    return model, tokenizer
+
+
+def answer(
+    speaker: Speaker, messages: list[Message], turn: int, write: Callable[[str], None]
+) -> str:
+    """Write the answer to some messages as it comes; Ctrl-C ends it early."""
+    prompt = encode_prompt(messages, speaker.tokenizer)
+    text = ""
+    with contextlib.suppress(KeyboardInterrupt):
+        key = jax.random.fold_in(speaker.key, turn)
+        tokens = stream(speaker.model, prompt, key, speaker.sampling)
+        for piece in stream_response(tokens, speaker.tokenizer):
+            write(piece)
+            text += piece
+    return text
+
+
+def chat(
+    speaker: Speaker, system: str, read: Callable[[], str], write: Callable[[str], None]
+) -> None:
+    """Take turns until `read` comes to its end."""
+    opening = [{"role": "system", "content": system}] if system else []
+    messages, turn = list(opening), 0
+    while True:
+        try:
+            question = read().strip()
+        except (EOFError, KeyboardInterrupt):
+            write("\n")
+            return
+        if question == "/new":
+            messages = list(opening)
+            write("A new talk.\n")
+        if question in ("", "/new"):
+            continue
+        asked = [*messages, {"role": "user", "content": question}]
+        try:
+            text = answer(speaker, asked, turn, write)
+        except ValueError as error:  # most often the context is full
+            write(f"{error}\n/new starts again.\n")
+            continue
+        write("\n")
+        messages = [*asked, {"role": "assistant", "content": text}]
+        turn += 1

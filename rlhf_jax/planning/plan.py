@@ -1,0 +1,93 @@
+"""The plan of a run: each of its programs on given chips, and the table of them."""
+
+import dataclasses
+
+import jax
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.planning import programs, roofline
+from rlhf_jax.planning.arithmetic import temporaries
+from rlhf_jax.planning.roofline import CHIPS, GIB, GPUS, Chip, Plan, Program
+from rlhf_jax.training import weights
+
+
+def plan(
+    config: ConfigDict, topology: str, only: list[str]
+) -> tuple[list[Plan], dict[str, int]]:
+    """The plan of each program of a stage's run, and the sizes of the mesh.
+
+    Args:
+        topology: chips, as "v5e:4x8" for TPUs and "h200:1" for GPUs.
+        only: the names of the programs to plan; empty: all.
+
+    Raises:
+        ValueError: an unknown topology, or a stage without a plan.
+    """
+    kind, _, shape = topology.partition(":")
+    if kind not in CHIPS | GPUS or not shape or (kind in GPUS and not shape.isdigit()):
+        raise ValueError(
+            f"--topology={topology}: write KIND:SHAPE, with one of the kinds "
+            f"{', '.join(CHIPS)}, such as v5e:4x8, or KIND:COUNT with one of "
+            f"{', '.join(GPUS)}, such as h200:1."
+        )
+    if kind in GPUS:
+        jax.config.update("jax_num_cpu_devices", int(shape))  # stand for them
+        devices = jax.devices()
+    else:
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology
+        ).devices
+    mesh = make_mesh(config.mesh, devices)
+    with jax.set_mesh(mesh):
+        both = zip(
+            programs.of(config), programs.of(config, recompute=False), strict=True
+        )
+        both = [pair for pair in both if not only or pair[0].name in only]
+        if kind in GPUS:
+            plans = [by_arithmetic(config, *pair, GPUS[kind]) for pair in both]
+        else:
+            plans = [
+                roofline.plan(*pair, CHIPS[kind], num_chips=mesh.size) for pair in both
+            ]
+    return plans, dict(mesh.shape)
+
+
+def by_arithmetic(config, program: Program, useful: Program, gpu: Chip) -> Plan:
+    model = preset(config.model, **weights.computation(config))
+    model = dataclasses.replace(model, attention="cudnn")
+    devices = jax.sharding.get_mesh().size
+    parts = temporaries(config, model, program.name, devices=devices)
+    return roofline.estimate(program, useful, gpu, num_chips=devices, temporaries=parts)
+
+
+def table(plans: list[Plan], topology: str, mesh: dict[str, int]) -> Table:
+    """One row a program, in GiB, TFLOP and seconds of one chip."""
+    title = f"{topology} as " + " x ".join(f"{k} {n}" for k, n in mesh.items())
+    rows = Table(title=title)
+    for name in ("program", "held", "arguments", "temporaries", "of HBM", "fits"):
+        rows.add_column(name)
+    for name in ("TFLOP", "GiB moved", "seconds at best", "bound by", "MFU at most"):
+        rows.add_column(name)
+    for p in plans:
+        seconds = p.seconds
+        bound = max(seconds, key=seconds.get)
+        moved = ", ".join(f"{k} {n / GIB:.1f}" for k, n in p.moved.items())
+        rows.add_row(
+            p.name,
+            *(
+                f"{p.memory[k] / GIB:.2f}" if k in p.memory else "?"
+                for k in ("held", "arguments", "temporaries")
+            ),
+            f"{p.chip.memory / GIB:.1f}",
+            "yes" if p.fits else "NO",
+            f"{p.flops / 1e12:.1f}",
+            moved,
+            f"{seconds[bound]:.2f}",
+            bound,
+            f"{p.utilisation:.0%}",
+        )
+    return rows
