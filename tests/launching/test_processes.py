@@ -55,7 +55,8 @@ def test_a_process_whose_peer_is_gone_says_so_and_ends_at_once(
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("of ours"), processes.jax.errors.JaxRuntimeError("out of memory")]
+    "error",
+    [ValueError("of ours"), processes.jax.errors.JaxRuntimeError("out of memory")],
 )
 def test_other_errors_are_not_taken_for_a_peer_that_is_gone(error, one_of_two):
     with pytest.raises(type(error)), processes.missing_no_one():

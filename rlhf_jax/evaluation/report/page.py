@@ -13,6 +13,7 @@ from rlhf_jax.evaluation.report.conversations import conversations
 from rlhf_jax.evaluation.report.runs import (
     Group,
     Run,
+    find_runs,
     group_runs,
     has_number,
     read_lines,
