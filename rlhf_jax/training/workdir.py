@@ -1,68 +1,184 @@
 """A run's folder: what configured it, and whether it is the folder of this run."""
 
+import functools
+import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator
+import shutil
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 import rlhf_jax
+from rlhf_jax.shared_work import exchange, first_does, is_first
 from rlhf_jax.training import lock, options
 from rlhf_jax.training.metrics import MEASURED
 
+# What a start leaves that came to no result, and the next start makes again.
+LEFTOVERS = ("tokenizer", "bad_records.jsonl", "inputs.json", "reference_*.npz")
+MADE_DATA = "data/made_from.json"  # data/ is the run's own work where this file is
+SHOWN = 6  # numbers of a summary in the log
 
+
+@functools.cache
 def versions() -> dict[str, str]:
+    """What computes: the versions of the libraries, and the SHA-256 of our code."""
+    code, package = hashlib.sha256(), Path(rlhf_jax.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        code.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return {
         "rlhf_jax": rlhf_jax.__version__,
+        "rlhf_jax code": code.hexdigest()[:12],
         "jax": jax.__version__,
         "flax": flax.__version__,
     }
 
 
 def open_workdir(
-    workdir: str | os.PathLike, config: ConfigDict, *, free: Collection[str] = ()
+    workdir: str | os.PathLike,
+    config: ConfigDict,
+    *,
+    free: Collection[str] = (),
+    parts: Mapping[str, Collection[str]] | None = None,
 ) -> Path:
     """Make the folder, or take up one that the same config left; write config.json.
-    It is this process's until `finish`, or the process's end.
+    The folder is this process's until `finish`, or the process's end. A folder
+    without results (see `results`) takes any config.
 
     Args:
         free: keys, "service.timeout", that may differ: no result depends on them. Nor
             does one on the mesh, so that a run goes on with other devices.
+        parts: a section of the config -> the folders in `workdir` of the runs that it
+            configures. The section may differ while none of them has results.
 
     Raises:
         ValueError: the folder holds a run of another config; the keys that differ are
             listed with both values. Or another process is at work there; or a value of
-            the config makes no sense, and nothing is made.
+            the config makes no sense, and nothing is made. Or the processes of the run
+            were started with different configs or code.
     """
     options.check(config)
     folder = Path(workdir)
-    path = folder / "config.json"
     resolved = json.loads(config.to_json_best_effort())
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(folder)
+    own = {"--workdir": str(workdir), "versions": versions(), "config": resolved}
+    refuse_difference(exchange(own))
+    first_does(_open, folder, resolved, free, parts or {})
+    return folder
+
+
+def refuse_difference(records: list[dict]) -> None:
+    """Refuse to go on where processes were started differently, or read other inputs.
+
+    Args:
+        records: one of each process, in their order.
+
+    Raises:
+        ValueError: names the first process that differs from process 0, and the keys.
+    """
+    for number, record in enumerate(records):
+        differences = list(config_differences(records[0], record))
+        if differences:
+            listed = ", ".join(f"{k}: {x!r} -> {y!r}" for k, x, y in differences)
+            raise ValueError(
+                f"Process {number} differs from process 0 (there -> here): {listed}. "
+                "Start all processes with the same command, code and files."
+            )
+
+
+def results(folder: Path) -> list[str]:
+    """What a run has in its folder that is worth keeping: "checkpoints",
+    "metrics.jsonl", "summary.json". Other files the same command makes again."""
+    found = []
+    checkpoints = folder / "checkpoints"
+    if checkpoints.is_dir() and any(x.name[:1].isdigit() for x in _whole(checkpoints)):
+        found.append("checkpoints")
+    metrics = folder / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        found.append(metrics.name)
+    if (folder / "summary.json").is_file():
+        found.append("summary.json")
+    return found
+
+
+def _whole(checkpoints: Path) -> list[Path]:
+    """The checkpoints in a folder, damaged ones too, that were saved to the end."""
+    return [path for path in checkpoints.iterdir() if "-tmp" not in path.name]
+
+
+def _open(folder: Path, resolved: dict, free, parts: Mapping) -> None:
+    """Take the lock and write config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock.acquire(folder)
+    path = folder / "config.json"
+    held = results(folder)
+    begun = {
+        section: [f"{name}/{x}" for name in names for x in results(folder / name)]
+        for section, names in parts.items()
+    }
+    held += [name for names in begun.values() for name in names]
     if path.exists():
-        recorded = _read_json(path).get("config", {})
+        try:
+            recorded = _read_json(path).get("config", {})
+        except ValueError:
+            if held:
+                raise
+            recorded = {}
         differences = [
-            f"config.{key}: {there!r} -> {here!r}"
+            (key, there, here)
             for key, there, here in config_differences(recorded, resolved)
             if key not in free and not key.endswith("mesh")
         ]
-        if differences:
+        binding = [
+            f"config.{key}: {there!r} -> {here!r}"
+            for key, there, here in differences
+            if held and begun.get(key.partition(".")[0], True)
+        ]
+        if binding:
             raise ValueError(
-                f"{folder} belongs to a run with another config. Use a new --workdir, "
-                "or the old values. Keys that differ (there -> here):\n  "
-                + "\n  ".join(differences)
+                f"{folder} belongs to a run with another config, and holds "
+                f"{', '.join(held)}. Use a new --workdir, or the old values. Keys that "
+                "differ (there -> here):\n  " + "\n  ".join(binding)
             )
-        return folder
-    if jax.process_index() == 0:
-        record = {"config": resolved, "versions": versions(), "seed": config.seed}
-        _write_json(path, record)
-    return folder
+        if not differences:
+            return
+        logging.info(
+            "%s: its last start came to no result; goes on with the new config: %s.",
+            folder,
+            ", ".join(f"config.{key}={here!r}" for key, _, here in differences),
+        )
+        if not held:
+            _clear(folder, resolved)
+    record = {"config": resolved, "versions": versions(), "seed": resolved["seed"]}
+    _write_json(path, record)
+
+
+def _clear(folder: Path, resolved: dict) -> None:
+    """Remove what a start with another config left, unless the new config names it."""
+    left = [path for name in LEFTOVERS for path in folder.glob(name)]
+    if (folder / MADE_DATA).is_file():
+        left.append(folder / "data")
+    named = {os.path.abspath(x) for x in _texts(resolved) if x}
+    for path in left:
+        if os.path.abspath(path) in named:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _texts(config) -> Iterator[str]:
+    """All the texts of a config."""
+    if isinstance(config, dict):
+        for value in config.values():
+            yield from _texts(value)
+    elif isinstance(config, str):
+        yield config
 
 
 def _write_json(path: Path, record: dict) -> None:
@@ -74,8 +190,11 @@ def _write_json(path: Path, record: dict) -> None:
 
 def _read_json(path: Path) -> dict:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("it holds no JSON object")
+        return record
+    except ValueError as error:
         raise ValueError(
             f"{path} cannot be read ({error}). Restore it from a copy, or start anew "
             "in another --workdir."
@@ -97,16 +216,36 @@ def config_differences(there, here, key: str = "") -> Iterator[tuple[str, Any, A
 
 def finish(workdir: str | os.PathLike, summary: dict) -> None:
     """Write summary.json: the stage's last numbers, and the sign that it is done. How
-    fast it was stays out: the same run leaves the same summary."""
-    if jax.process_index() == 0:
-        found = {k: x for k, x in summary.items() if not k.startswith(MEASURED)}
-        _write_json(Path(workdir) / "summary.json", found)
+    fast it was stays out: the same run leaves the same summary. Of several processes
+    the first writes, and the others go on when it is written."""
+    numbers = {k: x for k, x in summary.items() if not k.startswith(MEASURED)}
+    first_does(_write_json, Path(workdir) / "summary.json", numbers)
+    if is_first():
         lock.release(Path(workdir))
 
 
 def is_finished(workdir: str | os.PathLike) -> bool:
     """Whether the run of this folder came to its end."""
-    return (Path(workdir) / "summary.json").exists()
+    return first_does((Path(workdir) / "summary.json").exists)
+
+
+def done_before(workdir: str | os.PathLike) -> bool:
+    """`is_finished`; if so the log says that nothing is done, and the result."""
+    if not is_finished(workdir):
+        return False
+    numbers = [
+        f"{name} {value:.4g}"
+        for name, value in read_summary(workdir).items()
+        if isinstance(value, int | float)
+    ]
+    logging.info(
+        "%s is finished: nothing to do. Its result, summary.json: %s.",
+        workdir,
+        ", ".join(numbers[:SHOWN]) + ", ..." * (len(numbers) > SHOWN),
+    )
+    if is_first():
+        lock.release(Path(workdir))
+    return True
 
 
 def read_summary(workdir: str | os.PathLike) -> dict:
