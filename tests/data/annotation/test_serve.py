@@ -207,7 +207,6 @@ def test_the_page_shows_text_asks_nobody_else_and_lets_in_by_password_alone(
     tasks = write_tasks(tmp_path, 8)
     secret = "correct horse"
     server = serve(tmp_path, "--port=0", "--host=0.0.0.0", RLHF_JAX_PASSWORD=secret)
-    assert "jaxlib" not in Path(f"/proc/{server.process.pid}/maps").read_text()
     url = f"http://127.0.0.1:{server.port}"
 
     # Without signing in nothing is served but the sign-in itself.
