@@ -12,9 +12,14 @@ Every stage reads one data folder:
 takes one that is already laid out.
 """
 
-import functools
-from collections.abc import Callable
+import hashlib
+import json
+import shutil
+import time
 from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
 
 from rlhf_jax.data.reading.preference_sets import write_preferences
 from rlhf_jax.data.records import Dialogue, Record, read_records
@@ -31,12 +36,15 @@ from rlhf_jax.data.tokenizers.tokenizer import (
 from rlhf_jax.shared_work import first_makes, is_first
 
 FOLDER = ("sft.jsonl", "sft_test.jsonl", "prompts.jsonl", "eval_prompts.jsonl")
+MADE_FROM = "made_from.json"  # in a data folder that a run made
 BAD_RECORDS = "bad_records.jsonl"  # in the workdir: every line that could not be read
 
 
 @first_makes
 def open_data(config, workdir: Path) -> Path:
-    """The data folder of a run: `config.path`, or `workdir/data` made from it.
+    """The data folder of a run: `config.path`, or `workdir/data` made from it. The
+    folder is made anew where its source has changed since; `made_from.json` in it says
+    what it was made from.
 
     Args:
         config: path ("testbed", a laid-out folder, or what `rows.scan_rows` takes);
@@ -56,14 +64,20 @@ def open_data(config, workdir: Path) -> Path:
     made, path = Path(workdir) / "data", Path(config.path)
     if config.path != "testbed" and all((path / name).is_file() for name in FOLDER):
         return path
-    if (made / "tokenizer").is_dir():
-        return made
+    source = source_of(config)
+    if is_whole(made):
+        before = made_from(made)
+        if before in (None, source):
+            return made
+        logging.warning("%s: what it was made from has changed; made anew.", made)
+    making = made.with_name("data.making")  # gets its name when all of it is there
+    shutil.rmtree(making, ignore_errors=True)
     if config.path == "testbed":
-        write_testbed(config, made)
+        write_testbed(config, making)
     else:
         write_preferences(
             config.path,
-            made,
+            making,
             layout=config.layout,
             train_split=config.train_split,
             test_split=config.test_split,
@@ -71,21 +85,85 @@ def open_data(config, workdir: Path) -> Path:
             on_bad_record=config.on_bad_record,
             report=Path(workdir) / BAD_RECORDS,
         )
-    if not (made / "tokenizer").is_dir():
-        dialogues = read_records(made / "sft.jsonl", Dialogue)
+    if not has_tokenizer(making / "tokenizer"):
+        dialogues = read_records(making / "sft.jsonl", Dialogue)
         texts = [m["content"] for dialogue in dialogues for m in dialogue.messages]
-        train_tokenizer(texts, config.vocab_size, made / "tokenizer")
+        train_tokenizer(texts, config.vocab_size, making / "tokenizer")
+    (making / MADE_FROM).write_text(json.dumps(source, indent=2), encoding="utf-8")
+    if made.exists() and made_from(made) is None:  # perhaps not ours
+        made.rename(made.with_name(f"data.before.{time.time():.0f}"))
+    shutil.rmtree(made, ignore_errors=True)
+    making.rename(made)
     return made
 
 
-def reader(config, workdir: Path) -> Callable[[Path, type[Record]], list[Record]]:
-    """`read_records` as `config.on_bad_record` says; what is bad is listed in
-    `workdir/bad_records.jsonl`."""
-    return functools.partial(
-        read_records,
-        on_bad_record=config.on_bad_record,
-        report=Path(workdir) / BAD_RECORDS if is_first() else None,
-    )
+def source_of(config) -> dict:
+    """What `workdir/data` is made from: the settings, and the source's fingerprint."""
+    if config.path == "testbed":
+        names = ("path", "testbed", "annotators", "vocab_size")
+    else:
+        names = ("path", "layout", "train_split", "test_split", "test_share")
+        names += ("on_bad_record", "vocab_size")
+    settings = {name: config[name] for name in names}
+    text = ConfigDict(settings).to_json_best_effort()
+    return json.loads(text) | {"fingerprint": fingerprint(config.path)}
+
+
+def made_from(folder: Path) -> dict | None:
+    """What a data folder of a workdir was made from; None where that is not known."""
+    try:
+        return json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a data folder lacks nothing, and its tokenizer can be read."""
+    if not all((folder / name).is_file() for name in FOLDER):
+        return False
+    try:
+        load_tokenizer(folder / "tokenizer")
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def fingerprint(origin: str | Path) -> str:
+    """SHA-256 of a file, or of all files of a folder; "" for what is no file here."""
+    origin, found = Path(origin), hashlib.sha256()
+    if not origin.exists():
+        return ""
+    files = [origin] if origin.is_file() else sorted(origin.rglob("*"))
+    for path in filter(Path.is_file, files):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found.update(f"{path.relative_to(origin)} {digest}\n".encode())
+    return found.hexdigest()[:16]
+
+
+class Reader:
+    """`read_records` as `config.on_bad_record` says. What is bad is listed in
+    `workdir/bad_records.jsonl`.
+
+    Attributes:
+        fingerprints: file -> fingerprint, of all that was read.
+    """
+
+    def __init__(self, config, workdir: Path):
+        self.fingerprints: dict[str, str] = {}
+        self._on_bad_record = config.on_bad_record
+        self._report = Path(workdir) / BAD_RECORDS if is_first() else None
+
+    def __call__(self, path: str | Path, kind: type[Record]) -> list[Record]:
+        """The records of a file, see `read_records`."""
+        records = read_records(
+            path, kind, on_bad_record=self._on_bad_record, report=self._report
+        )
+        self.fingerprints[str(path)] = fingerprint(path)
+        return records
+
+
+reader = Reader
 
 
 @first_makes

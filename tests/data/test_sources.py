@@ -142,3 +142,97 @@ def test_a_tokenizer_is_found_from_a_workdir_or_one_of_its_checkpoints(model, tm
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No tokenizer in any of .*none"):
         sources.tokenizer_of(tmp_path / "none")
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A preference set, its config, and the folder that was made of it."""
+    write_split(
+        tmp_path / "set", train=json.dumps(GOOD) + "\n", test=json.dumps(GOOD) + "\n"
+    )
+    c = config(tmp_path / "set")
+    return tmp_path / "set", c, sources.open_data(c, tmp_path / "run")
+
+
+def touch_all(folder: Path) -> None:
+    """Make it visible whether a folder is made anew."""
+    (folder / "mark").touch()
+
+
+def test_data_that_have_not_changed_are_used_again(made, tmp_path):
+    _, c, data = made
+    touch_all(data)
+    assert sources.open_data(c, tmp_path / "run") == data
+    assert (data / "mark").exists()
+
+
+def change_a_line(source, c, data):
+    text = json.dumps(GOOD).replace("Fine.", "Well.")
+    (source / "train.jsonl").write_text(text + "\n")
+
+
+def change_a_setting(source, c, data):
+    c.vocab_size = 290
+
+
+def remove_the_tokenizer(source, c, data):
+    for file in (data / "tokenizer").iterdir():
+        file.unlink()
+
+
+def halve_the_tokenizer(source, c, data):
+    (data / "tokenizer" / "tokenizer.json").write_text("{")
+
+
+def remove_a_file(source, c, data):
+    (data / "prompts.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_a_line,
+        change_a_setting,
+        remove_the_tokenizer,
+        halve_the_tokenizer,
+        remove_a_file,
+    ],
+)
+def test_data_that_are_stale_or_not_whole_are_made_anew(change, made, tmp_path):
+    source, c, data = made
+    touch_all(data)
+    change(source, c, data)
+    assert sources.open_data(c, tmp_path / "run") == data
+    assert not (data / "mark").exists()
+    assert sources.is_whole(data)
+    assert (change is change_a_line) == ("Well." in (data / "sft.jsonl").read_text())
+
+
+def test_what_a_kill_left_is_no_data(made, tmp_path, monkeypatch):
+    _, c, data = made
+    text = (data / "sft.jsonl").read_text()
+    (data / "made_from.json").unlink()
+    (data / "sft.jsonl").unlink()  # as of a version that wrote in place
+    (data / "own.txt").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "train_tokenizer", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sources.open_data(c, tmp_path / "run")
+    assert not sources.is_whole(data)
+    assert sources.open_data(c, tmp_path / "run") == data
+    assert (data / "sft.jsonl").read_text() == text
+    (before,) = (tmp_path / "run").glob("data.before.*")
+    assert (before / "own.txt").exists()  # perhaps the user's: nothing is lost
+    assert not (tmp_path / "run" / "data.making").exists()
+
+
+def test_a_reader_notes_what_it_read(made, tmp_path):
+    _, c, data = made
+    read = sources.reader(c, tmp_path / "run")
+    read(data / "sft.jsonl", Dialogue)
+    first = dict(read.fingerprints)
+    assert list(first) == [str(data / "sft.jsonl")]
+    with (data / "sft.jsonl").open("a") as file:
+        file.write("\n")
+    read(data / "sft.jsonl", Dialogue)
+    assert read.fingerprints != first
