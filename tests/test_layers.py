@@ -9,12 +9,13 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 
 ALLOWED = {
     "batches": set(),
+    "files": set(),
     "losses": set(),
     "parallel": set(),
-    "data": {"batches"},
-    "models": {"parallel"},
-    "generation": {"models", "losses", "parallel", "batches"},
-    "training": {"generation", "models", "losses", "parallel", "batches"},
+    "data": {"batches", "files"},
+    "models": {"parallel", "files"},
+    "generation": {"models", "losses", "parallel", "batches", "files"},
+    "training": {"generation", "models", "losses", "parallel", "batches", "files"},
     "evaluation": {
         "generation",
         "training",
@@ -23,6 +24,7 @@ ALLOWED = {
         "data",
         "parallel",
         "batches",
+        "files",
     },
     "planning": {
         "generation",
@@ -52,6 +54,7 @@ ALLOWED = {
         "data",
         "parallel",
         "batches",
+        "files",
     },
 }
 EVERYWHERE = {"files", "shared_work"}  # that every part may import

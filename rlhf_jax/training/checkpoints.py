@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,16 +19,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
+from rlhf_jax.files import disk_trouble, read_json
 from rlhf_jax.training import checksums, preemption
 from rlhf_jax.training.workdir import due
 
 META = "meta"
 
 
-class DiskFullError(OSError):
-    """A checkpoint could not be written; the previous one is intact."""
+class SaveError(OSError):
+    """A checkpoint could not be written; those before it are intact."""
 
 
 def path_name(path: tuple) -> str:
@@ -58,6 +59,22 @@ class DamagedError(ValueError):
     """A checkpoint's files are not what was saved."""
 
 
+_open: weakref.WeakSet["Checkpoints"] = weakref.WeakSet()  # of runs that write
+
+
+def finish_saves() -> list[str]:
+    """Wait until no save is under way, whatever became of it: for a program that ends
+    early. Returns the newest checkpoint of each run that was going on."""
+    newest = []
+    for checkpoints in list(_open):
+        try:
+            checkpoints.wait()
+        except Exception as error:
+            logging.error("%s", error)
+        newest += [str(checkpoints.folder / str(s)) for s in checkpoints.steps()[-1:]]
+    return newest
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Saves happen in the background.
 
@@ -70,18 +87,25 @@ class Checkpoints:
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int | None, best: str = ""):
         self.folder = Path(workdir).absolute() / "checkpoints"
-        self._reads_only, self._best = keep is None, best
-        self._saving, self._stopping = 0, False
-        policies = [checkpoint_managers.LatestN(keep)]
-        if best:
-            policies.append(checkpoint_managers.BestN(get_metric_fn=self._score, n=1))
+        self._keep, self._best = keep, best
+        self._scores: dict[int, float | None] = {}  # by step, as far as known
+        self._saving, self._stopping, self._is_last = 0, False, False
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            best_fn=self._score if best else None,  # makes orbax record the number
-            cleanup_tmp_directories=not self._reads_only,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._sign),
+            preservation_policy=self,
+            cleanup_tmp_directories=keep is not None,
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._sign,
+                # Or an error while folders are made leaves threads that wait for them.
+                create_directories_asynchronously=False,
+            ),
         )
         self._manager = ocp.CheckpointManager(str(self.folder), options=options)
+        if keep is not None:
+            _open.add(self)
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, damaged ones too, in order."""
+        return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int:
         """The newest whole checkpoint's step; 0 when there is none at all. What is
@@ -90,18 +114,20 @@ class Checkpoints:
         Raises:
             DamagedError: there are checkpoints, and none of them is whole.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged = []
+        for step in reversed(self.steps()):
             damage = _damage(self.folder / str(step))
             if not damage:
+                if self._keep is not None:
+                    self._set_aside(damaged)
                 return step
             logging.error("%s/%d is damaged, not used: %s.", self.folder, step, damage)
-            if not self._reads_only:
-                self._set_aside(step)
-        if steps:
+            damaged.append(step)
+        if damaged:
+            rest = "delete the folder and start from nothing"
             raise DamagedError(
                 f"No checkpoint in {self.folder} is whole: {damage}. Restore one from "
-                "a copy, or delete the folder and start from nothing."
+                f"a copy, or {rest if self._keep is not None else 'name another run'}."
             )
         return 0
 
@@ -115,12 +141,10 @@ class Checkpoints:
         """
         if not which:
             return self.latest_step()
-        steps = sorted(self._manager.all_steps())
+        steps = self.steps()
         found = [step for step in steps if str(step) == which]
         if which == "best":
-            scores = {step: self.meta(step).get("score") for step in steps}
-            scored = [step for step in steps if scores[step] is not None]
-            found = sorted(scored, key=scores.get, reverse=True)
+            found = self._best_of(steps)
         if not found:
             hint = " SFT and PPO mark one where they evaluate." * (which == "best")
             raise ValueError(
@@ -136,6 +160,7 @@ class Checkpoints:
         has come; then `save` ends the program. To be asked after every step."""
         preemption.wait_for_step(True)
         self._stopping = preemption.asked() or self._manager.reached_preemption(step)
+        self._is_last = step == total
         return self._stopping or due(step, every, total)
 
     def save(
@@ -147,8 +172,8 @@ class Checkpoints:
             numbers: this step's, `best` perhaps among them.
 
         Raises:
-            DiskFullError: this or the previous save found no space.
-            Preempted: after the save, when SIGTERM has come.
+            SaveError: the disk did not take this or the previous save.
+            Preempted: after the save, when SIGTERM or Ctrl-C has come.
         """
         flat = {name: flatten(item) for name, item in items.items()}
         shapes = {
@@ -156,41 +181,56 @@ class Checkpoints:
             for name, item in flat.items()
         }
         arguments = {name: ocp.args.StandardSave(item) for name, item in flat.items()}
-        score = self._score(numbers or {}) if self._best else -np.inf
-        record = {"shapes": shapes, "score": score if np.isfinite(score) else None}
+        score = (numbers or {}).get(self._best.removeprefix("-"), np.nan)
+        score = -score if self._best.startswith("-") else score
+        self._scores[step] = score if np.isfinite(score) else None
+        record = {
+            "shapes": shapes,
+            "score": self._scores[step],
+            "checksums": True,  # without their file the checkpoint is damaged
+        }
         arguments[META] = ocp.args.JsonSave(meta | record)
         self.wait()
         self._saving = step
-        with _disk_errors(self.folder):
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(**arguments),
-                metrics=numbers or {} if self._best else None,
-            )
+        with self._disk_errors():
+            self._manager.save(step, args=ocp.args.Composite(**arguments))
+        if self._is_last:
+            preemption.wait_for_step(False)
+            self._stopping = self._stopping or preemption.asked()
         if self._stopping:
             self.wait()
             raise preemption.Preempted(f"saved {self.folder}/{step}")
 
     def wait(self) -> None:
-        """Return when the last save is on disk."""
-        with _disk_errors(self.folder):
+        """Return when the last save is on disk.
+
+        Raises:
+            SaveError: the disk did not take it.
+        """
+        with self._disk_errors():
             self._manager.wait_until_finished()
 
     def delete_from(self, step: int) -> None:
         """Delete the checkpoints of `step` and of all later steps."""
         self.wait()
-        for saved in self._manager.all_steps():
+        for saved in self.steps():
             if saved >= step:
                 self._manager.delete(saved)
 
     def meta(self, step: int) -> dict:
-        """The JSON record of a checkpoint."""
-        arguments = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
-        with _read_errors(self.folder / str(step)):
-            return self._manager.restore(step, args=arguments)[META]
+        """The JSON record of a checkpoint.
+
+        Raises:
+            DamagedError: it is missing or broken.
+        """
+        try:
+            return read_json(self.folder / str(step) / META / "metadata")
+        except (FileNotFoundError, ValueError) as error:
+            raise DamagedError(f"{self.folder}/{step} is damaged: {error}") from None
 
     def restore(self, step: int, like: dict) -> dict:
-        """The items of a checkpoint.
+        """The items of a checkpoint. Where they cannot be loaded though the files are
+        what was saved, the error goes up as it is: memory is short, say.
 
         Args:
             like: name -> pytree of arrays or `jax.ShapeDtypeStruct`s with shardings:
@@ -198,7 +238,7 @@ class Checkpoints:
 
         Raises:
             ValueError: names or shapes differ from what was saved.
-            DamagedError: files are missing or broken.
+            DamagedError: files are not what was saved.
         """
         wanted = {k: flatten(v) for k, v in like.items()}
         self._check(step, wanted)
@@ -208,16 +248,47 @@ class Checkpoints:
                 for k, v in wanted.items()
             }
         )
-        with _read_errors(self.folder / str(step)):
+        try:
             restored = self._manager.restore(step, args=arguments)
+        except Exception as error:
+            damage = _damage(self.folder / str(step))
+            if damage:
+                raise DamagedError(
+                    f"{self.folder}/{step} is damaged: {damage}."
+                ) from error
+            error.add_note(f"{self.folder}/{step} is whole, but was not loaded here.")
+            raise
         return {name: unflatten(restored[name], like[name]) for name in like}
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
+        _open.discard(self)
         preemption.wait_for_step(False)
         if preemption.asked():
             raise preemption.Preempted(f"all of {self.folder} is saved")
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Which checkpoints stay, the newest and the best: orbax asks its policy so."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = steps[-self._keep :]
+        if self._best:
+            kept += self._best_of(steps)[:1]
+        return [step in kept for step in steps]
+
+    def _best_of(self, steps: list[int]) -> list[int]:
+        """The steps that have a score, the highest first, of equal ones the earliest.
+        One whose record is damaged has none."""
+        for step in steps:
+            if step in self._scores:
+                continue
+            damage = _damage(self.folder / str(step), META)
+            if damage:
+                logging.error("%s/%d is damaged: %s.", self.folder, step, damage)
+            self._scores[step] = None if damage else self.meta(step).get("score")
+        scored = [step for step in steps if self._scores[step] is not None]
+        return sorted(scored, key=lambda step: (-self._scores[step], step))
 
     def _sign(self) -> None:
         """Called in the background when all is written, before the folder gets its
@@ -226,20 +297,35 @@ class Checkpoints:
             (unnamed,) = self.folder.glob(f"{self._saving}.*tmp*")
             checksums.write(unnamed)
 
-    def _score(self, numbers: dict) -> float:
-        value = numbers.get(self._best.removeprefix("-"), np.nan)
-        score = -value if self._best.startswith("-") else value
-        return score if np.isfinite(score) else -np.inf
-
-    def _set_aside(self, step: int) -> None:
-        """Out of the way of the next save of this step, but not lost."""
-        if jax.process_index() == 0:
-            damaged = self.folder / f"{step}.damaged"
-            shutil.rmtree(damaged, ignore_errors=True)
-            (self.folder / str(step)).rename(damaged)
+    def _set_aside(self, steps: list[int]) -> None:
+        """Out of the way of the next saves of these steps, but not lost."""
+        if not steps:
+            return
+        for step in steps:
+            if jax.process_index() == 0:
+                damaged = self.folder / f"{step}.damaged"
+                shutil.rmtree(damaged, ignore_errors=True)
+                (self.folder / str(step)).rename(damaged)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoint set aside")
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager.reload()
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Turns what a disk did not allow, in whichever words it comes, into one clear
+        error; after any there is no save to wait for."""
+        try:
+            yield
+        except Exception as error:
+            _open.discard(self)
+            trouble = disk_trouble(error)
+            if trouble is None:
+                raise
+            what, cure = trouble
+            raise SaveError(
+                f"{what}: no checkpoint could be saved in {self.folder}. The last "
+                f"complete one is intact: {cure} and start the same command again."
+            ) from error
 
     def _check(self, step: int, wanted: dict) -> None:
         where, saved = self.folder / str(step), self.meta(step)["shapes"]
@@ -277,38 +363,25 @@ def _name_mismatch(expected: set, found: set) -> str:
     )
 
 
-def _damage(folder: Path) -> str:
-    """`checksums.damage`, found by process 0 for all: they must use the same files."""
-    damage = checksums.damage(folder) if jax.process_index() == 0 else ""
+def _damage(folder: Path, item: str = "") -> str:
+    """What is wrong with a checkpoint, or with one of its items; "" where nothing is.
+    Process 0 finds it for all: they must use the same files."""
+    damage = ""
+    if jax.process_index() == 0:
+        try:
+            damage = checksums.damage(folder, item)
+        except FileNotFoundError:
+            damage = _without_checksums(folder)
     if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(bool(damage)):
         return damage or "process 0 says how"
     return damage
 
 
-@contextlib.contextmanager
-def _read_errors(folder: Path) -> Iterator[None]:
-    """Whatever orbax says to files that it cannot read becomes one clear error."""
+def _without_checksums(folder: Path) -> str:
+    """What is wrong with a checkpoint that has no checksums: nothing where its record
+    is whole and does not speak of any, as records of version 0.1 do not."""
     try:
-        yield
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DamagedError(
-            f"{folder} cannot be read ({reason[0][:200]}). Delete it, and the "
-            "checkpoint before it is used."
-        ) from error
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk, in whichever words it comes, into one clear error."""
-    try:
-        yield
-    except Exception as error:
-        text = str(error)
-        if "No space left" in text or "ENOSPC" in text or "RESOURCE_EXHAUSTED" in text:
-            raise DiskFullError(
-                f"No space left to save a checkpoint in {folder}. The last "
-                "complete checkpoint is intact: free some space and start the same "
-                "command again."
-            ) from error
-        raise
+        record = read_json(folder / META / "metadata")
+    except (FileNotFoundError, ValueError):
+        return f"{checksums.FILE} and {META}/metadata cannot be read"
+    return f"{checksums.FILE} is missing" if "checksums" in record else ""

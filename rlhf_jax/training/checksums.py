@@ -1,8 +1,9 @@
 """Checksums of a checkpoint's files: is it still what was saved?"""
 
 import hashlib
-import json
 from pathlib import Path
+
+from rlhf_jax.files import read_json, write_json
 
 FILE = "checksums.json"  # in the checkpoint's folder: path -> SHA-256
 
@@ -10,21 +11,29 @@ FILE = "checksums.json"  # in the checkpoint's folder: path -> SHA-256
 def write(folder: Path) -> None:
     """Note the checksums of every item's files."""
     files = {str(path.relative_to(folder)): _sum(path) for path in _files(folder)}
-    (folder / FILE).write_text(json.dumps(files, indent=1))
+    write_json(folder / FILE, files)
 
 
-def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, in words; "" when nothing is, or when it was
-    saved before there were checksums."""
+def damage(folder: Path, item: str = "") -> str:
+    """What is wrong with a checkpoint, or with one of its items, in words; "" when
+    nothing is.
+
+    Raises:
+        FileNotFoundError: no checksums were written, or they are gone.
+        OSError: a file cannot be opened here, which says nothing about what is in it.
+    """
     try:
-        text = (folder / FILE).read_text()
-        files = dict(json.loads(text))
-    except FileNotFoundError:
-        return ""
-    except (ValueError, TypeError):  # no JSON, no text, no object
+        files = read_json(folder / FILE)
+    except ValueError:
         return f"{FILE} cannot be read"
+    listed = {Path(name).parts[0] for name in files}
+    unlisted = {path.name for path in folder.iterdir() if path.is_dir()} - listed
+    if unlisted:
+        return f"{FILE} lists nothing of {min(unlisted)}"
     for name, checksum in files.items():
         path = folder / name
+        if item and path.parent != folder / item:
+            continue
         if not path.is_file():
             return f"{name} is missing"
         if _sum(path) != checksum:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.training.checkpoints import Checkpoints, DiskFullError
+from rlhf_jax.training.checkpoints import Checkpoints, SaveError
 
 PAGE = 4096
 
@@ -44,7 +44,7 @@ def test_whatever_write_finds_no_space_the_checkpoint_before_is_intact(disk):
         filler.write_bytes(bytes(max(free - pages * PAGE, 0)))
         try:
             save(workdir, 2)
-        except DiskFullError as error:
+        except SaveError as error:
             failed += 1
             assert "free some space and start the same command again" in str(error)
         except OSError as error:  # before orbax has begun

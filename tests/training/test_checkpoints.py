@@ -1,11 +1,15 @@
+import gc
+
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from configs import ppo
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.sharding import shard_parameters
 from rlhf_jax.training import weights
 from rlhf_jax.training.checkpoints import (
     Checkpoints,
@@ -46,6 +50,44 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, state):
     assert checkpoints.meta(3)["note"] == "x"
     like = jax.tree.map(jnp.zeros_like, state)
     assert equal(from_items(checkpoints.restore(3, to_items(like))), state)
+
+
+def live_bytes() -> int:
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
+def size_of(tree) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def test_shapes_are_enough_to_restore_into_and_nothing_is_held_twice(tmp_path, state):
+    save(tmp_path, state)
+    like = shard_parameters(jax.eval_shape(lambda: to_items(state)))
+    before = live_bytes()
+    restored = Checkpoints(tmp_path, keep=2).restore(3, like)
+    assert live_bytes() - before == size_of(restored) == size_of(to_items(state))
+    assert equal(from_items(restored), state)
+
+
+def test_a_model_is_loaded_without_making_another_first(tmp_path, state, monkeypatch):
+    save(tmp_path, state)
+    before, restore, found = live_bytes(), Checkpoints.restore, []
+
+    def watched(*args):
+        found.append(live_bytes() - before)
+        items = restore(*args)
+        found.append(live_bytes() - before)
+        return items
+
+    monkeypatch.setattr(Checkpoints, "restore", watched)
+    how = weights.computation(ppo.get_config("tiny"))
+    key = jax.random.key(0)
+    policy = weights.load_policy(
+        str(tmp_path), model="micro", num_tokens=8, key=key, **how
+    )
+    assert found[0] <= 64 and found[1] - found[0] == size_of(policy)
+    assert live_bytes() - before <= size_of(policy) + 64  # and the key
 
 
 def test_names_in_a_checkpoint_are_readable(state):

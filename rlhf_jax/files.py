@@ -1,0 +1,99 @@
+"""Files that appear whole or not at all, and what a full or broken disk says."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+# What the system did not allow, by its number, and what to do about it.
+_TROUBLES = {
+    errno.ENOSPC: ("No space left on the disk", "free some space"),
+    errno.EDQUOT: ("The disk quota is used up", "free some space, or raise the quota"),
+    errno.EFBIG: ("A file became too large", "raise the limit (ulimit -f)"),
+    errno.EMFILE: ("Too many open files", "raise the limit (ulimit -n)"),
+    errno.ENFILE: ("Too many open files on this machine", "close other programs"),
+    errno.EROFS: ("The disk is read-only", "make it writable"),
+    errno.EIO: ("The disk fails", "repair it, or move the folder to another"),
+}
+# As Python, Rust and tensorstore write it.
+_NUMBER = re.compile(r"(?i)\b(?:errno |os error |os_error_code=')(\d+)")
+
+
+@contextlib.contextmanager
+def writing_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """Open a file that gets its name at the end, when all of it is on the disk. After
+    an error or a kill there is what was there before. Text is UTF-8.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    encoding = None if "b" in mode else "utf-8"
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open(mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file as `writing_whole` does."""
+    with writing_whole(path) as file:
+        file.write(text)
+
+
+def write_json(path: str | os.PathLike, content) -> None:
+    """Write a JSON file, indented, as `writing_whole` does."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """The object of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no JSON object; names the file.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object.")
+    return content
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """What a disk did not allow names this file: Python's `write` does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _TROUBLES:
+            error.filename = str(path)
+        raise
+
+
+def disk_trouble(error: BaseException) -> tuple[str, str] | None:
+    """What the disk or a limit of the system did not allow, and what to do about it, in
+    words; None for any other error. An accelerator without memory is another one."""
+    while error is not None:
+        numbers = [getattr(error, "errno", None)]
+        numbers += [int(number) for number in _NUMBER.findall(str(error))]
+        for number in numbers:
+            if number in _TROUBLES:
+                return _TROUBLES[number]
+        error = error.__cause__ or error.__context__
+    return None

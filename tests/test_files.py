@@ -1,0 +1,87 @@
+"""Files appear whole or not at all, and errors say what a disk did not allow."""
+
+import errno
+import os
+
+import pytest
+
+from rlhf_jax import files
+
+
+def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "folder" / "a.txt"
+    with files.writing_whole(path) as file:
+        file.write("glück")
+        file.flush()
+        assert not path.exists()
+    assert path.read_text(encoding="utf-8") == "glück"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_after_an_error_there_is_what_was_there_before(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "before")
+    with pytest.raises(KeyboardInterrupt), files.writing_whole(path) as file:
+        file.write("after")
+        raise KeyboardInterrupt
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "is_named"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.ECONNRESET, False)],
+)
+def test_what_the_disk_refused_names_the_file(number, is_named, tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(OSError) as caught, files.writing_whole(path):
+        raise OSError(number, os.strerror(number))
+    assert (str(path) in str(caught.value)) == is_named
+
+
+TENSORSTORE = (
+    "RESOURCE_EXHAUSTED: Error writing ...: Failed to write 177 bytes to file 22: "
+    "No space left on device [tensorstore_spec='{}'] [os_error_code='28']"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left"),
+        (ValueError(TENSORSTORE), "No space left"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space"),
+        (OSError("[Errno 122] Disk quota exceeded"), "quota"),
+        (OSError(errno.EMFILE, "x"), "Too many open files"),
+        (OSError(errno.EIO, "x"), "The disk fails"),
+        (OSError(errno.EROFS, "x"), "read-only"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), None),
+        (FileNotFoundError(errno.ENOENT, "x"), None),
+        (ValueError("28"), None),
+    ],
+)
+def test_errors_of_the_disk_are_told_apart(error, what):
+    found = files.disk_trouble(error)
+    assert found is None if what is None else what in found[0]
+
+
+def test_the_disk_is_seen_behind_a_librarys_own_error():
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise OSError(errno.ENOSPC, "x")
+        except OSError as error:
+            raise RuntimeError("it failed") from error
+    assert files.disk_trouble(caught.value)[1] == "free some space"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", "\xff", "[" * 100_000])
+def test_what_is_no_json_object_is_named(text, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.json is damaged"):
+        files.read_json(path)
+
+
+def test_an_object_comes_back(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": ["好"]})
+    assert files.read_json(tmp_path / "a.json") == {"a": ["好"]}
