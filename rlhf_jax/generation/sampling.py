@@ -4,13 +4,16 @@ Letters: B batch, V vocabulary.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 NEVER = -1e30  # a finite minus infinity: exp gives 0, and 0 * NEVER is no nan
+SMALLEST = float(np.finfo(np.float32).tiny)  # what is below, devices take for 0
 BLOCK = 128  # tokens whose probabilities are summed before those of all
 
 
@@ -20,7 +23,7 @@ class Sampling:
 
     Args:
         max_new_tokens: the length at which a response is cut.
-        temperature: divides the logits; 0 is greedy.
+        temperature: divides the logits; 0 is greedy, as is what float32 rounds to 0.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens that together reach this probability
             (arXiv 1904.09751), after top-k; 1 keeps all.
@@ -42,8 +45,10 @@ class Sampling:
     def __post_init__(self):
         if self.max_new_tokens < 1:
             raise ValueError(f"{self.max_new_tokens=} must be at least 1.")
-        if self.temperature < 0:
-            raise ValueError(f"{self.temperature=} must be 0 (greedy) or positive.")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"{self.temperature=} must be 0 (greedy) or positive, and finite."
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"{self.top_p=} must be above 0 and at most 1.")
         if not 0 <= self.top_k <= self.num_tokens:
@@ -95,18 +100,26 @@ def sample(
 ) -> Sampled:
     """Sample one token for each row, with that row's own key."""
     logits = logits.astype(jnp.float32)[:, : sampling.num_tokens]
-    stops = (
-        jnp.zeros(sampling.num_tokens, bool).at[jnp.array(sampling.stop_ids)].set(True)
-    )
+    stops = jnp.isin(jnp.arange(sampling.num_tokens), jnp.array(sampling.stop_ids, int))
     allowed = jnp.where(stops[None] & ~allow_stop.reshape(-1, 1), NEVER, logits)
-    if sampling.temperature == 0:
+    if sampling.temperature < SMALLEST:
         tokens = allowed.argmax(-1).astype(jnp.int32)
         logprobs = jnp.zeros(len(tokens))
     else:
-        filtered = filter_logits(allowed / sampling.temperature, sampling)
+        filtered = filter_logits(_heat(allowed, sampling.temperature), sampling)
         tokens = _categorical(filtered, keys)
         logprobs = _logprob(filtered, tokens)
     return Sampled(tokens, logprobs, _logprob(logits, tokens))
+
+
+def _heat(logits, temperature):
+    """Logits over the temperature. Only differences matter: at a temperature other than
+    1 they are taken from the largest, so that none overflows. NEVER stays as it is."""
+    if temperature == 1:
+        return logits
+    largest = logits.max(-1, keepdims=True)
+    heated = jnp.maximum((logits - largest) / temperature, NEVER)
+    return jnp.where(logits <= NEVER, NEVER, heated)
 
 
 def filter_logits(
@@ -122,7 +135,7 @@ def filter_logits(
     if sampling.top_p < 1:
         probabilities = jax.nn.softmax(best, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities  # first: 0
-        kept = jnp.where(before < sampling.top_p, best, jnp.inf)
+        kept = jnp.where(before < max(sampling.top_p, SMALLEST), best, jnp.inf)
     # Not the last column: the compiler would sort all logits for it.
     return jnp.where(logits >= kept.min(-1, keepdims=True), logits, NEVER)
 
@@ -134,6 +147,7 @@ def _nucleus(logits, top_p):
     numbers that a float32 can be, the largest such that the tokens from it on reach
     `top_p`. As integers, their bits have the order of the numbers.
     """
+    logits = jnp.where(logits == 0, 0.0, logits)  # -0.0 is 0.0, with other bits
     bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     order = jnp.where(bits < sign, bits | sign, ~bits)

@@ -29,7 +29,7 @@ from rlhf_jax.models.attention import (
 )
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.kv_cache import KVCache
-from rlhf_jax.models.layers import Block, Head, Norm
+from rlhf_jax.models.layers import Block, Head, Norm, normal
 from rlhf_jax.models.positions import count_before, prefix, two_axes
 from rlhf_jax.models.rotary import rotation
 from rlhf_jax.models.splash import splash_attend
@@ -54,10 +54,11 @@ class ChatGLM(nnx.Module):
     def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
         self.config = config
         table = (config.vocab_size, config.width)
-        table = 0.02 * jax.random.normal(rngs.params(), table, config.param_dtype)
+        table = normal(rngs.params(), table, 0.02, config.param_dtype)
         self.embedding = nnx.Param(table)  # [V, D]
         keys = jax.random.split(rngs.params(), config.num_layers)
-        self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key)))(keys)
+        # One layer after another: float32 numbers of one are all that there is.
+        self.blocks = jax.lax.map(lambda key: Block(config, rngs=nnx.Rngs(key)), keys)
         self.final_norm = Norm(config)
         self.head = None if config.tied else Head(config, rngs=rngs)
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.layers import normal
 
 
 class ScalarHead(nnx.Module):
@@ -19,8 +20,9 @@ class ScalarHead(nnx.Module):
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, param_dtype="float32"):
-        kernel = jax.random.normal(rngs.params(), (width, 1), param_dtype)
-        self.kernel = nnx.Param(kernel / jnp.sqrt(width + 1).astype(param_dtype))
+        std = 1 / jnp.sqrt(width + 1)
+        kernel = normal(rngs.params(), (width, 1), std, param_dtype)
+        self.kernel = nnx.Param(kernel)
         self.bias = nnx.Param(jnp.zeros(1, param_dtype))
 
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:

@@ -10,6 +10,7 @@ head dim.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,25 @@ from rlhf_jax.models.rotary import rotate
 from rlhf_jax.parallel.sharding import constrain
 
 
+def normal(key, shape: tuple[int, ...], std, dtype) -> Array:
+    """Random weights, drawn in float32 whatever they are stored in: one key gives the
+    same model in every dtype, but for rounding."""
+    return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+def quantise_kernel(kernel: Float[Array, "..."], summed: Sequence[int]):
+    """A matrix as integers of 8 bits and a float32 scale for every output: the largest
+    weight that makes it up over 127.
+
+    Args:
+        summed: the axes that the product sums over.
+    """
+    kernel = kernel.astype(jnp.float32)
+    scale = jnp.abs(kernel).max(axis=summed, keepdims=True) / 127
+    scale = jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
+    return jnp.round(kernel / scale).astype(jnp.int8), scale
+
+
 class Linear(nnx.Module):
     """An affine map: an einsum with a kernel of named axes, and perhaps a bias."""
 
@@ -29,14 +49,16 @@ class Linear(nnx.Module):
         dtype = config.param_dtype
         self.equation = equation
         self.dtype = config.dtype
-        if config.quantised:  # to be filled by `quantise`
+        key = rngs.params()
+        if config.quantised:
             _, axes, kept = equation.replace("->", ",").split(",")
-            scales = [n if a in kept else 1 for a, n in zip(axes, shape, strict=True)]
-            self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
-            self.kernel_scale = nnx.Param(jnp.ones(scales, jnp.float32))
+            summed = tuple(i for i, a in enumerate(axes) if a not in kept)
+            kernel = normal(key, shape, std, jnp.float32)
+            kernel, scale = quantise_kernel(kernel, summed)
+            self.kernel, self.kernel_scale = nnx.Param(kernel), nnx.Param(scale)
         else:
-            kernel = std * jax.random.normal(rngs.params(), shape, dtype)
-            self.kernel, self.kernel_scale = nnx.Param(kernel), None
+            self.kernel = nnx.Param(normal(key, shape, std, dtype))
+            self.kernel_scale = None
         self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, dtype))
 
     def __call__(self, x):
@@ -205,5 +227,5 @@ class Head(nnx.Module):
 
     def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
         shape = (config.width, config.vocab_size)
-        kernel = jax.random.normal(rngs.params(), shape, config.param_dtype)
-        self.kernel = nnx.Param(0.02 * kernel)  # [D, V]
+        kernel = normal(rngs.params(), shape, 0.02, config.param_dtype)
+        self.kernel = nnx.Param(kernel)  # [D, V]

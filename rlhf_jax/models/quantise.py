@@ -1,19 +1,18 @@
 """Models in a quarter of their memory: the blocks' matrices as 8-bit integers.
 
-Every output of a product has its own scale, the largest weight that makes it up over
-127; products run in the model's `dtype` and are scaled afterwards. For models that only
-answer, frozen ones or the copy of a policy that a rollout reads: integers have no
-gradient.
+Every output of a product has its own scale, see `layers.quantise_kernel`; products run
+in the model's `dtype` and are scaled afterwards. For models that only answer,
+frozen ones or the copy of a policy that a rollout reads: integers have no gradient.
 """
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.layers import quantise_kernel
 
 
 def quantise(model: ChatGLM | ScoreModel) -> ChatGLM | ScoreModel:
@@ -35,14 +34,8 @@ def quantise(model: ChatGLM | ScoreModel) -> ChatGLM | ScoreModel:
     for name, shape in shapes.items():
         if "kernel_scale" not in name:
             continue
-        kernel = found[name.replace("kernel_scale", "kernel")].astype(jnp.float32)
-        summed = [
-            i for i, n in enumerate(shape.shape) if n == 1 and kernel.shape[i] > 1
-        ]
-        scale = jnp.abs(kernel).max(axis=summed, keepdims=True) / 127
-        scale = jnp.maximum(scale, jnp.finfo(jnp.float32).tiny)
-        found[name] = scale
-        found[name.replace("kernel_scale", "kernel")] = jnp.round(
-            kernel / scale
-        ).astype(jnp.int8)
+        matrix = name.replace("kernel_scale", "kernel")
+        whole = found[matrix].shape
+        summed = [i for i, n in enumerate(shape.shape) if n == 1 and whole[i] > 1]
+        found[matrix], found[name] = quantise_kernel(found[matrix], summed)
     return jax.tree.unflatten(treedef, [found[name] for name in shapes])

@@ -136,7 +136,13 @@ def load_policy(
             raise ValueError(f"{init_from} is a reward model, not a language model.")
     else:
         logging.info("No init_from: random weights for preset %r.", model)
-        config = preset(model, dtype=dtype, param_dtype=param_dtype, **fields)
+        config = preset(
+            model,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            quantised=is_quantised,
+            **fields,
+        )
         if model in ("micro", "tiny"):  # made to the tokenizer's measure
             rows = -(-num_tokens // 64) * 64
             config = dataclasses.replace(config, vocab_size=rows)
@@ -146,7 +152,8 @@ def load_policy(
     check_heads(policy.config.num_heads)
     check_layers(policy.config.num_layers)
     check_vocabulary(policy.config, num_tokens, init_from or f"preset {model!r}")
-    return create(quantise, policy) if is_quantised else policy
+    is_done = policy.config.quantised == is_quantised
+    return policy if is_done else create(quantise, policy)
 
 
 def load_score_model(

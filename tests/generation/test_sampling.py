@@ -230,3 +230,56 @@ def test_the_ends_of_the_unit_interval_draw_no_token_that_was_filtered_out(monke
     for number, expected in ((0.0, 1), (1.0, 2)):  # 1 by rounding
         monkeypatch.setattr(jax.random, "uniform", lambda _, x=number: jnp.float32(x))
         assert (draw(logits, count=1, top_k=2).tokens == expected).all()
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+@pytest.mark.parametrize("top_p", [1e-300, 1e-40, 1e-12, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-38, 2e-38, 1e-30, 1e-6])
+def test_a_tiny_temperature_is_greedy(temperature, top_k, top_p):
+    logits = 50 * LOGITS.at[0, 3].set(0.5)  # the stop token is the likeliest
+    for allow_stop, best in ((True, 3), (False, 0)):
+        out = draw(
+            logits,
+            count=20,
+            allow_stop=jnp.array(allow_stop),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        assert (out.tokens == best).all()
+        np.testing.assert_allclose(out.logprobs, 0.0, atol=1e-6)
+        assert np.isfinite(out.model_logprobs).all()
+
+
+@pytest.mark.parametrize("temperature", [1e3, 1e30, 1e300])
+def test_a_huge_temperature_knows_no_favourite_and_still_no_forbidden_token(
+    temperature,
+):
+    out = draw(LOGITS, 600, jnp.array(False), temperature=temperature)
+    assert set(np.asarray(out.tokens)) == {0, 1, 2, 4, 5}
+    np.testing.assert_allclose(out.logprobs, -np.log(5), atol=0.01)
+
+
+@pytest.mark.parametrize("temperature", [-1e-9, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ValueError, match=r"must be 0 \(greedy\) or positive"):
+        dataclasses.replace(BASE, temperature=temperature)
+
+
+@pytest.mark.parametrize("top_p", [1e-300, 1e-40, 1e-12])
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_a_tiny_top_p_keeps_the_likeliest(top_k, top_p):
+    assert kept(LOGITS, top_k=top_k, top_p=top_p) == [0]
+
+
+@pytest.mark.parametrize("zeros", [[0.0, -0.0], [-0.0, 0.0]])
+@pytest.mark.parametrize("changes", [{"top_p": 0.6}, {"top_p": 0.6, "top_k": 2}])
+def test_zeros_of_either_sign_are_tied(zeros, changes):
+    assert kept(jnp.array([[*zeros, -9.0, -9.0]]), **changes) == [0, 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_a_response_that_nothing_ends(temperature):
+    out = draw(LOGITS, 50, jnp.array(False), stop_ids=(), temperature=temperature)
+    expected = draw(LOGITS, 50, temperature=temperature)
+    np.testing.assert_array_equal(out.tokens, expected.tokens)

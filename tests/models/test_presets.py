@@ -1,8 +1,16 @@
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import PRESETS, num_parameters, preset
+from rlhf_jax.models.quantise import quantise
+from rlhf_jax.parallel.sharding import create
 
 # Distinct parameters of the published checkpoints; ChatGLM-6B's head is its embedding.
 PUBLISHED = {
@@ -39,3 +47,43 @@ def test_fields_can_be_changed_and_wrong_names_are_answered():
     assert dataclasses.replace(PRESETS["tiny"]) == preset("tiny")
     with pytest.raises(ValueError, match="glm4_0414_9b"):
         preset("glm5")
+
+
+SMALL = {"vocab_size": 70, "width": 32, "num_layers": 3, "head_dim": 8, "ffn_width": 24}
+
+
+def drawn(name, *, then=lambda model: model, **how) -> dict:
+    """All parameters by name, of a language model and of a reward model."""
+    config = preset(name, **SMALL, num_heads=4, num_kv_heads=2, **how)
+
+    def build():
+        model = ChatGLM(config, rngs=nnx.Rngs(1))
+        return then(model), then(ScoreModel(model, rngs=nnx.Rngs(2)))
+
+    leaves = jax.tree_util.tree_leaves_with_path(create(build))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_random_weights_are_the_same_numbers_in_every_dtype(name, dtype):
+    """Or a policy and its frozen reference would be two models."""
+    exact, found = drawn(name, param_dtype="float32"), drawn(name, param_dtype=dtype)
+    assert exact.keys() == found.keys()
+    for parameter, x in found.items():
+        assert x.dtype == dtype or "offset" in parameter
+        wrong = exact[parameter].astype(x.dtype) != x
+        # Another program may round a number to the other side of a tie.
+        assert wrong.sum() <= 1, parameter
+        step = 2 * jnp.finfo(x.dtype).eps
+        np.testing.assert_allclose(x.astype("f"), exact[parameter], step, 1e-7)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_random_weights_of_eight_bits_are_those_numbers_too(name):
+    expected = drawn(name, param_dtype="float32", then=quantise)
+    found = drawn(name, param_dtype="bfloat16", quantised=True)
+    assert expected.keys() == found.keys()
+    assert any(x.dtype == np.int8 for x in found.values())
+    for parameter, x in found.items():
+        np.testing.assert_array_equal(expected[parameter].astype(x.dtype), x, parameter)
