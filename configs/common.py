@@ -142,12 +142,16 @@ def chat_service(max_tokens: int) -> ConfigDict:
     c.model = ""  # as the service calls it
     c.api_key_variable = ""  # of the environment; "": the service asks for none
     c.max_tokens = max_tokens  # of a verdict
+    # As the service calls it ("max_completion_tokens"); "": it is not sent, and the
+    # spending limit rests on max_tokens as an estimate.
+    c.max_tokens_field = "max_tokens"
     c.temperature = 0.0  # 0: the likeliest verdict
+    c.temperature_field = "temperature"  # as the service calls it; "": it is not sent
     c.prompt_price = 0.0  # per million tokens; 0: free
     c.response_price = 0.0  # per million tokens
     c.spending_limit = 1.0  # in the currency of the prices; holds over restarts
-    c.max_retries = 6  # of a request, with growing pauses
-    c.timeout = 120.0  # seconds
+    c.max_retries = 6  # of a request whose failure may pass, with pauses up to 60 s
+    c.timeout = 120.0  # seconds for the whole answer of one try
     c.workers = 8  # requests under way at once
     return c
 

@@ -1,27 +1,42 @@
 """A client of OpenAI-compatible chat services that never pays twice, nor too much.
 
-Retries are urllib3's. Answers lie in an SQLite file, with what each one cost: the
+A failure that passes is tried again after a bounded pause; one that stays loses one
+answer, not the others. Answers and costs lie in an SQLite file (answer_cache.py): the
 spending limit holds over restarts, and a run that stops goes on where it was.
 """
 
-import concurrent.futures
+import codecs
 import dataclasses
+import email.utils
 import hashlib
 import json
+import math
 import os
-import sqlite3
+import queue
+import re
 import threading
-from collections.abc import Mapping, Sequence
+import time
+import urllib.parse
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import requests
+from absl import logging
 from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
+from urllib3.exceptions import NewConnectionError
 
+from rlhf_jax.data.answer_cache import AnswerCache, CacheError, SpendingLimitError
 from rlhf_jax.data.records import Message
 
-RETRIED = (408, 409, 429, 500, 502, 503, 504)  # status codes that pass
+PASSING = (408, 409, 425, 429)  # status codes that pass, beside most from 500 on
+TIMED_OUT = (408, 504, 522, 524)  # of a gateway: the answer may have been billed
+MAX_PAUSE = 60.0  # seconds between two tries, whatever a service asks for
+MAX_BODY = 2**23  # bytes
+MAX_COUNT = 10**7  # tokens; a higher count in `usage` is a mistake of the service
 MESSAGE_TOKENS = 16  # more than any chat format adds to a message
+FAILURES_IN_A_ROW = 10  # then the service is asked whether it is there at all
+CHECK = ({"role": "user", "content": "Answer with the word yes."},)
 # Settings that change no answer: a run that was stopped may go on with others.
 FREE_SETTINGS = (
     "prompt_price",
@@ -36,9 +51,20 @@ FREE_SETTINGS = (
 class ChatError(ValueError):
     """The service cannot be reached, refuses, or answers what is no answer."""
 
+    def __init__(self, message: str, kind: str = ""):
+        super().__init__(message)
+        self.kind = kind or message  # the same for failures of one cause
 
-class SpendingLimitError(ValueError):
-    """The next request could cost more than is left."""
+
+class _FailedTryError(Exception):
+    """One try of a request failed."""
+
+    def __init__(self, kind: str, message: str, *, passes: bool, cost: float | None):
+        super().__init__(message)
+        self.kind = kind
+        self.passes = passes  # another try may succeed
+        self.cost = cost  # None: not known, the answer may have been billed
+        self.pause: float | None = None  # seconds, asked for by the service
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,156 +74,353 @@ class ChatSettings:
     url: str  # up to and with /v1
     model: str
     max_tokens: int  # of an answer
-    temperature: float
+    temperature: float | None  # None or "": not sent
     prompt_price: float  # 0: free
     response_price: float
     spending_limit: float  # over all runs that share the cache
     max_retries: int
-    timeout: float  # seconds
+    timeout: float  # seconds for the whole answer of one try
     workers: int  # requests under way at once
+    max_tokens_field: str = "max_tokens"  # as the service calls it; "": not sent
+    temperature_field: str = "temperature"  # likewise
 
 
 class ChatClient:
     """Answers to conversations, from the cache or the service.
 
+    The API key stands in no message, log line or file, also where the service repeats
+    it.
+
     Args:
         cache: an SQLite file, made if it is not there.
         api_key: "" for a service that asks for none.
+
+    Raises:
+        CacheError: the file cannot be used.
+        ValueError: the key or the URL cannot be sent.
     """
 
     def __init__(self, settings: ChatSettings, cache: Path, api_key: str = ""):
+        check_url(settings.url, "url")
         self.settings = settings
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        self._cache = sqlite3.connect(cache, check_same_thread=False)
-        self._cache.execute(
-            "CREATE TABLE IF NOT EXISTS answers "
-            "(key TEXT PRIMARY KEY, request TEXT, answer TEXT, cost REAL)"
-        )
+        self._key = check_key(api_key, "The API key") if api_key else ""
+        self._url = settings.url.rstrip("/")
+        self._cache = AnswerCache(cache)
         self._lock = threading.Lock()
-        self._reserved = 0.0
+        self._failed_in_a_row = 0
+        self._stopped = threading.Event()  # of `answers`: nothing more is asked
         self._session = requests.Session()
-        if api_key:
-            self._session.headers["Authorization"] = f"Bearer {api_key}"
-        retry = Retry(
-            settings.max_retries,
-            backoff_factor=0.5,  # 0, 1, 2, 4 ... seconds, or what Retry-After says
-            status_forcelist=RETRIED,
-            allowed_methods=None,  # POST too: asking again does no harm
-            raise_on_status=False,
-        )
+        self._session.auth = self._sign  # also keeps ~/.netrc out
         for scheme in ("http://", "https://"):
-            adapter = HTTPAdapter(max_retries=retry, pool_maxsize=settings.workers)
-            self._session.mount(scheme, adapter)
+            self._session.mount(scheme, HTTPAdapter(pool_maxsize=settings.workers))
 
     def close(self) -> None:
         self._session.close()
         self._cache.close()
 
     def spent(self) -> float:
-        """What all answers in the cache have cost."""
-        with self._lock:
-            return self._spent()
+        """What all answers in the cache have cost, and what requests whose answer never
+        came may have cost."""
+        return self._cache.spent()
 
     def answers(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
-        """The answer to each conversation; one that comes twice is asked once.
+        """The answer to each conversation, "" where there is none; one that comes twice
+        is asked once. How many have none, and why most of them, is logged.
 
         Raises:
-            ChatError: the service fails for good.
+            ChatError: no conversation has an answer, or the service is gone.
             SpendingLimitError: the limit is reached; what was answered is kept.
+            CacheError: the cache cannot be used.
         """
+        if not conversations:
+            return []
         keys = [json.dumps(list(messages)) for messages in conversations]
-        with concurrent.futures.ThreadPoolExecutor(self.settings.workers) as pool:
-            futures = {
-                key: pool.submit(self.answer, messages)
-                for key, messages in dict(zip(keys, conversations, strict=True)).items()
-            }
-            try:
-                return [futures[key].result() for key in keys]
-            except (ChatError, SpendingLimitError):
-                pool.shutdown(cancel_futures=True)
-                raise
+        todo = deque(dict(zip(keys, conversations, strict=True)).items())
+        count, found, errors = len(todo), {}, {}
+        fatal: list[Exception] = []
+        self._failed_in_a_row = 0
+
+        def work():
+            while not self._stopped.is_set():
+                try:
+                    key, messages = todo.popleft()
+                except IndexError:
+                    return
+                try:
+                    found[key] = self.answer(messages)
+                    self._failed_in_a_row = 0
+                except ChatError as error:
+                    errors[key] = error
+                    if gone := self._is_gone():
+                        fatal.append(gone)
+                        self._stopped.set()
+                except Exception as error:
+                    fatal.append(error)
+                    self._stopped.set()
+
+        # Daemons: Ctrl-C and SIGTERM end the process without waiting for the service.
+        threads = [
+            threading.Thread(target=work, daemon=True)
+            for _ in range(min(self.settings.workers, count))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            self._stopped.set()
+            raise
+        self._stopped.clear()
+        if fatal:
+            raise fatal[0]
+        if errors:
+            self._tell(list(errors.values()), count)
+        return [found.get(key, "") for key in keys]
 
     def answer(self, messages: Sequence[Message]) -> str:
-        """The answer to one conversation; raises like `answers`."""
-        request = {
-            "model": self.settings.model,
-            "messages": list(messages),
-            "max_tokens": self.settings.max_tokens,
-            "temperature": self.settings.temperature,
-        }
-        text = json.dumps([self.settings.url, request], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()
-        most = self._most(messages)
-        with self._lock:
-            row = self._cache.execute(
-                "SELECT answer FROM answers WHERE key = ?", (key,)
-            ).fetchone()
-            if row:
-                return row[0]
-            spent = self._spent()
-            if spent + self._reserved + most > self.settings.spending_limit:
-                raise SpendingLimitError(
-                    f"The next answer of {self.settings.model} could cost {most:.6f}; "
-                    f"{spent:.6f} of spending_limit={self.settings.spending_limit} are "
-                    f"spent and {self._reserved:.6f} under way. What is answered is "
-                    "kept: raise the limit and start again."
-                )
-            self._reserved += most
-        cost = 0.0
-        try:
-            answer, usage = self._post(request)
-            cost = self._cost(usage, most)
-        finally:
-            with self._lock:
-                self._reserved -= most
-        with self._lock, self._cache:
-            self._cache.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-                (key, text, answer, cost),
+        """The answer to one conversation.
+
+        Raises:
+            ChatError: there is none.
+            SpendingLimitError, CacheError: as `answers`.
+        """
+        request, text, key = self._request(messages)
+        answer = self._cache.find(key)
+        if answer is None:
+            most = self._most(messages)
+            answer = self._retried(lambda: self._ask(request, text, key, most))
+        if not answer.strip():
+            raise ChatError(
+                f"{self._url} answers without a text. Such an answer is billed and kept"
+                ": raise max_tokens of the service, or ask another model.",
+                "an answer without a text",
             )
         return answer
 
     def check(self) -> None:
         """Ask for one word, so that a service that is not there is known before the
-        work begins; raises like `answers`."""
-        self.answer([{"role": "user", "content": "Answer with the word yes."}])
+        work begins; raises like `answer`. Where that word is in the cache nothing is
+        paid: any sign of life will do."""
+        if self._cache.find(self._request(CHECK)[2]) is None:
+            self.answer(CHECK)
+        else:
+            self._retried(self._reach)
 
-    def _post(self, request: dict) -> tuple[str, dict]:
-        url = f"{self.settings.url.rstrip('/')}/chat/completions"
+    def _request(self, messages: Sequence[Message]) -> tuple[dict, str, str]:
+        """What is sent, the same as text for the cache, and its key there."""
+        settings = self.settings
+        request = {"model": settings.model, "messages": list(messages)}
+        if settings.max_tokens_field:
+            request[settings.max_tokens_field] = settings.max_tokens
+        if settings.temperature_field and settings.temperature not in (None, ""):
+            request[settings.temperature_field] = settings.temperature
+        text = json.dumps([settings.url, request], sort_keys=True)
+        return request, text, hashlib.sha256(text.encode()).hexdigest()
+
+    def _retried(self, call: Callable):
+        """`call()`, again after a pause as long as its failures pass."""
+        tries, number = self.settings.max_retries + 1, 1
+        while True:
+            try:
+                return call()
+            except _FailedTryError as failure:
+                error = failure
+            number += 1
+            usual = 0.5 * 2.0 ** min(number - 2, 10)
+            pause = min(usual if error.pause is None else error.pause, MAX_PAUSE)
+            again = error.passes and number <= tries
+            if again:
+                logging.info(
+                    "%s: %s. Asked again in %.1f s (try %d of %d).",
+                    self.settings.model, error.kind, pause, number, tries,
+                )  # fmt: skip
+            if not again or self._pause(pause):
+                raise ChatError(str(error), error.kind) from None
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; whether nothing more is to be asked."""
+        return self._stopped.wait(seconds)
+
+    def _ask(self, request: dict, text: str, key: str, most: float) -> str:
+        """One try of a request: reserve what it can cost, ask, settle.
+
+        Raises:
+            _FailedTryError: no answer.
+        """
+        reservation = self._cache.reserve(most, self.settings.spending_limit)
         try:
-            response = self._session.post(
-                url, json=request, timeout=self.settings.timeout
+            answer, usage = self._post(request)
+        except _FailedTryError as failure:
+            if failure.cost is not None:
+                self._cache.release(reservation, failure.cost)
+            raise
+        cost = self._cost(usage, most)
+        self._cache.settle(reservation, key, self._masked(text), answer, cost)
+        return answer
+
+    def _post(self, request: dict) -> tuple[str, object]:
+        """The answer, perhaps "", and the service's count of tokens."""
+        url = f"{self._url}/chat/completions"
+        status, headers, body = self._within(
+            self.settings.timeout, lambda: self._exchange("POST", url, request)
+        )
+        content, is_json = None, True
+        try:
+            content = _json(body, headers)
+        except ValueError:
+            is_json = False
+        usage = content.get("usage") if isinstance(content, dict) else None
+        if status != 200:
+            raise self._refusal(url, status, headers, body, usage)
+        shown = self._shown(body)
+        if not is_json:  # a page of a gateway, or an answer that was cut off
+            kind = "an answer that is no JSON"
+            message = f"{url} answers without a text: {shown}"
+            raise _FailedTryError(kind, message, passes=True, cost=None)
+        answer = _text(content)
+        if answer is None:
+            cost = self._cost(usage, None)
+            kind, passes = "an answer without choices", _passes(_error_code(content))
+            message = f"{url} answers without a text: {shown}"
+            raise _FailedTryError(kind, message, passes=passes, cost=cost)
+        if len(self._key) >= 8:  # a shorter one may be a word
+            answer = self._masked(answer)
+        return answer.encode("utf-8", "replace").decode(), usage
+
+    def _refusal(self, url, status, headers, body, usage) -> _FailedTryError:
+        """What a status other than 200 means."""
+        message = f"{url} answers {status}: {self._shown(body)}"
+        if 300 <= status < 400:
+            host = urllib.parse.urlsplit(headers.get("Location", "")).hostname
+            message = f"{url} redirects ({status}) to {host}: set url to the service"
+        said = body[:1000].decode("utf-8", "replace")
+        if "max_completion_tokens" in said:
+            message += '. Set max_tokens_field="max_completion_tokens" of the service'
+        elif status == 400 and "temperature" in said:
+            message += '. Set temperature_field="" of the service'
+        elif advice := ADVICE.get(status):
+            message += f". {advice}"
+        failure = _FailedTryError(
+            f"HTTP {status}",
+            message,
+            passes=_passes(status),
+            cost=None if status in TIMED_OUT else self._cost(usage, 0.0),
+        )
+        failure.pause = _retry_after(headers.get("Retry-After"))
+        return failure
+
+    def _exchange(self, method: str, url: str, content=None):
+        """Status, headers and body of one request; raises _FailedTryError."""
+        try:
+            with self._session.request(
+                method,
+                url,
+                json=content,
+                timeout=self.settings.timeout,
+                stream=True,
+                allow_redirects=False,
+            ) as response:
+                body = bytearray()
+                for chunk in response.iter_content(2**14):
+                    body += chunk
+                    if len(body) > MAX_BODY:
+                        kind = f"an answer of more than {MAX_BODY} bytes"
+                        message = f"{url} gives {kind}"
+                        raise _FailedTryError(kind, message, passes=False, cost=None)
+                return response.status_code, response.headers, bytes(body)
+        except requests.Timeout:
+            sent = True
+            kind, message = "no answer in time", f"no answer in {self._seconds}"
+        except (requests.RequestException, OSError) as error:
+            sent = not _is_unsent(error)
+            kind, message = "no connection", self._shown(error)
+        raise _FailedTryError(
+            kind,
+            f"Cannot reach {url}: {message}",
+            passes=True,
+            cost=None if sent else 0.0,
+        ) from None
+
+    def _within(self, seconds: float, call: Callable):
+        """`call()`, or _FailedTryError when it takes longer. The timeout of sockets is
+        one between bytes, and a service can send one now and then for ever."""
+        found = queue.SimpleQueue()
+
+        def run():
+            try:
+                found.put((call(), None))
+            except Exception as error:
+                found.put((None, error))
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            value, error = found.get(timeout=seconds)
+        except queue.Empty:
+            message = f"{self._url} gives no whole answer in {self._seconds}"
+            error = _FailedTryError(
+                "no whole answer in time", message, passes=True, cost=None
             )
-        except requests.RequestException as error:
-            raise ChatError(f"Cannot reach {url}: {error}") from None
-        if response.status_code != 200:
+        if error is not None:
+            raise error from None
+        return value
+
+    @property
+    def _seconds(self) -> str:
+        return f"timeout={self.settings.timeout} seconds"
+
+    def _reach(self) -> None:
+        """Raise _FailedTryError unless something answers at the URL."""
+        url = f"{self._url}/models"
+        self._within(self.settings.timeout, lambda: self._exchange("GET", url))
+
+    def _is_gone(self) -> ChatError | None:
+        """Count a failure; after many in a row, whether the service still answers."""
+        with self._lock:
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row < FAILURES_IN_A_ROW:
+                return None
+            self._failed_in_a_row = 0
+        request, text, key = self._request(CHECK)
+        try:
+            self._ask(request, text, key, self._most(CHECK))
+        except _FailedTryError as failure:
+            return ChatError(
+                f"The last {FAILURES_IN_A_ROW} requests have no answer, nor has one "
+                f"that asks for a word: {failure}. What is answered is kept: start "
+                "again when the service is there."
+            )
+        except (SpendingLimitError, CacheError) as error:
+            return error
+        return None
+
+    def _tell(self, errors: list[ChatError], count: int) -> None:
+        """Log that some conversations have no answer; raise where none has one."""
+        ((kind, most),) = Counter(error.kind for error in errors).most_common(1)
+        example = next(str(error) for error in errors if error.kind == kind)
+        if len(errors) == count:
             raise ChatError(
-                f"{url} answers {response.status_code}: {response.text[:200]!r}"
+                f"None of {count} requests to {self.settings.model} has an answer; "
+                f"{most} times: {example}"
             )
-        try:
-            body = response.json()
-            answer = body["choices"][0]["message"]["content"]
-            usage = body.get("usage") or {}
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            answer, usage = None, {}
-        if not isinstance(answer, str) or not isinstance(usage, dict):
-            raise ChatError(f"{url} answers without a text: {response.text[:200]!r}")
-        return answer, usage
-
-    def _spent(self) -> float:
-        return self._cache.execute("SELECT TOTAL(cost) FROM answers").fetchone()[0]
+        logging.warning(
+            "%d of %d requests to %s have no answer and count as missing. The commonest"
+            " reason (%d times): %s",
+            len(errors), count, self.settings.model, most, example,
+        )  # fmt: skip
 
     def _most(self, messages: Sequence[Message]) -> float:
         """The most that an answer can cost: no token is shorter than a byte."""
         texts = [m["content"] for m in messages]
-        tokens = sum(len(t.encode()) + MESSAGE_TOKENS for t in texts)
+        tokens = sum(len(t.encode("utf-8", "replace")) + MESSAGE_TOKENS for t in texts)
         return self._price(tokens, self.settings.max_tokens)
 
-    def _cost(self, usage: dict, most: float) -> float:
-        """By the tokens that the service counted; without a count, the most."""
+    def _cost(self, usage, unknown: float | None) -> float | None:
+        """By the tokens that the service counted; `unknown` without a count."""
+        usage = usage if isinstance(usage, dict) else {}
         counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if not all(isinstance(n, int) and n >= 0 for n in counts):
-            return most
+        if not all(type(n) is int and 0 <= n <= MAX_COUNT for n in counts):
+            return unknown
         return self._price(*counts)
 
     def _price(self, prompt_tokens: int, response_tokens: int) -> float:
@@ -206,20 +429,155 @@ class ChatClient:
             + response_tokens * self.settings.response_price
         )
 
+    def _sign(self, request):
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+    def _masked(self, text: str) -> str:
+        """Without the key, however it is escaped."""
+        key = self._key
+        forms = {key, urllib.parse.quote(key, safe=""), json.dumps(key)[1:-1]}
+        for form in sorted(filter(None, forms), key=len, reverse=True):
+            text = text.replace(form, "***")
+        return text
+
+    def _shown(self, said: bytes | Exception) -> str:
+        """The beginning of what was said, for messages, in one line."""
+        if isinstance(said, bytes):
+            return repr(self._masked(said.decode("utf-8", "replace"))[:200])
+        return " ".join(self._masked(str(said)).split())[:300]
+
+
+ADVICE = {
+    401: "Check the API key",
+    402: "Check what is left of your account",
+    403: "Check what the API key may do",
+    404: "Check url (up to and with /v1) and model of the service",
+}
+
 
 def open_client(service: Mapping, cache: Path, *, key: str) -> ChatClient:
-    """A client by the fields of a config.
+    """A client by the fields of a config; raises as `read_service` and `ChatClient`."""
+    settings, api_key = read_service(service, key=key)
+    return ChatClient(settings, cache, api_key)
+
+
+def read_service(service: Mapping, *, key: str) -> tuple[ChatSettings, str]:
+    """The settings and the API key of a config, before anything is made.
 
     Args:
-        service: those of `ChatSettings`, and the name of the environment variable that
-            holds the API key ("": the service asks for none).
+        service: the fields of `ChatSettings`, and the name of the environment variable
+            that holds the API key ("": the service asks for none).
         key: of the config, for messages: "config.judge".
+
+    Raises:
+        ValueError: no model, no URL, no such variable, or a key that cannot be one.
     """
     settings = dict(service)
     variable = settings.pop("api_key_variable")
     if not settings["model"]:
         raise ValueError(f"Set {key}.model, and its url.")
-    if variable and variable not in os.environ:
-        raise ValueError(f"The environment variable {variable} is not set.")
-    api_key = os.environ[variable] if variable else ""
-    return ChatClient(ChatSettings(**settings), cache, api_key)
+    check_url(settings["url"], f"{key}.url")
+    if not variable:
+        return ChatSettings(**settings), ""
+    # Whoever gives the key itself in place of a name is not to read it here.
+    usual = re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", variable)
+    name = variable if usual else f"that {key}.api_key_variable names"
+    if variable not in os.environ:
+        hint = "" if usual else " The key gives a variable's name, not an API key."
+        raise ValueError(f"The environment variable {name} is not set.{hint}")
+    api_key = check_key(os.environ[variable], f"The environment variable {name}")
+    return ChatSettings(**settings), api_key
+
+
+def check_key(api_key: str, what: str) -> str:
+    """The key without the blanks and line ends around it.
+
+    Raises:
+        ValueError: it is empty, or holds what no header can; does not show it.
+    """
+    api_key = api_key.strip()
+    if not api_key or not all("!" <= c <= "~" for c in api_key):
+        held = "holds a blank, a line end or a letter beyond ASCII"
+        raise ValueError(f"{what} {held if api_key else 'is empty'}: no API key.")
+    return api_key
+
+
+def check_url(url: str, what: str) -> None:
+    """Raise ValueError unless requests can go there and no secret stands in it."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(f"{what} must be like https://HOST/v1.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(
+            f"{what} must end with its path: a key goes into the environment, its "
+            "variable's name into api_key_variable."
+        )
+
+
+def _passes(status: int | None) -> bool:
+    return status in PASSING or (status is not None and 500 <= status != 501)
+
+
+def _is_unsent(error: Exception) -> bool:
+    """Whether a request cannot have reached the service."""
+    if isinstance(error, requests.exceptions.SSLError | requests.exceptions.ProxyError):
+        return True
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(reason, NewConnectionError)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds to wait, from a number or a date; None: neither, the usual pause."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        try:
+            date = email.utils.parsedate_to_datetime(value)
+            seconds = date.timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+        seconds = max(seconds, 0.0)
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def _json(body: bytes, headers: Mapping):
+    """The body as JSON; ValueError where it is none."""
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except UnicodeDecodeError:  # JSON is UTF-8, but for services that say otherwise
+        named = re.search(r"charset=[\"']?([\w-]+)", headers.get("Content-Type", ""))
+        try:
+            return json.loads(body.decode(codecs.lookup(named[1]).name))
+        except (LookupError, TypeError, RecursionError) as error:
+            raise ValueError(str(error)) from None
+
+
+def _text(content) -> str | None:
+    """The text of an answer, "" where its message has none; None: there is no message.
+    Parts of a text are joined."""
+    try:
+        message = content["choices"][0]["message"]
+        text = message.get("content")
+    except (LookupError, TypeError, AttributeError):
+        return None
+    if isinstance(text, list):
+        parts = [part.get("text") for part in text if isinstance(part, dict)]
+        text = "".join(part for part in parts if isinstance(part, str))
+    return text if isinstance(text, str) else ""
+
+
+def _error_code(content) -> int | None:
+    """The code of an error that came with status 200."""
+    try:
+        code = content["error"]["code"]
+    except (LookupError, TypeError):
+        return None
+    return code if isinstance(code, int) else None

@@ -10,7 +10,8 @@ look at, or None. The more of a column, the better; NaN where there is no verdic
   two that each wins, a tie half of one. Swapping cancels a liking for a position
   (Zheng et al., arXiv 2306.05685).
 
-Chat models are asked through a function of conversations, `ChatClient.answers`.
+Chat models are asked through a function of conversations, `ChatClient.answers`, which
+gives "" where there was no answer.
 """
 
 import json
@@ -22,6 +23,7 @@ import numpy as np
 
 from rlhf_jax.data.records import Message, Prompt
 from rlhf_jax.data.testbed.quality import true_quality
+from rlhf_jax.data.verdicts import numbers, objects_in, tell_unread
 from rlhf_jax.evaluation.answers import Answers, scores
 from rlhf_jax.models.heads import ScoreModel
 
@@ -72,8 +74,10 @@ def by_marks(ask: Ask) -> Judge:
             for given in answers
             for prompt, text, reference in _rows(given, references)
         ]
-        marks = [read_marks(verdict, OVERALL)[1] for verdict in ask(asked)]
-        return np.array(marks).reshape(len(answers), -1).T
+        verdicts = ask(asked)
+        marks = np.array([read_marks(verdict, OVERALL)[1] for verdict in verdicts])
+        tell_unread(verdicts, ~np.isnan(marks))
+        return marks.reshape(len(answers), -1).T
 
     return judge
 
@@ -94,7 +98,9 @@ def by_pairs(ask: Ask) -> Judge:
         for i in differ:
             prompt, one, other, reference = rows[i]
             asked.append(pair_messages(prompt, other, one, reference))
-        said = np.array([read_pair(verdict) for verdict in ask(asked)])
+        verdicts = ask(asked) if asked else []
+        said = np.array([read_pair(verdict) for verdict in verdicts])
+        tell_unread(verdicts, ~np.isnan(said))
         first, second = said.reshape(2, -1)
         won = np.full(len(rows), 0.5)
         won[differ] = (first + 1 - second) / 2
@@ -151,13 +157,10 @@ def pair_messages(
 
 
 def read_marks(verdict: str, overall: str) -> tuple[dict[str, float], float]:
-    """The marks by name in the last object of a verdict, and the overall mark; NaN
-    unless it is from 1 to 10. Quotes may be single, as in a Python dict."""
-    objects = re.findall(r"\{[^{}]*\}", verdict)
-    found = re.findall(
-        r"[\"']([^\"']+)[\"']\s*[:：]\s*(\d+(?:\.\d+)?)", objects[-1] if objects else ""
-    )
-    marks = {name: float(mark) for name, mark in found}
+    """The marks by name in the last object of a verdict that has the overall one, and
+    the overall mark; NaN unless it is from 1 to 10."""
+    found = [numbers(value) for value in objects_in(verdict)]
+    marks = next((x for x in reversed(found) if overall in x), {})
     mark = marks.get(overall, np.nan)
     return marks, mark if 1 <= mark <= 10 else np.nan
 

@@ -94,11 +94,45 @@ def test_marks_see_the_reference_and_what_cannot_be_read_is_nan():
         ("{'overall': 11}", np.nan),
         ("{'clarity': 9}", np.nan),
         ("overall: 9", np.nan),
+        ('{"overall": "8"}', 8),
+        ('{"overall": " 8.5 / 10 "}', 8.5),
+        ('{"overall": "8分"}', 8),
+        ('{"overall": 7, "why": "it used {x}"}', 7),
+        ('{"overall": 7, "why": "with \'overall\': 2 it were worse"}', 7),
+        ("{'overall': 7, 'why': 'it used {x}'}", 7),
+        ('```json\n{"clarity": 3,\n "overall": 7}\n```\nThat is all.', 7),
+        ('{"result": {"clarity": 3, "overall": 7}}', 7),
+        ('{"overall": {"score": 7, "why": "short"}, "clarity": 3}', 7),
+        ('{"parts": {"overall": 2}, "overall": 7}', 7),
+        ('{"overall": 7}, where \\frac{a}{b} is {x} and {"clarity": 2} too', 7),
+        ('{"overall": 7,}', 7),
+        ('{"why": "called "good" by {x}", "overall": 7}', 7),
+        ('{"why": "two\nlines", "overall": 7}', 7),
+        ('Like {"overall": 5}, so: {"clarity": 3, "over', np.nan),  # cut off
+        ('Like {"overall": 5}, so: {"parts": {"clarity": 3}, "over', np.nan),
+        ('{"overall": true}', np.nan),
+        ('{"overall": null}', np.nan),
+        ('{"overall": [7]}', np.nan),
+        ('{"overall": "high"}', np.nan),
+        ('{"overall": NaN}', np.nan),
+        ('{"overall": 1e999}', np.nan),
+        ('{"overall": -7}', np.nan),
+        ('{"overall": %s}' % ("7" * 5000), np.nan),
+        ('{"overall": ' * 10**4, np.nan),
+        ('{"' * 10**4 + "}" * 10**4, np.nan),
         ("", np.nan),
     ],
 )
 def test_marks_are_read_from_the_last_object(verdict, mark):
     np.testing.assert_equal(judges.read_marks(verdict, "overall")[1], mark)
+
+
+def test_a_verdict_that_cannot_be_read_is_shown(caplog):
+    verdicts = ["", "I would rather not say.", '{"overall": 3}']
+    found = judges.by_marks(lambda asked: verdicts)([answers("a", "b", "c")])
+    np.testing.assert_array_equal(found[:, 0], [np.nan, np.nan, 3])
+    assert "1 of 3 verdicts cannot be read" in caplog.text
+    assert "'I would rather not say.'" in caplog.text
 
 
 def test_what_is_judged_cannot_leave_its_json():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlhf_jax.data.chat_client import ChatClient
 from rlhf_jax.stages import evaluate
 from tests.chat_service import said
 
@@ -11,7 +12,7 @@ from tests.chat_service import said
 @pytest.fixture
 def judged(stage_config, model_folders, service, tmp_path, monkeypatch):
     """`judged("pairs")`: run the stage with the service as its judge."""
-    monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda *args: None)
+    monkeypatch.setattr(ChatClient, "_pause", lambda *args: None)
 
     def run(judge, **settings):
         models = "one={},two={}".format(*model_folders)

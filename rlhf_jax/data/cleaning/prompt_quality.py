@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlhf_jax.data.records import Message, Prompt
+from rlhf_jax.data.verdicts import numbers, objects_in, tell_unread
 
 CRITERIA = ("intention", "semantics", "answerability")
 QUESTIONS = {
@@ -60,12 +61,14 @@ def by_judge(answers: Callable[[list[list[Message]]], list[str]]) -> Scorer:
     """A chat model as the judge; an answer that holds no verdict is NaN in all columns.
 
     Args:
-        answers: conversations to answers, as `ChatClient.answers`.
+        answers: conversations to answers, "" for none, as `ChatClient.answers`.
     """
 
     def score(prompts: Sequence[Prompt]) -> np.ndarray:
-        found = answers([judge_messages(prompt) for prompt in prompts])
-        return np.array([read_verdict(text) for text in found]).reshape(-1, 3)
+        verdicts = answers([judge_messages(prompt) for prompt in prompts])
+        found = np.array([read_verdict(text) for text in verdicts]).reshape(-1, 3)
+        tell_unread(verdicts, ~np.isnan(found[:, 0]))
+        return found
 
     return score
 
@@ -89,19 +92,15 @@ def judge_messages(prompt: Prompt) -> list[Message]:
 
 
 def read_verdict(answer: str) -> tuple[float, float, float]:
-    """The last JSON object in an answer, 1 to 5 as 0 to 1; NaN unless it is whole."""
-    none = (np.nan,) * len(CRITERIA)
-    objects = re.findall(r"\{[^{}]*\}", answer)
-    if not objects:
-        return none
-    try:
-        verdict = json.loads(objects[-1])
-        marks = [verdict[name] for name in CRITERIA]
-    except (ValueError, KeyError):
-        return none
-    if any(isinstance(m, bool) or m not in (1, 2, 3, 4, 5) for m in marks):
-        return none
-    return tuple((m - 1) / 4 for m in marks)
+    """The last object in an answer that has all criteria, 1 to 5 as 0 to 1; NaN unless
+    all three are whole numbers from 1 to 5."""
+    for value in reversed(objects_in(answer)):
+        marks = [numbers(value).get(name) for name in CRITERIA]
+        if None not in marks:
+            if set(marks) <= {1, 2, 3, 4, 5}:
+                return tuple((mark - 1) / 4 for mark in marks)
+            break
+    return (np.nan,) * len(CRITERIA)
 
 
 def by_heads(scores: Callable[[Prompt, list[str]], np.ndarray]) -> Scorer:

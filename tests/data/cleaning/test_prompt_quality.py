@@ -62,7 +62,18 @@ GOOD = json.dumps({"intention": 5, "semantics": 3, "answerability": 1})
 
 
 @pytest.mark.parametrize(
-    "answer", [GOOD, f"```json\n{GOOD}\n```", f'Like {{"x": 1}}? No: {GOOD} Done.']
+    "answer",
+    [
+        GOOD,
+        f"```json\n{GOOD}\n```",
+        f'Like {{"x": 1}}? No: {GOOD} Done.',
+        f'{GOOD} That is {{x}} and {{"x": 1}}.',
+        GOOD.replace("5", '"5"'),
+        GOOD.replace("5", "5.0"),
+        GOOD.replace('"', "'"),
+        GOOD.replace("5", '5, "why": "it says {x}"'),
+        f'{{"marks": {GOOD}}}',
+    ],
 )
 def test_a_verdict_is_found_in_what_the_judge_says(answer):
     assert read_verdict(answer) == (1.0, 0.5, 0.0)
