@@ -14,12 +14,12 @@ import json
 import numpy as np
 
 from configs.prepare_comparisons import get_config
-from rlhf_jax.data.annotation.tasks import Pair, make_tasks
+from rlhf_jax.data.annotation.tasks import Candidates, make_tasks
 from rlhf_jax.data.cleaning.annotator_quality import Limits
 from rlhf_jax.data.cleaning.filters import chosen_and_rejected, clean_votes
 from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.cleaning.votes import Votes, read_votes
-from rlhf_jax.data.records import Comparison
+from rlhf_jax.data.records import Comparison, Response
 from rlhf_jax.data.testbed.annotators import (
     CARELESS,
     CONTRADICTORY,
@@ -61,9 +61,10 @@ def campaign(
     pairs, certain = [], []
     for prompt in make_testbed(testbed).comparison_prompts:
         modes = rng.choice(MODES, responses)
-        texts = [respond(key_of(task_of(prompt)), mode, rng) for mode in modes]
-        pairs += [Pair(prompt, a, b) for a, b in itertools.combinations(texts, 2)]
-        a, b = (respond(key_of(task_of(prompt)), m, rng) for m in ("good", "sloppy"))
+        key = key_of(task_of(prompt))
+        given = [Response(respond(key, mode, rng)) for mode in modes]
+        pairs += [Candidates(prompt, *two) for two in itertools.combinations(given, 2)]
+        a, b = (respond(key, mode, rng) for mode in ("good", "sloppy"))
         if true_quality(prompt, a) - true_quality(prompt, b) > CLEAR:
             certain.append(Comparison(prompt, a, b, "a"))
     known_share = min(known_share, len(certain) / len(pairs))

@@ -25,5 +25,6 @@ def get_config(preset="tiny"):
     c.rule = "ranks"
     c.chosen_rank = 0  # 0 is the best; read by the rule "ranks"
     c.rejected_rank = -1  # -1 is the worst, num_responses // 2 the median
+    c.missing_end_penalty = 1.0  # off the score of a response cut at its limit: PPO's
     c.min_margin = 0.0  # of score; pairs with less are left out
     return c

@@ -23,4 +23,5 @@ def get_config(preset="tiny"):
     c.max_prompt_tokens = lengths.prompt  # longer ones are left out
     c.max_response_tokens = lengths.generated  # where generation stops
     c.temperature = 1.0  # PPO's
+    c.missing_end_penalty = 1.0  # off the score of a response cut at its limit: PPO's
     return c

@@ -1,4 +1,6 @@
-"""Records to token ids, with a count of what was left out. No response is ever cut.
+"""Records to token ids, with a count of what was left out. No response is ever cut, and
+none that generation cut gets an end token: what is trained on or scored here ends where
+PPO ends it.
 
 Of several processes each encodes its share.
 """
@@ -7,8 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rlhf_jax.data.batching import SFTBatches, round_up
-from rlhf_jax.data.records import Comparison, Dialogue, Prompt
+from rlhf_jax.data.records import Comparison, Dialogue, Prompt, Response
 from rlhf_jax.data.tokenizers.chat import (
+    decode_response,
     encode_dialogue,
     encode_prompt,
     encode_response,
@@ -64,6 +67,29 @@ def encode_prompts(
     return [p for p, _ in kept], [ids for _, ids in kept]
 
 
+def sampled_response(ids: Sequence[int], tokenizer: Tokenizer) -> Response:
+    """The response of token ids [R] as a model sampled them, without padding; it ended
+    if the last of them is a stop token."""
+    tokens = [int(token) for token in ids]
+    ended = tokens[-1] in tokenizer.stop_ids
+    return Response(decode_response(tokens, tokenizer), ended, tokens)
+
+
+def response_ids(response: Response, tokenizer: Tokenizer) -> list[int]:
+    """The token ids of a response, with an end token only if it ended.
+
+    They are the sampled ones where this tokenizer reads the response in them; those of
+    the text where it is another's, or where the text was edited since.
+    """
+    tokens = response.tokens
+    if tokens is not None and max(tokens) < tokenizer.vocab_size:
+        ends_early = any(token in tokenizer.stop_ids for token in tokens[:-1])
+        if not ends_early and sampled_response(tokens, tokenizer) == response:
+            return list(tokens)
+    ids = encode_response(response.text, tokenizer)
+    return ids if response.ended else ids[:-1]
+
+
 def encode_pairs(
     comparisons: Sequence[Comparison],
     *,
@@ -75,7 +101,8 @@ def encode_pairs(
     """The comparisons that can be trained on, their token ids, and counts by reason.
 
     Left out: ties, empty or identical responses, prompts and responses above their
-    limits. A response is never cut.
+    limits. A response is never cut; its end token counts, and one that generation cut
+    has none, so whatever generation may write within a limit fits the same limit here.
 
     Args:
         too_long: of a prompt: "drop" leaves the pair out; "truncate_prompt" leaves out
@@ -93,8 +120,7 @@ def encode_pairs(
             return None, reason
         messages, note = comparison.prompt.messages, ""
         prompt = encode_prompt(messages, tokenizer)
-        chosen = encode_response(comparison.chosen, tokenizer)
-        rejected = encode_response(comparison.rejected, tokenizer)
+        chosen, rejected = (response_ids(r, tokenizer) for r in comparison.responses)
         if max(len(chosen), len(rejected)) > max_response_tokens:
             return None, "response too long"
         if len(prompt) > max_prompt_tokens and too_long == "truncate_prompt":

@@ -67,26 +67,21 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """What a model answered to a prompt, and how it was sampled."""
+    """A response: its text; `ended`, False where generation cut it at its limit; and
+    the token ids that a model sampled, with the end token of one that ended, or None
+    of a text that no model here wrote."""
 
-    prompt: Prompt
     text: str
-    model: str = ""  # the checkpoint that answered
-    settings: dict[str, Any] | None = None  # temperature, top_p, seed, ...
-
-    @classmethod
-    def from_json(cls, record: dict) -> "Response":
-        return cls(
-            prompt_of(record),
-            fields.text(record, "text"),
-            fields.text(record, "model", default=""),
-            fields.optional_object(record, "settings"),
-        )
+    ended: bool = True
+    tokens: list[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two responses to one prompt and which is better: "a", "b" or "tie"."""
+    """Two responses to one prompt and which is better: "a", "b" or "tie".
+
+    `ended_a` and `tokens_a` are what `Response` says of them.
+    """
 
     prompt: Prompt
     response_a: str
@@ -99,6 +94,10 @@ class Comparison:
     time: str = ""  # when, ISO 8601
     task: str = ""  # the annotation task that this answers
     info: dict[str, Any] | None = None  # how it was made; for study, never for training
+    ended_a: bool = True
+    ended_b: bool = True
+    tokens_a: list[int] | None = None
+    tokens_b: list[int] | None = None
 
     @classmethod
     def from_json(cls, record: dict) -> "Comparison":
@@ -114,18 +113,25 @@ class Comparison:
             fields.text(record, "time", default=""),
             fields.text(record, "task", default=""),
             fields.optional_object(record, "info"),
+            **sampled_fields(record),
         )
 
     @property
     def chosen(self) -> str:
-        return self.response_b if self.preference == "b" else self.response_a
+        return self.responses[0].text
 
     @property
     def rejected(self) -> str:
-        return self.response_a if self.preference == "b" else self.response_b
+        return self.responses[1].text
+
+    @property
+    def responses(self) -> tuple[Response, Response]:
+        """The chosen response and the rejected one."""
+        better, worse = ("b", "a") if self.preference == "b" else ("a", "b")
+        return response_of(self, better), response_of(self, worse)
 
 
-Record = TypeVar("Record", Dialogue, Prompt, Response, Comparison)
+Record = TypeVar("Record", Dialogue, Prompt, Comparison)
 
 
 def read_records(
@@ -170,6 +176,33 @@ def write_records(path: str | Path, records: Iterable) -> None:
             line = {"version": VERSION, **vars(record)}
             file.write(encoder.encode(line) + "\n")
     temporary.replace(path)
+
+
+def response_of(record, side: str) -> Response:
+    """The response "a" or "b" of a record that holds two."""
+    names = (f"{name}_{side}" for name in ("response", "ended", "tokens"))
+    return Response(*(getattr(record, name) for name in names))
+
+
+def fields_of(a: Response, b: Response) -> dict[str, Any]:
+    """The fields of a record that holds two responses: what `response_of` reads."""
+    return {
+        "response_a": a.text,
+        "response_b": b.text,
+        "ended_a": a.ended,
+        "ended_b": b.ended,
+        "tokens_a": a.tokens,
+        "tokens_b": b.tokens,
+    }
+
+
+def sampled_fields(record: dict) -> dict[str, Any]:
+    """What a line of JSON says of its two responses beside their texts."""
+    ended = {
+        name: fields.boolean(record, name, True) for name in ("ended_a", "ended_b")
+    }
+    tokens = {name: fields.token_ids(record, name) for name in ("tokens_a", "tokens_b")}
+    return ended | tokens
 
 
 def prompt_of(record: dict) -> Prompt:

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
-from rlhf_jax.data.encoding import encode_prompts
-from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.tokenizers.chat import decode_response, encode_prompt
+from rlhf_jax.data.encoding import encode_prompts, sampled_response
+from rlhf_jax.data.records import Prompt, Response
+from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
-from rlhf_jax.generation.respond import respond
+from rlhf_jax.generation.continuous_batching import sample_responses
 from rlhf_jax.generation.sampling import Sampling, sampling_with
 from rlhf_jax.generation.scoring import response_logprobs, response_scores
 from rlhf_jax.models.chatglm import ChatGLM
@@ -23,12 +23,25 @@ from rlhf_jax.parallel.sharding import fetch
 
 
 class Answers(NamedTuple):
-    """Answers to prompts, as text and as token ids (the end token included)."""
+    """A model's answers to prompts, sampled: each has its token ids."""
 
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
-    texts: list[str]
-    response_ids: list[list[int]]
+    responses: list[Response]
+
+    @property
+    def texts(self) -> list[str]:
+        return [response.text for response in self.responses]
+
+    @property
+    def response_ids(self) -> list[list[int]]:
+        """Token ids, the end token of an answer that ended included."""
+        return [response.tokens for response in self.responses]
+
+    @property
+    def ended(self) -> np.ndarray:
+        """Which answers ended by themselves, before their limit: bool [prompts]."""
+        return np.array([response.ended for response in self.responses])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -47,8 +60,8 @@ def answer(
 ) -> Answers:
     """Answer every prompt that fits."""
     kept, prompt_ids = encode_prompts(prompts, tokenizer, max_prompt_tokens)
-    ids = respond(model, prompt_ids, key, sampling, batch_size=batch_size)
-    return Answers(kept, prompt_ids, [decode_response(i, tokenizer) for i in ids], ids)
+    ids = sample_responses(model, prompt_ids, key, sampling, batch_size=batch_size)
+    return Answers(kept, prompt_ids, [sampled_response(i, tokenizer) for i in ids])
 
 
 def sample_conversations(
@@ -84,8 +97,13 @@ def sample_conversations(
         batch_size=len(chosen),
     )
     return [
-        {"prompt": p.messages[-1]["content"], "response": text, "reward": None}
-        for p, text in zip(answers.prompts, answers.texts, strict=True)
+        {
+            "prompt": prompt.messages[-1]["content"],
+            "response": response.text,
+            "ended": response.ended,
+            "reward": None,
+        }
+        for prompt, response in zip(answers.prompts, answers.responses, strict=True)
     ]
 
 
@@ -152,7 +170,8 @@ def write_answers(path: Path, answers: Answers, **columns: np.ndarray) -> None:
                 "id": prompt.id,
                 "intent": prompt.intent,
                 "prompt": prompt.messages[-1]["content"],
-                "response": answers.texts[i],
+                "response": answers.responses[i].text,
+                "ended": answers.responses[i].ended,
                 **{name: _json_number(values[i]) for name, values in columns.items()},
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -115,6 +115,7 @@ def evaluate(
             "response": decode_response(
                 found.rollout.responses[i, : lengths[i]], tokenizer
             ),
+            "ended": bool(found.rollout.ended[i]),
             "reward": float(found.scores[i, 0]),
         }
         for i, prompt in enumerate(prompts)

@@ -16,16 +16,20 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
-from rlhf_jax.data.annotation.tasks import Pair, check_shares, make_tasks, read_known
+from rlhf_jax.data.annotation.tasks import (
+    Candidates,
+    check_shares,
+    make_tasks,
+    read_known,
+)
 from rlhf_jax.data.cleaning.filters import clean
 from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt
-from rlhf_jax.data.tokenizers.chat import decode_response, encode_response
-from rlhf_jax.generation.respond import respond_several
-from rlhf_jax.generation.sampling import sampling_with
+from rlhf_jax.data.tokenizers.chat import encode_response
+from rlhf_jax.evaluation.candidates import sample_candidates
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -61,26 +65,23 @@ def run(config, workdir: str) -> None:
         key=init_key,
         **weights.computation(config),
     )
-    sampling = sampling_with(
+    responses = sample_candidates(
+        policy,
+        prompt_ids,
         tokenizer,
+        sample_key,
+        count=config.num_responses,
+        batch_size=config.batch_size,
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
     )
-    responses = respond_several(
-        policy,
-        prompt_ids,
-        sample_key,
-        sampling,
-        count=config.num_responses,
-        batch_size=config.batch_size,
-    )
-
-    pairs = pairs_of(prompts, responses, tokenizer, config)
+    pairs = pairs_of(prompts, responses, config)
     report = {
         "prompts": len(prompts),
         "responses": len(prompts) * config.num_responses,
+        "cut at the limit": sum(not r.ended for group in responses for r in group),
         "pairs": len(pairs),
     }
 
@@ -110,7 +111,7 @@ def run(config, workdir: str) -> None:
 
     # Comparison, by the testbed
     comparisons = compare(
-        [(pair.prompt, pair.response_a, pair.response_b) for pair in pairs],
+        [(pair.prompt, pair.a, pair.b) for pair in pairs],
         make_annotators(AnnotatorConfig(**config.data.annotators)),
         seed=config.seed,
         stream="collect",
@@ -146,20 +147,20 @@ def known_comparisons(prompts, config) -> list[Comparison]:
     return good_against_spoilt(prompts, seed=config.seed)
 
 
-def pairs_of(prompts, responses, tokenizer, config) -> list[Pair]:
+def pairs_of(prompts, responses, config) -> list[Candidates]:
     """Every two responses to each prompt, each with how it was generated."""
     names = ("temperature", "top_k", "top_p", "max_response_tokens", "seed")
     settings = {"model": config.init_from, **{name: config[name] for name in names}}
     return [
-        Pair(
+        Candidates(
             prompt,
-            decode_response(several[a], tokenizer),
-            decode_response(several[b], tokenizer),
+            group[a],
+            group[b],
             {**settings, "sample": a},
             {**settings, "sample": b},
         )
-        for prompt, several in zip(prompts, responses, strict=True)
-        for a, b in itertools.combinations(range(len(several)), 2)
+        for prompt, group in zip(prompts, responses, strict=True)
+        for a, b in itertools.combinations(range(len(group)), 2)
     ]
 
 

@@ -136,6 +136,7 @@ def run(config, workdir: str) -> None:
         row = {
             "checkpoint": weights.fingerprint(folder),
             "length": float(found.lengths.mean()),
+            "ended": float(found.ended.mean()),
             "kl": float(kl.mean()),
         }
         if config.judge != "pairs":

@@ -2,7 +2,8 @@
 
 ChatGLM-RLHF (arXiv 2404.00934), section 4:
 1. The policy answers every prompt `num_responses` times.
-2. The reward model scores the answers.
+2. The reward model scores the answers as PPO does: at the last token, less
+   `missing_end_penalty` where an answer was cut at its limit.
 3. A rule makes pairs of them: the best against the worst, or another of
    data/cleaning/pair_rules.py. What teaches nothing is left out and counted.
 Leaves `comparisons.jsonl`, each line with where it came from.
@@ -15,15 +16,10 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
-from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.cleaning import pair_rules
 from rlhf_jax.data.encoding import encode_prompts
-from rlhf_jax.data.records import Comparison, Prompt, write_records
-from rlhf_jax.data.tokenizers.chat import decode_response
-from rlhf_jax.generation.respond import respond_several
-from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.generation.scoring import response_scores
-from rlhf_jax.parallel.sharding import fetch
+from rlhf_jax.data.records import Comparison, Prompt, fields_of, write_records
+from rlhf_jax.evaluation.candidates import candidate_scores, sample_candidates
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -61,39 +57,41 @@ def run(config, workdir: str) -> None:
         key=init_key,
     )
 
-    # Responses
-    sampling = sampling_with(
+    # Responses and scores
+    responses = sample_candidates(
+        policy,
+        prompt_ids,
         tokenizer,
+        sample_key,
+        count=config.num_responses,
+        batch_size=config.batch_size,
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
     )
-    responses = respond_several(
-        policy,
+    scores = candidate_scores(
+        reward_model,
         prompt_ids,
-        sample_key,
-        sampling,
-        count=config.num_responses,
+        responses,
+        pad_id=tokenizer.pad_id,
         batch_size=config.batch_size,
+        end_penalty=config.missing_end_penalty,
     )
 
     # Pairs
-    scores = score(prompt_ids, responses, reward_model, tokenizer.pad_id, config)
-    texts = [
-        [decode_response(ids, tokenizer) for ids in several] for several in responses
-    ]
     made = make_pairs(scores, config)
     kept, dropped = pair_rules.usable_pairs(
         made,
         scores,
         [json.dumps(prompt.messages) for prompt in prompts],
-        texts,
+        [[response.text for response in group] for group in responses],
         min_margin=config.min_margin,
     )
     report = {
         "prompts": len(prompts),
         "responses": len(prompts) * config.num_responses,
+        "cut at the limit": sum(not r.ended for group in responses for r in group),
         "pairs": len(made),
     }
     report |= {f"dropped: {reason}": n for reason, n in dropped.items()}
@@ -109,6 +107,7 @@ def run(config, workdir: str) -> None:
         "rule": config.rule,
         "policy": weights.fingerprint(config.init_from),
         "reward_model": weights.fingerprint(config.reward_model),
+        "missing_end_penalty": config.missing_end_penalty,
         "sampling": {
             "num_responses": config.num_responses,
             "max_response_tokens": config.max_response_tokens,
@@ -122,33 +121,16 @@ def run(config, workdir: str) -> None:
         source["ranks"] = [config.chosen_rank, config.rejected_rank]
     comparisons = [
         Comparison(
-            prompts[prompt],
-            texts[prompt][chosen],
-            texts[prompt][rejected],
+            prompt=prompts[prompt],
             preference="a",
             annotator="reward_model",
             info={"scores": scores[prompt, [chosen, rejected]].tolist()} | source,
+            **fields_of(responses[prompt][chosen], responses[prompt][rejected]),
         )
         for prompt, chosen, rejected in kept
     ]
     write_records(workdir / "comparisons.jsonl", comparisons)
     finish(workdir, report)
-
-
-def score(prompt_ids, responses, reward_model, pad_id: int, config) -> np.ndarray:
-    """Scores of K responses to each prompt: float32 [prompts, K]."""
-    width = round_up(max(map(len, prompt_ids)), 8)
-    step = jax.jit(response_scores)
-    found = []
-    for i in range(0, len(prompt_ids), config.batch_size):
-        index = np.arange(i, i + config.batch_size) % len(prompt_ids)
-        prompts, prompt_mask = pad_left([prompt_ids[j] for j in index], width, pad_id)
-        flat = [response for j in index for response in responses[j]]
-        tokens, mask = pad_right(flat, config.max_response_tokens, pad_id)
-        shape = (len(index), config.num_responses, -1)
-        tokens, mask = tokens.reshape(shape), mask.reshape(shape)
-        found.append(fetch(step(reward_model, prompts, prompt_mask, tokens, mask)))
-    return np.concatenate(found)[: len(prompt_ids)]
 
 
 def make_pairs(scores: np.ndarray, config) -> np.ndarray:

@@ -3,11 +3,12 @@
 ChatGLM-RLHF (arXiv 2404.00934), section 3. There is nothing to learn from a prompt on
 which the policy's responses do not differ in the reward model's eyes:
 1. The policy answers every prompt `samples_per_prompt` times.
-2. The reward model scores the answers.
+2. The reward model scores the answers as PPO does: at the last token, less
+   `missing_end_penalty` where an answer was cut at its limit.
 3. Prompts whose scores have a variance below `epsilon` are dropped.
 Leaves `prompts.jsonl`, for config.prompts of PPO; `rollouts.jsonl`, every prompt's
-variance and its responses with their scores; and `summary.json`, what was kept by
-intent, and how variances are distributed.
+variance and its responses, each with its score and whether it ended; and
+`summary.json`, what was kept by intent, and how variances are distributed.
 
 The paper gives neither the number of samples nor epsilon.
 """
@@ -21,12 +22,9 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
-from rlhf_jax.data.batching import round_up
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt, write_records
-from rlhf_jax.data.tokenizers.chat import decode_response
-from rlhf_jax.evaluation.rollouts import scored_rollouts
-from rlhf_jax.generation.sampling import sampling_with
+from rlhf_jax.evaluation.candidates import candidate_scores, sample_candidates
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -68,22 +66,25 @@ def run(config, workdir: str) -> None:
     )
 
     # Responses and scores
-    sampling = sampling_with(
+    responses = sample_candidates(
+        policy,
+        prompt_ids,
         tokenizer,
+        sample_key,
+        count=config.samples_per_prompt,
+        batch_size=config.batch_size,
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
     )
-    answers = scored_rollouts(
-        policy,
+    scores = candidate_scores(
         reward_model,
         prompt_ids,
-        sample_key,
-        sampling,
-        samples_per_prompt=config.samples_per_prompt,
+        responses,
+        pad_id=tokenizer.pad_id,
         batch_size=config.batch_size,
-        width=round_up(max(map(len, prompt_ids)), 16),
+        end_penalty=config.missing_end_penalty,
     )
-    scores = write_rollouts(workdir / "rollouts.jsonl", prompts, answers, tokenizer)
+    write_rollouts(workdir / "rollouts.jsonl", prompts, responses, scores)
 
     # Selection
     variances = scores.var(axis=1)  # of the samples: divided by K
@@ -104,28 +105,19 @@ def run(config, workdir: str) -> None:
     finish(workdir, report)
 
 
-def write_rollouts(path: Path, prompts, answers, tokenizer) -> np.ndarray:
-    """Write one line a prompt; return the scores, float32 [prompts, K]."""
-    found = []
+def write_rollouts(path: Path, prompts, responses, scores: np.ndarray) -> None:
+    """Write one line a prompt."""
     with path.open("w", encoding="utf-8") as file:
-        for batch in answers:
-            found.append(batch.scores)
-            lengths = batch.rollout.response_mask.sum(-1)
-            texts = [
-                decode_response(tokens[:length], tokenizer)
-                for tokens, length in zip(batch.rollout.responses, lengths, strict=True)
-            ]
-            samples = batch.scores.shape[1]
-            for row, i in enumerate(batch.index):
-                record = {
-                    "id": prompts[i].id,
-                    "intent": prompts[i].intent,
-                    "variance": float(batch.scores[row].var()),
-                    "scores": batch.scores[row].tolist(),
-                    "responses": texts[row * samples : (row + 1) * samples],
-                }
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return np.concatenate(found)
+        for prompt, group, row in zip(prompts, responses, scores, strict=True):
+            record = {
+                "id": prompt.id,
+                "intent": prompt.intent,
+                "variance": float(row.var()),
+                "scores": row.tolist(),
+                "responses": [response.text for response in group],
+                "ended": [response.ended for response in group],
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def selection_report(

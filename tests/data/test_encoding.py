@@ -1,9 +1,18 @@
-"""Records to token ids: what is left out is counted, and no response is cut."""
+"""Records to token ids: what is left out is counted, no response is cut, and none that
+generation cut gets an end."""
+
+import dataclasses
 
 import pytest
 
-from rlhf_jax.data.encoding import encode_dialogues, encode_pairs, sft_batches
-from rlhf_jax.data.records import Comparison, Dialogue, Prompt
+from rlhf_jax.data.encoding import (
+    encode_dialogues,
+    encode_pairs,
+    response_ids,
+    sampled_response,
+    sft_batches,
+)
+from rlhf_jax.data.records import Comparison, Dialogue, Prompt, Response
 from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 
@@ -61,6 +70,62 @@ def test_every_unusable_pair_is_counted_by_its_reason(tokenizer):
         "response too long": 1,
         "prompt too long": 1,
     }
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_only_a_response_that_ended_has_an_end_token_and_it_counts(
+    ended, side, tokenizer
+):
+    """One token more in the limit is the end's place."""
+    given = dataclasses.replace(comparison(), **{f"ended_{side}": ended})
+    whole = [encode_response(text, tokenizer) for text in ("good", "bad")]
+    expected = list(whole)
+    if not ended:
+        expected["ab".index(side)] = whole["ab".index(side)][:-1]
+    limit = max(map(len, expected))
+    _, ((_, *found),), _ = encode([given], tokenizer, response=limit)
+    assert found == expected
+    with pytest.raises(ValueError, match="'response too long': 1"):
+        encode([given], tokenizer, response=limit - 1)
+
+
+def test_a_sampled_response_is_trained_on_in_the_tokens_that_were_sampled(tokenizer):
+    """The text "one" in three letters, which encoding would join; and half of a
+    character, whose text would be encoded as another."""
+    letters = [i for letter in "one" for i in tokenizer.encode(letter)]
+    half = tokenizer.encode("é")[:1]
+    assert tokenizer.encode("one") != letters
+    for tokens, ended in (
+        (letters, False),
+        ([*letters, tokenizer.end_id], True),
+        ([*letters, *half], False),
+    ):
+        response = sampled_response(tokens, tokenizer)
+        assert (response.ended, response.tokens) == (ended, tokens)
+        assert response_ids(response, tokenizer) == tokens
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": "two"},  # edited since
+        {"tokens": None},
+        {"tokens": [299_999]},  # of a larger vocabulary
+        {"ended": True},  # contradicts its tokens
+    ],
+)
+def test_tokens_that_do_not_say_the_text_are_not_taken(change, tokenizer):
+    letters = [i for letter in "one" for i in tokenizer.encode(letter)]
+    given = dataclasses.replace(sampled_response(letters, tokenizer), **change)
+    expected = encode_response(given.text, tokenizer)
+    assert response_ids(given, tokenizer) == expected[: None if given.ended else -1]
+
+
+def test_a_stop_token_within_a_response_is_not_taken(tokenizer):
+    one = tokenizer.encode("one")
+    given = Response("oneone", False, [*one, tokenizer.end_id, *one])
+    assert tokenizer.end_id not in response_ids(given, tokenizer)
 
 
 def test_a_long_prompt_loses_its_oldest_turns_and_the_response_nothing(tokenizer):

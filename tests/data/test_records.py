@@ -32,11 +32,11 @@ COMPARISON = Comparison(
     task="t1",
     info={"source": "x"},
 )
-RESPONSE = Response(PROMPT, "yes", "runs/sft", {"temperature": 1.0})
+CUT = dataclasses.replace(COMPARISON, ended_b=False, tokens_a=[5, 1], tokens_b=[7])
 
 
 @pytest.mark.parametrize(
-    "record", [Dialogue((USER, ASSISTANT), "greeting"), PROMPT, RESPONSE, COMPARISON]
+    "record", [Dialogue((USER, ASSISTANT), "greeting"), PROMPT, COMPARISON, CUT]
 )
 def test_what_is_written_is_read(tmp_path, record):
     path = tmp_path / "records.jsonl"
@@ -53,6 +53,16 @@ def test_gzip_is_read(tmp_path):
 
 def test_chosen_and_rejected_follow_the_preference():
     assert (COMPARISON.chosen, COMPARISON.rejected) == ("no", "yes")
+    assert CUT.responses == (Response("no", False, [7]), Response("yes", True, [5, 1]))
+
+
+def test_a_record_that_does_not_say_otherwise_holds_whole_texts(tmp_path):
+    path = tmp_path / "records.jsonl"
+    write_records(path, [CUT])
+    line = json.loads(path.read_text())
+    new = [f"{name}_{side}" for name in ("ended", "tokens") for side in "ab"]
+    path.write_text(json.dumps({k: v for k, v in line.items() if k not in new}))
+    assert read_records(path, Comparison) == [COMPARISON]
 
 
 BAD_FIELDS = {
@@ -107,6 +117,24 @@ BAD_FIELDS = {
         {"prompt": {"id": "x", "messages": [{"role": "user", "content": None}]}},
         "prompt.messages[0].content",
         "is missing or null",
+    ),
+    "an end that is text": (
+        Comparison,
+        {"ended_a": "no"},
+        "ended_a",
+        "must be true or false, not str",
+    ),
+    "token ids that are text": (
+        Comparison,
+        {"tokens_b": "5 6"},
+        "tokens_b",
+        "must be a list of token ids",
+    ),
+    "token ids that are none": (
+        Comparison,
+        {"tokens_b": [5, -1]},
+        "tokens_b",
+        "must be a list of token ids",
     ),
     "an unknown criterion": (
         Comparison,
@@ -163,7 +191,7 @@ def test_a_missing_or_empty_file_is_a_clear_error(tmp_path):
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
-    bad = Response(PROMPT, "yes", "runs/sft", {"temperature": float("nan")})
+    bad = dataclasses.replace(COMPARISON, info={"temperature": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_records(tmp_path / "x.jsonl", [bad])
     assert not (tmp_path / "x.jsonl").exists()

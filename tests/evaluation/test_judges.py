@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.evaluation import judges
 from rlhf_jax.evaluation.answers import Answers
 from rlhf_jax.evaluation.probes import share_passed
@@ -17,7 +17,11 @@ def answers(*texts):
         Prompt(str(i), ({"role": "user", "content": f"Question {i}?"},))
         for i in range(len(texts))
     ]
-    return Answers(prompts, [[i] for i in range(len(texts))], list(texts), [[1]] * 9)
+    return Answers(
+        prompts,
+        [[i] for i in range(len(texts))],
+        [Response(text, tokens=[1]) for text in texts],
+    )
 
 
 def shown(messages) -> dict:

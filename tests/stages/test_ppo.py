@@ -14,7 +14,7 @@ from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 from rlhf_jax.evaluation.rollouts import scored_rollouts
-from rlhf_jax.stages import ppo, select_prompts
+from rlhf_jax.stages import ppo
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import MEASURED, Writer, read_metrics
 from rlhf_jax.training.weights import load_model
@@ -275,30 +275,3 @@ def test_a_policy_that_starts_above_the_ceiling_is_refused(stage_config, tmp_pat
     config = stage_config("ppo", kl_ceiling=-1.0, baseline="none", beta_sft=0.0)
     with pytest.raises(ValueError, match="before any update"):
         ppo.run(config, str(tmp_path / "run"))
-
-
-def test_prompts_whose_scores_vary_too_little_are_dropped(
-    stage_config, data_folder, tmp_path
-):
-    config = stage_config("select_prompts", samples_per_prompt=2, epsilon=0.01)
-    select_prompts.run(config, str(tmp_path / "run"))
-    text = (tmp_path / "run" / "rollouts.jsonl").read_text()
-    rollouts = [json.loads(line) for line in text.splitlines()]
-    kept = [r["id"] for r in rollouts if np.var(r["scores"]) >= 0.01]
-    assert 0 < len(kept) < len(rollouts)
-    selected = read_records(tmp_path / "run" / "prompts.jsonl", Prompt)
-    assert [prompt.id for prompt in selected] == kept
-    everything = read_records(data_folder / "prompts.jsonl", Prompt)
-    assert [r["id"] for r in rollouts] == [prompt.id for prompt in everything]
-    report = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert report["kept"] == len(kept)
-    assert report["dropped"] == len(rollouts) - len(kept)
-    assert sum(n["kept"] for n in report["by intent"].values()) == len(kept)
-    assert sum(report["variance histogram"]["counts"]) == len(rollouts)
-
-    config.epsilon = 1e6
-    with pytest.raises(ValueError, match="the largest is"):
-        select_prompts.run(config, str(tmp_path / "none"))
-    config.samples_per_prompt = 1
-    with pytest.raises(ValueError, match="2 or more"):
-        select_prompts.run(config, str(tmp_path / "one"))

@@ -18,7 +18,9 @@ from rlhf_jax.data.records import (
     CRITERIA,
     VERSION,
     Comparison,
+    fields_of,
     read_records,
+    response_of,
 )
 
 
@@ -76,17 +78,16 @@ def comparisons(tasks: dict[str, Task], answers: Iterable[Answer]) -> list[Compa
         }
         records.append(
             Comparison(
-                task.prompt,
-                task.response_a,
-                task.response_b,
-                answer.preference,
-                answer.annotator,
+                prompt=task.prompt,
+                preference=answer.preference,
+                annotator=answer.annotator,
                 criteria=answer.criteria,
                 shown_first=task.shown_first,
                 seconds=answer.seconds,
                 time=answer.time,
                 task=task.id,
                 info={name: value for name, value in info.items() if value} or None,
+                **fields_of(response_of(task, "a"), response_of(task, "b")),
             )
         )
     return records

@@ -15,7 +15,16 @@ import numpy as np
 
 from rlhf_jax.data.reading import fields
 from rlhf_jax.data.reading.json_lines import RecordError
-from rlhf_jax.data.records import Comparison, Prompt, prompt_of, read_records
+from rlhf_jax.data.records import (
+    Comparison,
+    Prompt,
+    Response,
+    fields_of,
+    prompt_of,
+    read_records,
+    response_of,
+    sampled_fields,
+)
 
 GUIDELINE = Path(__file__).parent / "guideline.md"  # what annotators are told
 
@@ -33,6 +42,11 @@ class Task:
     settings_b: dict[str, Any] | None = None
     known_answer: str = ""  # "a" or "b"; "": nobody knows
     repeat_of: str = ""  # the id of the task that this one repeats
+    # What `records.Response` says of each; annotators are shown the texts alone.
+    ended_a: bool = True
+    ended_b: bool = True
+    tokens_a: list[int] | None = None
+    tokens_b: list[int] | None = None
 
     @classmethod
     def from_json(cls, record: dict) -> "Task":
@@ -46,6 +60,7 @@ class Task:
             fields.optional_object(record, "settings_b"),
             fields.choice(record, "known_answer", ("", "a", "b"), default=""),
             fields.text(record, "repeat_of", default=""),
+            **sampled_fields(record),
         )
 
     @property
@@ -60,12 +75,12 @@ class Task:
         return {"1": first, "2": second, "tie": "tie"}[choice]
 
 
-class Pair(NamedTuple):
-    """Two responses that wait for a comparison, each with how it was generated."""
+class Candidates(NamedTuple):
+    """Two responses to be compared, each with how it was generated."""
 
     prompt: Prompt
-    response_a: str
-    response_b: str
+    a: Response
+    b: Response
     settings_a: dict[str, Any] | None = None
     settings_b: dict[str, Any] | None = None
 
@@ -79,7 +94,7 @@ def check_shares(known_share: float, repeat_share: float) -> None:
 
 
 def make_tasks(
-    pairs: Sequence[Pair],
+    pairs: Sequence[Candidates],
     known: Sequence[Comparison],
     *,
     known_share: float,
@@ -104,9 +119,7 @@ def make_tasks(
     pairs = [
         pair
         for pair in pairs
-        if pair.response_a != pair.response_b
-        and pair.response_a.strip()
-        and pair.response_b.strip()
+        if pair.a.text != pair.b.text and pair.a.text.strip() and pair.b.text.strip()
     ]
     if not pairs:
         raise ValueError("No prompt has two responses that differ.")
@@ -114,7 +127,10 @@ def make_tasks(
     num_known = min(round(known_share * len(pairs)), len(known))
     sure = [known[i] for i in rng.choice(len(known), num_known, replace=False)]
     fresh = [(pair, "") for pair in pairs]
-    fresh += [(Pair(c.prompt, c.response_a, c.response_b), c.preference) for c in sure]
+    fresh += [
+        (Candidates(c.prompt, response_of(c, "a"), response_of(c, "b")), c.preference)
+        for c in sure
+    ]
     rng.shuffle(fresh)
     first = rng.choice(["a", "b"], len(fresh)).tolist()
 
@@ -130,15 +146,14 @@ def make_tasks(
     for number, (_, i, is_repeat) in enumerate(sorted(places), start=1):
         pair, known_answer = fresh[i]
         task = Task(
-            f"task-{number:06d}",
-            pair.prompt,
-            pair.response_a,
-            pair.response_b,
-            "ba"["ab".index(first[i])] if is_repeat else first[i],
-            pair.settings_a,
-            pair.settings_b,
-            known_answer,
-            ids.get(i, ""),
+            id=f"task-{number:06d}",
+            prompt=pair.prompt,
+            shown_first="ba"["ab".index(first[i])] if is_repeat else first[i],
+            settings_a=pair.settings_a,
+            settings_b=pair.settings_b,
+            known_answer=known_answer,
+            repeat_of=ids.get(i, ""),
+            **fields_of(pair.a, pair.b),
         )
         ids.setdefault(i, task.id)
         queue.append(task)

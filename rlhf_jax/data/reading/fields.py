@@ -32,6 +32,29 @@ def optional_object(record: dict, field: str) -> dict[str, Any] | None:
     return value
 
 
+def boolean(record: dict, field: str, default: bool) -> bool:
+    value = record.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise RecordError(f"must be true or false, not {kind_of(value)}.", field)
+    return value
+
+
+def token_ids(record: dict, field: str) -> list[int] | None:
+    """A list of at least one token id, or None."""
+    value = record.get(field)
+    if value is None:
+        return None
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(type(item) is int and item >= 0 for item in value)
+    ):
+        raise RecordError("must be a list of token ids, or null.", field)
+    return value
+
+
 def objects(record: dict, field: str) -> list[dict[str, Any]]:
     """A list of objects."""
     value = record.get(field)

@@ -10,6 +10,8 @@ from rlhf_jax.data.records import (
     CRITERIA,
     Comparison,
     Prompt,
+    Response,
+    fields_of,
     read_records,
     write_records,
 )
@@ -23,7 +25,7 @@ CERTAIN = 2.0  # points of true quality
 
 
 def compare(
-    pairs: Sequence[tuple[Prompt, str, str]],
+    pairs: Sequence[tuple[Prompt, Response, Response]],
     annotators: Sequence[Annotator],
     *,
     seed: int,
@@ -36,20 +38,19 @@ def compare(
     """
     rng = _stream(seed, stream)
     comparisons = []
-    for prompt, response_a, response_b in pairs:
+    for prompt, a, b in pairs:
         annotator = annotators[rng.integers(len(annotators))]
-        note = annotate(prompt, response_a, response_b, annotator, rng)
+        note = annotate(prompt, a.text, b.text, annotator, rng)
         comparisons.append(
             Comparison(
-                prompt,
-                response_a,
-                response_b,
-                note.preference,
-                note.annotator,
+                prompt=prompt,
+                preference=note.preference,
+                annotator=note.annotator,
                 criteria={name: getattr(note, name) for name in CRITERIA},
                 shown_first=note.order_shown[0],
                 seconds=note.seconds,
                 info={"annotator_kind": note.annotator_kind},
+                **fields_of(a, b),
             )
         )
     return comparisons
@@ -85,7 +86,7 @@ def write_demonstrated(
         pairs = []
         for prompt in read_records(folder / f"{source}.jsonl", Prompt):
             key = key_of(task_of(prompt))
-            a, b = (respond(key, mode, rng) for mode in rng.choice(MODES, 2))
+            a, b = (Response(respond(key, mode, rng)) for mode in rng.choice(MODES, 2))
             pairs.append((prompt, a, b))
         compared = compare(pairs, annotators, seed=seed, stream=name)
         write_records(folder / f"{name}.jsonl", compared)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlhf_jax.data.annotation.tasks import Pair, make_tasks
-from rlhf_jax.data.records import Comparison, Prompt
+from rlhf_jax.data.annotation.tasks import Candidates, make_tasks
+from rlhf_jax.data.records import Comparison, Prompt, Response
 
 
 def prompt(name: str) -> Prompt:
@@ -16,7 +16,13 @@ def make_queue():
 
     def make(num_pairs=40, num_known=20, known_share=0.25, repeat_share=0.2, seed=0):
         pairs = [
-            Pair(prompt(f"p{i}"), f"a{i}", f"b{i}", {"sample": 0}, {"sample": 1})
+            Candidates(
+                prompt(f"p{i}"),
+                Response(f"a{i}", ended=i % 2 == 0, tokens=[i, 1]),
+                Response(f"b{i}"),
+                {"sample": 0},
+                {"sample": 1},
+            )
             for i in range(num_pairs)
         ]
         known = [

@@ -14,7 +14,13 @@ from rlhf_jax.data.annotation.answers import (
     comparisons,
     read_answers,
 )
-from rlhf_jax.data.records import Comparison, RecordError, read_records, write_records
+from rlhf_jax.data.records import (
+    Comparison,
+    RecordError,
+    read_records,
+    response_of,
+    write_records,
+)
 
 ANN = Answer("task-000001", "ann", "a", {"safety": "tie"}, 3.5, "2026-01-02T03:04:05")
 BOB = Answer("task-000001", "bob ü 王", "tie")
@@ -161,6 +167,10 @@ def test_comparisons_carry_everything_that_cleaning_needs(make_queue, tmp_path):
     assert found[1].chosen == found[2].rejected  # the annotator contradicted herself
     assert "known_answer" not in found[1].info
     assert found[1].info["settings_a"] == {"sample": 0}
+    for comparison, task in zip(found, (known, original, repeat), strict=True):
+        for side in "ab":
+            assert response_of(comparison, side) == response_of(task, side)
+    assert {task.ended_a for task in tasks.values()} == {True, False}
 
 
 def test_answers_of_other_tasks_and_double_answers_are_refused(make_queue):

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.data.annotation.answers import Answer, AnswerLog
-from rlhf_jax.data.annotation.tasks import Pair, make_tasks
-from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
+from rlhf_jax.data.annotation.tasks import Candidates, make_tasks
+from rlhf_jax.data.records import (
+    Comparison,
+    Prompt,
+    Response,
+    read_records,
+    write_records,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -17,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture
 def folder(tmp_path):
     prompt = Prompt("p", ({"role": "user", "content": "Why?"},))
-    pairs = [Pair(prompt, f"a{i}", f"b{i}") for i in range(4)]
+    pairs = [Candidates(prompt, Response(f"a{i}"), Response(f"b{i}")) for i in range(4)]
     tasks = make_tasks(pairs, [], known_share=0.0, repeat_share=0.0, seed=0)
     write_records(tmp_path / "tasks.jsonl", tasks)
     return tmp_path

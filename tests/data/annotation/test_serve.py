@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.data.annotation.answers import comparisons, read_answers
-from rlhf_jax.data.annotation.tasks import Pair, make_tasks, read_tasks
-from rlhf_jax.data.records import Comparison, Prompt, write_records
+from rlhf_jax.data.annotation.tasks import Candidates, make_tasks, read_tasks
+from rlhf_jax.data.records import Comparison, Prompt, Response, write_records
 
 pytest.importorskip("gradio", reason="the page needs the extra [annotate]")
 sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser")
@@ -39,7 +39,11 @@ def write_tasks(folder: Path, num_pairs: int) -> dict:
         return Prompt(name, ({"role": "user", "content": f"{name}? {HOSTILE}"},))
 
     pairs = [
-        Pair(prompt(f"p{i}"), f"answer a{i}", f"answer b{i} {HOSTILE}")
+        Candidates(
+            prompt(f"p{i}"),
+            Response(f"answer a{i}"),
+            Response(f"answer b{i} {HOSTILE}"),
+        )
         for i in range(num_pairs)
     ]
     known = [Comparison(prompt(f"k{i}"), "answer x", "answer y", "a") for i in range(9)]

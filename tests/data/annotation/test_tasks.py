@@ -1,5 +1,6 @@
 """The queue: what stands in it, how far apart, and that it tells nothing."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,15 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.data.annotation.tasks import (
-    Pair,
+    Candidates,
     make_tasks,
     read_known,
     read_tasks,
     transcript,
 )
-from rlhf_jax.data.records import Comparison, Prompt, RecordError, write_records
+from rlhf_jax.data.records import (
+    Comparison,
+    Prompt,
+    RecordError,
+    Response,
+    write_records,
+)
 
 PROMPT = Prompt("p", ({"role": "user", "content": "Why?"},))
+
+
+def candidates(a, b):
+    return Candidates(PROMPT, Response(a), Response(b))
 
 
 @settings(deadline=None, max_examples=60)
@@ -29,7 +40,7 @@ PROMPT = Prompt("p", ({"role": "user", "content": "Why?"},))
 def test_every_pair_stands_once_and_repeats_come_half_a_queue_later_in_the_other_order(
     num_pairs, num_known, known_share, repeat_share, seed
 ):
-    pairs = [Pair(PROMPT, f"a{i}", f"b{i}") for i in range(num_pairs)]
+    pairs = [candidates(f"a{i}", f"b{i}") for i in range(num_pairs)]
     known = [Comparison(PROMPT, f"x{i}", f"y{i}", "b") for i in range(num_known)]
     tasks = make_tasks(
         pairs, known, known_share=known_share, repeat_share=repeat_share, seed=seed
@@ -38,7 +49,7 @@ def test_every_pair_stands_once_and_repeats_come_half_a_queue_later_in_the_other
     assert [*place] == sorted(place)  # an id tells no more than the place in the queue
     fresh = [task for task in tasks if not task.repeat_of]
     asked = [task for task in fresh if not task.known_answer]
-    assert sorted(t.response_a for t in asked) == sorted(p.response_a for p in pairs)
+    assert sorted(t.response_a for t in asked) == sorted(p.a.text for p in pairs)
     sure = [task for task in fresh if task.known_answer]
     assert len(sure) == min(round(known_share * num_pairs), num_known)
     assert {task.known_answer for task in sure} <= {"b"}
@@ -61,9 +72,9 @@ def test_the_seed_decides_and_either_response_is_first_about_half_the_time(make_
 
 def test_pairs_with_nothing_to_judge_are_no_tasks():
     pairs = [
-        Pair(PROMPT, "same", "same"),
-        Pair(PROMPT, "x", " "),
-        Pair(PROMPT, "x", "y"),
+        candidates("same", "same"),
+        candidates("x", " "),
+        candidates("x", "y"),
     ]
     tasks = make_tasks(pairs, [], known_share=0.0, repeat_share=0.0, seed=0)
     assert [(task.response_a, task.response_b) for task in tasks] == [("x", "y")]
@@ -80,6 +91,8 @@ def test_what_was_seen_as_first_is_the_response_shown_first(make_queue):
 
 def test_tasks_come_back_from_their_file(make_queue, tmp_path):
     tasks = make_queue()
+    cut = dataclasses.replace(tasks["task-000003"], ended_b=False, tokens_b=[5, 6])
+    tasks["task-000003"] = cut
     write_records(tmp_path / "tasks.jsonl", tasks.values())
     assert read_tasks(tmp_path / "tasks.jsonl") == tasks
 
@@ -91,6 +104,8 @@ def test_tasks_come_back_from_their_file(make_queue, tmp_path):
         ({"prompt": 3}, r"line 2, field 'prompt': must be an object, not int"),
         ({"response_b": None}, r"line 2, field 'response_b': is missing"),
         ({"known_answer": "tie"}, r"line 2, field 'known_answer'"),
+        ({"ended_a": "no"}, r"line 2, field 'ended_a': must be true or false, not str"),
+        ({"tokens_b": [1.5]}, r"line 2, field 'tokens_b': must be a list of token ids"),
         ({"settings_a": []}, r"line 2, field 'settings_a': must be an object"),
         ({"id": "task-000001"}, r"two tasks with the id 'task-000001'"),
         ({"repeat_of": "task-9"}, r"'task-000002' repeats 'task-9', which does not"),

@@ -1,6 +1,7 @@
 """Tokens a second of answering many prompts: rows that take turns, and whole batches.
 
-python -m benchmarks.respond [--prompts=256] [--batch_size=32] [--mean=32] [--repeats=5]
+python -m benchmarks.continuous_batching [--prompts=256] [--batch_size=32] [--mean=32]
+    [--repeats=5]
 
 Prompts of 16 to 64 tokens and responses of 128 at most, whose lengths are as good as
 geometric: random weights, and one token in `mean` ends a response. The same keys, so
@@ -18,7 +19,7 @@ from flax import nnx
 from benchmarks.inputs import random_prompts
 from benchmarks.timing import measure
 from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.generation.respond import respond
+from rlhf_jax.generation.continuous_batching import sample_responses
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
@@ -56,7 +57,7 @@ def main():
     arguments = model, prompts, jax.random.key(0), sampling
     ways = {
         name: functools.partial(answer, *arguments, batch_size=flags.batch_size)
-        for name, answer in (("by_turns", respond), ("by_batches", in_batches))
+        for name, answer in (("by_turns", sample_responses), ("by_batches", in_batches))
     }
     responses, others = (answer() for answer in ways.values())
     same = np.mean([a == b for a, b in zip(responses, others, strict=True)])

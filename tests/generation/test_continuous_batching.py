@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rlhf_jax.generation import generate, respond
+from rlhf_jax.generation import continuous_batching as batching
+from rlhf_jax.generation import generate
 from rlhf_jax.generation.rollout import row_keys
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
@@ -31,7 +32,7 @@ STEPS = 3  # of a round: responses take several, and end anywhere in one
 
 @pytest.fixture(autouse=True)
 def short_rounds(monkeypatch):
-    monkeypatch.setattr(respond, "STEPS", STEPS)
+    monkeypatch.setattr(batching, "STEPS", STEPS)
     jax.clear_caches()  # of rounds of another length, and then of these
     yield
     jax.clear_caches()
@@ -61,7 +62,9 @@ def by_generate(model, prompts, sampling):
 
 
 def by_turns(model, prompts, batch_size, sampling=SAMPLING):
-    return respond.respond(model, prompts, KEY, sampling, batch_size=batch_size)
+    return batching.sample_responses(
+        model, prompts, KEY, sampling, batch_size=batch_size
+    )
 
 
 def scanned(model):
@@ -105,18 +108,22 @@ def test_on_a_mesh_with_as_many_programs(model, prompts):
     expected = by_generate(model, prompts, SAMPLING)
     with jax.set_mesh(make_mesh((2, 2, 2))):
         assert by_turns(model, prompts, 4) == expected
-        programs = respond._start, respond._read, respond._decode_round
+        programs = (
+            batching._make_rows,
+            batching._prefill_rows,
+            batching._decode_round,
+        )
         assert [program._cache_size() for program in programs] == [1, 1, 1]
 
 
 def test_a_row_does_not_wait_for_the_longest_beside_it(model, prompts, monkeypatch):
-    rounds, decode_round = [], respond._decode_round
+    rounds, decode_round = [], batching._decode_round
 
     def counting(*args):
         rounds.append(args)
         return decode_round(*args)
 
-    monkeypatch.setattr(respond, "_decode_round", counting)
+    monkeypatch.setattr(batching, "_decode_round", counting)
     lengths = list(map(len, by_turns(model, prompts, 4)))
     batches = [lengths[i : i + 4] for i in range(0, len(lengths), 4)]
     assert len(rounds) < sum(-(-max(batch) // STEPS) for batch in batches)
@@ -125,7 +132,7 @@ def test_a_row_does_not_wait_for_the_longest_beside_it(model, prompts, monkeypat
 def test_several_responses_to_a_prompt_stand_together(model, prompts):
     repeated = [prompt for prompt in prompts[:3] for _ in range(2)]
     flat = by_turns(model, repeated, 4)
-    found = respond.respond_several(
+    found = batching.sample_groups(
         model, prompts[:3], KEY, SAMPLING, count=2, batch_size=4
     )
     assert found == [flat[:2], flat[2:4], flat[4:]]

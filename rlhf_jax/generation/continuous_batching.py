@@ -1,9 +1,10 @@
 """Responses to many prompts through few rows: where a response has ended, the next
 prompt takes its row ("continuous batching").
 
-Rows decode a round of STEPS tokens at a time. Before each, rows that are free are given
-to prompts that wait. Three programs are compiled, for empty rows, for reading prompts
-and for a round, whatever the number of prompts and the lengths of their responses.
+Rows decode a round of STEPS tokens at a time. Before each round, free rows are given to
+the next prompts of the queue. Three programs are compiled, for empty rows, for reading
+prompts and for a round, whatever the number of prompts and the lengths of their
+responses.
 
 The cache has room for a prompt, a response and a round. All rows write into the same
 slot; after a round everything moves to the front by its STEPS slots, and what falls off
@@ -50,7 +51,7 @@ class Rows(NamedTuple):
     length: Int[Array, "B"]  # of the response so far
 
 
-def respond_several(
+def sample_groups(
     model: ChatGLM,
     prompts: list[list[int]],
     key: jax.Array,
@@ -59,13 +60,13 @@ def respond_several(
     count: int,
     batch_size: int,
 ) -> list[list[list[int]]]:
-    """`count` responses to each prompt, as `respond` gives them."""
+    """`count` responses to each prompt, as `sample_responses` gives them."""
     repeated = [prompt for prompt in prompts for _ in range(count)]
-    flat = respond(model, repeated, key, sampling, batch_size=batch_size)
+    flat = sample_responses(model, repeated, key, sampling, batch_size=batch_size)
     return [flat[i : i + count] for i in range(0, len(flat), count)]
 
 
-def respond(
+def sample_responses(
     model: ChatGLM,
     prompts: list[list[int]],
     key: jax.Array,
@@ -74,7 +75,8 @@ def respond(
     batch_size: int,
 ) -> list[list[int]]:
     """One response to each prompt, as token ids without padding: what `generate` gives
-    with the keys `row_keys(key, place of the prompt)`.
+    with the keys `row_keys(key, place of the prompt)`. A response that ended holds its
+    stop token, last; one that was cut at `sampling.max_new_tokens` holds none.
 
     Args:
         batch_size: rows that decode side by side.
@@ -84,25 +86,27 @@ def respond(
     """
     if not prompts:
         return []
-    tokens, mask = _pad(prompts, sampling.pad_id)
+    tokens, mask = _pad_prompts(prompts, sampling.pad_id)
     check_prompts(model, tokens, mask, sampling)
     group = -(-batch_size // GROUPS)
     model = _for_decoding(model)
     live = np.zeros(batch_size, bool)
-    rows = _start(model, shard_batch(live), sampling, width=tokens.shape[1])
+    rows = _make_rows(model, shard_batch(live), sampling, width=tokens.shape[1])
     responses = [[] for _ in prompts]
     answering = np.zeros(batch_size, int)  # the prompt in each row
-    waiting = deque(range(len(prompts)))
-    while waiting or live.any():
-        while waiting and (~live).sum() >= min(group, len(waiting)):
-            index = [waiting.popleft() for _ in range(min(group, len(waiting)))]
+    queue = deque(range(len(prompts)))
+    while queue or live.any():
+        while queue and (~live).sum() >= min(group, len(queue)):
+            index = [queue.popleft() for _ in range(min(group, len(queue)))]
             free = np.flatnonzero(~live)[: len(index)]
             answering[free], live[free] = index, True
             # Fewer have the same shape: what is left over goes into no row.
             rest = group - len(index)
             index = np.pad(index, (0, rest), mode="edge")
             free = np.pad(free, (0, rest), constant_values=batch_size)
-            rows = _read(model, rows, free, index, tokens[index], mask[index], sampling)
+            rows = _prefill_rows(
+                model, rows, free, index, tokens[index], mask[index], sampling
+            )
         rows, drawn, real = _decode_round(model, rows, key, sampling)
         drawn, real, live = fetch((drawn, real, rows.live))
         for row in np.flatnonzero(real.any(axis=1)):
@@ -111,7 +115,7 @@ def respond(
     return responses
 
 
-def _pad(prompts: list[list[int]], pad_id: int):
+def _pad_prompts(prompts: list[list[int]], pad_id: int):
     """Left-padded tokens, and which are real: [N, P]."""
     width = -(-max(map(len, prompts)) // 8) * 8
     tokens = np.full((len(prompts), width), pad_id, np.int32)
@@ -135,7 +139,7 @@ def _lay_out(model: ChatGLM) -> ChatGLM:
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "width"))
-def _start(model: ChatGLM, live, sampling: Sampling, *, width: int) -> Rows:
+def _make_rows(model: ChatGLM, live, sampling: Sampling, *, width: int) -> Rows:
     """Rows without a prompt: none of [B] is live."""
     batch, before = len(live), sampling.max_new_tokens + width
     cache = model.init_cache(batch, before + STEPS)
@@ -151,7 +155,7 @@ def _start(model: ChatGLM, live, sampling: Sampling, *, width: int) -> Rows:
 
 
 @functools.partial(jax.jit, static_argnames="sampling", donate_argnames="rows")
-def _read(
+def _prefill_rows(
     model: ChatGLM, rows: Rows, free, index, tokens, mask, sampling: Sampling
 ) -> Rows:
     """Read prompts [G, P], whose places are `index` [G], into the free rows [G]."""

@@ -1,0 +1,89 @@
+"""K responses of a policy to each prompt, and their scores: what annotators compare,
+what pairs are made of, and what prompts are selected by.
+
+Letters: N prompts, K responses to each.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.data.batching import pad_left, pad_right, round_up
+from rlhf_jax.data.encoding import sampled_response
+from rlhf_jax.data.records import Response
+from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
+from rlhf_jax.generation.continuous_batching import sample_groups
+from rlhf_jax.generation.sampling import sampling_with
+from rlhf_jax.generation.scoring import response_scores
+from rlhf_jax.losses.kl import missing_end_penalty
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.parallel.sharding import fetch
+
+_MULTIPLE = 16  # tokens, to which widths are rounded up
+_score = jax.jit(response_scores)
+
+
+def sample_candidates(
+    policy: ChatGLM,
+    prompts: Sequence[list[int]],
+    tokenizer: Tokenizer,
+    key: jax.Array,
+    *,
+    count: int,
+    batch_size: int,
+    **sampling,
+) -> list[list[Response]]:
+    """`count` responses to each prompt (token ids).
+
+    Args:
+        batch_size: rows that decode side by side.
+        sampling: as of `sampling_with`: max_new_tokens, temperature, top_k, top_p.
+    """
+    groups = sample_groups(
+        policy,
+        prompts,
+        key,
+        sampling_with(tokenizer, **sampling),
+        count=count,
+        batch_size=batch_size,
+    )
+    return [[sampled_response(ids, tokenizer) for ids in group] for group in groups]
+
+
+def candidate_scores(
+    reward_model: ScoreModel,
+    prompts: Sequence[list[int]],
+    candidates: Sequence[Sequence[Response]],
+    *,
+    pad_id: int,
+    batch_size: int,
+    end_penalty: float,
+) -> np.ndarray:
+    """The score of every candidate, float32 [N, K], as PPO rewards it: read at its last
+    token, less `end_penalty` where it was cut.
+
+    Args:
+        batch_size: prompts that are scored at once, each with its K candidates.
+    """
+    prompt_width = round_up(max(map(len, prompts)), _MULTIPLE)
+    longest = max(len(one.tokens) for group in candidates for one in group)
+    width = round_up(longest, _MULTIPLE)
+    batches = []
+    for start in range(0, len(prompts), batch_size):
+        index = np.arange(start, start + batch_size) % len(prompts)
+        rows, row_mask = pad_left([prompts[i] for i in index], prompt_width, pad_id)
+        flat = [one.tokens for i in index for one in candidates[i]]
+        tokens, mask = pad_right(flat, width, pad_id)
+        shape = (len(index), -1, width)
+        tokens, mask = tokens.reshape(shape), mask.reshape(shape)
+        batches.append(fetch(_score(reward_model, rows, row_mask, tokens, mask)))
+    ended = np.array([[one.ended for one in group] for group in candidates])
+    scores = missing_end_penalty(
+        scores=jnp.asarray(np.concatenate(batches)[: len(prompts)]),
+        ended=jnp.asarray(ended),
+        penalty=end_penalty,
+    )
+    return np.asarray(scores)
