@@ -22,6 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
 
+from rlhf_jax.training import preemption
+
+preemption.install()  # first: the other imports take seconds
+
 from absl import flags, logging
 from rich.console import Console
 
@@ -29,7 +33,6 @@ from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.launching import cli
 from rlhf_jax.launching.jobs import run_jobs
 from rlhf_jax.launching.sweep import make_jobs, table, variants
-from rlhf_jax.training import preemption
 
 CONFIG = flags.DEFINE_string("config", None, "FILE.py:PRESET.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Holds a folder a run.", required=True)
@@ -49,7 +52,6 @@ LOWEST = flags.DEFINE_bool("lowest", False, "The lowest of the metric is the bes
 
 def main(arguments: list[str]) -> None:
     cli.refuse_arguments(arguments)
-    preemption.install()
     runs = variants(
         CONFIG.value,
         grid=GRID.value,

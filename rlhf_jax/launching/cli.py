@@ -16,7 +16,6 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rlhf_jax.launching import processes
-from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.metrics import NonFiniteError
 
@@ -45,8 +44,6 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
         processes.connect()
         keep_freed_memory()
         use_compile_cache()
-        if jax.process_count() == 1:
-            preemption.install()
         main(config.value, str(Path(workdir.value).absolute()))
 
     set_up_logs()

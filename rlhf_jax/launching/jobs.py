@@ -11,13 +11,17 @@ import contextlib
 import dataclasses
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
 import shlex
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,12 @@ from rlhf_jax.launching.device_groups import group_environment, take_group
 from rlhf_jax.launching.stage import run_stage
 from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
+
+KILLED = "its process was killed, perhaps for want of memory; see log.txt"
+SAVING = 60  # seconds that a worker has to save when its parent is gone
+
+_idle = threading.Event()  # this worker runs no job
+_idle.set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,45 +89,52 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
         ValueError: the accelerators cannot be shared out to so many workers.
 
     Returns:
-        For each job that was not done its reason: the error, or the job it needed.
-        The traceback is in the workdir's log.txt.
+        For each job that was not done its reason: the error, the job it needed, or
+        that its process was killed. The traceback is in the workdir's log.txt.
     """
     group_environment(0, workers, os.environ)  # raises here, not in a worker
     done = {job.name for job in jobs if (job.workdir / "summary.json").exists()}
     waiting = {job.name: job for job in jobs if job.name not in done}
     failed: dict[str, str] = {}
-    running: dict[Future, Job] = {}
-    context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
-    shares = context.Queue()
-    for worker in range(workers):
-        shares.put(worker)
+    running: dict[Future, tuple[Job, int]] = {}
     began = time.monotonic()
-    with (
-        ProcessPoolExecutor(
-            workers, context, initializer=_take_share, initargs=(shares, workers)
-        ) as pool,
-        _ended_together(),
-    ):
+    with contextlib.ExitStack() as pools, _ended_together():
+
+        def start(share: int) -> ProcessPoolExecutor:
+            # One process each: where one is killed the others run on.
+            context = multiprocessing.get_context("spawn")  # no fork: JAX has threads
+            return pools.enter_context(
+                ProcessPoolExecutor(1, context, _take_share, (share, workers))
+            )
+
+        idle = {share: start(share) for share in range(workers)}
+        busy: dict[int, ProcessPoolExecutor] = {}
         while waiting or running:
             for job in list(waiting.values()):
                 lost = [name for name in job.after if name in failed]
                 if lost:
                     failed[job.name] = f"needs {lost[0]}"
                     del waiting[job.name]
-                elif done.issuperset(job.after) and len(running) < workers:
-                    running[pool.submit(_run, job)] = waiting.pop(job.name)
+                elif done.issuperset(job.after) and idle:
+                    share, busy[share] = idle.popitem()
+                    running[busy[share].submit(_run, job)] = job, share
+                    del waiting[job.name]
             if not running:
                 continue
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                job = running.pop(future)
+                job, share = running.pop(future)
+                idle[share] = busy.pop(share)
                 error = future.exception()
                 if isinstance(error, preemption.Preempted):
                     raise error
-                if error is None:
-                    done.add(job.name)
-                else:
+                if isinstance(error, BrokenProcessPool):
+                    failed[job.name] = KILLED
+                    idle[share] = start(share)
+                elif error is not None:
                     failed[job.name] = f"{type(error).__name__}: {error}"
+                else:
+                    done.add(job.name)
                 logging.info(
                     "%s: %s  (%d of %d, %.0f s)",
                     job.name, failed.get(job.name, "done"),
@@ -137,23 +154,33 @@ def _ended_together() -> Iterator[None]:
         raise
 
 
-def _take_share(shares, workers: int) -> None:
+def _take_share(share: int, workers: int) -> None:
     """Give this worker its part of the cores and accelerators, before JAX starts."""
-    share = shares.get()
+    preemption.install()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     take_group(share, workers)
     if hasattr(os, "sched_setaffinity"):  # not on macOS
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[share % len(cores) :: workers])
     keep_freed_memory()
     use_compile_cache()
-    preemption.install()
     logging.use_absl_handler()
     set_up_logs()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, however that ended: a
+    run under way saves first."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    _idle.wait(SAVING)
+    os._exit(preemption.STATUS)
 
 
 def _run(job: Job) -> None:
     """Run one job in this process; what it prints goes to its log.txt."""
     job.workdir.mkdir(parents=True, exist_ok=True)
+    _idle.clear()
     with (
         (job.workdir / "log.txt").open("a", encoding="utf-8", buffering=1) as log,
         contextlib.redirect_stdout(log),
@@ -166,4 +193,5 @@ def _run(job: Job) -> None:
             traceback.print_exc(file=log)
             raise
         finally:
+            _idle.set()
             jax.clear_caches()  # programs of other shapes only take memory

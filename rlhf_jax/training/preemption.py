@@ -28,8 +28,8 @@ class Preempted(SystemExit):
 
 
 def install() -> None:
-    """Treat SIGTERM as said above, in this process. With several processes JAX's own
-    handler has to stay, for they must agree on the step."""
+    """Treat SIGTERM as said above, in this process. A process that joins others gets
+    JAX's own handler then, for they must agree on the step."""
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 

@@ -1,15 +1,18 @@
 """Jobs run real stages in real processes, here the smallest that there are."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from rlhf_jax.launching.jobs import Job, run_jobs
-from rlhf_jax.training import preemption
+from rlhf_jax.launching.jobs import KILLED, Job, run_jobs
+from rlhf_jax.training import lock, preemption
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,31 +57,90 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert run_jobs([job], workers=1) == {}
 
 
-def test_sigterm_to_a_sweep_makes_its_runs_save_and_starts_no_other(tmp_path):
-    fields = TINY | {"epochs": 5000, "save_every": 5}
-    sweep = subprocess.Popen(
+ENDLESS = {"epochs": 5000, "save_every": 5}
+
+
+def start_sweep(folder: Path, *more: str) -> subprocess.Popen:
+    """A sweep over seeds whose runs do not end by themselves."""
+    return subprocess.Popen(
         [
             sys.executable,
             ROOT / "launch/sweep.py",
             f"--config={ROOT}/configs/sft.py:tiny",
-            f"--workdir={tmp_path}",
-            "--grid=config.seed=0,1,2",
-            *(f"--set=config.{key}={value}" for key, value in fields.items()),
-            "--workers=2",
+            f"--workdir={folder}",
+            *(f"--set=config.{key}={value}" for key, value in (TINY | ENDLESS).items()),
+            *more,
         ]
     )
-    running = [tmp_path / f"seed={seed}" / "checkpoints" for seed in (0, 1)]
+
+
+def wait_until(happened) -> None:
     deadline = time.monotonic() + 300
-    while not all(list(folder.glob("[0-9]*")) for folder in running):
-        assert sweep.poll() is None and time.monotonic() < deadline
+    while not happened():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def saves(run: Path) -> bool:
+    return bool(list((run / "checkpoints").glob("[0-9]*")))
+
+
+def process_of(run: Path) -> int:
+    """The process at work in a run's folder."""
+    return json.loads((run / ".lock").read_text())["pid"]
+
+
+def is_held(run: Path) -> bool:
+    """Whether a process that lives has the run's folder."""
+    try:
+        lock.acquire(run)
+    except ValueError:
+        return True
+    lock.release(run)
+    return False
+
+
+def test_sigterm_to_a_sweep_makes_its_runs_save_and_starts_no_other(tmp_path):
+    sweep = start_sweep(tmp_path, "--grid=config.seed=0,1,2", "--workers=2")
+    running = [tmp_path / f"seed={seed}" for seed in (0, 1)]
+    wait_until(lambda: all(map(saves, running)))
+    assert sweep.poll() is None
     sweep.terminate()
     assert sweep.wait(30) == preemption.STATUS
-    for folder in running:
+    for run in running:
+        folder = run / "checkpoints"
         saved = max(int(entry.name) for entry in folder.glob("[0-9]*"))
-        log = (folder.parent / "log.txt").read_text()
-        assert f"saved {folder}/{saved}" in log
+        assert f"saved {folder}/{saved}" in (run / "log.txt").read_text()
     assert not (tmp_path / "seed=2").exists()
+
+
+def test_a_sweep_that_is_killed_takes_its_workers_along(tmp_path):
+    sweep = start_sweep(tmp_path, "--grid=config.seed=0")
+    run = tmp_path / "seed=0"
+    wait_until(lambda: saves(run))
+    assert process_of(run) != sweep.pid and is_held(run)
+    sweep.kill()
+    sweep.wait()
+    wait_until(lambda: not is_held(run))
+    assert "saved" in (run / "log.txt").read_text()  # it was given the time
+
+
+def test_a_worker_that_is_killed_fails_its_job_alone(tmp_path):
+    long, after = sft("long", tmp_path, **ENDLESS), sft("after", tmp_path, ("long",))
+    jobs = [long, after, sft("short", tmp_path), sft("next", tmp_path)]
+
+    def kill():
+        wait_until(lambda: saves(long.workdir))
+        os.kill(process_of(long.workdir), signal.SIGKILL)
+
+    with ThreadPoolExecutor() as threads:
+        killed = threads.submit(kill)
+        failed = run_jobs(jobs, workers=1)
+        killed.result()
+    assert failed == {"long": KILLED, "after": "needs long"}
+    assert all(
+        (tmp_path / name / "summary.json").exists() for name in ("short", "next")
+    )
 
 
 def test_the_command_line_does_the_same():
