@@ -26,10 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this sc
 import jax
 from absl import flags
 from ml_collections import config_flags
-from rich.console import Console
 
 from rlhf_jax.launching import cli
-from rlhf_jax.planning.plan import plan, table
+from rlhf_jax.planning.plan import plan, print_plans
 from rlhf_jax.planning.roofline import GPUS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config, FILE.py:PRESET.")
@@ -43,7 +42,7 @@ def main(arguments: list[str]) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # of no use without a chip
     topology = TOPOLOGY.value
     plans, mesh = plan(CONFIG.value, topology, ONLY.value)
-    Console(width=180).print(table(plans, topology, mesh))
+    print_plans(plans, topology, mesh)
     for p in plans:
         if not p.fits:
             lines = "\n  ".join(p.largest)

@@ -17,6 +17,7 @@ from absl import app, flags, logging
 
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.launching import cli
+from rlhf_jax.terminal import print_markdown
 
 FLAGS = flags.FLAGS
 
@@ -28,7 +29,7 @@ def main(folders: list[str]) -> None:
     path = Path(out) if out else None
     text = write_report(folders, path, form=FLAGS.format, title=FLAGS.title)
     if path is None:
-        print(text)
+        print_markdown(text)
     else:
         logging.info("%s: %d kB.", path, len(text.encode()) // 1000)
 

@@ -57,7 +57,7 @@ ALLOWED = {
         "files",
     },
 }
-EVERYWHERE = {"files", "shared_work"}  # that every part may import
+EVERYWHERE = {"files", "shared_work", "terminal"}  # that every part may import
 OUTSIDE = {"configs", "launch", "colabs", "tests", "benchmarks"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

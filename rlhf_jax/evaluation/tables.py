@@ -1,7 +1,6 @@
 """The closing table of an evaluation."""
 
-from rich.console import Console
-from rich.table import Table
+from rlhf_jax import terminal
 
 JUDGED = {
     "testbed": "true quality",
@@ -12,62 +11,69 @@ JUDGED = {
 
 
 def print_table(summary: dict) -> None:
-    """Print an evaluation's summary.json as a table, one row a model."""
-    Console(width=None if Console().is_terminal else 130).print(summary_table(summary))
+    """Print an evaluation's summary.json as a table, one row a model; columns that no
+    model fills are left out."""
+    rows = [model_row(name, row) for name, row in summary["models"].items()]
+    filled = [key for key in rows[0] if any(row[key] for row in rows)]
+    judge = JUDGED[summary["judge"]]
+    terminal.print_table(
+        f"Judged by {judge}, against {summary['baseline']}",
+        filled,
+        [[row[key] for key in filled] for row in rows],
+    )
+    print("Brackets hold 95 % intervals over prompts.")
     if "reward_model" in summary:
         found = summary["reward_model"]
         print(
-            f"Reward model: orders {found['accuracy']:.1%} of {found['pairs']} "
-            "held-out pairs as true quality does (95 % interval "
-            f"{found['accuracy_low']:.1%} to {found['accuracy_high']:.1%})."
+            f"Reward model: orders {found['accuracy']:.1%} "
+            f"[{found['accuracy_low']:.1%}, {found['accuracy_high']:.1%}] of "
+            f"{found['pairs']} held-out pairs\nas true quality does."
         )
 
 
 def print_held_out(reward: dict) -> None:
     """Print a reward model's accuracy on held-out comparisons, from its summary, beside
     what it has to beat."""
+    print(held_out(reward))
+
+
+def held_out(reward: dict) -> str:
+    """What `print_held_out` says, in lines of a terminal."""
     rivals = ("always_longer", "always_shorter", "bag_of_words")
     known = [name for name in rivals if f"eval/{name}" in reward]
     beside = ", ".join(
         f"{name.replace('_', ' ')} {reward[f'eval/{name}']:.1%}" for name in known
     )
-    print(
-        f"Reward model: agrees with {reward['eval/accuracy']:.1%} of the held-out "
-        f"comparisons (95 % interval {reward['eval/accuracy_low']:.1%} to "
-        f"{reward['eval/accuracy_high']:.1%}); {beside}."
+    accuracy, low, high = (
+        reward[f"eval/accuracy{side}"] for side in ("", "_low", "_high")
+    )
+    return (
+        f"Reward model: agrees with {accuracy:.1%} [{low:.1%}, {high:.1%}] of "
+        f"{reward['eval/pairs']:,.0f} held-out\ncomparisons; {beside}."
     )
 
 
-def summary_table(summary: dict) -> Table:
-    against = summary["baseline"]
-    judge = JUDGED[summary["judge"]]
-    table = Table(title=f"Judged by {judge}, against {against}")
-    for column in ("model", "quality", "win / tie / lose", "net wins [95 %]"):
-        table.add_column(column)
-    for column in ("at equal length", "tokens", "KL", "identity", "JSON"):
-        table.add_column(column, justify="right")
-    for name, row in summary["models"].items():
-        quality, versus = row.get("quality"), row.get("against_baseline")
-        mean, shares, net, equal = "", "", "", ""
-        if quality:
-            mean = f"{quality['mean']:.2f} "
-            mean += f"[{quality['low']:.2f}, {quality['high']:.2f}]"
-        if versus:
-            shares = " / ".join(f"{versus[k]:.0%}" for k in ("win", "tie", "lose"))
-            net = f"{versus['net']:+.1%} [{versus['net_low']:+.1%}, "
-            net += f"{versus['net_high']:+.1%}]"
-            equal = f"{versus['length_controlled_net']:+.1%}"
-        table.add_row(
-            name,
-            mean,
-            shares,
-            net,
-            equal,
-            f"{row['length']:.1f}",
-            f"{row['kl']:.1f}",
-            *(
-                f"{row[f'{probe}_probes']:.0%}" if f"{probe}_probes" in row else ""
-                for probe in ("identity", "json")
-            ),
-        )
-    return table
+def model_row(name: str, row: dict) -> dict[str, str]:
+    """What is known of a model, by the name of its column; "" where nothing is."""
+    cells = dict.fromkeys(
+        ("model", "prompts", "win / tie / lose", "net wins", "at equal length"), ""
+    )
+    cells["model"] = name
+    if versus := row.get("against_baseline"):
+        shares = " / ".join(f"{versus[key]:.0%}" for key in ("win", "tie", "lose"))
+        low, high = versus["net_low"], versus["net_high"]
+        cells |= {
+            "prompts": f"{versus['prompts']:,}",
+            "win / tie / lose": shares,
+            "net wins": f"{versus['net']:+.1%} [{low:+.1%}, {high:+.1%}]",
+            "at equal length": f"{versus['length_controlled_net']:+.1%}",
+        }
+    cells["no verdict"] = f"{row.get('without_verdict') or ''}"
+    cells["quality"] = ""
+    if quality := row.get("quality"):
+        low, high = quality["low"], quality["high"]
+        cells["quality"] = f"{quality['mean']:.2f} [{low:.2f}, {high:.2f}]"
+    cells |= {"tokens": f"{row['length']:.1f}", "KL": f"{row['kl']:.2f}"}
+    for title, key in (("identity", "identity_probes"), ("JSON", "json_probes")):
+        cells[title] = f"{row[key]:.0%}" if key in row else ""
+    return cells

@@ -106,7 +106,9 @@ def clear_errors() -> Iterator[None]:
 def set_up_logs(verbosity: int = logging.INFO) -> None:
     """Show our own log lines from a level on, and the warnings of libraries."""
     logging.set_verbosity(verbosity)
-    logging.get_absl_handler().addFilter(_is_ours)
+    handler = logging.get_absl_handler()
+    handler.addFilter(_is_ours)
+    handler.setFormatter(_Line(datefmt="%H:%M:%S"))
 
 
 def use_compile_cache() -> None:
@@ -167,6 +169,22 @@ def read_config_file(place: str) -> ConfigDict:
     if "get_config" not in module:
         raise ValueError(f"--config: {path} has no function get_config.")
     return module["get_config"](preset) if preset else module["get_config"]()
+
+
+class _Line(standard_logging.Formatter):
+    """Writes "03:12:05 message". What is not mere information is called by its level;
+    with --verbosity=1 the file and the line are named."""
+
+    def formatMessage(self, record: standard_logging.LogRecord) -> str:
+        parts = [self.formatTime(record, self.datefmt)]
+        if logging.get_verbosity() >= logging.DEBUG:
+            parts.append(f"{record.filename}:{record.lineno}")
+        if record.levelno != standard_logging.INFO:
+            parts.append(f"{record.levelname.lower()}:")
+        return " ".join([*parts, record.message])
+
+    def usesTime(self) -> bool:
+        return False  # `formatMessage` writes it
 
 
 def _is_ours(record: standard_logging.LogRecord) -> bool:

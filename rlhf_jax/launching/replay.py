@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
 from rlhf_jax.batches import Experience, PackedPairs, PreferenceBatch, SFTBatch
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from rlhf_jax.stages import dpo, reward, sft
+from rlhf_jax.terminal import listed, print_table
 from rlhf_jax.training import ppo, suspects, weights
 from rlhf_jax.training.checkpoints import flatten, has_checkpoint
 from rlhf_jax.training.metrics import to_floats
@@ -150,17 +149,17 @@ def text_of(batch, row: int, tokenizer: Tokenizer) -> str:
 
 def show(found: dict) -> None:
     """Print what was found, the worst rows first."""
-    console = Console(width=None if Console().is_terminal else 120)
-    console.print(f"Step {found['step']}, saved for: {found['reason']}", markup=False)
-    console.print(f"loss {found['loss']:.6g}, gradient norm {found['grad_norm']:.6g}")
-    console.print({name: round(x, 6) for name, x in found["metrics"].items()})
+    print(f"Step {found['step']}, saved for: {found['reason']}")
+    print(f"loss {found['loss']:.6g}, gradient norm {found['grad_norm']:.6g}")
+    print(listed(found["metrics"]))
     for name in found["not finite"]:
-        console.print(f"gradient not finite: {name}", markup=False)
+        print(f"gradient not finite: {name}")
     worst = sorted(
         range(len(found["rows"])),
         key=lambda i: -np.nan_to_num(found["rows"][i], nan=np.inf),
     )
-    table = Table("row", "loss", "text")
-    for i in worst[:ROWS]:
-        table.add_row(str(i), f"{found['rows'][i]:.4g}", repr(found["texts"][i][:300]))
-    console.print(table)
+    rows = [
+        [str(i), f"{found['rows'][i]:.4g}", repr(found["texts"][i][:300])]
+        for i in worst[:ROWS]
+    ]
+    print_table("The rows of the highest loss", ["row", "loss", "text"], rows)

@@ -19,6 +19,7 @@ from rlhf_jax.evaluation.report.claims import (
 )
 from rlhf_jax.evaluation.report.runs import find_runs, group_runs
 from rlhf_jax.launching.jobs import Job, run_jobs
+from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training.workdir import finish, open_workdir, read_summary
 
 REFERENCE = re.compile(r"@([\w.]+)")  # "@name": the folder of another run
@@ -53,7 +54,7 @@ def run(config: ConfigDict, workdir: str, *, paper) -> None:
     plot_training(groups, Path(config.results) / "training.png")
     report = page.html(runs, notes, title=str(folder))
     (folder / "report.html").write_text(report, encoding="utf-8")
-    print(text)
+    print_markdown(text)
     if not failed:
         finish(folder, {})
 

@@ -5,14 +5,17 @@ import dataclasses
 import jax
 from jax.experimental import topologies
 from ml_collections import ConfigDict
-from rich.table import Table
 
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.planning import programs, roofline
 from rlhf_jax.planning.arithmetic import temporaries
 from rlhf_jax.planning.roofline import CHIPS, GIB, GPUS, Chip, Plan, Program
+from rlhf_jax.terminal import print_table
 from rlhf_jax.training import weights
+
+HEADER = ["program", "held", "arguments", "temporaries", "of HBM", "fits", "TFLOP"]
+HEADER += ["seconds at best", "bound by", "MFU at most", "GiB moved"]
 
 
 def plan(
@@ -64,30 +67,21 @@ def by_arithmetic(config, program: Program, useful: Program, gpu: Chip) -> Plan:
     return roofline.estimate(program, useful, gpu, num_chips=devices, temporaries=parts)
 
 
-def table(plans: list[Plan], topology: str, mesh: dict[str, int]) -> Table:
-    """One row a program, in GiB, TFLOP and seconds of one chip."""
+def print_plans(plans: list[Plan], topology: str, mesh: dict[str, int]) -> None:
+    """Print one row a program, in GiB, TFLOP and seconds of one chip."""
     title = f"{topology} as " + " x ".join(f"{k} {n}" for k, n in mesh.items())
-    rows = Table(title=title)
-    for name in ("program", "held", "arguments", "temporaries", "of HBM", "fits"):
-        rows.add_column(name)
-    for name in ("TFLOP", "GiB moved", "seconds at best", "bound by", "MFU at most"):
-        rows.add_column(name)
+    rows = []
     for p in plans:
         seconds = p.seconds
         bound = max(seconds, key=seconds.get)
         moved = ", ".join(f"{k} {n / GIB:.1f}" for k, n in p.moved.items())
-        rows.add_row(
-            p.name,
-            *(
-                f"{p.memory[k] / GIB:.2f}" if k in p.memory else "?"
-                for k in ("held", "arguments", "temporaries")
-            ),
-            f"{p.chip.memory / GIB:.1f}",
-            "yes" if p.fits else "NO",
-            f"{p.flops / 1e12:.1f}",
-            moved,
-            f"{seconds[bound]:.2f}",
-            bound,
-            f"{p.utilisation:.0%}",
-        )
-    return rows
+        memory = [
+            f"{p.memory[k] / GIB:.2f}" if k in p.memory else "?"
+            for k in ("held", "arguments", "temporaries")
+        ]
+        of = f"{p.chip.memory / GIB:.1f}"
+        time, share = f"{seconds[bound]:.2f}", f"{p.utilisation:.0%}"
+        fits = "yes" if p.fits else "NO"
+        flops = f"{p.flops / 1e12:.1f}"
+        rows.append([p.name, *memory, of, fits, flops, time, bound, share, moved])
+    print_table(title, HEADER, rows)

@@ -18,6 +18,7 @@ from rlhf_jax.evaluation.answers import answer
 from rlhf_jax.evaluation.judges import mark_messages, read_marks
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training import options, weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -121,6 +122,6 @@ def run(config, workdir: str) -> None:
         )  # fmt: skip
     table = alignbench.markdown(name, found)
     (workdir / "result.md").write_text(table, encoding="utf-8")
-    print(table)
+    print_markdown(table)
     without = {"without_verdict": len(asked) - len(judged)}
     finish(workdir, summary | without | found)

@@ -18,6 +18,7 @@ from rlhf_jax.evaluation.best_of_n import expected_of_best, kl_of_best, plot
 from rlhf_jax.evaluation.win_rate import mean_with_interval
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -88,7 +89,7 @@ def run(config, workdir: str) -> None:
         n *= 2
     (workdir / "best_of_n.md").write_text(table(curve))
     plot(curve, workdir / "best_of_n.png")
-    print(table(curve))
+    print_markdown(table(curve))
     finish(workdir, {"prompts": len(found), "curve": curve})
 
 

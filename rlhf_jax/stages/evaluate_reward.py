@@ -13,6 +13,7 @@ from rlhf_jax.data.encoding import encode_pairs
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.terminal import listed, print_markdown
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -40,7 +41,7 @@ def run(config, workdir: str) -> None:
     test_file = config.comparisons or data / "comparisons_test.jsonl"
     comparisons, pairs, dropped = encode(read(test_file, Comparison))
     _, train_pairs, _ = encode(read(train_file, Comparison))
-    logging.info("%d pairs; dropped: %s.", len(pairs), dict(dropped))
+    logging.info("%d pairs; dropped: %s.", len(pairs), listed(dropped))
 
     # Model
     model = weights.load_model(
@@ -60,6 +61,6 @@ def run(config, workdir: str) -> None:
     )
     folder = workdir / "evaluation"
     summary = evaluate_held_out(scores, comparisons, pairs, train_pairs, folder)
-    print((folder / "report.md").read_text(encoding="utf-8"))
+    print_markdown((folder / "report.md").read_text(encoding="utf-8"))
     checkpoint = weights.fingerprint(config.reward_model)
     finish(workdir, summary | {"checkpoint": checkpoint, "dropped": dict(dropped)})

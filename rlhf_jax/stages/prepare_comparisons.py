@@ -40,6 +40,7 @@ from rlhf_jax.data.tokenizers.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from rlhf_jax.terminal import listed
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
 TRAINED_ON = 20_000  # comparisons, whose responses a tokenizer is trained on
@@ -84,7 +85,7 @@ def run(config, workdir: str) -> None:
     if not train.any():
         raise ValueError(
             f"None of {len(clean)} comparisons is left to train on; dropped: "
-            f"{dict(left_out + cleaning.dropped())}, held out: {test.sum()}, length "
+            f"{listed(left_out + cleaning.dropped())}, held out: {test.sum()}, length "
             f"balance: {len(rows)}."
         )
 

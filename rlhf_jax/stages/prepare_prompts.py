@@ -30,6 +30,7 @@ from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
 from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.terminal import listed
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -80,7 +81,9 @@ def run(config, workdir: str) -> None:
     # Write
     kept = [prompts[i] for i in np.flatnonzero(reasons == "")]
     if not kept:
-        raise ValueError(f"None of {len(prompts)} prompts is left: {Counter(reasons)}.")
+        raise ValueError(
+            f"None of {len(prompts)} prompts is left: {listed(Counter(reasons))}."
+        )
     write_records(workdir / "prompts.jsonl", kept)
     write_dropped(workdir / "dropped.jsonl", prompts, reasons, scores)
     finish(workdir, write_report(intents, reasons, config.min_per_intent, workdir))
@@ -184,7 +187,9 @@ def write_report(intents, reasons, minimum: int, workdir: Path) -> dict:
     }
     short = {row["intent"]: row["out"] for row in tables["Intents"] if row["short of"]}
     if short:
-        logging.warning("Intents with fewer than %d prompts: %s", minimum, short)
+        logging.warning(
+            "Intents with fewer than %d prompts: %s", minimum, listed(short)
+        )
     for title, rows in tables.items():
         print_rows(title, rows)
     text = "\n".join(markdown(title, rows) for title, rows in tables.items())

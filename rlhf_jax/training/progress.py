@@ -4,6 +4,7 @@ import sys
 import time
 
 from absl import logging
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +19,9 @@ LOG_EVERY_SECONDS = 10.0
 class ProgressBar:
     """Shows stage, step, speed, time left and the numbers that matter for the stage.
 
+    A step's numbers are there while the next one is computed (see `metrics.Writer`), so
+    `update` runs one step behind; leaving the `with` block shows the last step.
+
     Args:
         stage: its name.
         total: number of steps.
@@ -28,6 +32,8 @@ class ProgressBar:
     def __init__(self, stage: str, total: int, start: int, show: dict[str, str]):
         self.stage, self.total, self.start, self.show = stage, total, start, show
         self._began = self._logged = time.monotonic()
+        self._step: int | None = None  # whose numbers were shown last
+        self._numbers = ""
         self._bar = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -37,6 +43,7 @@ class ProgressBar:
                 TextColumn("{task.fields[speed]}"),
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[numbers]}"),
+                console=Console(stderr=True),
             )
             self._bar.start()
             self._task = self._bar.add_task(
@@ -45,39 +52,45 @@ class ProgressBar:
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show that `step` is done, with its metrics as floats."""
-        if step <= self.start:
-            return
-        now = time.monotonic()
-        speed = (step - self.start) / (now - self._began)
-        numbers = "  ".join(
-            f"{label} {metrics[name]:.3g}"
-            for label, name in self.show.items()
-            if name in metrics
-        )
-        if self._bar is not None:
-            self._bar.update(
-                self._task, completed=step, speed=_speed(speed), numbers=numbers
+        self._step = step
+        if step > self.start:
+            self._numbers = "  ".join(
+                f"{label} {metrics[name]:.3g}"
+                for label, name in self.show.items()
+                if name in metrics
             )
-        elif now - self._logged > LOG_EVERY_SECONDS or step == self.total:
-            self._logged = now
-            left = (self.total - step) / speed
-            logging.info(
-                "%s %d/%d  %s  %.0f s left  %s",
-                self.stage, step, self.total, _speed(speed), left, numbers,
-            )  # fmt: skip
+            self._show(step)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        """Show that the step after the last `update` is done as well."""
+        if self._step is not None:
+            self._show(self._step + 1, is_last=True)
 
     def __enter__(self) -> "ProgressBar":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, error, *_) -> None:
+        if error is None:
+            self.close()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self, step: int, *, is_last: bool = False) -> None:
+        now = time.monotonic()
+        speed = (step - self.start) / max(now - self._began, 1e-9)
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=step, speed=_speed(speed), numbers=self._numbers
+            )
+        elif is_last or now - self._logged > LOG_EVERY_SECONDS:
+            self._logged = now
+            parts = [f"{self.stage} {step}/{self.total}", _speed(speed)]
+            if speed and not is_last:
+                parts.append(f"{(self.total - step) / speed:.0f} s left")
+            logging.info("%s", "  ".join(filter(None, [*parts, self._numbers])))
 
 
 def _speed(steps_per_second: float) -> str:
     if steps_per_second >= 1:
         return f"{steps_per_second:.1f} steps/s"
-    return f"{1 / steps_per_second:.1f} s/step"
+    return f"{1 / steps_per_second:.1f} s/step" if steps_per_second else ""

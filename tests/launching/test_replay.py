@@ -102,7 +102,8 @@ def test_the_row_that_is_not_finite_is_found(workdir, capsys):
     assert "embedding" in found["not finite"]
     replay.show(found)
     shown = capsys.readouterr().out
-    assert shown.index("│ 1 ") < shown.index("│ 0 ")
+    assert shown.index("\n1 ") < shown.index("\n0 ")
+    assert "{'" not in shown
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from rlhf_jax.data.annotation import argilla, label_studio
 from rlhf_jax.data.annotation.answers import comparisons, read_answers
 from rlhf_jax.data.annotation.tasks import GUIDELINE, Task
 from rlhf_jax.data.records import write_records
+from rlhf_jax.terminal import listed
 
 TOOLS = {"label_studio": label_studio, "argilla": argilla}
 
@@ -72,7 +73,7 @@ def import_comparisons(tasks: dict[str, Task], tool: str, file: Path, out: Path)
             raise ValueError(f"{file}: {error}") from None
     records = comparisons(tasks, answers)
     if not records:
-        raise ValueError(f"{file} holds no answers. Left out: {dict(left_out)}.")
+        raise ValueError(f"{file} holds no answers. Left out: {listed(left_out)}.")
     write_records(out, records)
     left_out["skipped"] = len(answers) - len(records)
     logging.info(
@@ -81,5 +82,5 @@ def import_comparisons(tasks: dict[str, Task], tool: str, file: Path, out: Path)
         len(records),
         len({record.annotator for record in records}),
         out,
-        dict(+left_out),
+        listed(+left_out),
     )

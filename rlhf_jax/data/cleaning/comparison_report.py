@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from rlhf_jax.data.cleaning.annotator_quality import Annotators, Share
 from rlhf_jax.data.cleaning.length_balance import Balance
+from rlhf_jax.terminal import print_table
 
 SHOWN = 20  # rows of a table in the terminal; the report has all
 PLOT = "length_difference.png"
@@ -130,14 +128,8 @@ def print_rows(title: str, rows: Sequence[dict]) -> None:
     """Print a table; of a long one, the first rows."""
     if not rows:
         return
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(rows[0]):
-        cell = max(len(_cell(row, name)) for row in rows[:SHOWN])
-        table.add_column(name, justify="right" if i else "left", min_width=cell)
-    for row in rows[:SHOWN]:
-        style = "bold" if row.get("step") in ("in", "out") else None
-        table.add_row(*(Text(_cell(row, name)) for name in row), style=style)
-    Console(width=None if Console().is_terminal else 130).print(table)
+    cells = [[_cell(row, name) for name in rows[0]] for row in rows[:SHOWN]]
+    print_table(title, list(rows[0]), cells)
     if len(rows) > SHOWN:
         print(f"... and {len(rows) - SHOWN} more rows in report.md")
 
