@@ -5,9 +5,12 @@ import errno
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+import numpy as np
 
 # What the system did not allow, by its number, and what to do about it.
 _TROUBLES = {
@@ -73,6 +76,33 @@ def read_json(path: str | os.PathLike) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object.")
     return content
+
+
+def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Write a .npz file as `writing_whole` does."""
+    with writing_whole(path, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file; never a pickle.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is broken; names the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # a checksum differs
+                raise ValueError(f"{archive.testzip()} is broken")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever zipfile and numpy make of a broken file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # EINVAL is a seek to where a broken file says
+        raise ValueError(f"{path} is damaged: {error}.") from None
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ ALLOWED = {
     "files": set(),
     "losses": set(),
     "parallel": set(),
-    "data": {"batches", "files"},
-    "models": {"parallel", "files"},
-    "generation": {"models", "losses", "parallel", "batches", "files"},
-    "training": {"generation", "models", "losses", "parallel", "batches", "files"},
+    "data": {"batches"},
+    "models": {"parallel"},
+    "generation": {"models", "losses", "parallel", "batches"},
+    "training": {"generation", "models", "losses", "parallel", "batches"},
     "evaluation": {
         "generation",
         "training",
@@ -24,7 +24,6 @@ ALLOWED = {
         "data",
         "parallel",
         "batches",
-        "files",
     },
     "planning": {
         "generation",
@@ -54,7 +53,6 @@ ALLOWED = {
         "data",
         "parallel",
         "batches",
-        "files",
     },
 }
 EVERYWHERE = {"files", "shared_work", "terminal"}  # that every part may import

@@ -9,22 +9,33 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
+from rlhf_jax.files import read_arrays, write_arrays
+from rlhf_jax.shared_work import first_does
 from rlhf_jax.training.checkpoints import flatten
+
+# Fields of a model's config on which no number depends, but for its last digits.
+HOW_TO_COMPUTE = ("attention", "remat", "scan_layers")
 
 
 def cached(
-    path: Path, made_from: dict[str, str], compute: Callable[[], np.ndarray]
+    path: Path,
+    made_from: dict[str, str],
+    compute: Callable[[], np.ndarray],
+    *,
+    shape: tuple[int, ...] | None = None,
 ) -> np.ndarray:
     """The array of a .npz file, or `compute()`, which is then kept there.
 
     Args:
         made_from: what the array depends on, name -> fingerprint.
+        shape: of the array, float32.
 
     Raises:
         ValueError: as `read`.
     """
-    values = read(path, made_from)
+    values = read(path, made_from, shape)
     if values is None:
         values = compute()
         write(path, values, made_from)
@@ -56,7 +67,7 @@ class OnDemand:
     ):
         self._path, self._made_from = path, made_from
         self._compute, self._batch_size = compute, batch_size
-        self._values = read(path, made_from)
+        self._values = read(path, made_from, (size,), holes=True)
         if self._values is None:
             self._values = np.full(size, np.nan, np.float32)
 
@@ -77,38 +88,67 @@ class OnDemand:
         return np.resize(np.concatenate([wanted, others]), self._batch_size)
 
 
-def read(path: Path, made_from: dict[str, str]) -> np.ndarray | None:
-    """The array of a .npz file; None where there is no such file.
+def read(
+    path: Path, made_from: dict[str, str], shape: tuple[int, ...], *, holes=False
+) -> np.ndarray | None:
+    """The array of a .npz file, float32 of `shape`; None where there is no such file.
+    A file that is not what was written is set aside as NAME.damaged, with a warning,
+    and there is none.
+
+    Args:
+        holes: elements may be NaN.
 
     Raises:
-        ValueError: the file is broken, or was made from something else; says what
-            differs and what to do.
+        ValueError: it was made from something else; says from what and what to do.
     """
-    if not path.exists():
-        return None
+    is_good = first_does(_is_good, path, made_from, shape, holes)
+    return read_arrays(path)["values"] if is_good else None
+
+
+def _is_good(path: Path, made_from: dict, shape: tuple, holes: bool) -> bool:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            values, recorded = file["values"], dict(json.loads(str(file["made_from"])))
-    except Exception as error:  # whatever numpy and zipfile make of a broken file
-        raise ValueError(
-            f"{path} cannot be read ({error}): delete it, and it is computed anew."
-        ) from None
+        arrays = read_arrays(path)
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        return _set_aside(path, str(error))
+    try:
+        record, values = json.loads(str(arrays["record"])), arrays["values"]
+        recorded, checksum = dict(record["made_from"]), record["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return _set_aside(path, f"{path} has no record of what it was made from.")
+    if checksum != _sum(values):
+        return _set_aside(path, f"The values in {path} are not what was written.")
     differing = [name for name in made_from if recorded.get(name) != made_from[name]]
     if differing:
         raise ValueError(
             f"{path} was made from another {' and '.join(differing)}. Delete it, and "
             "it is computed anew, or name another file."
         )
-    return values
+    allowed = ~np.isinf(values) if holes else np.isfinite(values)
+    if values.shape != shape or values.dtype != np.float32 or not allowed.all():
+        return _set_aside(
+            path,
+            f"{path} holds {values.dtype} {values.shape}, perhaps not finite, "
+            f"instead of float32 {shape}.",
+        )
+    return True
+
+
+def _set_aside(path: Path, reason: str) -> bool:
+    damaged = path.rename(path.with_name(path.name + ".damaged"))
+    logging.warning("%s It is computed anew; the old file is %s.", reason, damaged)
+    return False
 
 
 def write(path: Path, values: np.ndarray, made_from: dict[str, str]) -> None:
     """Keep an array; of several processes the first does."""
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, values=values, made_from=json.dumps(made_from))
-        temporary.replace(path)
+    record = json.dumps({"made_from": made_from, "sha256": _sum(values)})
+    first_does(write_arrays, path, {"values": values, "record": np.array(record)})
+
+
+def _sum(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
 
 
 def fingerprint(data) -> str:
@@ -117,7 +157,8 @@ def fingerprint(data) -> str:
 
 
 def weights_fingerprint(model) -> str:
-    """SHA-256 of a model's config and of a checksum of every parameter.
+    """SHA-256 of a model's config, but for `HOW_TO_COMPUTE`, and of a checksum of every
+    parameter.
 
     The checksum is the sum modulo 2^32 of the bits of all elements, each times an odd
     number of its place: made where the weights lie, exact, the same for any sharding.
@@ -125,7 +166,9 @@ def weights_fingerprint(model) -> str:
     flat = flatten(model)
     sums = jax.device_get(jax.jit(_checksums)(flat))
     record = [[k, str(x.dtype), x.shape, int(sums[k])] for k, x in flat.items()]
-    return fingerprint([dataclasses.asdict(model.config), sorted(record)])
+    config = dataclasses.asdict(model.config)
+    config = {k: x for k, x in config.items() if k not in HOW_TO_COMPUTE}
+    return fingerprint([config, sorted(record)])
 
 
 def _checksums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:

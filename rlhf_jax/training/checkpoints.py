@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 
 from rlhf_jax.files import disk_trouble, read_json
+from rlhf_jax.shared_work import first_does
 from rlhf_jax.training import checksums, preemption
 from rlhf_jax.training.workdir import due
 
@@ -299,15 +299,8 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Out of the way of the next saves of these steps, but not lost."""
-        if not steps:
-            return
         for step in steps:
-            if jax.process_index() == 0:
-                damaged = self.folder / f"{step}.damaged"
-                shutil.rmtree(damaged, ignore_errors=True)
-                (self.folder / str(step)).rename(damaged)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            first_does(_rename_damaged, self.folder / str(step))
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -366,15 +359,20 @@ def _name_mismatch(expected: set, found: set) -> str:
 def _damage(folder: Path, item: str = "") -> str:
     """What is wrong with a checkpoint, or with one of its items; "" where nothing is.
     Process 0 finds it for all: they must use the same files."""
-    damage = ""
-    if jax.process_index() == 0:
-        try:
-            damage = checksums.damage(folder, item)
-        except FileNotFoundError:
-            damage = _without_checksums(folder)
-    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(bool(damage)):
-        return damage or "process 0 says how"
-    return damage
+    return first_does(_look_for_damage, folder, item)
+
+
+def _rename_damaged(folder: Path) -> None:
+    damaged = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(damaged, ignore_errors=True)
+    folder.rename(damaged)
+
+
+def _look_for_damage(folder: Path, item: str) -> str:
+    try:
+        return checksums.damage(folder, item)
+    except FileNotFoundError:
+        return _without_checksums(folder)
 
 
 def _without_checksums(folder: Path) -> str:

@@ -11,13 +11,13 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import TextIO
 
 from absl import logging
 
 FILE = ".lock"
 
-_held: dict[Path, TextIO] = {}
+# Folder -> its file and itself, open: the folder stays when somebody deletes the file.
+_held: dict[Path, tuple[int, int]] = {}
 
 
 def acquire(folder: Path) -> None:
@@ -30,46 +30,64 @@ def acquire(folder: Path) -> None:
     folder = folder.absolute()
     if folder in _held:
         return
-    file = (folder / FILE).open("a+")
+    file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    both = file, os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        has_locks = [_lock(descriptor) for descriptor in both]
     except BlockingIOError:
-        holder = _holder(file)
-        file.close()
+        holder = _holder(file) or "another process"
+        for descriptor in both:
+            os.close(descriptor)
         raise ValueError(
             f"{folder} is in use by {holder}. Wait until it is done, stop it, or use "
             "another --workdir."
         ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
+    if not any(has_locks):
         logging.warning("The file system of %s has no locks.", folder)
     left_by = _holder(file)
     if left_by:
         logging.info("%s: stale lock of %s, which is gone.", folder, left_by)
-    file.truncate(0)
     record = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    file.write(json.dumps(record))
-    file.flush()
-    _held[folder] = file
+    os.ftruncate(file, 0)
+    os.pwrite(file, json.dumps(record).encode(), 0)
+    _held[folder] = both
 
 
 def release(folder: Path) -> None:
     """Give a lock up; nothing happens when this process does not have it."""
-    file = _held.pop(folder.absolute(), None)
-    if file is not None:
-        file.truncate(0)
-        file.close()
+    folder = folder.absolute()
+    if folder in _held:
+        file, itself = _held.pop(folder)
+        os.ftruncate(file, 0)
+        os.close(file)
+        os.close(itself)
 
 
-def _holder(file: TextIO) -> str:
+def release_all() -> None:
+    """Give up every lock that this process has."""
+    for folder in list(_held):
+        release(folder)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether there is a lock to take: a network's file system may have none, or none
+    of folders. Raises BlockingIOError where another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        raise
+    return True
+
+
+def _holder(file: int) -> str:
     """Who wrote the file, in words; "" when nobody did."""
-    file.seek(0)
-    text = file.read()
+    text = os.pread(file, 1000, 0)
     try:
         return "process {pid} on {host} (since {since})".format(**json.loads(text))
     except (ValueError, KeyError, TypeError):

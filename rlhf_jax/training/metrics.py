@@ -4,7 +4,6 @@ Every reported number is a `Mean`: a total and a count that are added over
 microbatches and batches, and divided once, when written.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,11 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
+from rlhf_jax.files import naming, writing_whole
 from rlhf_jax.parallel.sharding import fetch
 from rlhf_jax.training import suspects
 
+EVENTS_EVERY_SECONDS = 30.0  # so often what TensorBoard shows is brought to the disk
 MEASURED = ("time/", "tokens_per_second")  # names of what the machine decides
 
 
@@ -108,13 +111,12 @@ class Writer:
         if self.active:
             self.workdir.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "samples.jsonl"):
-                _keep_lines(self.workdir / name, lambda line: line["step"] <= step)
-            events = str(self.workdir / "events")
-            self._events = SummaryWriter(events, purge_step=step + 1)
+                _keep_lines(self.workdir / name, lambda saved: saved <= step)
+            self._events = _Events(self.workdir / "events", step)
         self._step, self._pending, self._batch = step, {}, None
         self._numbers: dict[str, float] = {}
         self._losses = suspects.Losses(spike_zscore)
-        for line in _whole_lines(self.workdir / "metrics.jsonl"):
+        for line in read_metrics(self.workdir):
             if line["step"] <= step:  # process 0 may not have dropped the others yet
                 self._numbers = {k: _number(x) for k, x in line.items() if k != "step"}
                 self._losses.add(self._numbers)
@@ -148,8 +150,7 @@ class Writer:
         if self.active:
             line = {k: _json_number(v) for k, v in self._numbers.items()}
             _append_line(self.workdir / "metrics.jsonl", {"step": self._step} | line)
-            for name, number in self._numbers.items():
-                self._events.add_scalar(name, number, self._step)
+            self._events.add(self._step, self._numbers)
         self._keep_suspect()
         self._batch = None
         skipped = self._numbers.get("optim/skipped", 0)
@@ -189,7 +190,7 @@ class Writer:
         line. Those that an interrupted run left of it are replaced."""
         if self.active:
             path = self.workdir / "samples.jsonl"
-            _keep_lines(path, lambda line: line["step"] < step)
+            _keep_lines(path, lambda saved: saved < step)
             for sample in samples:
                 _append_line(path, {"step": step} | sample)
 
@@ -201,12 +202,47 @@ class Writer:
         return self._numbers
 
 
+class _Events:
+    """The numbers for TensorBoard, of steps after `step`; those that an interrupted run
+    wrote of these steps are hidden. No thread: an error of the disk is raised here."""
+
+    def __init__(self, folder: Path, step: int):
+        folder.mkdir(exist_ok=True)
+        self._path, self._flushed = folder / "events", time.monotonic()
+        with naming(self._path):
+            # Or two in one second would have one name.
+            self._writer = EventsWriter(str(self._path), f".{time.time_ns()}")
+            begin = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=step + 1, session_log=begin))
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        with naming(self._path):
+            for name, number in numbers.items():
+                summary = scalar(name, number)
+                event = Event(step=step, wall_time=time.time(), summary=summary)
+                self._writer.write_event(event)
+            if time.monotonic() - self._flushed > EVENTS_EVERY_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with naming(self._path):
+            self._writer.close()
+
+
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-    """The lines of a workdir's `metrics.jsonl`, in order; empty when there is none."""
+    """The lines of a workdir's `metrics.jsonl`, in order; empty when there is none. A
+    last half line, which a kill left, is none.
+
+    Raises:
+        ValueError: another line is no record of a step's numbers; names file and line.
+    """
     path = Path(workdir) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    records = [record for _, record in _records(path)]
+    for place, record in enumerate(records, start=1):
+        if not all(x is None or isinstance(x, int | float) for x in record.values()):
+            raise _broken(path, place, json.dumps(record))
+    return records
 
 
 def _json_number(x: float):
@@ -220,30 +256,44 @@ def _number(x: float | None) -> float:
 
 
 def _append_line(path: Path, record: dict) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
+    with naming(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _line(record: dict) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+def _keep_lines(path: Path, wanted: Callable[[int], bool]) -> None:
+    """Keep the lines of the wanted steps; a half line that a kill left goes as well."""
+    kept = [line for line, record in _records(path) if wanted(record["step"])]
+    content = b"".join(line + b"\n" for line in kept)
+    if path.exists() and path.read_bytes() != content:
+        with writing_whole(path, "wb") as file:
+            file.write(content)
 
 
-def _keep_lines(path: Path, wanted: Callable[[dict], bool]) -> None:
-    """Keep the wanted lines; a half line that a kill left goes as well."""
-    if not path.exists():
-        return
-    temporary = path.with_suffix(".tmp")
-    kept = map(_line, filter(wanted, _whole_lines(path)))
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+def _records(path: Path) -> list[tuple[bytes, dict]]:
+    """The lines of a file, each with the record of a step that it holds. A last line
+    without its end is left out if it holds none: a kill cut it.
 
-
-def _whole_lines(path: Path) -> list[dict]:
-    """The records of a file, without what a kill left half written."""
+    Raises:
+        ValueError: another line holds none; names file and line.
+    """
     found = []
-    if path.exists():
-        # Not splitlines(): a sample may hold other characters that it takes for ends.
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            with contextlib.suppress(json.JSONDecodeError):
-                found.append(json.loads(line))
+    # Not splitlines(): a sample may hold other characters that it takes for ends.
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for place, line in enumerate([*lines, last] if last else lines, start=1):
+        try:
+            record = json.loads(line)
+            if not (isinstance(record, dict) and type(record.get("step")) is int):
+                raise ValueError
+        except (ValueError, RecursionError):
+            if place > len(lines):
+                break
+            raise _broken(path, place, line.decode(errors="replace")) from None
+        found.append((line, record))
     return found
+
+
+def _broken(path: Path, place: int, line: str) -> ValueError:
+    return ValueError(
+        f"{path}, line {place}: {line[:80]!r} is no record of a step. Restore the file "
+        "from a copy, or delete the line."
+    )

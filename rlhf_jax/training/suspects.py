@@ -10,6 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from rlhf_jax.files import read_arrays, write_arrays
+
 FOLDER = "suspects"  # in the workdir: step_000012.npz
 WINDOW = 100  # steps a loss is compared with
 FEWEST = 20  # steps before any comparison; so many spikes in a row are a new level
@@ -60,15 +62,13 @@ def save_batch(workdir: Path, step: int, batch: dict, reason: str) -> Path | Non
     others = [x for x in path.parent.glob("step_*[0-9].npz") if x != path]
     if len(others) >= MOST:
         return None
-    temporary = path.with_suffix(".tmp.npz")
     record = json.dumps({"step": step, "reason": reason})
     leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
     arrays = {
         jax.tree_util.keystr(place, simple=True, separator="."): x
         for place, x in leaves
     }
-    np.savez(temporary, record=record, **arrays)
-    temporary.replace(path)
+    write_arrays(path, arrays | {"record": np.array(record)})
     return path
 
 
@@ -76,13 +76,13 @@ def load_batch(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
     """The inverse: name -> field -> array; and the record, {"step", "reason"}.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: no file of `save_batch`, or a broken one.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         record = dict(json.loads(str(arrays.pop("record"))))
-    except Exception as error:  # whatever numpy and zipfile make of a broken file
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no batch that a run saved: {error}") from None
     batch: dict[str, dict[str, np.ndarray]] = {}
     for name, x in arrays.items():

@@ -20,7 +20,7 @@ from rlhf_jax.models import huggingface
 from rlhf_jax.models.inputs import check_inputs
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import check_batch, make_mesh
-from rlhf_jax.training import cache, suspects, weights
+from rlhf_jax.training import suspects, weights
 from rlhf_jax.training.workdir import open_workdir, read_summary
 
 # --- Records: kind, line, message ---
@@ -159,8 +159,6 @@ FILES = [
       b'{"weight_map": {"a": "b.safetensors"}}'}, published,
      r"lacks files of its index: \['b.safetensors'\]"),
     ({"summary.json": b"{"}, read_summary, r"summary.json cannot be read"),
-    ({"c.npz": b"PK rubbish"}, lambda p: cache.cached(p / "c.npz", {}, None),
-     r"c.npz cannot be read .*: delete it, and it is computed anew"),
     ({"b.npz": b""}, lambda p: suspects.load_batch(p / "b.npz"),
      r"b.npz is no batch that a run saved"),
 ]  # fmt: skip

@@ -96,7 +96,15 @@ def write_workdir(folder: Path) -> None:
     (folder / "summary.json").write_text('{"eval/loss": 1.5, "counts": {"a": [1]}}')
     (folder / checksums.FILE).write_text('{"model/a": "0" }')
     suspects.save_batch(folder, 1, {"batch": np.arange(6.0)}, "loss nan")
-    cache.cached(folder / "cache.npz", {"a": "b"}, lambda: np.arange(6.0))
+    read_cache(folder)
+
+
+def read_cache(folder: Path) -> None:
+    """Whatever the file holds, the values are right."""
+    values = np.arange(6, dtype=np.float32)
+    path, made_from = folder / "cache.npz", {"a": "b"}
+    found = cache.cached(path, made_from, lambda: values, shape=values.shape)
+    np.testing.assert_array_equal(found, values)
 
 
 def published(folder: Path):
@@ -117,7 +125,7 @@ FILES = {  # what is spoiled: who writes it among others, and who reads it
     ),
     "cache.npz": (
         write_workdir,
-        lambda f: cache.cached(f / "cache.npz", {"a": "b"}, None),
+        read_cache,
     ),
 }
 json_values = st.recursive(

@@ -1,6 +1,8 @@
 """Arrays kept on disk belong to what they were made from."""
 
+import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from flax import nnx
 
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
+from rlhf_jax.training import cache
 from rlhf_jax.training.cache import (
     OnDemand,
     cached,
@@ -32,31 +35,76 @@ def micro() -> ChatGLM:
 def test_an_array_is_computed_once(tmp_path):
     path = tmp_path / "folder" / "kept.npz"
     values = np.arange(6, dtype=np.float32).reshape(3, 2)
-    np.testing.assert_array_equal(cached(path, SOURCE, lambda: values), values)
-    np.testing.assert_array_equal(cached(path, SOURCE, refuse), values)
+    found = cached(path, SOURCE, lambda: values, shape=(3, 2))
+    np.testing.assert_array_equal(found, values)
+    found = cached(path, SOURCE, refuse, shape=(3, 2))
+    np.testing.assert_array_equal(found, values)
     assert [p.name for p in path.parent.iterdir()] == ["kept.npz"]
 
 
 @pytest.mark.parametrize("name", SOURCE)
 def test_an_array_made_from_something_else_is_refused(name, tmp_path):
     path = tmp_path / "kept.npz"
-    cached(path, SOURCE, lambda: np.zeros(2))
+    cached(path, SOURCE, lambda: np.zeros(2, np.float32), shape=(2,))
     with pytest.raises(ValueError, match=rf"kept.npz .* another {name}\. Delete it"):
-        cached(path, SOURCE | {name: "c"}, refuse)
+        cached(path, SOURCE | {name: "c"}, refuse, shape=(3,))
 
 
-@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut"])
-def test_a_broken_file_is_refused(content, tmp_path):
-    path = tmp_path / "kept.npz"
+def kept(values, made_from=None, **changes) -> dict:
+    """The arrays of a file with these values."""
+    made_from = SOURCE if made_from is None else made_from
+    record = {"made_from": made_from, "sha256": cache._sum(values)} | changes
+    return {"values": values, "record": np.array(json.dumps(record))}
+
+
+GOOD = np.arange(6, dtype=np.float32).reshape(3, 2)
+DAMAGED = {
+    "empty": b"",
+    "no zip": b"no zip",
+    "cut": b"PK\x03\x04 cut",
+    "other arrays": {"scores": GOOD},
+    "no JSON": {"values": GOOD, "record": np.array("{")},
+    "no object": {"values": GOOD, "record": np.array("5")},
+    "other values": kept(GOOD) | {"values": GOOD + 1},
+    "three values": kept(GOOD[0]),
+    "one column": kept(GOOD[:, :1]),
+    "other type": kept(GOOD.astype(np.float64)),
+    "infinite": kept(GOOD + np.inf),
+    "not a number": kept(GOOD * np.nan),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_set_aside_and_computed_anew(name, tmp_path, caplog):
+    path, content = tmp_path / "kept.npz", DAMAGED[name]
+    if isinstance(content, dict):
+        np.savez(path, **content)
+        content = path.read_bytes()
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"kept.npz cannot be read .* delete it"):
-        cached(path, SOURCE, refuse)
+    found = cached(path, SOURCE, lambda: GOOD, shape=GOOD.shape)
+    np.testing.assert_array_equal(found, GOOD)
+    (line,) = (r.getMessage() for r in caplog.records)
+    assert "kept.npz" in line and "computed anew" in line
+    assert (tmp_path / "kept.npz.damaged").read_bytes() == content
+    np.testing.assert_array_equal(cached(path, SOURCE, refuse, shape=(3, 2)), GOOD)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    np.savez(tmp_path / "kept.npz", scores=np.zeros(2))
-    with pytest.raises(ValueError, match="cannot be read"):
-        cached(tmp_path / "kept.npz", SOURCE, refuse)
+@pytest.mark.parametrize("place", range(0, 700, 50))
+def test_a_flipped_bit_is_seen(place, tmp_path):
+    path = tmp_path / "kept.npz"
+    cached(path, SOURCE, lambda: GOOD, shape=GOOD.shape)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+    found = cached(path, SOURCE, lambda: GOOD, shape=GOOD.shape)
+    np.testing.assert_array_equal(found, GOOD)
+
+
+def test_of_elements_kept_on_demand_infinite_ones_are_damage(tmp_path, caplog):
+    values = np.array([1.0, np.nan, np.inf], np.float32)
+    np.savez(tmp_path / "kept.npz", **kept(values))
+    assert cache.read(tmp_path / "kept.npz", SOURCE, (3,), holes=True) is None
+    assert "computed anew" in caplog.text
 
 
 class Squares:
@@ -141,6 +189,26 @@ def test_exchanged_weights_are_another_fingerprint():
 def test_weights_of_half_precision_have_a_fingerprint():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), micro())
     assert weights_fingerprint(half) != weights_fingerprint(micro())
+
+
+@pytest.mark.parametrize(
+    "field", [{"attention": "splash"}, {"remat": "full"}, {"scan_layers": True}]
+)
+def test_how_a_model_computes_does_not_change_its_fingerprint(field):
+    graph, state = nnx.split(micro())
+    other = nnx.merge(graph, state)
+    other.config = dataclasses.replace(micro().config, **field)
+    assert weights_fingerprint(other) == weights_fingerprint(micro())
+
+
+@pytest.mark.parametrize(
+    "field", [{"rotary_base": 5.0}, {"dtype": "bfloat16"}, {"norm_eps": 1e-6}]
+)
+def test_what_a_model_computes_does(field):
+    graph, state = nnx.split(micro())
+    other = nnx.merge(graph, state)
+    other.config = dataclasses.replace(micro().config, **field)
+    assert weights_fingerprint(other) != weights_fingerprint(micro())
 
 
 def test_data_in_another_order_is_another_fingerprint():

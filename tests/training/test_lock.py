@@ -57,7 +57,27 @@ def test_a_process_may_take_its_own_lock_again_and_gives_it_up_once(tmp_path):
     assert (tmp_path / lock.FILE).read_text() == ""
 
 
-def test_a_lock_file_of_rubbish_is_in_nobodys_way(tmp_path):
-    (tmp_path / lock.FILE).write_text("\x00 not json {")
+@pytest.mark.parametrize("content", [b"\x00 not json {", b"\xff\xfe", b"[1]", b"5"])
+def test_a_lock_file_of_rubbish_is_in_nobodys_way(content, tmp_path):
+    (tmp_path / lock.FILE).write_bytes(content)
     lock.acquire(tmp_path)
     lock.release(tmp_path)
+
+
+def test_a_folder_stays_locked_when_the_file_is_deleted(tmp_path, holder):
+    (tmp_path / lock.FILE).unlink()
+    with pytest.raises(ValueError, match="is in use by another process"):
+        lock.acquire(tmp_path)
+    holder.kill()
+    holder.wait()
+    lock.acquire(tmp_path)
+    lock.release_all()
+
+
+def test_all_locks_are_given_up_at_the_end(tmp_path, caplog):
+    lock.acquire(tmp_path)
+    lock.release_all()
+    assert (tmp_path / lock.FILE).read_text() == ""
+    lock.acquire(tmp_path)
+    assert "stale" not in caplog.text
+    lock.release_all()

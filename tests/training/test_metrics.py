@@ -1,8 +1,10 @@
 import json
+import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from rlhf_jax.training.metrics import Mean, NonFiniteError, Writer, read_metrics
 
@@ -93,3 +95,73 @@ def test_a_run_resumed_behind_its_last_step_has_that_steps_numbers(tmp_path):
     numbers = Writer(tmp_path, 1, 1, 0.0).flush()
     assert numbers["a"] == 1.0
     assert np.isnan(numbers["b"])
+
+
+BAD = [b"5", b"null", b"[]", b"{}", b"x", b"\xff", b'{"step": "1"}', b"{" * 9]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("line", BAD)
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_line_that_is_no_record_is_named_and_nothing_is_dropped(
+    name, line, place, tmp_path
+):
+    lines = [b'{"step": 1, "a": 1.0}', b'{"step": 2, "a": null}']
+    lines.insert(place - 1, line)
+    content = b"".join(x + b"\n" for x in lines)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}, line {place}: .* is no record"):
+        Writer(tmp_path, 2, 1, 0.0)
+    assert (tmp_path / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("value", ['"x"', "[1]", "{}"])
+def test_a_number_that_is_none_is_named(value, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "a": 1.0}}\n{{"step": 2, "a": {value}}}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: "):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "half", [b'{"step": 3, "a', b'{"step": 3, "a": "\xe5\xa5', b"{"]
+)
+def test_a_last_half_line_is_a_kills_and_the_others_stay_as_they_are(half, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"step":1,  "a": 1.50}\n'  # not as json.dumps writes it
+    path.write_bytes(whole + half)
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.5}]
+    Writer(tmp_path, 1, 1, 0.0).close()
+    assert path.read_bytes() == whole
+
+
+def test_a_last_line_without_its_end_is_kept_and_gets_it(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "a": 1.0}')
+    writer = Writer(tmp_path, 1, 1, 0.0)
+    writer.write(2, {"a": 2.0})
+    writer.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}]
+
+
+def events(folder):
+    """(step, status, numbers) of all events, in the order of the files."""
+    for path in sorted(folder.iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (size,) = struct.unpack_from("Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + size])
+            numbers = {x.tag: x.simple_value for x in event.summary.value}
+            yield event.step, event.session_log.status, numbers
+            at += size + 16
+
+
+def test_tensorboard_sees_all_numbers_and_from_where_a_resume_goes_on(tmp_path):
+    for start, number in ((0, 1.0), (1, 5.0)):
+        writer = Writer(tmp_path, start, 1, 0.0)
+        writer.write(start + 1, {"a": number})
+        writer.write(start + 2, {"a": number + 1})
+        writer.close()
+    found = [x for x in events(tmp_path / "events") if x[1] or x[2]]
+    first = [(1, SessionLog.START, {}), (1, 0, {"a": 1.0}), (2, 0, {"a": 2.0})]
+    second = [(2, SessionLog.START, {}), (2, 0, {"a": 5.0}), (3, 0, {"a": 6.0})]
+    assert found == first + second
