@@ -1,7 +1,6 @@
 """What the ChatGLM generations do differently, as fields of one config."""
 
 import dataclasses
-import math
 
 import jax.numpy as jnp
 
@@ -9,6 +8,8 @@ SIZES = (
     *("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
     *("ffn_width", "context_length"),
 )
+FLAGS = ("qkv_bias", "linear_bias", "tied", "scan_layers", "quantised")
+LARGEST = 1e38  # of what float32 can hold
 NUMBERS = ("residual_scale", "norm_eps", "rotary_base", "position_divisor")
 
 
@@ -59,19 +60,39 @@ class ChatGLMConfig:
                 raise ValueError(f"{field}={getattr(self, field)!r}: not in {values}.")
         for field in SIZES:
             size = getattr(self, field)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{field}={size!r}: not a whole number from 1 on.")
+            if type(size) is not int or not 1 <= size < 2**63:
+                raise ValueError(
+                    f"{field}={size!r}: not a whole number, 1 to 2^63 - 1."
+                )
+        for field in FLAGS:
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r}: not true or false."
+                )
         for field in NUMBERS:
             number = getattr(self, field)
-            if not isinstance(number, int | float) or not 0 < number < math.inf:
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            if not is_number or not 0 < number < LARGEST:
                 raise ValueError(f"{field}={number!r}: not a number above 0.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"{self.num_heads=} not a multiple of {self.num_kv_heads=}"
             )
+        pairs = 4 if self.has_prefix else 2
+        fraction = self.rotary_fraction
+        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+            raise ValueError(f"rotary_fraction={fraction!r}: not above 0 and up to 1.")
+        turned = self.rotary_dims
+        if self.head_dim % 2 or turned % pairs or not turned:
+            raise ValueError(
+                f"rotary_fraction={fraction} of {self.head_dim=}: {turned} dims cannot "
+                f"be turned in {'two halves of ' if self.has_prefix else ''}pairs."
+            )
         # Names, so that configs compare, hash and print alike however they were made.
         for field in ("dtype", "param_dtype"):
             name = jnp.dtype(getattr(self, field)).name
+            if not jnp.issubdtype(name, jnp.floating):
+                raise ValueError(f"{field}={name!r}: not a type of floats.")
             object.__setattr__(self, field, name)
 
     @property

@@ -8,9 +8,11 @@ Nothing of a checkpoint is run or unpickled.
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +23,26 @@ from safetensors.numpy import save_file
 
 from rlhf_jax.models import huggingface_config
 from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
-from rlhf_jax.models.huggingface_names import pieces, score_pieces, tensor_shapes
+from rlhf_jax.models.huggingface_names import (
+    Piece,
+    pieces,
+    score_pieces,
+    tensor_shapes,
+)
 from rlhf_jax.models.huggingface_tensors import (
     CHUNK_BYTES,
     INDEX,
+    SINGLE,
+    Tensor,
     fill,
     list_tensors,
     read_box,
     read_json,
     write_piece,
 )
+from rlhf_jax.models.inputs import check_finite
 from rlhf_jax.parallel.sharding import parameter_sharding
 
 SHARD_BYTES = 5 * 10**9
@@ -57,31 +68,12 @@ def load(
         overrides: fields of the config that the folder does not say, such as remat.
 
     Raises:
-        ValueError: an unsupported model, or tensors that are missing, unknown or of
-            another shape; all of them are listed.
+        ValueError: an unsupported model, or tensors that are missing, unknown, of
+            another shape (all of them are listed) or not finite.
     """
-    folder = Path(path)
-    tensors = list_tensors(folder)
-    fields = read_json(folder / "config.json")
-    config, naming = huggingface_config.read(
-        fields, dtype=dtype, param_dtype=param_dtype
-    )
-    config = dataclasses.replace(config, **overrides)
-    if config.num_layers > len(tensors):
-        raise ValueError(
-            f"{folder} does not fit its config.json: {config.num_layers} layers, and "
-            f"only {len(tensors)} tensors."
-        )
-    is_score = any(name in tensors for name in _SCORE_HEADS)
-    if is_score:
-        table = score_pieces(config, naming)
-    else:
-        if config.tied:
-            config = dataclasses.replace(
-                config, tied=_drop_equal_head(config, naming, tensors)
-            )
-        table = pieces(config, naming)
-    _check_tensors(tensors, tensor_shapes(table, config.num_layers), folder)
+    how = {"dtype": dtype, "param_dtype": param_dtype} | overrides
+    plan = _plan(Path(path), **how)
+    config, tensors, table, is_score = plan.config, plan.tensors, plan.table, plan.score
 
     def build():
         model = ChatGLM(config, rngs=nnx.Rngs(0))
@@ -100,7 +92,7 @@ def load(
                 return read_box(parts, box, tensors)
 
         else:  # the bias and the offset of a head that was saved without
-            value = fields.get("score_offset", 0.0) if name == ".offset" else 0.0
+            value = plan.offset if name == ".offset" else 0.0
 
             def read(box, value=value):
                 return np.full([hi - lo for lo, hi in box], value, np.float32)
@@ -108,7 +100,16 @@ def load(
         leaves.append(
             fill(leaf.shape, leaf.dtype, sharding, read, stacked=".blocks." in name)
         )
-    return jax.tree.unflatten(treedef, leaves)
+    model = jax.tree.unflatten(treedef, leaves)
+    check_finite(model, str(path))
+    return model
+
+
+def kind_and_config(path: str | os.PathLike) -> tuple[str, ChatGLMConfig]:
+    """ "ChatGLM" or "ScoreModel", and the config, of a folder that `load` can read; no
+    weights are. Raises as `load`."""
+    plan = _plan(Path(path), dtype="float32", param_dtype="float32")
+    return ("ScoreModel" if plan.score else "ChatGLM"), plan.config
 
 
 def save(
@@ -158,11 +159,14 @@ def save(
     store = np.dtype(jnp.dtype(config.param_dtype))
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(described | (fields or {}), indent=2, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n")
+    # The model that was there is gone from here on; config.json, last, says that this
+    # one is whole.
+    for name in ("config.json", INDEX, SINGLE, "model-*-of-*.safetensors"):
+        for old in folder.glob(name):
+            old.unlink()
 
     shards = _plan_shards(shapes, store.itemsize)
-    files = ["model.safetensors"]
+    files = [SINGLE]
     if len(shards) > 1:
         count = len(shards)
         files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
@@ -183,6 +187,46 @@ def save(
                 write_piece(piece, np.asarray(leaf), tensors[name])
         save_file(tensors, folder / file, metadata={"format": "pt"})
     next(names, None)  # so that a progress bar comes to its end
+    text = json.dumps(described | (fields or {}), indent=2, ensure_ascii=False)
+    (folder / "config.json").write_text(text + "\n")
+
+
+class _Plan(NamedTuple):
+    """What a folder holds, and where: `score` is whether it is a `ScoreModel`."""
+
+    config: ChatGLMConfig
+    tensors: dict[str, Tensor]
+    table: dict[str, list[Piece]]
+    score: bool
+    offset: float
+
+
+def _plan(folder: Path, *, dtype, param_dtype, **overrides) -> _Plan:
+    tensors = list_tensors(folder)
+    fields = read_json(folder / "config.json")
+    config, naming = huggingface_config.read(
+        fields, dtype=dtype, param_dtype=param_dtype
+    )
+    config = dataclasses.replace(config, **overrides)
+    if config.num_layers > len(tensors):
+        raise ValueError(
+            f"{folder} does not fit its config.json: {config.num_layers} layers, and "
+            f"only {len(tensors)} tensors."
+        )
+    is_score = any(name in tensors for name in _SCORE_HEADS)
+    if is_score:
+        table = score_pieces(config, naming)
+    else:
+        if config.tied:
+            config = dataclasses.replace(
+                config, tied=_drop_equal_head(config, naming, tensors)
+            )
+        table = pieces(config, naming)
+    _check_tensors(tensors, tensor_shapes(table, config.num_layers), folder)
+    offset = fields.get("score_offset", 0.0)
+    if not isinstance(offset, int | float) or not math.isfinite(offset):
+        raise ValueError(f"{folder}/config.json: score_offset={offset!r} is no number.")
+    return _Plan(config, tensors, table, is_score, float(offset))
 
 
 def _check_tensors(tensors, shapes, folder):

@@ -20,6 +20,14 @@ _REMOTE_FIXED = {
     "rmsnorm": True,
     "original_rope": True,
 }
+# Of transformers alone: the code published with these models reads none of them.
+_NO_ROPE = {
+    "rope_parameters": None,
+    "rope_scaling": None,
+    "rope_theta": None,
+    "partial_rotary_factor": None,
+    "quantization_config": None,
+}
 
 
 def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, str]:
@@ -39,8 +47,8 @@ def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, 
         config = _READERS[naming](fields)
     except KeyError as error:
         raise ValueError(f"config.json of a {kind!r} model has no {error}.") from None
-    except (TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"config.json of a {kind!r} model: {error}.") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"config.json of a {kind!r} model: {error}") from None
     return dataclasses.replace(config, dtype=dtype, param_dtype=param_dtype), naming
 
 
@@ -65,16 +73,42 @@ def _require(fields, expected):
     for key, value in expected.items():
         found = fields.get(key, value)
         if found != value:
-            raise ValueError(f"config.json: {key}={found!r} is not supported.")
+            raise ValueError(f"{key}={found!r} is not supported.")
+
+
+def _rope(fields):
+    """The settings of rotary positions, which stand in the file itself or, newer, in
+    rope_parameters, or, older, in rope_scaling.
+
+    Raises:
+        ValueError: one that is not computed here, or two that contradict each other.
+    """
+    found = {}
+    for place in (None, "rope_parameters", "rope_scaling"):
+        settings = fields if place is None else fields.get(place) or {}
+        for key, value in settings.items():
+            if value is None:
+                continue
+            if key in ("rope_theta", "partial_rotary_factor"):
+                if found.setdefault(key, value) != value:
+                    raise ValueError(f"{key} is both {found[key]!r} and {value!r}.")
+            elif place and (key not in ("type", "rope_type") or value != "default"):
+                raise ValueError(f"{place}: {key}={value!r} is not supported.")
+            elif key == "rope_type" and value != "default":
+                raise ValueError(f"{key}={value!r} is not supported.")
+    return found
 
 
 def _read_v1(c):
-    _require(c, {"position_encoding_2d": True, "quantization_bit": 0})
+    _require(c, _NO_ROPE | {"position_encoding_2d": True, "quantization_bit": 0})
     if c["vocab_size"] == 150528:
         raise ValueError(
             "This is an early release of ChatGLM-6B with 150528 tokens, whose ids do "
             "not match its tokenizer's later ones; get the one with 130528."
         )
+    for key in ("bos_token_id", "gmask_token_id", "mask_token_id"):
+        if type(c[key]) is not int or not 0 <= c[key] < c["vocab_size"]:
+            raise ValueError(f"{key}={c[key]!r} is no id below {c['vocab_size']=}.")
     return ChatGLMConfig(
         vocab_size=c["vocab_size"],
         width=c["hidden_size"],
@@ -99,7 +133,7 @@ def _read_v1(c):
 
 
 def _read_remote(c):
-    _require(c, _REMOTE_FIXED | {"quantization_bit": 0})
+    _require(c, _REMOTE_FIXED | _NO_ROPE | {"quantization_bit": 0})
     heads = c["num_attention_heads"]
     ratio = float(c.get("rope_ratio", 1))
     # Nothing but its name tells that this one divides positions instead.
@@ -124,11 +158,8 @@ def _read_remote(c):
 
 
 def _read_native(c):
-    _require(c, {"hidden_act": "silu", "rope_scaling": None})
-    # transformers 5 gathers these in a dict, older files have them on top. Defaults
-    # are those of transformers.
-    rope = c | (c.get("rope_parameters") or {})
-    _require(rope, {"rope_type": "default"})
+    _require(c, {"hidden_act": "silu", "quantization_config": None})
+    rope = _rope(c)  # defaults are those of transformers
     head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
     return ChatGLMConfig(
         vocab_size=c["vocab_size"],

@@ -14,7 +14,8 @@ from rlhf_jax.models.config import ChatGLMConfig
 
 # Kept in published files for the code that made them; nothing else is ignored.
 IGNORED = re.compile(
-    r"transformer\.(rotary_pos_emb|layers\.\d+\.attention\.rotary_emb)\.inv_freq"
+    r"(transformer|model)\.((layers\.\d+\.)?(self_attn|attention)\.)?"
+    r"rotary(_pos)?_emb\.(original_)?inv_freq"
 )
 
 

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from absl import logging
 from safetensors import SafetensorError, safe_open
 
 from rlhf_jax.models.huggingface_names import IGNORED, Piece
 
 CHUNK_BYTES = 2**26
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _DTYPES = {
     "F64": np.float64,
@@ -45,7 +47,8 @@ class Tensor:
 
 
 def list_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder, single file or sharded, but those nobody needs.
+    """Every tensor of a folder but those nobody needs: those of model.safetensors, else
+    of the files of its index, else of all *.safetensors.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -53,16 +56,24 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json.")
-    files = sorted(folder.glob("*.safetensors"))
-    if (folder / INDEX).is_file():
+    present = files = sorted(folder.glob("*.safetensors"))
+    if (folder / SINGLE).is_file():
+        files = [folder / SINGLE]
+    elif (folder / INDEX).is_file():
         where = read_json(folder / INDEX).get("weight_map")
         names = list(where.values()) if isinstance(where, dict) else [None]
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{folder / INDEX} has no weight_map of file names.")
+        plain = [isinstance(x, str) and Path(x).name == x != ".." for x in names]
+        if not all(plain) or "" in names:
+            raise ValueError(
+                f"{folder / INDEX} has no weight_map of names of files beside it."
+            )
         files = [folder / name for name in sorted(set(names))]
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise FileNotFoundError(f"{folder} lacks files of its index: {absent}.")
+    others = [file.name for file in present if file not in files]
+    if others:
+        logging.warning("%s: %s are not read.", files[0], ", ".join(others))
     if not files:
         if any(folder.glob("*.bin")):
             raise ValueError(
@@ -77,8 +88,14 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
     for file in files:
         header, start = _read_header(file)
         for name, entry in header.items():
-            if not IGNORED.fullmatch(name):
-                tensors[name] = Tensor(file, entry, start)
+            if IGNORED.fullmatch(name):
+                continue
+            if name in tensors:
+                raise ValueError(
+                    f"{name} is in {tensors[name].file} and in {file}: remove one of "
+                    "the two sets of files."
+                )
+            tensors[name] = Tensor(file, entry, start)
     if any("prefix_encoder" in name for name in tensors):
         raise ValueError(
             f"{folder} is a P-tuning checkpoint (it has a prefix_encoder)."
@@ -94,7 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # cut off, or nested without end
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object.")
@@ -144,7 +161,8 @@ def fill(
     for box, devices in devices_of.items():
         chunks = list(_split(box, jnp.dtype(dtype).itemsize, stacked))
         if len(chunks) == 1:
-            host = read(box).astype(dtype)
+            with np.errstate(over="ignore"):  # `check_finite` tells it by name
+                host = read(box).astype(dtype)
             arrays += [jax.device_put(host, device) for device in devices]
             continue
         lengths = [hi - lo for lo, hi in box]

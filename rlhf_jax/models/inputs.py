@@ -1,8 +1,37 @@
-"""Checks of token batches on the host, before anything is compiled."""
+"""Checks of what a model is made of and given: weights, and batches on the host."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.parallel.sharding import fetch
+
+
+def check_finite(model, where: str) -> None:
+    """Refuse weights that are NaN or infinite, by name.
+
+    Args:
+        model: any pytree of arrays.
+        where: the folder that they come from, for the message.
+
+    Raises:
+        ValueError: some are not finite.
+    """
+    finite = jax.jit(lambda x: jax.tree.map(lambda x: jnp.isfinite(x).all(), x))(model)
+    leaves = jax.tree_util.tree_leaves_with_path(fetch(finite))
+    wrong = [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, is_finite in leaves
+        if not is_finite
+    ]
+    if wrong:
+        names = ", ".join(name.removesuffix(".value") for name in wrong[:5])
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(
+            f"{where} holds weights that are NaN or infinite, in {names}{more}: the "
+            "file is broken, its training diverged, or the dtype is too narrow for it."
+        )
 
 
 def check_inputs(

@@ -22,6 +22,8 @@ from rlhf_jax.models.huggingface_config import namings
 from tests.models.families import FAMILIES, random_model
 
 FLOAT32 = {"dtype": "float32", "param_dtype": "float32"}
+V1 = {"inner_hidden_size": 48, "vocab_size": 64, "bos_token_id": 60}
+V1 |= {"gmask_token_id": 61, "mask_token_id": 62}
 ALL_NAMINGS = [(f, n) for f, config in FAMILIES.items() for n in namings(config)]
 
 
@@ -200,6 +202,8 @@ def test_pickles_are_refused_with_a_way_out(folder):
         ({"quantization_bit": 4}, "quantization_bit=4"),
         ({"inner_hidden_size": 48, "vocab_size": 150528}, "early release"),
         ({"inner_hidden_size": 48}, "has no 'vocab_size'"),
+        (V1 | {"gmask_token_id": 10**9}, "gmask_token_id=1000000000 is no id"),
+        (V1 | {"bos_token_id": None}, "bos_token_id=None is no id"),
     ],
 )
 def test_unsupported_configs_are_refused(folder, changes, message):
@@ -235,6 +239,171 @@ def test_both_spellings_of_native_configs_are_read(tmp_path):
     fields["rope_parameters"] = rope | {"rope_type": "default"}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert huggingface.load(tmp_path, **FLOAT32).config == config
+
+
+def test_weights_that_are_not_finite_are_named(folder):
+    name = "transformer.encoder.layers.1.mlp.dense_4h_to_h.weight"
+    for value in (np.nan, np.inf, -np.inf):
+        edit_tensors(folder, lambda t, x=value: t[name].__setitem__((3, 4), x))
+        with pytest.raises(ValueError, match=r"NaN or infinite, in blocks.mlp.down"):
+            huggingface.load(folder, **FLOAT32)
+
+
+def test_weights_that_a_narrow_type_cannot_hold_are_named(folder):
+    edit_tensors(folder, lambda t: t[OUTPUT].__setitem__((3, 4), 1e6))
+    huggingface.load(folder, **FLOAT32)
+    with pytest.raises(ValueError, match=r"head.kernel: .* dtype is too narrow"):
+        huggingface.load(folder, dtype="float16", param_dtype="float16")
+
+
+OUTPUT = "transformer.output_layer.weight"
+
+
+def test_another_set_of_files_in_the_folder_is_not_read(folder):
+    expected = huggingface.load(folder, **FLOAT32)
+    others = {k: x + 1 for k, x in load_file(folder / "model.safetensors").items()}
+    save_file(others, folder / "old.safetensors")
+    save_file(others, folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(others, "model-00001-of-00001.safetensors")}
+    (folder / huggingface.INDEX).write_text(json.dumps(index))
+    assert_same(huggingface.load(folder, **FLOAT32), expected)
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    found = huggingface.load(folder, **FLOAT32)  # of the index, and not its neighbours
+    np.testing.assert_array_equal(found.head.kernel[...].T, others[OUTPUT])
+    (folder / huggingface.INDEX).unlink()
+    with pytest.raises(ValueError, match=r"is in .*safetensors and in .*two sets"):
+        huggingface.load(folder, **FLOAT32)
+
+
+@pytest.mark.parametrize("sizes", [(20_000, 10**9), (10**9, 20_000), (20_000, 9_000)])
+def test_a_model_saved_over_another_is_the_one_that_is_loaded(
+    sizes, tmp_path, monkeypatch
+):
+    for seed, size in enumerate(sizes):
+        monkeypatch.setattr(huggingface, "SHARD_BYTES", size)
+        model = random_model(FAMILIES["glm4"], seed)
+        huggingface.save(model, tmp_path)
+    assert_same(huggingface.load(tmp_path, **FLOAT32), model)
+    files = {path.name for path in tmp_path.glob("*.safetensors")}
+    if (tmp_path / huggingface.INDEX).is_file():
+        index = json.loads((tmp_path / huggingface.INDEX).read_text())
+        assert files == set(index["weight_map"].values())
+    else:
+        assert files == {"model.safetensors"}
+
+
+def test_a_save_that_was_stopped_leaves_no_model(tmp_path, monkeypatch):
+    huggingface.save(random_model(FAMILIES["glm4"]), tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(huggingface, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        huggingface.save(random_model(FAMILIES["glm4"], 1), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        huggingface.load(tmp_path, **FLOAT32)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ""]
+)
+def test_an_index_cannot_name_files_elsewhere(folder, name):
+    (folder / "model.safetensors").rename(folder.parent / "x.safetensors")
+    (folder / huggingface.INDEX).write_text(json.dumps({"weight_map": {OUTPUT: name}}))
+    with pytest.raises(ValueError, match="no weight_map of names of files beside it"):
+        huggingface.load(folder, **FLOAT32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.inv_freq",
+        "model.rotary_emb.original_inv_freq",
+    ],
+)
+def test_rotary_buffers_of_native_folders_are_ignored(name, tmp_path):
+    model = random_model(FAMILIES["glm4"])
+    huggingface.save(model, tmp_path)
+    edit_tensors(tmp_path, lambda t: t.update({name: np.ones(4, np.float32)}))
+    assert_same(huggingface.load(tmp_path, **FLOAT32), model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"rope_type": "default"}},
+        {"rope_scaling": {"type": "default"}},
+        {"rope_scaling": {}, "rope_parameters": None},
+        {"rope_parameters": {"type": "default", "rope_theta": 10000.0}},
+        {"rope_parameters": {"rope_type": "default", "factor": None}},
+    ],
+)
+def test_rope_settings_that_say_default_under_either_key_are_read(changes, tmp_path):
+    model = random_model(FAMILIES["glm4"])
+    huggingface.save(model, tmp_path)
+    edit_config(tmp_path, **changes)
+    assert_same(huggingface.load(tmp_path, **FLOAT32), model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_parameters": {"type": "yarn", "factor": 4.0}}, "rope_parameters: type"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
+        ({"rope_parameters": {"factor": 4.0}}, "rope_parameters: factor=4.0"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: type"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "rope_scaling: rope_type"),
+        ({"rope_parameters": {"full_attention": {}}}, "full_attention"),
+        ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is both 10000.0 and 5"),
+        ({"rope_scaling": [1]}, "config.json of a 'glm4' model"),
+        ({"rope_type": "yarn"}, "rope_type='yarn'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ],
+)
+def test_rope_settings_that_are_not_computed_are_refused(changes, message, tmp_path):
+    huggingface.save(random_model(FAMILIES["glm4"]), tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        huggingface.load(tmp_path, **FLOAT32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seq_length": 10**40},
+        {"num_layers": -1},
+        {"num_layers": True},
+        {"hidden_size": 0.5},
+        {"layernorm_epsilon": float("nan")},
+        {"layernorm_epsilon": -1e-5},
+        {"layernorm_epsilon": 10**400},
+        {"rope_ratio": float("inf")},
+        {"rope_ratio": 10**400},
+        {"rope_ratio": "much"},
+        {"rope_scaling": {"type": "linear"}},
+        {"multi_query_group_num": 0},
+        {"kv_channels": 17},
+        {"add_qkv_bias": "no"},
+        {"tie_word_embeddings": None},
+        {"_name_or_path": 7},
+        {"padded_vocab_size": "many"},
+    ],
+)
+def test_absurd_configs_are_refused(folder, changes):
+    edit_config(folder, **changes)
+    with pytest.raises(ValueError, match=r"config\.json of a 'chatglm' model"):
+        huggingface.load(folder, **FLOAT32)
+
+
+@pytest.mark.parametrize("name", ["config.json", huggingface.INDEX])
+def test_brackets_without_end_are_no_json(folder, name):
+    if name == huggingface.INDEX:
+        (folder / "model.safetensors").rename(folder / "other.safetensors")
+    (folder / name).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=f"{name} is not JSON"):
+        huggingface.load(folder, **FLOAT32)
 
 
 MEASURE = """
