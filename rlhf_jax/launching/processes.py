@@ -11,7 +11,6 @@ asks the machine. When one of them dies or fails, the others end within a minute
 import contextlib
 import importlib.util
 import os
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import jax
 from absl import flags, logging
 
+from rlhf_jax.launching import peers
 from rlhf_jax.training import preemption
 
 SILENCE = 40  # seconds without a sign of life after which a process counts as dead
@@ -40,17 +40,16 @@ def join(given: dict) -> None:
     """Join the other processes, if there are any; before anything else of jax.
 
     Raises:
-        ValueError: some of the flags are missing, or contradict each other.
+        ValueError: some of the flags are missing, or the processes do not find each
+            other.
     """
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if not missing:
-        address, count, index = given.values()
-        if not 0 <= index < count:
-            raise ValueError(
-                f"--process_id={index}: processes count from 0 to {count - 1}."
-            )
+        peers.meet(*given.values())
         jax.distributed.initialize(
-            address, count, index, heartbeat_timeout_seconds=SILENCE
+            *given.values(),
+            initialization_timeout=peers.PATIENCE,
+            heartbeat_timeout_seconds=SILENCE,
         )
     elif len(missing) < len(given):
         raise ValueError(
@@ -83,11 +82,14 @@ def failing_at_once() -> Iterator[None]:
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) else 1
         together = isinstance(error, preemption.Preempted) or not status
-        if together or not jax.distributed.is_initialized():
+        if not jax.distributed.is_initialized():
+            raise
+        if together:
+            peers.part(status or 0)
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()
-        _leave(status)
+        peers.leave(status)
 
 
 @contextlib.contextmanager
@@ -100,12 +102,7 @@ def missing_no_one() -> Iterator[None]:
         if not (jax.distributed.is_initialized() and is_lost_process(error)):
             raise
         reason = str(error).strip().partition("\n")[0][:200]
-        print(
-            f"Another process of this run is gone ({reason}). Start the same command "
-            "in all of them again: it goes on from the last checkpoint.",
-            file=sys.stderr,
-        )
-        _leave(preemption.STATUS)
+        peers.leave_lost(reason)
 
 
 def is_lost_process(error: Exception) -> bool:
@@ -114,9 +111,3 @@ def is_lost_process(error: Exception) -> bool:
     of_jax = isinstance(error, jax.errors.JaxRuntimeError)
     text = str(error)
     return "Gloo" in text or (of_jax and any(sign in text for sign in signs))
-
-
-def _leave(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

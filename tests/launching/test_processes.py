@@ -1,8 +1,10 @@
 """Flags that do not say where the other processes are."""
 
+import threading
+
 import pytest
 
-from rlhf_jax.launching import processes
+from rlhf_jax.launching import peers, processes
 from rlhf_jax.training import preemption
 
 
@@ -38,7 +40,8 @@ def one_of_two(monkeypatch):
     """As if this were one of two processes; the statuses that it ends with."""
     statuses = []
     monkeypatch.setattr(processes.jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(processes.os, "_exit", statuses.append)
+    monkeypatch.setattr(peers.os, "_exit", statuses.append)
+    monkeypatch.setattr(peers, "_leaving", threading.Lock())
     return statuses
 
 
@@ -90,6 +93,6 @@ def test_processes_that_end_together_take_leave(end, one_of_two):
 
 
 def test_a_process_alone_fails_as_ever(monkeypatch):
-    monkeypatch.setattr(processes.os, "_exit", pytest.fail)
+    monkeypatch.setattr(peers.os, "_exit", pytest.fail)
     with pytest.raises(ZeroDivisionError), processes.failing_at_once():
         raise ZeroDivisionError
