@@ -19,8 +19,8 @@ def get_config(preset="default"):
     c = ConfigDict()
     c.stage = "prepare_comparisons"  # module in rlhf_jax/stages
     c.seed = 0  # decides which pairs length balancing drops
-    # Files .jsonl[.gz] with commas between, or data sets: a folder, "hf:NAME[:SUBSET]"
-    # or "tfds:NAME" (data/reading/rows.py).
+    # Files .jsonl, .json, .csv, .tsv or .parquet with commas between, or data sets: a
+    # folder, "hf:NAME[:SUBSET]" or "tfds:NAME" (data/reading/rows.py).
     c.comparisons = ""
     c.split = "train"  # of a data set
     c.layout = ""  # of the rows (data/reading/layouts.py); "": found from their fields

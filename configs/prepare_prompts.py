@@ -18,8 +18,8 @@ def get_config(preset="default"):
     c = ConfigDict()
     c.stage = "prepare_prompts"  # module in rlhf_jax/stages
     c.seed = 0  # decides which prompts of a large intent stay
-    # Files .jsonl[.gz] with commas between, or data sets: a folder, "hf:NAME[:SUBSET]"
-    # or "tfds:NAME" (data/reading/rows.py).
+    # Files .jsonl, .json, .csv, .tsv or .parquet with commas between, or data sets: a
+    # folder, "hf:NAME[:SUBSET]" or "tfds:NAME" (data/reading/rows.py).
     c.prompts = ""
     c.split = "train"  # of a data set
     c.intent_field = "intent"  # of rows that are not in our own layout

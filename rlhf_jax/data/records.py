@@ -4,8 +4,9 @@ What a record may hold is said here; json_lines.py reads the lines.
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,9 @@ CHOICES = ("a", "b", "tie")
 CRITERIA = ("helpfulness", "safety", "fluency")
 
 
-Message = dict[str, str]  # {"role": one of ROLES, "content": text}
+# {"role": one of ROLES, "content": text}; perhaps "metadata", the text behind the role
+# (the name of a tool), and "tools", the list that a system message offers.
+Message = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Prompt:
         if messages[-1]["role"] != "user":
             raise RecordError("must end with the user.", "messages")
         return cls(
-            fields.text(record, "id"),
+            fields.text(record, "id", default="") or prompt_id(messages),
             messages,
             fields.text(record, "intent", default=""),
             fields.optional_object(record, "task"),
@@ -236,9 +239,39 @@ def _messages(record: dict, field: str) -> tuple[Message, ...]:
                 f"must be an object, not {kind_of(message)}.", f"{field}[{i}]"
             )
         try:
+            extras = message_extras(message)
             role = fields.choice(message, "role", ROLES)
             content = fields.text(message, "content")
         except RecordError as error:
             raise error.within(f"{field}[{i}]") from None
-        messages.append({"role": role, "content": content})
+        messages.append({"role": role, "content": content, **extras})
     return tuple(messages)
+
+
+def message_extras(message: dict) -> dict[str, Any]:
+    """What a message holds beside its role and content: "metadata" and "tools".
+
+    Raises:
+        RecordError: they are of a wrong type, or the message calls a tool in fields
+            that no chat format here writes.
+    """
+    for name in ("tool_calls", "function_call"):
+        if message.get(name):
+            raise RecordError(
+                "is in no chat format: give the tool's name as metadata and the call "
+                "as content.",
+                name,
+            )
+    metadata, tools = message.get("metadata"), message.get("tools")
+    if metadata is not None and not isinstance(metadata, str):
+        raise RecordError(f"must be text, not {kind_of(metadata)}.", "metadata")
+    if tools is not None and not isinstance(tools, list):
+        raise RecordError(f"must be a list, not {kind_of(tools)}.", "tools")
+    extras = {"metadata": metadata, "tools": tools}
+    return {name: value for name, value in extras.items() if value}
+
+
+def prompt_id(messages: Sequence[Message]) -> str:
+    """A prompt's id that says what stands in it: equal prompts have equal ids."""
+    text = json.dumps(list(messages))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -8,21 +8,25 @@ Every stage reads one data folder:
     identity_probes.jsonl  json_probes.jsonl        (testbed) capabilities to keep
     tokenizer/
 
-`open_data` makes it, from the synthetic testbed or a published preference set, or
-takes one that is already laid out.
+`open_data` makes it, from the synthetic testbed or a data set in a published layout, or
+takes one that is already laid out. The rows of each file may be in a published layout.
 """
 
 import hashlib
 import json
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.reading.preference_sets import write_preferences
-from rlhf_jax.data.records import Dialogue, Record, read_records
+from rlhf_jax.data.reading.data_sets import write_data_folder
+from rlhf_jax.data.reading.files import scan_file
+from rlhf_jax.data.reading.json_lines import RecordError, keep_good
+from rlhf_jax.data.reading.layouts import read_as
+from rlhf_jax.data.records import Dialogue, Prompt, Record
 from rlhf_jax.data.testbed import world
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import write_demonstrated
@@ -47,9 +51,9 @@ def open_data(config, workdir: Path) -> Path:
     what it was made from.
 
     Args:
-        config: path ("testbed", a laid-out folder, or what `rows.scan_rows` takes);
+        config: path ("testbed", a laid-out folder, or what `write_data_folder` takes);
             layout, train_split, test_split, test_share and on_bad_record (of a
-            preference set); testbed and annotators (settings of the testbed);
+            data set); testbed and annotators (settings of the testbed);
             vocab_size (of a tokenizer trained here).
 
     Raises:
@@ -59,7 +63,7 @@ def open_data(config, workdir: Path) -> Path:
     """
     if not config.path:
         raise ValueError(
-            'data.path is empty: name a data folder, a preference set or "testbed".'
+            'data.path is empty: name a file or folder of data, or "testbed".'
         )
     made, path = Path(workdir) / "data", Path(config.path)
     if config.path != "testbed" and all((path / name).is_file() for name in FOLDER):
@@ -75,7 +79,7 @@ def open_data(config, workdir: Path) -> Path:
     if config.path == "testbed":
         write_testbed(config, making)
     else:
-        write_preferences(
+        write_data_folder(
             config.path,
             making,
             layout=config.layout,
@@ -85,10 +89,10 @@ def open_data(config, workdir: Path) -> Path:
             on_bad_record=config.on_bad_record,
             report=Path(workdir) / BAD_RECORDS,
         )
-    if not has_tokenizer(making / "tokenizer"):
-        dialogues = read_records(making / "sft.jsonl", Dialogue)
-        texts = [m["content"] for dialogue in dialogues for m in dialogue.messages]
-        train_tokenizer(texts, config.vocab_size, making / "tokenizer")
+    if has_tokenizer(path / "tokenizer"):
+        copy_tokenizer(path / "tokenizer", making / "tokenizer")
+    elif not has_tokenizer(making / "tokenizer"):
+        _train_tokenizer(config, making, workdir, making / "tokenizer")
     (making / MADE_FROM).write_text(json.dumps(source, indent=2), encoding="utf-8")
     if made.exists() and made_from(made) is None:  # perhaps not ours
         made.rename(made.with_name(f"data.before.{time.time():.0f}"))
@@ -142,8 +146,8 @@ def fingerprint(origin: str | Path) -> str:
 
 
 class Reader:
-    """`read_records` as `config.on_bad_record` says. What is bad is listed in
-    `workdir/bad_records.jsonl`.
+    """Reads files of records, in our own layout or in a published one, and treats bad
+    ones as `config.on_bad_record` says. `workdir/bad_records.jsonl` lists them.
 
     Attributes:
         fingerprints: file -> fingerprint, of all that was read.
@@ -151,14 +155,37 @@ class Reader:
 
     def __init__(self, config, workdir: Path):
         self.fingerprints: dict[str, str] = {}
-        self._on_bad_record = config.on_bad_record
+        self._config = config
         self._report = Path(workdir) / BAD_RECORDS if is_first() else None
 
     def __call__(self, path: str | Path, kind: type[Record]) -> list[Record]:
-        """The records of a file, see `read_records`."""
-        records = read_records(
-            path, kind, on_bad_record=self._on_bad_record, report=self._report
-        )
+        """The records of a file; what is left out or not used is counted in the log.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            RecordError: bad records, named by file and line; or there is no good one.
+        """
+        path = Path(path)
+        if path.is_file() and not path.stat().st_size:
+            raise RecordError(
+                f"{path} is empty: {self._config.path} holds no {kind.__name__.lower()}"
+                "s. docs/your_own_data.md shows what each stage needs."
+            )
+        records, counts = [], Counter()
+        for found in keep_good(
+            scan_file(path),
+            lambda row: read_as(row, kind),
+            source=path,
+            on_bad_record=self._config.on_bad_record,
+            report=self._report,
+        ):
+            records += found.records
+            counts += Counter({f"left out: {x}": n for x, n in found.left_out.items()})
+            counts.update(f"rows with an unused field: {x}" for x in found.unused)
+        if counts:
+            logging.info("%s: %d read; %s.", path, len(records), dict(counts))
+        if not records:
+            raise RecordError(f"{path} holds no {kind.__name__.lower()}s to use.")
         self.fingerprints[str(path)] = fingerprint(path)
         return records
 
@@ -169,7 +196,8 @@ reader = Reader
 @first_makes
 def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokenizer:
     """The run's tokenizer, copied into its workdir: `config.tokenizer` if given, else
-    that of the model it starts from, else the data folder's."""
+    that of the model it starts from, else the data folder's; of random weights, else
+    one that is trained on the data."""
     places = [data / "tokenizer"]
     if init_from:
         places = [*tokenizer_places(init_from), *places]
@@ -181,9 +209,23 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
             if not target.exists():
                 copy_tokenizer(place, target)
             return load_tokenizer(place)
+    if not init_from and not config.tokenizer:
+        target = Path(workdir) / "tokenizer"
+        if not has_tokenizer(target):
+            _train_tokenizer(config, data, workdir, target)
+        return load_tokenizer(target)
     raise FileNotFoundError(
         f"No tokenizer in any of {[str(p) for p in places]}: set data.tokenizer."
     )
+
+
+def _train_tokenizer(config, data: Path, workdir: Path, target: Path) -> None:
+    """Train one on the dialogues of a data folder, or on its prompts if it has none."""
+    read, file, kind = Reader(config, workdir), data / "sft.jsonl", Dialogue
+    if not file.stat().st_size:
+        file, kind = data / "prompts.jsonl", Prompt
+    texts = [m["content"] for record in read(file, kind) for m in record.messages]
+    train_tokenizer(texts, config.vocab_size, target)
 
 
 def tokenizer_of(model: str | Path) -> Tokenizer:

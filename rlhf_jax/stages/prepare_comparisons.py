@@ -31,10 +31,11 @@ from rlhf_jax.data.cleaning.filters import (
 )
 from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.cleaning.votes import read_votes
+from rlhf_jax.data.reading.files import Rows, ending
 from rlhf_jax.data.reading.json_lines import RecordError, each_good, scan_json_lines
 from rlhf_jax.data.reading.layouts import comparisons_of
-from rlhf_jax.data.reading.rows import Rows, scan_rows
-from rlhf_jax.data.records import Comparison, check_version, write_records
+from rlhf_jax.data.reading.rows import scan_rows
+from rlhf_jax.data.records import Comparison, write_records
 from rlhf_jax.data.tokenizers.tokenizer import (
     Tokenizer,
     load_tokenizer,
@@ -151,7 +152,7 @@ def read(config, left_out: Counter, sizes: array, report: Path) -> Iterator[Comp
     for origin in origins(config):
         for found, without in each_good(
             scanned(origin),
-            lambda row: comparisons_in(row, config.layout),
+            lambda row: comparisons_of(row, config.layout),
             source=origin,
             on_bad_record=config.on_bad_record,
             report=report,
@@ -175,7 +176,7 @@ def read_again(config, sizes: array, keep: np.ndarray) -> Iterator[Comparison | 
         if not is_wanted:
             yield from itertools.repeat(None, size)
             continue
-        found = comparisons_in(row, config.layout)[0] if isinstance(row, dict) else []
+        found = comparisons_of(row, config.layout)[0] if isinstance(row, dict) else []
         if len(found) != size:
             raise ValueError(f"{config.comparisons} changed while it was being read.")
         yield from found
@@ -187,7 +188,7 @@ def readable(config) -> Iterator[Comparison]:
         for _, row in scan(origin, config.split):
             if isinstance(row, dict):
                 with contextlib.suppress(RecordError):
-                    yield from comparisons_in(row, config.layout)[0]
+                    yield from comparisons_of(row, config.layout)[0]
 
 
 def origins(config) -> list[str]:
@@ -195,16 +196,12 @@ def origins(config) -> list[str]:
 
 
 def scan(origin: str, split: str, wanted: Iterator[bool] | None = None) -> Rows:
-    """The rows of a file, of which lines that are not `wanted` are not parsed; or of
-    one split of a data set."""
-    if Path(origin).is_file() or origin.endswith((".jsonl", ".jsonl.gz")):
+    """The rows of a file or of one split of a data set; those that are not `wanted`
+    come as None, and as lines of JSON are not parsed."""
+    path = Path(origin)
+    if ending(path) == ".jsonl" and not path.is_dir():
         return scan_json_lines(origin, wanted)
-    return scan_rows(origin, split)
-
-
-def comparisons_in(row: dict, layout: str) -> tuple[list[Comparison], Counter]:
-    """Of a row in our own layout or in another's, and what is left out of it."""
-    if layout or "response_a" not in row:
-        return comparisons_of(row, layout)
-    check_version(row)
-    return [Comparison.from_json(row)], Counter()
+    rows = scan_rows(origin, split)
+    if wanted is None:
+        return rows
+    return ((number, row if next(wanted, True) else None) for number, row in rows)

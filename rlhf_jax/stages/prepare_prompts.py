@@ -22,9 +22,9 @@ from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.chat_client import FREE_SETTINGS, open_client
 from rlhf_jax.data.cleaning import prompt_filters, prompt_quality
 from rlhf_jax.data.cleaning.comparison_report import markdown, print_rows
-from rlhf_jax.data.reading.json_lines import each_good, scan_json_lines
+from rlhf_jax.data.reading.json_lines import each_good
 from rlhf_jax.data.reading.layouts import prompt_in
-from rlhf_jax.data.reading.rows import scan_rows
+from rlhf_jax.data.reading.rows import sources
 from rlhf_jax.data.records import Prompt, write_records
 from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
@@ -91,17 +91,17 @@ def run(config, workdir: str) -> None:
 
 def read(origin: str, config, report: Path) -> list[Prompt]:
     """The prompts of a file, or of one split of a data set."""
-    is_file = Path(origin).is_file()
-    rows = scan_json_lines(origin) if is_file else scan_rows(origin, config.split)
-    return list(
-        each_good(
+    return [
+        prompt
+        for source, rows in sources(origin, config.split)
+        for prompt in each_good(
             rows,
             functools.partial(prompt_in, intent_field=config.intent_field),
-            source=origin,
+            source=source,
             on_bad_record=config.on_bad_record,
             report=report,
         )
-    )
+    ]
 
 
 def make_scorer(config, workdir: Path) -> prompt_quality.Scorer | None:

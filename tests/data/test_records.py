@@ -85,7 +85,25 @@ BAD_FIELDS = {
         Dialogue,
         {"messages": [{"role": "user", "content": 3}]},
         "messages[0].content",
-        "must be text, not int",
+        "must be text, not number",
+    ),
+    "metadata that is no text": (
+        Dialogue,
+        {"messages": [USER, ASSISTANT | {"metadata": ["weather"]}]},
+        "messages[1].metadata",
+        "must be text, not list",
+    ),
+    "tools that are no list": (
+        Dialogue,
+        {"messages": [USER | {"tools": {"name": "weather"}}, ASSISTANT]},
+        "messages[0].tools",
+        "must be a list, not dict",
+    ),
+    "a call in a field that no chat format writes": (
+        Dialogue,
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "x"}]}]},
+        "messages[1].tool_calls",
+        "give the tool's name as metadata",
     ),
     "no answer": (
         Dialogue,

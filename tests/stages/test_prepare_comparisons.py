@@ -197,7 +197,7 @@ def test_a_run_that_is_done_is_left_as_it_is(prepare):
 def test_what_cannot_be_prepared_is_refused_in_words(prepare, tmp_path):
     with pytest.raises(ValueError, match=r"Set config.comparisons"):
         prepare(" , ")
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
+    with pytest.raises(FileNotFoundError, match="There is no file or folder"):
         prepare(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="There is no file"):
         prepare(str(tmp_path / "nowhere.jsonl"), "file")

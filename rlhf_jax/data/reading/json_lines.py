@@ -22,6 +22,16 @@ MAX_DEPTH = 32  # lists and objects inside each other
 SHOWN = 5  # bad records in a message; the report lists all
 
 OnBadRecord = Literal["error", "skip"]
+BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
+BEGINNINGS = {  # of files that are no text
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"PAR1": "a parquet file",
+    b"PK\x03\x04": "a zip or Excel file",
+    b"\x28\xb5\x2f\xfd": "a zstandard file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+}
 
 
 class RecordError(ValueError):
@@ -69,16 +79,30 @@ def scan_json_lines(
         raise FileNotFoundError(f"There is no file {path}.")
     number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with opened(path) as file:
             for number, line in enumerate(_lines(file), start=1):
-                if line is None:
+                if line is not None and not line.strip():
+                    continue
+                if wanted is not None and not next(wanted, True):
+                    yield number, None
+                elif line is None:
                     yield number, RecordError(f"longer than {MAX_LINE} bytes.")
-                elif line.strip():
-                    skip = wanted is not None and not next(wanted, True)
-                    yield number, None if skip else _parse(line)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        problem = f"not a whole gzip file, what follows is lost: {error}"
-        yield number + 1, RecordError(problem)
+                else:
+                    yield number, parse(line)
+    except BROKEN_GZIP as error:
+        yield number + 1, not_whole(error)
+
+
+def opened(path: Path) -> BinaryIO:
+    """The bytes of a file, unpacked where it is gzipped, whatever its name."""
+    with path.open("rb") as file:
+        is_gzip = path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if is_gzip else path.open("rb")
+
+
+def not_whole(error: Exception) -> RecordError:
+    """The error of a gzip stream that breaks off, one of BROKEN_GZIP."""
+    return RecordError(f"not a whole gzip file, what follows is lost: {error}")
 
 
 def checked(row: Any) -> dict:
@@ -150,7 +174,10 @@ def each_good(
 
 def kind_of(value) -> str:
     """What JSON calls it, for messages."""
-    return "null" if value is None else type(value).__name__
+    if value is None:
+        return "null"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number" if is_number else type(value).__name__
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
@@ -166,7 +193,8 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
         start = False
 
 
-def _parse(line: bytes) -> dict | RecordError:
+def parse(line: bytes) -> dict | RecordError:
+    """The object that a line of JSON holds, or what is wrong with it."""
     try:
         text = line.decode("utf-8")
         try:
@@ -180,9 +208,19 @@ def _parse(line: bytes) -> dict | RecordError:
     except RecordError as error:
         return error
     except UnicodeDecodeError as error:
-        return RecordError(f"not UTF-8: {error.reason} at byte {error.start}.")
+        return not_utf8(error)
     except (ValueError, RecursionError) as error:  # JSON, or a number of 5,000 digits
         return RecordError(f"not JSON: {error}")
+
+
+def not_utf8(error: UnicodeDecodeError) -> RecordError:
+    """What is wrong with bytes that are not text, and what to do."""
+    kinds = [kind for b, kind in BEGINNINGS.items() if error.object.startswith(b)]
+    begins = f" It begins as {kinds[0]} does." if kinds else ""
+    return RecordError(
+        f"not UTF-8: {error.reason} at byte {error.start}.{begins} Save the file as "
+        "text in UTF-8."
+    )
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
@@ -233,10 +271,19 @@ def _check(value, field: str, depth: int) -> None:
 
 
 def _write_report(report: Path, source: str, bad: list[BadRecord]) -> None:
-    """Replace what the report says of `source`."""
-    lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
-    others = [line for line in lines if json.loads(line)["file"] != source]
+    """Replace what the report says of `source`; lines of another origin stay."""
+    lines = report.read_bytes().split(b"\n") if report.exists() else []
+    others = [line for line in lines if line.strip() and not _is_of(line, source)]
     if lines or bad:
         report.parent.mkdir(parents=True, exist_ok=True)
-        own = [json.dumps(dataclasses.asdict(record)) for record in bad]
-        report.write_text("".join(f"{line}\n" for line in others + own), "utf-8")
+        own = [json.dumps(dataclasses.asdict(record)).encode() for record in bad]
+        report.write_bytes(b"".join(line + b"\n" for line in others + own))
+
+
+def _is_of(line: bytes, source: str) -> bool:
+    """Whether a line of a report is about `source`."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.get("file") == source

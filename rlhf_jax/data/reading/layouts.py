@@ -1,54 +1,94 @@
-"""The layouts in which preference sets are published, each to our comparisons.
+"""The layouts in which data sets are published, each to our records.
+
+Comparisons:
 
 | layout | fields |
 |---|---|
 | dialogues | chosen, rejected: text with Human: and Assistant: marks (hh-rlhf) |
-| text | prompt (or instruction, input), chosen, rejected: text |
-| messages | chosen, rejected: lists of messages; prompt: a field, or in both lists |
-| scored | prompt, completions with scores (UltraFeedback), or responses and scores |
+| text | a prompt, chosen, rejected: text |
+| message_pairs | chosen, rejected: lists of messages; a prompt, or it is in both |
+| scored | a prompt, completions with scores (UltraFeedback), or responses and scores |
 | ranked | instruction, input, output: texts, the best first (LLaMA-Factory) |
 | llmbar | input, output_1, output_2, label: 1 or 2 |
 | pandalm | instruction, input, response1, response2, annotator1..: 0 tie, 1, 2 |
 | qa_feedback | question, passages, prediction 1.., preference: 0 tie, 1, 2 |
+| comparison | our own (data/records.py) |
+
+Dialogues to imitate, and prompts to answer:
+
+| layout | fields |
+|---|---|
+| messages | messages, or conversations; a prompt if it ends with the user's (TRL) |
+| completion | a prompt, and completion, output or response: text, or messages |
+| prompt | a prompt alone |
+
+A prompt is `prompt`, `conversations`, `instruction`, `question` or `input`, text or
+messages; `input` stands behind a text of another name. Before it, in every layout,
+stand `system` (`system_prompt`, `system_message`) with its `tools`, and `history`. A
+null is no field. Fields that are not used are counted by name.
 
 `score_chosen` and `score_rejected` beside a pair make it a tie where they are equal. A
 prompt's id is a hash of its messages, so that equal prompts meet in any order of files.
-A field that is missing or of a wrong type is a bad record; a pair that is well formed
-but no comparison is left out, and counted by reason. Texts are stripped of white space.
+A field that is missing or of a wrong type is a bad record; a row that is well formed
+but of no use is left out, and counted by reason. Texts are stripped of white space.
 """
 
-import hashlib
 import itertools
-import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from rlhf_jax.data.reading import fields
 from rlhf_jax.data.reading.json_lines import RecordError, kind_of
 from rlhf_jax.data.reading.message_fields import (
+    CONTEXT,
+    PROMPTS,
+    Row,
     as_records,
     first_of,
     marked_turns,
     message_list,
     number,
     prompt_messages,
+    starts_with_mark,
     vote,
+    with_context,
 )
-from rlhf_jax.data.records import Comparison, Message, Prompt, check_version
+from rlhf_jax.data.records import (
+    Comparison,
+    Dialogue,
+    Message,
+    Prompt,
+    Record,
+    check_version,
+    prompt_id,
+)
 
 # A field that only this layout has.
 MARKS = {
+    "response_a": "comparison",
     "completions": "scored",
     "responses": "scored",
     "output_1": "llmbar",
     "response1": "pandalm",
     "prediction 1": "qa_feedback",
+    "messages": "messages",
 }
-Outcome = Comparison | str  # or why the pair is left out
+ANSWERS = ("completion", "output", "response")
+Outcome = Comparison | Dialogue | Prompt | str  # or why the row, or a pair, is left out
 
 
-def comparisons_of(row: dict, layout: str = "") -> tuple[list[Comparison], Counter]:
-    """The comparisons of a row, and how many pairs were left out, by reason.
+class Found(NamedTuple):
+    """What a row holds."""
+
+    records: list[Comparison | Dialogue | Prompt]
+    left_out: Counter  # pairs, dialogues or prompts, by reason
+    unused: set[str]  # fields of the row that nothing was made of
+
+
+def records_of(row: dict, layout: str = "") -> Found:
+    """The records of a row.
 
     Args:
         layout: a key of LAYOUTS; "": found from the fields.
@@ -57,30 +97,115 @@ def comparisons_of(row: dict, layout: str = "") -> tuple[list[Comparison], Count
         RecordError: a field is missing or of a wrong type, or no layout has them.
         ValueError: `layout` is unknown.
     """
-    layout = layout or detect(row)
-    if layout not in LAYOUTS:
+    row = Row(row)
+    name = layout or detect(row)
+    if name not in LAYOUTS:
         raise ValueError(f"{layout=} is unknown; there are: {', '.join(LAYOUTS)}.")
-    outcomes = list(LAYOUTS[layout](row))
-    kept = [c for c in outcomes if isinstance(c, Comparison)]
-    return kept, Counter(reason for reason in outcomes if isinstance(reason, str))
+    try:
+        outcomes = list(LAYOUTS[name](row))
+    except RecordError as error:
+        looks = _looks(row)
+        if not layout or looks in ("", layout):
+            raise
+        problem = f"{error.problem} The fields look like {looks}, not {layout=}."
+        raise RecordError(problem, error.field) from None
+    left_out = Counter(reason for reason in outcomes if isinstance(reason, str))
+    records = [item for item in outcomes if not isinstance(item, str)]
+    return Found(records, left_out, row.unread)
+
+
+def comparisons_of(row: dict, layout: str = "") -> tuple[list[Comparison], Counter]:
+    """The comparisons of a row, and how many pairs were left out, by reason.
+
+    Raises:
+        RecordError, ValueError: as `records_of`; or the row holds other records.
+    """
+    found = records_of(row, layout)
+    return [as_kind(record, Comparison) for record in found.records], found.left_out
+
+
+def read_as(row: dict, kind: type[Record]) -> Found:
+    """The records of one kind in a row, in our own layout or in another's.
+
+    Raises:
+        RecordError: as `records_of`; or the row holds none of this kind.
+    """
+    row = Row(row)
+    own = "response_a" if kind is Comparison else "messages"
+    if own in row and not set(row) & {"chosen", "rejected", *CONTEXT}:
+        check_version(row)
+        return Found([kind.from_json(row)], Counter(), row.unread)
+    found = records_of(row)
+    records = found.records
+    if kind is Dialogue:
+        records = [r for r in records if not isinstance(r, Comparison) or _decided(r)]
+    return found._replace(records=[as_kind(record, kind) for record in records])
+
+
+def _decided(comparison: Comparison) -> bool:
+    """Whether there is a chosen response, and generation did not cut it."""
+    return comparison.preference != "tie" and comparison.responses[0].ended
+
+
+def as_kind(record: Comparison | Dialogue | Prompt, kind: type[Record]) -> Record:
+    """The record, or what it says as a record of another kind: a comparison's prompt,
+    or its chosen response as a dialogue.
+
+    Raises:
+        RecordError: it does not hold one.
+    """
+    if isinstance(record, kind):
+        return record
+    if isinstance(record, Comparison):
+        return record.prompt if kind is Prompt else chosen_dialogue(record)
+    if kind is Comparison:
+        name = type(record).__name__.lower()
+        problem = f"is a {name}, no comparison: it needs chosen and rejected."
+        raise RecordError(problem)
+    role = "user" if kind is Prompt else "assistant"
+    raise RecordError(f"must end with the {role}.", "messages")
+
+
+def chosen_dialogue(comparison: Comparison) -> Dialogue:
+    """A prompt and its chosen response, to imitate."""
+    answer = {"role": "assistant", "content": comparison.chosen}
+    return Dialogue((*comparison.prompt.messages, answer))
 
 
 def detect(row: dict) -> str:
-    """The layout that has these fields."""
-    if "chosen" in row and "rejected" in row:
-        if not isinstance(row["chosen"], str):
-            return "messages"
-        has_prompt = {"prompt", "conversations", "instruction", "question"} & set(row)
-        return "text" if has_prompt else "dialogues"
-    for field, layout in MARKS.items():
-        if field in row:
-            return layout
-    if "instruction" in row and isinstance(row.get("output"), list):
-        return "ranked"
+    """The layout that has these fields; a null is no field.
+
+    Raises:
+        RecordError: none has; says which there are.
+    """
+    if looks := _looks(Row(row)):
+        return looks
+    names = ", ".join(sorted(Row(row)))[:200]
+    hint = " A text alone does not say who speaks." if "text" in row else ""
     raise RecordError(
-        f"no known layout has the fields {', '.join(sorted(row))[:200]}; "
-        f"set data.layout to one of: {', '.join(LAYOUTS)}."
+        f"no known layout has the fields {names}.{hint} docs/data_formats.md lists "
+        f"the fields of each: {', '.join(LAYOUTS)}."
     )
+
+
+def _looks(row: Row) -> str:
+    """The layout that has these fields, or ""."""
+    names = set(row)
+    if pair := [dict.get(row, name) for name in ("chosen", "rejected") if name in row]:
+        if isinstance(pair[0], list | dict):
+            return "message_pairs"
+        return "text" if names & set(PROMPTS) else "dialogues"
+    for field, layout in MARKS.items():
+        if field in names:
+            return layout
+    has_prompt = bool(names & set(PROMPTS))
+    if has_prompt and isinstance(dict.get(row, "output"), list):
+        return "ranked"
+    if has_prompt and names & set(ANSWERS):
+        return "completion"
+    if "conversations" in names:
+        return "messages"
+    return "prompt" if has_prompt else ""
 
 
 def prompt_in(row: dict, intent_field: str) -> Prompt:
@@ -89,9 +214,12 @@ def prompt_in(row: dict, intent_field: str) -> Prompt:
     Raises:
         RecordError: a field is missing or of a wrong type, or the user is not the last.
     """
-    if "id" in row and "messages" in row:
-        check_version(row)
-        return Prompt.from_json(row)
+    row = Row(row)
+    if not set(row) & set(PROMPTS) or {"id", "messages"} <= set(row):
+        found = records_of(row)
+        if not found.records:
+            raise RecordError(f"holds no prompt: {', '.join(found.left_out)}.")
+        return as_kind(found.records[0], Prompt)
     messages = prompt_messages(row)
     if messages[-1]["role"] != "user":
         raise RecordError("must end with the user.", "prompt")
@@ -100,31 +228,39 @@ def prompt_in(row: dict, intent_field: str) -> Prompt:
 
 def hashed_prompt(messages: Sequence[Message], intent: str = "") -> Prompt:
     """A prompt whose id says what stands in it."""
-    digest = hashlib.sha256(json.dumps(list(messages)).encode()).hexdigest()
-    return Prompt(digest[:16], tuple(messages), intent)
+    return Prompt(prompt_id(messages), tuple(messages), intent)
 
 
-def _dialogues(row: dict) -> Iterator[Outcome]:
-    chosen, rejected = (
-        marked_turns(fields.text(row, f)) for f in ("chosen", "rejected")
-    )
-    yield _of_whole_dialogues(chosen, rejected, _preference(row))
+def _dialogues(row: Row) -> Iterator[Outcome]:
+    texts = {name: fields.text(row, name) for name in ("chosen", "rejected")}
+    for name, text in texts.items():
+        if text.strip() and not starts_with_mark(text):
+            problem = "has no Human: mark, and the row no prompt in another field."
+            raise RecordError(problem, name)
+    pair = [with_context(row, marked_turns(text)) for text in texts.values()]
+    yield _of_whole_dialogues(*pair, _preference(row))
 
 
-def _text_pair(row: dict) -> Iterator[Outcome]:
+def _text_pair(row: Row) -> Iterator[Outcome]:
     pair = fields.text(row, "chosen"), fields.text(row, "rejected")
-    yield _comparison(prompt_messages(row), *pair, _preference(row))
+    if all(map(starts_with_mark, pair)):  # the prompt stands in both as well
+        yield from _dialogues(row)
+    else:
+        yield _comparison(prompt_messages(row), *pair, _preference(row))
 
 
-def _message_lists(row: dict) -> Iterator[Outcome]:
-    chosen, rejected = message_list(row, "chosen"), message_list(row, "rejected")
+def _message_pairs(row: Row) -> Iterator[Outcome]:
+    pair = [message_list(row, "chosen"), message_list(row, "rejected")]
+    chosen, rejected = pair
     if chosen[0]["role"] == "assistant" or len(chosen) == len(rejected) == 1:
         prompt = prompt_messages(row)
-        chosen, rejected = prompt + chosen, prompt + rejected
-    yield _of_whole_dialogues(chosen, rejected, _preference(row))
+        pair = [prompt + chosen, prompt + rejected]
+    else:
+        pair = [with_context(row, messages) for messages in pair]
+    yield _of_whole_dialogues(*pair, _preference(row))
 
 
-def _scored(row: dict) -> Iterator[Outcome]:
+def _scored(row: Row) -> Iterator[Outcome]:
     field = "completions" if "completions" in row else "responses"
     several = as_records(row.get(field))
     if not isinstance(several, list):
@@ -152,7 +288,7 @@ def _scored(row: dict) -> Iterator[Outcome]:
         yield _comparison(prompt, a, b, preference)
 
 
-def _ranked(row: dict) -> Iterator[Outcome]:
+def _ranked(row: Row) -> Iterator[Outcome]:
     texts = row.get("output")
     if not isinstance(texts, list):
         raise RecordError(f"must be a list, not {kind_of(texts)}.", "output")
@@ -162,21 +298,23 @@ def _ranked(row: dict) -> Iterator[Outcome]:
         yield _comparison(prompt, better, worse, "a")
 
 
-def _llmbar(row: dict) -> Iterator[Outcome]:
-    prompt = [{"role": "user", "content": fields.text(row, "input").strip()}]
+def _llmbar(row: Row) -> Iterator[Outcome]:
+    prompt = prompt_messages(row, ("input",))
     pair = fields.text(row, "output_1"), fields.text(row, "output_2")
     yield _comparison(prompt, *pair, vote(row, "label"))
 
 
-def _pandalm(row: dict) -> Iterator[Outcome]:
+def _pandalm(row: Row) -> Iterator[Outcome]:
     prompt = prompt_messages(row)
     pair = fields.text(row, "response1"), fields.text(row, "response2")
-    voters = [name for name in row if name.startswith("annotator")]
-    for name in voters or ["annotator1"]:
+    voters = [name for name in row if re.fullmatch(r"annotator\d+", name)]
+    if not voters:
+        yield "no vote"
+    for name in voters:
         yield _comparison(prompt, *pair, vote(row, name), annotator=name)
 
 
-def _qa_feedback(row: dict) -> Iterator[Outcome]:
+def _qa_feedback(row: Row) -> Iterator[Outcome]:
     passages = row.get("passages")
     if not isinstance(passages, list):
         raise RecordError(f"must be a list, not {kind_of(passages)}.", "passages")
@@ -192,20 +330,69 @@ def _qa_feedback(row: dict) -> Iterator[Outcome]:
     values = row.get("preference")
     if not isinstance(values, list) or len(values) != len(pairs):
         raise RecordError(f"must give each of {len(pairs)} pairs a vote.", "preference")
+    prompt = with_context(row, [{"role": "user", "content": text}])
     for pair, value in zip(pairs, values, strict=True):
-        preference = vote({"preference": value}, "preference")
-        yield _comparison([{"role": "user", "content": text}], *pair, preference)
+        if value is None:
+            yield "no vote"
+        else:
+            preference = vote({"preference": value}, "preference")
+            yield _comparison(prompt, *pair, preference)
+
+
+def _own_comparison(row: Row) -> Iterator[Outcome]:
+    check_version(row)
+    yield Comparison.from_json(row)
+
+
+def _messages(row: Row) -> Iterator[Outcome]:
+    check_version(row)
+    name = first_of(row, ("messages", "conversations"))
+    messages = with_context(row, message_list(row, name))
+    intent = fields.text(row, "intent", default="")
+    if messages[-1]["role"] == "assistant":
+        yield _dialogue(messages, intent)
+    elif messages[-1]["role"] == "user":
+        task = fields.optional_object(row, "task")
+        name = fields.text(row, "id", default="") or prompt_id(messages)
+        yield _asked(Prompt(name, tuple(messages), intent, task))
+    else:
+        raise RecordError("must end with the assistant, or with the user.", name)
+
+
+def _completion(row: Row) -> Iterator[Outcome]:
+    name = first_of(row, ANSWERS)
+    if str(dict.get(row, "label")).lower() in ("true", "false", "0", "1", "0.0", "1.0"):
+        raise RecordError(
+            "marks a single response as good or bad (KTO), which trains nothing here: "
+            "keep the good ones, without this field, or pair good and bad as chosen "
+            "and rejected.",
+            "label",
+        )
+    if isinstance(row[name], list | dict):
+        answer = message_list(row, name)
+    else:
+        text = fields.text(row, name).strip()
+        answer = [{"role": "assistant", "content": text}]
+    yield _dialogue([*prompt_messages(row), *answer])
+
+
+def _prompt_alone(row: Row) -> Iterator[Outcome]:
+    yield _asked(hashed_prompt(prompt_messages(row)))
 
 
 LAYOUTS: dict[str, Callable[[dict], Iterator[Outcome]]] = {
     "dialogues": _dialogues,
     "text": _text_pair,
-    "messages": _message_lists,
+    "message_pairs": _message_pairs,
     "scored": _scored,
     "ranked": _ranked,
     "llmbar": _llmbar,
     "pandalm": _pandalm,
     "qa_feedback": _qa_feedback,
+    "comparison": _own_comparison,
+    "messages": _messages,
+    "completion": _completion,
+    "prompt": _prompt_alone,
 }
 
 
@@ -217,25 +404,49 @@ def _of_whole_dialogues(
         return "no response at the end"
     if chosen[:-1] != rejected[:-1]:
         return "prompts differ"
+    if set(chosen[-1]) | set(rejected[-1]) > {"role", "content"}:
+        return "a response that calls a tool"
     return _comparison(
         chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], preference
     )
+
+
+def _dialogue(messages: Sequence[Message], intent: str = "") -> Outcome:
+    reason = _unanswerable(messages[:-1])
+    if messages[-1]["role"] != "assistant":
+        reason = "no response at the end"
+    if not messages[-1]["content"].strip():
+        reason = reason or "empty response"
+    return reason or Dialogue(tuple(messages), intent)
+
+
+def _asked(prompt: Prompt) -> Outcome:
+    reason = _unanswerable(prompt.messages)
+    return reason or prompt
+
+
+def _unanswerable(prompt: Sequence[Message]) -> str:
+    """Why a prompt cannot be answered, or ""."""
+    roles = [message["role"] for message in prompt]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or not prompt[-1]["content"].strip():
+        return "empty prompt"
+    in_turn = all(role != after for role, after in itertools.pairwise(turns))
+    # Who calls a tool may speak before and behind the call.
+    uses_tools = "observation" in turns
+    if turns[0] != "user" or not (uses_tools or (in_turn and turns[-1] == "user")):
+        return "roles do not alternate"
+    return ""
 
 
 def _comparison(
     prompt: Sequence[Message], a: str, b: str, preference: str, *, annotator: str = ""
 ) -> Outcome:
     a, b = a.strip(), b.strip()
-    roles = [message["role"] for message in prompt]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or not prompt[-1]["content"].strip():
-        return "empty prompt"
-    if (
-        turns[0] != "user"
-        or turns[-1] != "user"
-        or any(role == after for role, after in itertools.pairwise(turns))
-    ):
-        return "roles do not alternate"
+    if reason := _unanswerable(prompt):
+        return reason
+    if prompt[-1]["role"] != "user":
+        return "a response to a tool"
     if not a or not b:
         return "empty response"
     if a == b:
@@ -245,7 +456,7 @@ def _comparison(
     return Comparison(hashed_prompt(prompt), a, b, preference, annotator)
 
 
-def _preference(row: dict) -> str:
+def _preference(row: Row) -> str:
     """Of a pair with chosen first; "" where its scores say otherwise."""
     if row.get("score_chosen") is None or row.get("score_rejected") is None:
         return "a"

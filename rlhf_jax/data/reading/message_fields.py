@@ -3,53 +3,127 @@
 Each function raises RecordError, with the field's name, for what it cannot read.
 """
 
+import json
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from rlhf_jax.data.reading import fields
 from rlhf_jax.data.reading.json_lines import RecordError, kind_of
-from rlhf_jax.data.records import ROLES, Message
+from rlhf_jax.data.records import ROLES, Message, message_extras
 
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+# "Human:" and "Assistant:" at the start of a text, or behind a blank line.
+MARK = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant"}
+PROMPTS = ("prompt", "conversations", "instruction", "question", "input")
+SYSTEMS = ("system", "system_prompt", "system_message")
+CONTEXT = (*SYSTEMS, "tools", "history")
 
 
-def prompt_messages(row: dict) -> list[Message]:
-    """From `prompt` or `conversations` (text or messages), `question`, or `instruction`
-    and `input`; `system` and `history` before it."""
-    name = first_of(row, ("prompt", "conversations", "instruction", "question"))
+class Row(dict):
+    """A row without its nulls, which are no fields; notes which fields are read."""
+
+    def __init__(self, row: dict):
+        super().__init__((name, x) for name, x in row.items() if x is not None)
+        self.read = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+    @property
+    def unread(self) -> set[str]:
+        return set(self) - self.read
+
+
+def prompt_messages(row: Row, names: Sequence[str] = PROMPTS) -> list[Message]:
+    """From the first of `names` that the row has, text or messages, with `input` behind
+    a text; what `with_context` adds stands before it."""
+    name = first_of(row, names)
     if isinstance(row[name], list | dict):
-        return message_list(row, name)
+        return with_context(row, message_list(row, name))
     text = fields.text(row, name).strip()
-    if f"\n\n{text}".startswith(HUMAN):
-        return marked_turns(f"\n\n{text}".removesuffix(ASSISTANT))
-    if row.get("input"):
+    if starts_with_mark(text):
+        turns = marked_turns(text)
+        if turns[-1] == {"role": "assistant", "content": ""}:
+            turns.pop()  # a mark at the end asks for the answer
+        return with_context(row, turns)
+    if name != "input" and row.get("input"):
         text = f"{text}\n\n{fields.text(row, 'input').strip()}".strip()
-    messages = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": fields.text(row, "system")})
+    return with_context(row, [{"role": "user", "content": text}])
+
+
+def with_context(row: Row, messages: list[Message]) -> list[Message]:
+    """`messages` behind the row's system text, with its `tools`, and its `history`,
+    unless they begin with these already."""
+    own = [m for m in messages[:1] if m["role"] == "system"]
+    rest = messages[len(own) :]
+    for name in SYSTEMS:
+        text = fields.text(row, name, default="").strip()
+        if text and own and own[0]["content"].strip() != text:
+            problem = "differs from another system text of the row."
+            raise RecordError(problem, name)
+        if text and not own:
+            own = [{"role": "system", "content": text}]
+    if tools := _tools(row):
+        own = own or [{"role": "system", "content": ""}]
+        if own[0].get("tools", tools) != tools:
+            raise RecordError("differ from those of the system's message.", "tools")
+        own = [own[0] | {"tools": tools}]
+    history = _history(row)
+    if rest[: len(history)] == history:
+        history = []
+    return [*own, *history, *rest]
+
+
+def _tools(row: Row) -> list:
+    """A list, perhaps as the text of a JSON list."""
+    tools = row.get("tools") or []
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise RecordError("must be a JSON list.", "tools") from None
+    return message_extras({"tools": tools or None}).get("tools", [])
+
+
+def _history(row: Row) -> list[Message]:
+    """Turns as [user, assistant] texts, or messages."""
     history = row.get("history") or []
     if not isinstance(history, list):
         raise RecordError(f"must be a list, not {kind_of(history)}.", "history")
+    if history and all(isinstance(turn, dict) for turn in history):
+        return message_list(row, "history")
+    messages = []
     for i, turn in enumerate(history):
-        if not is_texts(turn):
+        if not is_texts(turn) or len(turn) != 2:
             raise RecordError("must be [user, assistant] texts.", f"history[{i}]")
         messages += [
             {"role": role, "content": content.strip()}
-            for role, content in zip(("user", "assistant"), turn, strict=False)
+            for role, content in zip(("user", "assistant"), turn, strict=True)
         ]
-    return [*messages, {"role": "user", "content": text}]
+    return messages
+
+
+def starts_with_mark(text: str) -> bool:
+    """Whether a text is a dialogue with marks that the user begins."""
+    found = MARK.match(text)
+    return found is not None and found[1] == "Human"
 
 
 def marked_turns(text: str) -> list[Message]:
     """A dialogue with Human: and Assistant: marks."""
-    messages = []
-    for i, turn in enumerate(text.split(HUMAN)):
-        if i == 0 and not turn.strip():
-            continue  # what stands before the first mark
-        question, *answers = turn.split(ASSISTANT)
-        messages.append({"role": "user", "content": question.strip()})
-        messages += [{"role": "assistant", "content": a.strip()} for a in answers]
-    return messages
+    first, *turns = MARK.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    messages = [{"role": "user", "content": first.strip()}] if first.strip() else []
+    return messages + [
+        {"role": roles[mark], "content": content.strip()}
+        for mark, content in zip(turns[::2], turns[1::2], strict=True)
+    ]
 
 
 def message_list(row: dict, field: str) -> list[Message]:
@@ -63,8 +137,10 @@ def message_list(row: dict, field: str) -> list[Message]:
         if not isinstance(message, dict):
             problem = f"must be an object, not {kind_of(message)}."
             raise RecordError(problem, f"{field}[{i}]")
-        names = ("from", "value") if "from" in message else ("role", "content")
+        is_named = message.get("from") is not None
+        names = ("from", "value") if is_named else ("role", "content")
         try:
+            extras = message_extras(message)
             role, content = (fields.text(message, name) for name in names)
         except RecordError as error:
             raise error.within(f"{field}[{i}]") from None
@@ -72,7 +148,7 @@ def message_list(row: dict, field: str) -> list[Message]:
         if role not in ROLES:
             problem = f"must be one of {ROLES}, not {role[:80]!r}."
             raise RecordError(problem, f"{field}[{i}].{names[0]}")
-        messages.append({"role": role, "content": content.strip()})
+        messages.append({"role": role, "content": content.strip(), **extras})
     return messages
 
 
@@ -93,15 +169,21 @@ def is_texts(value) -> bool:
 def vote(row: dict, field: str) -> str:
     """0, 1 or 2, as a number or as text, is "tie", "a" or "b"."""
     value = row.get(field)
-    if isinstance(value, bool) or str(value) not in ("0", "1", "2"):
+    found = re.fullmatch(r"([012])(\.0*)?", str(value).strip())
+    if isinstance(value, bool) or not found:
         raise RecordError(f"must be 0, 1 or 2, not {str(value)[:80]!r}.", field)
-    return ("tie", "a", "b")[int(value)]
+    return ("tie", "a", "b")[int(found[1])]
 
 
 def number(row: dict, field: str) -> float:
+    """A number, or the text of one."""
     value = row.get(field)
+    decimal = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
+    if isinstance(value, str) and re.fullmatch(decimal, value, re.ASCII):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordError(f"must be a number, not {kind_of(value)}.", field)
+        what = repr(value[:80]) if isinstance(value, str) else kind_of(value)
+        raise RecordError(f"must be a number, not {what}.", field)
     return value
 
 
@@ -109,5 +191,6 @@ def first_of(row: dict, names: Sequence[str]) -> str:
     """The first of `names` that the row has."""
     found = next((name for name in names if row.get(name) is not None), None)
     if found is None:
-        raise RecordError(f"is missing, as are {', '.join(names[1:])}.", names[0])
+        others = f", as are {', '.join(names[1:])}" if names[1:] else ""
+        raise RecordError(f"is missing{others}.", names[0])
     return found

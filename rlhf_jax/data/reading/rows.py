@@ -1,98 +1,136 @@
 """The rows of a data set, wherever it lies, as plain JSON objects.
 
-Files of JSON lines, folders that Hugging Face `datasets` can read, data sets on its
-hub, and TensorFlow Datasets by random access, which needs no TensorFlow.
+A file, a folder with one or more files a split, a folder that Hugging Face `datasets`
+saved, data sets on its hub, and TensorFlow Datasets by random access, which needs no
+TensorFlow.
 """
 
-import math
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from rlhf_jax.data.reading.files import READERS, Rows, ending, plain_rows, scan_file
 
-from rlhf_jax.data.reading.json_lines import RecordError, checked, scan_json_lines
-
-Rows = Iterator[tuple[int, dict | RecordError]]  # numbered from 1
+SHOWN = 8  # names in a message
 
 
 def scan_rows(origin: str, split: str) -> Rows:
-    """The rows of one split.
+    """The rows of one split: of all its `sources`, one after the other."""
+    found = sources(origin, split)
+    return (row for _, rows in found for row in rows)
+
+
+def sources(origin: str, split: str) -> list[tuple[str, Rows]]:
+    """The files of one split, or what stands for them: (name for messages, rows).
 
     Args:
-        origin: a folder with SPLIT.jsonl[.gz] or one that `datasets` reads (parquet,
-            csv, save_to_disk); "hf:NAME" or "hf:NAME:SUBSET" on the hub; "tfds:NAME",
-            with the config and version as TFDS writes them, "tfds:NAME/CONFIG:1.0.0",
-            or "tfds:FOLDER" of a prepared data set.
+        origin: a file (files.py says which), whose rows all belong to the split; a
+            folder with a file SPLIT.jsonl, .json, .csv, .tsv or .parquet, the same in
+            parts (SPLIT-00000-of-00002.parquet), or a folder SPLIT of such files; one
+            that `datasets` saved (save_to_disk); "hf:NAME" or "hf:NAME:SUBSET" on the
+            hub; "tfds:NAME", with the config and version as TFDS writes them,
+            "tfds:NAME/CONFIG:1.0.0", or "tfds:FOLDER" of a prepared data set.
 
     Raises:
-        FileNotFoundError: there is no such folder or split.
-        ValueError: the library cannot read it; says why.
+        FileNotFoundError: there is no such file, folder or split.
+        ValueError: it is not clear which files are meant, or the library cannot read
+            them; says why.
     """
     kind, _, name = origin.partition(":")
     if kind == "hf":
-        return _plain_rows(_from_hub(*name.partition(":")[::2], split))
+        rows = _from_hub(*name.partition(":")[::2], split)
+        return [(f"{origin} ({split})", plain_rows(rows))]
     if kind == "tfds":
-        return _plain_rows(_from_tfds(name, split))
-    folder = Path(origin)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
-    for file in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"):
-        if file.is_file():
-            return scan_json_lines(file)
-    return _plain_rows(_from_folder(folder, split))
+        return [(f"{origin} ({split})", plain_rows(_from_tfds(name, split)))]
+    path = Path(origin)
+    if path.is_file():
+        return [(origin, scan_file(path))]
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"There is no file or folder {path}. A data set on Hugging Face's hub is "
+            "named hf:NAME."
+        )
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return [(f"{origin} ({split})", plain_rows(_from_disk(path, split)))]
+    return [(str(file), scan_file(file)) for file in split_files(path, split)]
 
 
-def plain(value: Any) -> Any:
-    """JSON's types for those of arrow, numpy and TFDS; what JSON has not is null.
+def split_files(folder: Path, split: str) -> list[Path]:
+    """The file of a split, or its parts in order.
 
     Raises:
-        UnicodeDecodeError: bytes that are not text.
+        FileNotFoundError: there is none; says what there is.
+        ValueError: several files claim to be it, or a part is missing.
     """
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | None) else None
+    files = _data_files(folder)
+    groups = defaultdict(list)
+    for file in files:
+        name = file.name.removesuffix(".gz").removesuffix(ending(file))
+        part = re.fullmatch(re.escape(split) + r"-(\d+)-of-(\d+)", name)
+        of = int(part[2]) if part else 0
+        if part or name == split:
+            groups[file.parent, "".join(file.suffixes[-2:]), of].append(file)
+        elif file.parent != folder and file.parent.name == split:
+            groups[file.parent, "".join(file.suffixes[-2:]), 0].append(file)
+    names = _names([min(group) for group in groups.values()] or files, folder)
+    if not files:
+        others = _names([p for p in folder.iterdir() if p.is_file()], folder)
+        kinds = ", ".join(READERS)
+        raise FileNotFoundError(
+            f"{folder} has no file of rows ({kinds}), only: {others}."
+            if others
+            else f"{folder} is empty."
+        )
+    if not groups:
+        raise FileNotFoundError(
+            f"{folder} has no file for the split {split!r}, only: {names}. Set the "
+            "name of the split to that of a file without its ending, or give the path "
+            'of one file; test_split="" holds out a share of the training split.'
+        )
+    if len(groups) > 1:
+        raise ValueError(
+            f"{folder} has several files for the split {split!r}: {names}. Give the "
+            "path of one file, or leave one in the folder."
+        )
+    (((_, _, of), group),) = groups.items()
+    if of and len(group) != of:
+        raise ValueError(
+            f"{folder} has {len(group)} of {of} parts of the split {split!r}: "
+            f"{_names(group, folder)}."
+        )
+    return sorted(group)
 
 
-def _plain_rows(rows: Iterable[dict]) -> Rows:
-    for number, row in enumerate(rows, start=1):
-        result = {}
-        try:
-            for field, value in row.items():
-                result[field] = plain(value)
-            yield number, checked(result)
-        except UnicodeDecodeError as error:
-            problem = f"is not UTF-8: {error.reason} at byte {error.start}."
-            yield number, RecordError(problem, field)
-        except RecordError as error:
-            yield number, error
+def _data_files(folder: Path) -> list[Path]:
+    """Files that could hold rows, at most two folders down; hidden ones do not."""
+    found = [p for depth in ("*", "*/*", "*/*/*") for p in folder.glob(depth)]
+    return [
+        p
+        for p in found
+        if ending(p) in READERS
+        and not any(part.startswith((".", "_")) for part in p.relative_to(folder).parts)
+        and p.is_file()
+    ]
+
+
+def _names(files: list[Path], folder: Path) -> str:
+    names = sorted(str(file.relative_to(folder)) for file in files)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 # `datasets` and `tensorflow_datasets` take seconds to import: only when they are used.
 
 
-def _from_folder(folder: Path, split: str) -> Iterable:
+def _from_disk(folder: Path, split: str) -> Iterable:
     import datasets
 
     if (folder / "dataset_dict.json").is_file():
         return _loaded(lambda: datasets.load_from_disk(folder)[split], folder, split)
-    if (folder / "state.json").is_file():  # a data set without splits
-        if split != "train":
-            raise FileNotFoundError(f"{folder} has no split {split!r}, only 'train'.")
-        return _loaded(lambda: datasets.load_from_disk(folder), folder, split)
-    if not any(folder.rglob("*.*")):
-        raise FileNotFoundError(f"{folder} is empty.")
-    return _loaded(
-        lambda: datasets.load_dataset(str(folder), split=split), folder, split
-    )
+    if split != "train":  # a data set without splits
+        raise FileNotFoundError(f"{folder} has no split {split!r}, only 'train'.")
+    return _loaded(lambda: datasets.load_from_disk(folder), folder, split)
 
 
 def _from_hub(name: str, subset: str, split: str) -> Iterable:
@@ -105,7 +143,7 @@ def _from_hub(name: str, subset: str, split: str) -> Iterable:
     )
 
 
-def _from_tfds(name: str, split: str) -> Iterable:
+def _from_tfds(name: str, split: str) -> Iterator:
     import tensorflow_datasets as tfds
 
     def load():

@@ -219,7 +219,7 @@ def test_what_is_no_export_of_label_studio_is_named(change, message, make_queue)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 3}, "field 'id' must be text, not int"),
+        ({"id": 3}, "field 'id' must be text, not number"),
         ({"id": "x"}, "field 'id' is 'x', none of the tasks"),
         ({"responses": []}, "field 'responses' must be an object"),
         ({"responses": {"overall": "1"}}, "field 'overall' must be a list"),

@@ -101,7 +101,7 @@ def test_tasks_come_back_from_their_file(make_queue, tmp_path):
     ("change", "message"),
     [
         ({"shown_first": "left"}, r"line 2, field 'shown_first': must be one of"),
-        ({"prompt": 3}, r"line 2, field 'prompt': must be an object, not int"),
+        ({"prompt": 3}, r"line 2, field 'prompt': must be an object, not number"),
         ({"response_b": None}, r"line 2, field 'response_b': is missing"),
         ({"known_answer": "tie"}, r"line 2, field 'known_answer'"),
         ({"ended_a": "no"}, r"line 2, field 'ended_a': must be true or false, not str"),
