@@ -13,8 +13,9 @@ A config file may bring its own, as in big_vision: a function `sweep(add)` that 
 
 --workers=N runs N at a time, each with its part of the cores and accelerators. --print
 writes one command a line instead, for GNU parallel, slurm or XPK. Started again, it
-skips what is done and takes up what was interrupted. Ends with a table, best first,
-that names what failed (more in its log.txt), and with WORKDIR/report.html.
+skips what is done and takes up what was interrupted. Ends with a table, the best by
+--metric first, that names what failed (more in its log.txt), and with
+WORKDIR/report.html.
 """
 
 import sys
@@ -22,12 +23,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package beside this script
 
+from rlhf_jax.terminal import print_table
 from rlhf_jax.training import preemption
 
 preemption.install()  # first: the other imports take seconds
 
 from absl import flags, logging
-from rich.console import Console
 
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.launching import cli
@@ -66,8 +67,8 @@ def main(arguments: list[str]) -> None:
         print("\n".join(job.command() for job in jobs))
         return
     failed = run_jobs(jobs, workers=WORKERS.value)
-    found = table(jobs, failed, METRIC.value, lowest=LOWEST.value)
-    Console(width=None if Console().is_terminal else 120).print(found)
+    header, rows = table(jobs, failed, METRIC.value, lowest=LOWEST.value)
+    print_table(WORKDIR.value, header, rows)
     if len(failed) < len(jobs):
         report = workdir / "report.html"
         write_report([WORKDIR.value], report, form="html", title=WORKDIR.value)

@@ -6,7 +6,6 @@ them; the commands for TPU machines are run with --dry-run. What needs hardware 
 account stands under a line **Needs ...**.
 """
 
-import ast
 import importlib.util
 import re
 import runpy
@@ -16,10 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.launching import cli
-from rlhf_jax.launching.jobs import Job
-from rlhf_jax.training import options
-from tests.commands import load_command
+from tests.commands import check_flags, load_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,54 +70,6 @@ def test_a_command_is_understood(command, needs, capsys, monkeypatch):
         arguments = arguments[split + 1 :]
         script = "launch/train.py"
     check_flags(script, arguments)
-
-
-def check_flags(script: str, arguments: list[str]) -> None:
-    """Every flag is one of the script, and the config takes every value."""
-    sources = [
-        ROOT / script,
-        ROOT / "rlhf_jax" / "launching" / "cli.py",
-        ROOT / "rlhf_jax" / "launching" / "processes.py",
-    ]
-    known = re.findall(
-        r'(?:DEFINE_\w+\(|add_argument\()\s*"(?:--)?(\w[\w-]*)"',
-        "".join(source.read_text() for source in sources),
-    )
-    values, overrides = {}, {}
-    for argument in arguments:
-        if not argument.startswith("--"):
-            continue
-        name, _, value = argument[2:].partition("=")
-        if name.startswith("config."):
-            overrides[name.removeprefix("config.")] = value
-        else:
-            assert name in [*known, "config", "help"], f"{script} has no flag --{name}"
-            values[name] = value
-    for flag in ("grid", "list", "set"):  # of launch/sweep.py
-        for value in [a for a in arguments if a.startswith(f"--{flag}=config.")]:
-            key, _, several = value.partition("=config.")[2].partition("=")
-            overrides[key] = several.split(",")[0]
-    if "config" not in values:
-        assert not overrides
-        return
-    path = values["config"]
-    cli.check_config_flags(
-        ["", f"--config={ROOT / path}", *(f"--config.{key}=" for key in overrides)]
-    )
-    overrides = {key: typed(path, key, text) for key, text in overrides.items()}
-    options.check(Job("", path, overrides, ROOT).resolve())
-
-
-def typed(path: str, key: str, text: str):
-    """A flag's text as the config's type."""
-    file, _, preset = path.partition(":")
-    config = runpy.run_path(str(ROOT / file))["get_config"](*[preset] * bool(preset))
-    for part in key.split("."):
-        config = config[part]
-    if isinstance(config, str):
-        return text
-    value = ast.literal_eval(text)
-    return float(value) if isinstance(config, float) else value
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -6,6 +6,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
+from rlhf_jax.launching import closing
 from rlhf_jax.launching.stage import run_stage
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
 
@@ -43,6 +44,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             "dpo": read_summary(trained),
         }
     finish(folder, summary)
+    closing.say_next(closing.chat_command(policy))
 
 
 def _run(config: ConfigDict, data: str, folder: Path, fields: dict) -> None:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
 from rlhf_jax.evaluation.report.page import write_report
-from rlhf_jax.evaluation.tables import print_held_out
+from rlhf_jax.launching import closing
 from rlhf_jax.launching.stage import run_stage
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
 
@@ -56,10 +56,10 @@ def run(config: ConfigDict, workdir: str) -> None:
     summary = read_summary(folder / "evaluate")
     summary["reward"] = read_summary(folder / "reward")
     finish(folder, summary)
-    print_held_out(summary["reward"])
     report = folder / "report.html"
     write_report([str(folder)], report, form="html", title=str(folder))
-    logging.info("The runs, their curves and what the models say: %s", report)
+    print(f"The runs, their curves and what the models say: {report}")
+    closing.say_next(closing.chat_command(by_ppo))
 
 
 def prepare(config: ConfigDict, seed: int, data: Path, fields: dict) -> ConfigDict:

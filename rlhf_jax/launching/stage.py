@@ -6,17 +6,21 @@ import sys
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 import rlhf_jax.stages
-from rlhf_jax.launching import cli
+from rlhf_jax.launching import cli, closing
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.shared_work import is_first
+from rlhf_jax.training.workdir import read_summary
 
 STAGES = tuple(module.name for module in pkgutil.iter_modules(rlhf_jax.stages.__path__))
 
 
 def run_stage(config: ConfigDict, workdir: str | Path) -> None:
-    """Run the stage that `config.stage` names in `workdir`, on the mesh of the config.
+    """Run the stage that `config.stage` names in `workdir`, on the mesh of the config,
+    and say what came out.
 
     Raises:
         ValueError: there is no such stage; those that there are are listed.
@@ -26,6 +30,8 @@ def run_stage(config: ConfigDict, workdir: str | Path) -> None:
     module = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
     with jax.set_mesh(make_mesh(config.mesh)):
         module.run(config, str(workdir))
+    if is_first():
+        print(closing.result(config.stage, read_summary(workdir), workdir))
 
 
 def command(*stages: str) -> None:
@@ -39,5 +45,9 @@ def command(*stages: str) -> None:
                 f"{config.stage!r}."
             )
         run_stage(config, workdir)
+        place = config_flags.get_config_filename(flags.FLAGS["config"])
+        overrides = config_flags.get_override_values(flags.FLAGS["config"])
+        preset = place.partition(":")[2]
+        closing.say_next(closing.next_command(config, workdir, preset, overrides))
 
     cli.run(main)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from rich.table import Table
 
 from rlhf_jax.launching.cli import check_config_flags
+from rlhf_jax.launching.closing import main_number
 from rlhf_jax.launching.jobs import Job
 from rlhf_jax.training.workdir import is_finished, read_summary
 
@@ -105,11 +105,13 @@ def make_jobs(
 
 def table(
     jobs: list[Job], failed: dict[str, str], metric: str = "", *, lowest: bool = False
-) -> Table:
-    """The runs, best first; those without the metric at the end.
+) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the runs, best first; those without the metric at the
+    end.
 
     Args:
-        metric: a number of summary.json, dots for what is inside.
+        metric: a number of summary.json, dots for what is inside; "": the main number
+            of the stage is shown, and the runs stay in their order.
         lowest: whether the lowest is the best.
     """
     summaries = {
@@ -117,23 +119,30 @@ def table(
         for job in jobs
         if is_finished(job.workdir) and job.name not in failed
     }
+    shown = metric or main_number(jobs[0].resolve().stage)
     values = {
         name: value
         for name, summary in summaries.items()
-        if (value := _find(summary, metric)) is not None
+        if (value := _find(summary, shown)) is not None
     }
     if metric and summaries and not values:
         known = sorted({key for summary in summaries.values() for key in summary})
         logging.warning("No run reports %r; known: %s.", metric, ", ".join(known))
     sign = 1 if lowest else -1
-    ordered = sorted(
-        jobs, key=lambda job: (job.name not in values, sign * values.get(job.name, 0))
-    )
-    found = Table("run", metric or "metric", "state")
-    for job in ordered:
-        value = f"{values[job.name]:.4g}" if job.name in values else ""
-        found.add_row(job.name, value, failed.get(job.name, "done"))
-    return found
+    if metric:
+        jobs = sorted(
+            jobs,
+            key=lambda job: (job.name not in values, sign * values.get(job.name, 0)),
+        )
+    rows = [
+        [
+            job.name,
+            f"{values[job.name]:.4g}" if job.name in values else "",
+            failed.get(job.name, "done"),
+        ]
+        for job in jobs
+    ]
+    return ["run", shown or "metric", "state"], rows
 
 
 def _find(summary: dict, metric: str) -> float | None:

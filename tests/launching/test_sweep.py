@@ -124,10 +124,16 @@ def three_jobs(tmp_path):
 def test_the_table_is_sorted_by_the_metric_and_names_failures(
     three_jobs, metric, lowest, order
 ):
-    found = table(three_jobs, {"c": "ValueError: no"}, metric, lowest=lowest)
-    names, _, states = (list(column.cells) for column in found.columns)
+    _, rows = table(three_jobs, {"c": "ValueError: no"}, metric, lowest=lowest)
+    names, _, states = map(list, zip(*rows, strict=True))
     assert names == order
     assert states[names.index("c")] == "ValueError: no"
+
+
+def test_without_a_metric_the_main_number_of_the_stage_is_shown(three_jobs):
+    header, rows = table(three_jobs, {"c": "ValueError: no"})
+    assert header[1] == "eval/loss"
+    assert [row[:2] for row in rows] == [["a", "3"], ["b", "1"], ["c", ""]]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,169 @@
+"""What a command says at the end of a stage: its result, and what can be run next."""
+
+import os
+import re
+import shlex
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.shared_work import is_first
+
+WIDTH = 80
+# Parts of a stage's result, from summary.json; one whose numbers are missing is left
+# out. The first number of all is the one that a sweep shows.
+RESULTS = {
+    "alignbench": ("mark {overall:.2f} of 10",),
+    "collect": (
+        "{kept:,} comparisons to train on",
+        "{held out:,} held out",
+        "{tasks:,} tasks for people",
+    ),
+    "dpo": (
+        "true quality {eval/quality:.2f} on held-out prompts",
+        "KL {eval/kl:.2f} nats a response",
+        "margin of chosen over rejected {rewards/margins:.2f}",
+    ),
+    "evaluate_reward": (
+        "agrees with {accuracy:.1%} [{accuracy_low:.1%}, {accuracy_high:.1%}] of "
+        "{pairs:,} comparisons",
+    ),
+    "pairs": ("{kept:,} pairs of {responses:,} responses to {prompts:,} prompts",),
+    "ppo": (
+        "score {eval/scores:.2f} on held-out prompts",
+        "true quality {eval/quality:.2f}",
+        "KL {objective/kl:.2f} nats a response",
+    ),
+    "prepare_comparisons": (
+        "{out:,} of {in:,} comparisons to train on",
+        "{held out:,} held out",
+    ),
+    "prepare_prompts": ("{out:,} of {in:,} prompts kept",),
+    "reward": (
+        "agrees with {eval/accuracy:.1%} [{eval/accuracy_low:.1%}, "
+        "{eval/accuracy_high:.1%}] of {eval/pairs:,.0f} held-out comparisons",
+        "always longer {eval/always_longer:.1%}",
+        "always shorter {eval/always_shorter:.1%}",
+        "bag of words {eval/bag_of_words:.1%}",
+    ),
+    "select_prompts": ("{kept:,} prompts kept", "{dropped:,} dropped"),
+    "sft": ("held-out loss {eval/loss:.3f} a token",),
+}
+
+
+def main_number(stage: str) -> str:
+    """The key in summary.json of a stage's main number; "" where it has none."""
+    found = re.search(r"\{([^:}]+)", "".join(RESULTS.get(stage, ())))
+    return found.group(1) if found else ""
+
+
+def result(stage: str, summary: Mapping, workdir: str | Path) -> str:
+    """A stage's result in a few words, and where the rest of it is."""
+    parts = []
+    for part in RESULTS.get(stage, ()):
+        keys = re.findall(r"\{([^:}]+)", part)
+        if all(isinstance(summary.get(key), int | float) for key in keys):
+            parts.append(part.format_map(summary))
+    if stage == "evaluate":
+        rows = summary["models"].items()
+        parts += [
+            f"{name} {row['against_baseline']['net']:+.1%} net wins"
+            for name, row in rows
+            if "against_baseline" in row
+        ]
+    said = f"{stage}: {', '.join(parts) or 'done'}."
+    wrapped = textwrap.fill(said, WIDTH, break_on_hyphens=False)
+    return f"{wrapped}\nAll numbers: {_short(workdir)}/summary.json"
+
+
+def next_command(
+    config: ConfigDict, workdir: str | Path, preset: str, overrides: Mapping
+) -> str:
+    """The command that uses what a stage has left, in lines of a terminal; "" where
+    there is none. Capitals stand for what nobody can know here.
+
+    Args:
+        preset: of the config.
+        overrides: key -> value, what was set besides the config file; what is about
+            the data goes on.
+    """
+    here, parent = _short(workdir), Path(_short(workdir)).parent
+    start = config.get("init_from") or "SFT_RUN"
+    scorer = config.get("reward_model") or "REWARD_RUN"
+    own_data = config.get("data", {}).get("path") != "testbed"
+    data = {k: v for k, v in overrides.items() if k.startswith("data.")}
+
+    def command(script: str, stage: str, **fields) -> str:
+        flags = [
+            f"--config=configs/{stage}.py:{preset or 'tiny'}",
+            f"--workdir={parent / stage}",
+        ]
+        keys = {key: value for key, value in fields.items() if value}
+        flags += [f"--config.{key}={value}" for key, value in (keys | data).items()]
+        return _lines(["python", f"launch/{script}.py", *flags])
+
+    pairs = {
+        "comparisons": f"{here}/comparisons.jsonl",
+        "comparisons_test": f"{here}/comparisons_test.jsonl",
+    }
+    match config.stage:
+        case "prepare_prompts":
+            fields = {"init_from": start, "reward_model": scorer}
+            return command("train", "ppo", **fields, prompts=f"{here}/prompts.jsonl")
+        case "sft":
+            if own_data:
+                return command("train", "reward", init_from=here)
+            return command("collect", "collect", init_from=here)
+        case "collect" if config.annotator == "people":
+            return _lines(["python", "launch/annotate.py", f"--workdir={here}"])
+        case "collect" | "prepare_comparisons":
+            return command("train", "reward", init_from=start, **pairs)
+        case "reward":
+            return command("train", "ppo", init_from=start, reward_model=here)
+        case "select_prompts":
+            fields = {"init_from": start, "reward_model": scorer}
+            return command("train", "ppo", **fields, prompts=f"{here}/prompts.jsonl")
+        case "pairs":
+            file = pairs["comparisons"]
+            return command("train", "dpo", init_from=start, pairs=file)
+        case "ppo" | "dpo" if not own_data or "reward_model" in config:
+            judge = {"reward_model": config.get("reward_model", "")}
+            if own_data:
+                judge["judge"] = "reward_model"
+            models = f"sft={start},{config.stage}={here}"
+            return command("evaluate", "evaluate", models=models, **judge)
+        case "ppo" | "dpo":
+            return chat_command(workdir)
+        case "evaluate":
+            return chat_command(config.models.rpartition("=")[2])
+    return ""
+
+
+def say_next(command: str) -> None:
+    """Print the command that can be run next, if there is one, in the first process."""
+    if command and is_first():
+        print(f"Next:\n{command}")
+
+
+def chat_command(checkpoint: str | Path) -> str:
+    """How to talk to a model."""
+    flags = [f"--checkpoint={_short(checkpoint)}", "--chat", "--temperature=0"]
+    return _lines(["python", "launch/generate.py", *flags])
+
+
+def _short(path: str | Path) -> str:
+    """A path as seen from here, where it is below."""
+    near = os.path.relpath(path)
+    return str(path) if near.startswith("..") else near
+
+
+def _lines(words: list[str]) -> str:
+    """A command in as many lines as the terminal's width makes it need."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if lines[-1] and len(lines[-1]) + len(word) > WIDTH - 3:
+            lines.append("    ")
+        lines[-1] += word if lines[-1].isspace() or not lines[-1] else f" {word}"
+    return " \\\n".join(lines)
