@@ -32,7 +32,7 @@ def stage(name: str, preset: str) -> ConfigDict:
     c.stage = name  # module in rlhf_jax/stages
     c.seed = 0  # every random number of the run comes from it
     # Sizes of data, fsdp and tensor (rlhf_jax/parallel/mesh.py); -1: the rest. A
-    # fourth, of stage, makes SFT, reward model and DPO a pipeline.
+    # fourth, of pipe, makes SFT, reward model and DPO a pipeline.
     c.mesh = (1, -1, 1)
     c.dtype = "float32" if is_small(preset) else "bfloat16"  # of the computation
     c.data = data(preset)

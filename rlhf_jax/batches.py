@@ -1,4 +1,4 @@
-"""The arrays that flow between the parts: every batch, with what its masks mean.
+"""Every batch of the project, with its shapes and the meaning of its masks.
 
 Letters: B batch, T tokens, P prompt, K responses to one prompt, R response.
 Prompts are left-padded to P and responses right-padded to R, so a prompt's last
@@ -30,9 +30,9 @@ class SFTBatch:
 
 @_batch
 class PromptBatch:
-    """Prompts to answer. `index` is a number that belongs to the row, whichever batch
-    it stands in: the random keys hang on it. For the k-th of K responses to the i-th
-    prompt of a data set it is i * K + k."""
+    """Prompts to answer. `index` identifies a row in whichever batch it stands: random
+    keys derive from it. The k-th of K responses to the i-th prompt of a data set has
+    the index i * K + k."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
@@ -82,7 +82,7 @@ class Rollout:
 @_batch
 class Experience:
     """A rollout with everything the PPO update needs, fixed before the update.
-    Without a value model `old_values` and `returns` are None."""
+    `old_values` and `returns` are None without a value model."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]

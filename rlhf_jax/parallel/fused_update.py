@@ -3,11 +3,11 @@
 "Model parallelism with fused gradient descent" (ChatGLM-RLHF, arXiv 2404.00934) in its
 second meaning. The backward pass walks the layers in reverse; as soon as a layer's
 gradient exists, its parameters and moments are written in place, in one loop over the
-stacked layers. What is outside the layers is updated when its gradient is complete: the
-head before the walk, the embedding after it.
+stacked layers. Parameters outside the layers are updated when their gradient is
+complete: the head before the walk, the embedding after it.
 
-To clip by the norm of the whole gradient needs all of it before the first update: that
-takes a walk more, for the norm alone.
+Clipping by the norm of the whole gradient needs that norm before the first update: a
+second walk computes it.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,9 @@ def fused_update(
     """Update `model` by the gradient of `loss_fn(model, batch)`.
 
     Args:
-        loss_fn: `(model, batch) -> (loss, metrics)`. It may send several inputs through
-            the model's layers; none of them may depend on the output of another.
+        loss_fn: `(model, batch) -> (loss, metrics)`. The function may send several
+            inputs through the model's layers; no input may depend on the output of
+            another.
         optimizer: a `training.optimizers.Optimizer`.
 
     A loss that is not finite changes nothing. Nor does such a gradient where clipping
@@ -57,18 +58,18 @@ def fused_update(
     def apply(layer, xs):
         return tuple(f(layer, x) for f, x in zip(calls.applies, xs, strict=True))
 
-    # Forward: every layer's input is kept.
+    # Forward: keep the input of every layer.
     x, first_vjp = jax.vjp(layer_inputs, first)
     x, inputs = jax.lax.scan(lambda x, layer: (apply(layer, x), x), x, layers)
     head_grad = jax.value_and_grad(head_loss, (0, 1), has_aux=True)
     (loss, metrics), gradients = head_grad(rest, x)
-    # A loss that is not finite makes every gradient so.
+    # A loss that is not finite makes every gradient NaN.
     d_rest, d_last = jax.tree.map(
         lambda d: jnp.where(jnp.isfinite(loss), d, jnp.nan), gradients
     )
 
     def backward(step, layers, d_x):
-        """The layer that is `step`th from the last, its gradient, and that of x."""
+        """Return the layer `step` from the last, its gradient and that of x."""
         i = count(layers) - 1 - step
         layer = take(layers, i)
         _, vjp = jax.vjp(apply, layer, take(inputs, i))
@@ -80,7 +81,7 @@ def fused_update(
         summed = {name: d_rest[name] + d for name, d in d_first.items()}
         return constrain_parameters(d_rest | summed)
 
-    # The norm, where it is needed before the first update.
+    # The norm of the whole gradient, if clipping needs it before the first update.
     norm = None
     if optimizer.needs_norm:
 
@@ -94,7 +95,7 @@ def fused_update(
         norm = jnp.sqrt(squares + sum_of_squares(with_first(d_rest, d_x)))
 
     def update(names, gradients, rest, states):
-        """Update parameters outside the layers, each with its own state."""
+        """Update parameters outside the layers, each with its own optimizer state."""
         for name in names:
             new, states[name] = optimizer.apply(
                 {name: gradients[name]}, states[name], {name: rest[name]}, norm
@@ -104,7 +105,7 @@ def fused_update(
     rest_states = dict(opt_state["rest"])
     others = [name for name in rest if name not in first]
     update(others, constrain_parameters(d_rest), rest, rest_states)
-    # Held back until the head's gradient is used up and its memory free.
+    # The barrier delays the walk until the memory of the head's gradient is free.
     d_last, rest = jax.lax.optimization_barrier((d_last, rest))
 
     def update_layer(step, carry):

@@ -1,6 +1,6 @@
 """Stacked layers: a model's `blocks`, whose parameters have a leading axis of layers.
 
-A model has them as its attribute `blocks`, itself or in its `backbone`.
+The attribute `blocks` belongs to the model itself or to its `backbone`.
 """
 
 import functools
@@ -8,26 +8,26 @@ from collections.abc import Callable
 
 import jax
 
-from rlhf_jax.parallel.pipeline import apply_stages, num_stages
+from rlhf_jax.parallel.pipelining import apply_stages, pipe_size
 
 
 def apply_layers(layers, apply: Callable, x, rows, *, scan: bool, checkpoint: Callable):
-    """x through all layers: `x = apply(layer, x, rows)` for each.
+    """Send x through all layers: `x = apply(layer, x, rows)` for each.
 
     Args:
-        rows: what is the same for all layers, arrays whose first axis is the batch.
-        scan: compile one layer and loop over them; or unroll.
-        checkpoint: wraps `apply`, to say what the backward pass computes again.
+        rows: arrays that are the same for all layers; their first axis is the batch.
+        scan: True compiles one layer and loops over all; False unrolls the loop.
+        checkpoint: wraps `apply` and decides what the backward pass recomputes.
     """
     if isinstance(layers, StandIn):
         return layers(functools.partial(apply, rows=rows), x)
     apply = checkpoint(apply)
-    if num_stages() > 1:
+    if pipe_size() > 1:
         return apply_stages(layers, apply, x, rows)
     if scan:
         return jax.lax.scan(lambda x, p: (apply(p, x, rows), None), x, layers)[0]
-    # Traced once, for all; inlined, or bfloat16 would be rounded otherwise in training
-    # than in scoring.
+    # One trace serves all layers. Inlining keeps the roundings of bfloat16 the same in
+    # training and in scoring.
     apply = jax.jit(apply, inline=True)
     for i in range(count(layers)):
         x = apply(take(layers, i), x, rows)
@@ -35,36 +35,36 @@ def apply_layers(layers, apply: Callable, x, rows, *, scan: bool, checkpoint: Ca
 
 
 def count(layers) -> int:
+    """Return the number of stacked layers."""
     return jax.tree.leaves(layers)[0].shape[0]
 
 
 def take(layers, i):
-    """Layer i."""
+    """Return layer i."""
     if isinstance(layers, Apart):
         return layers[i]
     return jax.tree.map(lambda x: x[i], layers)
 
 
 class Apart(tuple):
-    """Layers that are stacked no more. A loop around stacked ones that picks each in
-    turn copies them at every step."""
+    """Layers as separate trees: a loop that indexes stacked layers copies each layer's
+    weights at every step."""
 
 
 def apart(model):
-    """The model with its layers apart, as they are used."""
+    """Return the model with its stacked layers as separate trees."""
     layers = Apart(take(model.blocks, i) for i in range(count(model.blocks)))
     model = jax.tree.map(lambda x: x, model)
-    # Past nnx's own setter, which would look for arrays in it.
-    object.__setattr__(model, "blocks", layers)
+    _set_blocks(model, layers)
     return model
 
 
 class StandIn:
-    """Takes the place of a model's layers: notes with what they are called, and answers
-    each call with the next of `outputs`, or with x itself.
+    """Takes the place of a model's layers: records the arguments of each call and
+    returns the next element of `outputs`, or x when there is none.
 
-    So whoever has a loss `loss_fn(model, batch)`, however often it calls the model, can
-    run the layers in its own way and hand the loss what comes out of them.
+    The fused update evaluates a loss with a StandIn, runs the layers itself, and passes
+    their outputs to the loss, however often the loss calls the model.
     """
 
     def __init__(self, outputs: tuple = ()):
@@ -79,14 +79,15 @@ class StandIn:
 
 
 def split(model) -> tuple:
-    """A model's layers ({} if it has none), and its other parameters by name."""
+    """Split a model into its layers ({} if there are none) and its other parameters by
+    name."""
     layers = getattr(getattr(model, "backbone", model), "blocks", {})
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
     return layers, {_name(path): x for path, x in leaves if not _is_stacked(path)}
 
 
 def join(model, layers, rest: dict):
-    """The model with these layers, or a StandIn, and these other parameters."""
+    """Join layers (or a StandIn) and the other parameters into a model again."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(model)
     stacked = iter([] if isinstance(layers, StandIn) else jax.tree.leaves(layers))
     joined = jax.tree.unflatten(
@@ -97,9 +98,13 @@ def join(model, layers, rest: dict):
         ],
     )
     if isinstance(layers, StandIn):
-        # Past nnx's own setter, which would look for arrays in it.
-        object.__setattr__(getattr(joined, "backbone", joined), "blocks", layers)
+        _set_blocks(getattr(joined, "backbone", joined), layers)
     return joined
+
+
+def _set_blocks(model, layers) -> None:
+    """Set `blocks` without nnx's setter, which would look for arrays in the value."""
+    object.__setattr__(model, "blocks", layers)
 
 
 def _name(path: tuple) -> str:

@@ -4,10 +4,11 @@
     fsdp     parts of the batch too; the parameters are split among them and gathered
              layer by layer (ZeRO, arXiv 1910.02054)
     tensor   heads, FFN width and vocabulary are split (Megatron, arXiv 1909.08053)
-    stage    layers are split (`pipeline`; only where four sizes are given)
+    pipe     layers are split (`pipelining`; only where four sizes are given)
 
-The mesh is a context: `with jax.set_mesh(make_mesh((1, -1, 1))): ...`. What creates,
-constrains or loads arrays asks for it; without one everything is on one device.
+The mesh is a context: `with jax.set_mesh(make_mesh((1, -1, 1))): ...`. Functions that
+create, constrain or load arrays use the current mesh; without a mesh all arrays are on
+one device.
 """
 
 import itertools
@@ -19,22 +20,24 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-AXES = ("data", "fsdp", "tensor", "stage")
+AXES = ("data", "fsdp", "tensor", "pipe")
 
 
 def make_mesh(sizes: Sequence[int], devices: Sequence | None = None) -> Mesh:
-    """A mesh of the given sizes of data, fsdp, tensor and perhaps stage; -1 takes what
-    is left.
+    """Make a mesh with the given sizes of data, fsdp, tensor and perhaps pipe; the size
+    -1 takes the devices that the others leave.
 
     Args:
-        devices: all of this run's by default; a topology's, to compile for it.
+        devices: all devices of the run by default; those of a topology, to compile for
+            chips that are not there.
 
     Raises:
-        ValueError: the sizes do not make up the devices; the nearest that do are named.
+        ValueError: the product of the sizes is not the number of devices; the message
+            names the nearest sizes that work.
     """
     devices = jax.devices() if devices is None else devices
     sizes = complete(sizes, len(devices))
-    # A ring or torus for each axis, so that its collectives use all links.
+    # Each axis becomes a ring or torus, so that its collectives use all links.
     laid_out = mesh_utils.create_device_mesh(
         sizes, devices, allow_split_physical_axes=True
     )
@@ -43,14 +46,14 @@ def make_mesh(sizes: Sequence[int], devices: Sequence | None = None) -> Mesh:
 
 
 def complete(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
-    """The sizes with -1 replaced, if their product is the number of devices."""
+    """Replace -1 in the sizes; raise ValueError unless they make up the devices."""
     sizes = tuple(sizes)
     numbers = all(isinstance(n, int | np.integer) for n in sizes)
     wrong = not numbers or any(n < 1 and n != -1 for n in sizes)
     if wrong or len(sizes) not in (3, 4) or sizes.count(-1) > 1:
         raise ValueError(
-            f"mesh={sizes}: it needs a size for each of {', '.join(AXES)} (this last "
-            "one perhaps), positive or one -1 for what the others leave."
+            f"mesh={sizes}: give a size for each of data, fsdp and tensor, and perhaps "
+            "pipe: positive numbers, at most one of them -1 for what the others leave."
         )
     known = math.prod(n for n in sizes if n != -1)
     full = tuple(num_devices // known if n == -1 else n for n in sizes)
@@ -74,13 +77,13 @@ def complete(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
 
 
 def check_batch(name: str, size: int, *, parts: int = 1) -> None:
-    """Refuse a batch that the current mesh cannot share out.
+    """Refuse a batch size that the current mesh does not divide.
 
     Args:
-        parts: what else divides it first, such as microbatches.
+        parts: divides the batch first, as the number of microbatches does.
 
     Raises:
-        ValueError: with the nearest sizes that work.
+        ValueError: names the nearest sizes that work.
     """
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     data, fsdp = shape.get("data", 1), shape.get("fsdp", 1)
@@ -98,23 +101,23 @@ def check_batch(name: str, size: int, *, parts: int = 1) -> None:
 
 
 def check_heads(num_heads: int) -> None:
-    """Refuse query heads that the current mesh's tensor axis does not divide.
+    """Refuse a number of query heads that the mesh's tensor axis does not divide.
 
-    Key-value heads are so few that devices may hold the same ones.
+    Key-value heads are few: several devices may hold the same ones.
 
     Raises:
-        ValueError: with the nearest sizes of the axis that work.
+        ValueError: names the nearest sizes of the axis that work.
     """
     _check_divides("tensor", num_heads, "query heads")
 
 
 def check_layers(num_layers: int) -> None:
-    """Refuse layers that the current mesh's stages do not share equally.
+    """Refuse a number of layers that the mesh's pipe axis does not divide.
 
     Raises:
-        ValueError: with the nearest numbers of stages that work.
+        ValueError: names the nearest sizes of the axis that work.
     """
-    _check_divides("stage", num_layers, "layers")
+    _check_divides("pipe", num_layers, "layers")
 
 
 def _check_divides(axis: str, count: int, what: str) -> None:

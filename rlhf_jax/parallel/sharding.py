@@ -1,13 +1,13 @@
 """Where arrays live on the mesh: one table for parameters, one for everything else.
 
-Many tokens at once, in training and scoring: the parameters that a layer needs are
-gathered, and rows of the batch stay where they are. One token a row, in decoding: the
-parameters stay, split over all devices, and the tokens go around, which are a thousand
+Training and scoring process many tokens at once: each layer's parameters are gathered,
+and rows of the batch stay on their devices. Decoding processes one token a row: the
+parameters stay, split over all devices, and the activations move, which are a thousand
 times smaller (the "2D weight-stationary" layout of arXiv 2211.05102).
 
-The mesh is `jax.set_mesh`'s. An axis of an array stays whole where the mesh's axis does
-not divide it: two key-value heads on four devices are held by all. Without a mesh every
-function here is the identity, or answers with the first device.
+The mesh is that of `jax.set_mesh`. An axis of an array stays whole where the mesh's
+axis does not divide it: four devices hold the same two key-value heads. Without a mesh
+every function here is the identity, or returns the first device.
 """
 
 import contextlib
@@ -22,25 +22,26 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 # (pattern of a parameter's path, layout): the first match wins. Parameters of blocks
-# have a leading axis of layers. The optimizer's moments have their parameter's path
-# within their own, and its shape. Never fsdp on the last axis: the TPU compiler would
-# sum up such a gradient on all devices instead of scattering it.
+# have a leading axis of layers. The path of an optimizer's moment contains the path of
+# its parameter, and both have the same shape. No rule puts fsdp on the last axis: the
+# TPU compiler would all-reduce such a gradient instead of scattering it.
 PARAMETERS = (
     (r"\bv_(row|col)\b", P()),  # Adafactor's factors: small
     (r"\bembedding\b", P("tensor", "fsdp")),  # [V, D]
-    (r"\bquery\.kernel", P("stage", "fsdp", "tensor", None)),  # [L, D, N, H]
+    (r"\bquery\.kernel", P("pipe", "fsdp", "tensor", None)),  # [L, D, N, H]
     # [L, D, 2, K, H]
-    (r"\bkey_value\.kernel", P("stage", "fsdp", None, "tensor", None)),
-    (r"\boutput\.kernel", P("stage", "tensor", "fsdp", None)),  # [L, N, H, D]
-    (r"\bup\.kernel", P("stage", "fsdp", None, "tensor")),  # [L, D, 2, F]
-    (r"\bdown\.kernel", P("stage", ("tensor", "fsdp"), None)),  # [L, F, D]
+    (r"\bkey_value\.kernel", P("pipe", "fsdp", None, "tensor", None)),
+    (r"\boutput\.kernel", P("pipe", "tensor", "fsdp", None)),  # [L, N, H, D]
+    (r"\bup\.kernel", P("pipe", "fsdp", None, "tensor")),  # [L, D, 2, F]
+    (r"\bdown\.kernel", P("pipe", ("tensor", "fsdp"), None)),  # [L, F, D]
     (r"\bhead\.kernel", P("fsdp", "tensor")),  # [D, V], or [D, 1]
     (r"\b(bias|scale|offset)\b", P()),
 )
 
-# Axes of activations, caches and batches. What a product with a parameter reads and
-# writes has "rows", its features are "heads", "head_part", "ffn" and "vocab"; where
-# every row is by itself (attention, sampling) it is "batch", and features are whole.
+# Axes of activations, caches and batches. Inputs and outputs of a product with a
+# parameter have the axis "rows" and the features "heads", "head_part", "ffn" or
+# "vocab". Where rows do not interact (attention, sampling) the axis is "batch", and
+# features are whole.
 ACTIVATIONS = {
     "batch": ("data", "fsdp"),
     "rows": ("data", "fsdp"),
@@ -90,7 +91,10 @@ _layout = contextvars.ContextVar("layout", default=TRAINING)
 
 @contextlib.contextmanager
 def decoding() -> Iterator[None]:
-    """What is traced inside is laid out for one token a row."""
+    """Lay out for decoding whatever is traced inside.
+
+    Enter it inside the jitted function: the cache of `jit` does not know this variable.
+    """
     token = _layout.set(DECODING)
     try:
         yield
@@ -99,7 +103,7 @@ def decoding() -> Iterator[None]:
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
-    """The layout of one parameter, by its path in the model's tree.
+    """Return the layout of one parameter, by its path in the model's tree.
 
     Raises:
         ValueError: no rule for an array of two or more axes.
@@ -115,13 +119,13 @@ def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> 
 
 
 def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """The same as a sharding."""
+    """Return the layout of one parameter as a sharding on `mesh`."""
     return NamedSharding(mesh, parameter_spec(path, shape, dict(mesh.shape)))
 
 
 def shard_parameters(tree):
-    """The shapes of a model's or a state's arrays, with the shardings of the table:
-    what to restore into, or to compile for."""
+    """Return the shapes of a model's or a state's arrays with the shardings of the
+    table, to restore into or to compile for."""
 
     def place(path, x):
         sharding = SingleDeviceSharding(jax.devices()[0])
@@ -134,19 +138,23 @@ def shard_parameters(tree):
 
 
 def creator(make, *args):
-    """`make`, of a model or a state from arguments like these, as one program that
-    leaves every array where the table says: nothing is ever whole on one device."""
+    """Compile `make`, which makes a model or a state, so that every array of its result
+    lies where the table says: no array is ever whole on one device.
+
+    Args:
+        args: arguments of the shapes that the program will get.
+    """
     shapes = shard_parameters(jax.eval_shape(make, *args))
     return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))
 
 
 def create(make, *args):
-    """`make(*args)` by such a program."""
+    """Call `make(*args)` by the program of `creator`."""
     return creator(make, *args)(*args)
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Ask for the layout that the table has for axes of these names."""
+    """Constrain x to the layout that the table has for axes of these names."""
     assert len(names) == x.ndim, f"{names=} for an array of shape {x.shape}."
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if not sizes:
@@ -155,17 +163,17 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
 
 
 def activation_spec(names: tuple[str, ...], shape, sizes: dict[str, int]) -> P:
-    """The layout that the table has for an array whose axes have these names."""
+    """Return the table's layout of an array whose axes have these names."""
     table = _layout.get().activations
     return _fit(P(*(table[name] for name in names)), shape, sizes)
 
 
 def constrain_parameters(tree, *, layer: bool = False):
-    """Ask for the layout of parameters, for gradients for example: they are then
-    summed up where they are needed, and nowhere else.
+    """Constrain a tree to the layout of parameters. Gradients with this layout are
+    reduced only where they are used.
 
     Args:
-        layer: the tree is of one layer's parameters, without the axis of layers.
+        layer: whether the tree holds one layer, without the axis of layers.
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if not sizes:
@@ -180,10 +188,10 @@ def constrain_parameters(tree, *, layer: bool = False):
 
 
 def shard_batch(tree, *, axis: int = 0):
-    """Put host arrays on the mesh, rows (axis `axis`) over data and fsdp; all devices
-    get rows that these do not divide.
+    """Put host arrays on the mesh, rows (axis `axis`) over data and fsdp. Rows that the
+    devices do not divide are replicated.
 
-    Every process passes the whole batch, and keeps the rows of its own devices.
+    Every process passes the whole batch and keeps the rows of its own devices.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
@@ -199,15 +207,16 @@ def shard_batch(tree, *, axis: int = 0):
 
 
 def to_memory(tree, kind: str):
-    """The arrays in another memory of their devices: "device", or "pinned_host" for
-    those that wait."""
+    """Move the arrays to another memory of their devices: "device", or "pinned_host",
+    which is memory of the host."""
     return jax.tree.map(
         lambda x: jax.device_put(x, x.sharding.with_memory_kind(kind)), tree
     )
 
 
 def fetch(tree):
-    """A tree's arrays on the host, whole, in every process. All must ask together."""
+    """Return a tree's arrays on the host, whole, in every process. All processes must
+    call it together."""
 
     def whole(x):
         if isinstance(x, jax.Array) and not (
@@ -221,7 +230,7 @@ def fetch(tree):
 
 
 def _fit(spec: P, shape, sizes: dict[str, int]) -> P:
-    """The spec without axes that the mesh lacks or that do not divide the shape."""
+    """Drop the axes that the mesh lacks or that do not divide the shape."""
 
     def keep(axes, size):
         kept = []

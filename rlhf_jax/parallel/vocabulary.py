@@ -1,4 +1,4 @@
-"""The embedding, its vocabulary split over tensor and its width over fsdp."""
+"""The lookup in an embedding whose vocabulary and width are split over the mesh."""
 
 import functools
 
@@ -10,17 +10,16 @@ from rlhf_jax.parallel.sharding import activation_spec, parameter_spec
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
-    """Rows [B, T, D] of a table [V, D] for tokens [B, T], cast to `dtype`.
+    """Return the rows [B, T, D] of a table [V, D] for tokens [B, T], cast to `dtype`.
 
-    The table stays where it is, which is cheaper than to gather it: a device looks up
-    the tokens of its whole fsdp group in its own rows and columns; then the devices
-    exchange columns for rows of the batch.
+    The table is not gathered. A device looks up the tokens of its whole fsdp group in
+    its own rows and columns; then the devices exchange columns for rows of the batch.
     """
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     spec = parameter_spec(".embedding", table.shape, sizes)
     batch = activation_spec(("batch", "length"), tokens.shape, sizes)
     rows, columns = spec
-    # A batch that its devices cannot share is looked up as the compiler likes.
+    # The compiler decides for a batch that its devices do not divide.
     if not any(spec) or (columns and columns not in (batch[0] or ())):
         return table[tokens].astype(dtype)
 

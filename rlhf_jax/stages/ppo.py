@@ -40,7 +40,7 @@ from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.mesh import check_batch
-from rlhf_jax.parallel.pipeline import num_stages
+from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.parallel.sharding import (
     create,
     creator,
@@ -349,11 +349,11 @@ def check_options(config) -> None:
     Raises:
         ValueError: which, and what to set instead.
     """
-    if num_stages() > 1:
+    if pipe_size() > 1:
         raise ValueError(
             "PPO has no pipeline: it generates in every iteration, which through a "
             "pipeline is bubbles for about 80 % of the time (ChatGLM-RLHF, section 5). "
-            f"Give the mesh's stage={num_stages()} to data, fsdp or tensor."
+            f"Give the mesh's pipe={pipe_size()} to data, fsdp or tensor."
         )
     options.one_of(config, "advantage", ("gae", "rloo", "grpo", "remax"))
     options.one_of(config, "baseline", ("reference", "greedy", "none"))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from rlhf_jax.parallel.fused_update import fused_update, sum_of_squares
 from rlhf_jax.parallel.layers import join, split
-from rlhf_jax.parallel.pipeline import num_stages
+from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.parallel.sharding import constrain_parameters
 from rlhf_jax.training.accumulate import value_and_grad
 from rlhf_jax.training.metrics import Mean
@@ -48,10 +48,10 @@ def update(
         gradients = constrain_parameters(gradients)
         state, update_metrics = apply_gradients(state, loss, gradients, optimizer)
         return state, metrics | update_metrics
-    if num_stages() > 1:
+    if pipe_size() > 1:
         raise ValueError(
             "optimizer.fused updates one layer after another, a pipeline's stages all "
-            "at once: set it to False, or the mesh's stage to 1."
+            "at once: set it to False, or the mesh's pipe to 1."
         )
     if microbatches != 1:
         raise ValueError(

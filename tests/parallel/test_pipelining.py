@@ -61,7 +61,7 @@ def test_stages_work_at_once_and_hand_on_to_their_neighbours():
     expected = run(layers, x)
     mesh = make_mesh((2, 1, 1, 4))
     with jax.set_mesh(mesh):
-        stages = jax.NamedSharding(mesh, jax.P("stage"))
+        stages = jax.NamedSharding(mesh, jax.P("pipe"))
         arguments = jax.device_put(layers, stages), shard_batch(x)
         compiled = jax.jit(run).lower(*arguments).compile()
         np.testing.assert_allclose(compiled(*arguments), expected, rtol=1e-5)
@@ -72,15 +72,15 @@ def test_stages_work_at_once_and_hand_on_to_their_neighbours():
 
 
 def test_each_stage_has_its_layers():
-    sizes = {"data": 1, "fsdp": 2, "tensor": 1, "stage": 4}
+    sizes = {"data": 1, "fsdp": 2, "tensor": 1, "pipe": 4}
     spec = parameter_spec(".blocks.mlp.up.kernel", (8, 32, 2, 48), sizes)
-    assert spec == jax.P("stage", "fsdp", None, None)
+    assert spec == jax.P("pipe", "fsdp", None, None)
 
 
 def test_layers_that_stages_cannot_share_get_the_nearest_sizes():
     with jax.set_mesh(make_mesh((1, 2, 1, 4))):
         check_layers(28)
-        with pytest.raises(ValueError, match=r"stage=4 .* 6 layers.*: 3 or 6"):
+        with pytest.raises(ValueError, match=r"pipe=4 .* 6 layers.*: 3 or 6"):
             check_layers(6)
 
 
@@ -88,5 +88,5 @@ def test_what_a_pipeline_cannot_do_is_refused():
     with jax.set_mesh(make_mesh((1, 4, 1, 2))):
         with pytest.raises(ValueError, match=r"PPO has no pipeline.* 80 %"):
             ppo.check_options(None)
-        with pytest.raises(ValueError, match=r"optimizer.fused .* stage to 1"):
+        with pytest.raises(ValueError, match=r"optimizer.fused .* pipe to 1"):
             update(None, None, None, optimizer=FUSED, microbatches=1)
