@@ -16,7 +16,7 @@ import numpy as np
 from configs.prepare_comparisons import get_config
 from rlhf_jax.data.annotation.tasks import Candidates, make_tasks
 from rlhf_jax.data.cleaning.annotator_quality import Limits
-from rlhf_jax.data.cleaning.filters import chosen_and_rejected, clean_votes
+from rlhf_jax.data.cleaning.filters import chosen_and_rejected, clean
 from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.cleaning.votes import Votes, read_votes
 from rlhf_jax.data.records import Comparison, Response
@@ -99,7 +99,7 @@ def campaign(
 def study(comparisons: list[Comparison], limits: Limits, width: int, seed: int) -> dict:
     """What cleaning and balancing do to one campaign."""
     votes = read_votes(comparisons, lambda texts: [len(t.split()) for t in texts])
-    cleaning = clean_votes(votes, limits)
+    cleaning = clean(votes, limits)
     kept = np.flatnonzero(cleaning.reason == 0)
     better, worse = chosen_and_rejected(votes, kept)
     balance = length_balance(

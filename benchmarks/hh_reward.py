@@ -4,9 +4,10 @@ python -m benchmarks.hh_reward --data=FOLDER --workdir=runs/hh_reward [--seeds 0
 
 FOLDER holds hh_rlhf_harmless and hh_rlhf_helpful, each with train.jsonl.gz and
 test.jsonl.gz as Anthropic publishes them. On each, a model of a million parameters is
-trained from random weights (configs/reward.py:hh) on the comparisons as they are and on
-those that length balancing keeps; the same test pairs judge both. People preferred the
-shorter answer in the one set and the longer in the other.
+trained from random weights (configs/reward.py:hh) on the comparisons that cleaning
+keeps, and on those of them that length balancing keeps
+(configs/prepare_comparisons.py:hh); the same test pairs judge both. People preferred
+the shorter answer in the one set and the longer in the other.
 
 Leaves results/hh_reward.json.
 """
@@ -16,8 +17,10 @@ import itertools
 import json
 from pathlib import Path
 
-from configs.reward import get_config
-from rlhf_jax.stages import reward
+from configs import prepare_comparisons as prepare_config
+from configs import reward as reward_config
+from rlhf_jax.data import sources
+from rlhf_jax.stages import prepare_comparisons, reward
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.workdir import is_finished, read_summary
 
@@ -38,11 +41,17 @@ KEPT = (
 
 def train(folder: Path, workdir: Path, *, is_balanced: bool, seed: int) -> dict:
     """The summary of one training."""
-    config = get_config("hh")
+    config = reward_config.get_config("hh")
     config.data.path = str(folder)
-    config.seed = seed
+    config.data.path = str(sources.open_data(config.data, workdir))
+    prepare = prepare_config.get_config("hh")
+    prepare.comparisons = f"{config.data.path}/comparisons.jsonl"
+    prepare.tokenizer = f"{config.data.path}/tokenizer"
+    config.seed = prepare.seed = seed
     if not is_balanced:
-        config.length_bucket = 0
+        prepare.length_bucket = 0
+    prepare_comparisons.run(prepare, str(workdir / "prepared"))
+    config.comparisons = str(workdir / "prepared" / "comparisons.jsonl")
     if not is_finished(workdir):
         reward.run(config, str(workdir))
     return read_summary(workdir)

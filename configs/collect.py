@@ -1,4 +1,4 @@
-"""Comparisons of a model's responses, by annotators.
+"""Comparisons of a model's responses, by annotators: raw, for prepare_comparisons.
 
 Run: python launch/collect.py --config=configs/collect.py:tiny --workdir=runs/collect \
          --config.init_from=runs/sft
@@ -13,7 +13,7 @@ from configs import common
 def get_config(preset="tiny"):
     c = common.stage("collect", preset)
     common.with_model(c, preset)
-    small, lengths = common.is_small(preset), common.lengths(preset)
+    lengths = common.lengths(preset)
     c.prompts = ""  # a .jsonl file; "": the data folder's comparison_prompts.jsonl
     c.num_responses = 4  # to each prompt
     c.batch_size = 64  # prompts at a time
@@ -27,7 +27,4 @@ def get_config(preset="tiny"):
     c.known_comparisons = ""  # .jsonl, whose answer is certain; "": the testbed's own
     c.known_share = 0.1  # tasks with a known answer, to measure annotators
     c.repeat_share = 0.1  # tasks shown to an annotator again, in the other order
-    # For the testbed.
-    c.length_bucket = 4 if small else 50  # tokens; 0: no length balancing
-    c.test_share = 0.1  # of the prompts, whose comparisons are held out
     return c

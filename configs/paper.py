@@ -181,11 +181,19 @@ def runs(claims: Sequence[int]) -> dict[str, dict]:
     together."""
     start, scorer = {"init_from": "@sft"}, {"reward_model": "@reward"}
 
-    def reward(comparisons="comparisons", **fields):
+    def prepared(**fields):
+        return {
+            "config": "prepare_comparisons.py:tiny",
+            "comparisons": "@collect/comparisons.jsonl",
+            "tokenizer": "@sft",
+            **fields,
+        }
+
+    def reward(prepared="prepared", **fields):
         return {
             "config": "reward.py:tiny",
-            "comparisons": f"@collect/{comparisons}.jsonl",
-            "comparisons_test": "@collect/comparisons_test.jsonl",
+            "comparisons": f"@{prepared}/comparisons.jsonl",
+            "comparisons_test": f"@{prepared}/comparisons_test.jsonl",
             **start,
             **fields,
         }
@@ -200,8 +208,10 @@ def runs(claims: Sequence[int]) -> dict[str, dict]:
     found = {
         "sft": {"config": "sft.py:tiny"},
         "collect": {"config": "collect.py:tiny", **start},
+        "prepared": prepared(),
+        "unbalanced": prepared(length_bucket=0),
         "reward": reward(),
-        "reward_unbalanced": reward("comparisons_unbalanced"),
+        "reward_unbalanced": reward("unbalanced"),
         "reward_reg_0": reward(score_regularisation=0.0),
         "reward_reg_0.1": reward(score_regularisation=0.1),
         "ppo": ppo(),

@@ -7,7 +7,17 @@ Run: python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/
 
 from ml_collections import ConfigDict
 
-from configs import collect, common, dpo, evaluate, pairs, ppo, reward, sft
+from configs import (
+    collect,
+    common,
+    dpo,
+    evaluate,
+    pairs,
+    ppo,
+    prepare_comparisons,
+    reward,
+    sft,
+)
 
 PRESETS = ("tiny", "hh")
 
@@ -20,6 +30,7 @@ def get_config(preset="tiny"):
     c.human_comparisons = preset == "hh"  # the data folder's, not newly collected ones
     c.sft = sft.get_config(preset)
     c.collect = collect.get_config(preset)
+    c.prepare_comparisons = prepare_comparisons.get_config(preset)
     c.reward = reward.get_config(preset)
     c.ppo = ppo.get_config(preset)
     c.pairs = pairs.get_config(preset)  # what DPO learns from

@@ -1,4 +1,4 @@
-"""Raw human comparisons to a clean, length-balanced set: files to files.
+"""Raw comparisons to a clean, length-balanced set: files to files.
 
 Run: python launch/prepare_comparisons.py --config=configs/prepare_comparisons.py \
          --workdir=runs/prepared --config.comparisons=answers.jsonl,more.jsonl.gz
@@ -11,13 +11,15 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-PRESETS = ("default",)
+# "tiny": what collect leaves on the testbed. "hh": a set whose test split is its own.
+PRESETS = ("default", "tiny", "hh")
 
 
 def get_config(preset="default"):
     common.check_preset(preset, PRESETS, "prepare_comparisons")
     c = ConfigDict()
     c.stage = "prepare_comparisons"  # module in rlhf_jax/stages
+    tiny = preset == "tiny"
     c.seed = 0  # decides which pairs length balancing drops
     # Files .jsonl, .json, .csv, .tsv or .parquet with commas between, or data sets: a
     # folder, "hf:NAME[:SUBSET]" or "tfds:NAME" (data/reading/rows.py).
@@ -25,11 +27,15 @@ def get_config(preset="default"):
     c.split = "train"  # of a data set
     c.layout = ""  # of the rows (data/reading/layouts.py); "": found from their fields
     c.on_bad_record = "error"  # or "skip": left out; bad_records.jsonl lists them
-    c.tokenizer = ""  # a folder: lengths are in its tokens; "": one is trained
+    # A tokenizer's folder or a model's: lengths are in its tokens; "": one is trained.
+    c.tokenizer = ""
     c.vocab_size = 2048  # of a tokenizer trained here
     c.annotators = annotators()
-    c.test_share = 0.05  # of the conversations, held out; not balanced by length
-    c.length_bucket = 10  # tokens; the paper gives no width, and it matters little
+    # Of the conversations, held out; not balanced by length.
+    c.test_share = {"tiny": 0.1, "hh": 0.0}.get(preset, 0.05)
+    # Tokens, the width of a bucket of length balancing; 0: no balancing. The paper
+    # gives no width, and it matters little.
+    c.length_bucket = 4 if tiny else 10
     return c
 
 

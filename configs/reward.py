@@ -15,10 +15,9 @@ def get_config(preset="tiny"):
     c.optimizer = common.optimizer(5e-4 if small else 1e-5)
     c.comparisons = ""  # a .jsonl file; "": the data folder's comparisons.jsonl
     c.comparisons_test = ""  # held out; "": the data folder's comparisons_test.jsonl
-    human = preset == "hh"  # few comparisons, and nobody has balanced them
+    human = preset == "hh"  # few comparisons
     # Of the training prompts, to choose the best model by.
     c.validation_share = {"hh": 0.1, "tiny": 0.05}.get(preset, 0.01)
-    c.length_bucket = 10 if human else 0  # tokens; 0: balanced already (collect)
     c.too_long = "truncate_prompt" if human else "drop"  # whole turns, the oldest first
     c.epochs = 2 if human else 1  # passes over the data
     c.batch_size = 32 if small else 128  # pairs

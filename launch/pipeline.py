@@ -2,8 +2,8 @@
 
 python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/tiny
 
-    data -> sft -> collect -> reward -> ppo ------------> evaluate
-                                     -> pairs -> dpo ---^
+    data -> sft -> collect -> prepare_comparisons -> reward -> ppo -----------> evaluate
+                                                            -> pairs -> dpo --^
 
 Every stage is the one that launch/train.py runs, in its own folder. At the end
 WORKDIR/report.html shows all of it. Start the same command again and it goes on where

@@ -71,14 +71,19 @@ class Job:
             KeyError, TypeError: an override that the config does not have, or does
                 not take.
         """
-        path, _, preset = self.config.partition(":")
-        get_config = runpy.run_path(str(ROOT / path))["get_config"]
-        config = get_config(preset) if preset else get_config()
-        config.lock()
+        config = load_config(self.config)
         for key, value in self.overrides.items():
             *path, field = key.split(".")
             functools.reduce(getattr, path, config)[field] = value
         return config
+
+
+def load_config(name: str) -> ConfigDict:
+    """The config of a file and preset, "configs/ppo.py:tiny"; locked."""
+    path, _, preset = name.partition(":")
+    get_config = runpy.run_path(str(ROOT / path))["get_config"]
+    config = get_config(preset) if preset else get_config()
+    return config.lock()
 
 
 def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:

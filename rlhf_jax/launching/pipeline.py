@@ -31,16 +31,22 @@ def run(config: ConfigDict, workdir: str) -> None:
         return str(target)
 
     policy = run_in_folder(config.sft, "sft")
-    if config.human_comparisons:
-        comparisons = data
-    else:
-        comparisons = Path(run_in_folder(config.collect, "collect", init_from=policy))
+    raw = data
+    if not config.human_comparisons:
+        raw = Path(run_in_folder(config.collect, "collect", init_from=policy))
+    prepared = run_in_folder(
+        config.prepare_comparisons,
+        "prepare_comparisons",
+        comparisons=str(raw / "comparisons.jsonl"),
+        tokenizer=policy,
+    )
+    held_out = data if config.human_comparisons else Path(prepared)
     scorer = run_in_folder(
         config.reward,
         "reward",
         init_from=policy,
-        comparisons=str(comparisons / "comparisons.jsonl"),
-        comparisons_test=str(comparisons / "comparisons_test.jsonl"),
+        comparisons=str(Path(prepared) / "comparisons.jsonl"),
+        comparisons_test=str(held_out / "comparisons_test.jsonl"),
     )
     both = {"init_from": policy, "reward_model": scorer}
     by_ppo = run_in_folder(config.ppo, "ppo", **both)
@@ -66,6 +72,7 @@ def prepare(config: ConfigDict, seed: int, data: Path, fields: dict) -> ConfigDi
     """A stage's config with this run's folders."""
     config = config.copy_and_resolve_references()
     config.seed = seed
-    config.data.path = str(data)
+    if "data" in config:
+        config.data.path = str(data)
     config.update(fields)
     return config

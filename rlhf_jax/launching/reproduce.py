@@ -18,7 +18,7 @@ from rlhf_jax.evaluation.report.claims import (
     plot_training,
 )
 from rlhf_jax.evaluation.report.runs import find_runs, group_runs
-from rlhf_jax.launching.jobs import Job, run_jobs
+from rlhf_jax.launching.jobs import Job, load_config, run_jobs
 from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training.workdir import finish, open_workdir, read_summary
 
@@ -136,10 +136,12 @@ def seed_jobs(folder: Path, seed: int, config: ConfigDict, paper) -> list[Job]:
         needs = [n for value in fields.values() for n in REFERENCE.findall(str(value))]
         for other in needs:
             add(other)
+        sections = set(load_config(f"configs/{file}"))
+        own = {k: x for k, x in shared.items() if k.partition(".")[0] in sections}
         jobs[name] = Job(
             name=f"{folder.name}/{name}",
             config=f"configs/{file}",
-            overrides=shared | {key: _resolve(x, folder) for key, x in fields.items()},
+            overrides=own | {key: _resolve(x, folder) for key, x in fields.items()},
             workdir=folder / name,
             after=tuple(f"{folder.name}/{n}" for n in needs if n != "data"),
         )

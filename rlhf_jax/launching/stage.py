@@ -28,6 +28,9 @@ def run_stage(config: ConfigDict, workdir: str | Path) -> None:
     if config.stage not in STAGES:
         raise ValueError(f"{config.stage=} must be one of {', '.join(STAGES)}.")
     module = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
+    if "mesh" not in config:  # it works on files alone
+        module.run(config, str(workdir))
+        return
     with jax.set_mesh(make_mesh(config.mesh)):
         module.run(config, str(workdir))
     if is_first():

@@ -1,18 +1,15 @@
 """Collect comparisons: responses of a model, compared by annotators.
 
-ChatGLM-RLHF (arXiv 2404.00934), sections 1 and 2:
+ChatGLM-RLHF (arXiv 2404.00934), section 1:
 1. A model answers every prompt `num_responses` times.
-2. Every two answers to a prompt are compared, by the testbed's annotators; for people
-   the stage ends here and leaves their tasks in `tasks.jsonl`.
-3. Ties and cycles go; what people chose is balanced by length.
-Leaves `comparisons.jsonl`, the same before balancing in `comparisons_unbalanced.jsonl`,
-and a part held out in `comparisons_test.jsonl`.
+2. Every two answers to a prompt are compared: by the testbed's annotators, whose raw
+   choices go to `comparisons.jsonl`; or by people, whose tasks go to `tasks.jsonl`.
+stages/prepare_comparisons.py makes a clean set of the comparisons.
 """
 
 import itertools
 
 import jax
-import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
@@ -22,13 +19,10 @@ from rlhf_jax.data.annotation.tasks import (
     make_tasks,
     read_known,
 )
-from rlhf_jax.data.cleaning.filters import clean
-from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt
-from rlhf_jax.data.tokenizers.chat import encode_response
 from rlhf_jax.evaluation.candidates import sample_candidates
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
@@ -116,21 +110,13 @@ def run(config, workdir: str) -> None:
         seed=config.seed,
         stream="collect",
     )
-    comparisons, dropped = clean(comparisons)
-    report |= {f"dropped: {reason}": n for reason, n in dropped.items()}
-    held_out = {p.id for p in prompts[: round(config.test_share * len(prompts))]}
-    test = [c for c in comparisons if c.prompt.id in held_out]
-    kept = [c for c in comparisons if c.prompt.id not in held_out]
-    if config.length_bucket:
-        write_records(workdir / "comparisons_unbalanced.jsonl", kept)
-        before = len(kept)
-        kept = balanced(kept, tokenizer, config)
-        report["dropped: length balance"] = before - len(kept)
-    write_records(workdir / "comparisons_test.jsonl", test)
-    report["held out"] = len(test)
-    write_records(workdir / "comparisons.jsonl", kept)
-    report["kept"] = len(kept)
-    logging.info("Collected: %s", report)
+    write_records(workdir / "comparisons.jsonl", comparisons)
+    logging.info(
+        "Collected: %s. Next: launch/prepare_comparisons.py with "
+        "--config.comparisons=%s.",
+        report,
+        workdir / "comparisons.jsonl",
+    )
     finish(workdir, report)
 
 
@@ -162,17 +148,3 @@ def pairs_of(prompts, responses, config) -> list[Candidates]:
         for prompt, group in zip(prompts, responses, strict=True)
         for a, b in itertools.combinations(range(len(group)), 2)
     ]
-
-
-def balanced(comparisons, tokenizer, config) -> list[Comparison]:
-    """The comparisons that length balancing keeps."""
-    lengths = np.array(
-        [
-            [len(encode_response(text, tokenizer)) for text in (c.chosen, c.rejected)]
-            for c in comparisons
-        ]
-    )
-    keep = length_balance(
-        lengths[:, 0], lengths[:, 1], width=config.length_bucket, seed=config.seed
-    ).keep
-    return [c for c, kept in zip(comparisons, keep, strict=True) if kept]

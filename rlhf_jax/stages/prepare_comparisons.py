@@ -1,4 +1,4 @@
-"""Raw human comparisons to a clean, length-balanced set, and what was dropped and why.
+"""Raw comparisons to a clean, length-balanced set, and what was dropped and why.
 
 1. Read the comparisons once, as columns of numbers (data/cleaning/votes.py).
 2. Clean: careless annotators, contradictions, ties and cycles go
@@ -23,12 +23,7 @@ from absl import logging
 
 from rlhf_jax.data.cleaning import comparison_report
 from rlhf_jax.data.cleaning.annotator_quality import Limits, agreement
-from rlhf_jax.data.cleaning.filters import (
-    REASONS,
-    chosen_and_rejected,
-    clean_votes,
-    take,
-)
+from rlhf_jax.data.cleaning.filters import REASONS, chosen_and_rejected, clean, take
 from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.cleaning.votes import read_votes
 from rlhf_jax.data.reading.files import Rows, ending
@@ -36,11 +31,13 @@ from rlhf_jax.data.reading.json_lines import RecordError, each_good, scan_json_l
 from rlhf_jax.data.reading.layouts import comparisons_of
 from rlhf_jax.data.reading.rows import scan_rows
 from rlhf_jax.data.records import Comparison, write_records
+from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.tokenizer import (
     Tokenizer,
     load_tokenizer,
     train_tokenizer,
 )
+from rlhf_jax.shared_work import first_does
 from rlhf_jax.terminal import listed
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -53,14 +50,16 @@ def run(config, workdir: str) -> None:
         raise ValueError("Set config.comparisons: files, or a data set.")
     if not 0 <= config.test_share < 1:
         raise ValueError(f"{config.test_share=} must be from 0 to below 1.")
-    if config.length_bucket < 1:
-        raise ValueError(f"{config.length_bucket=} must be at least 1 token.")
     limits = Limits(**config.annotators)
     workdir = open_workdir(workdir, config)
     if is_finished(workdir):
         logging.info("Done before: %s", workdir / "report.md")
         return
+    first_does(prepare, config, workdir, limits)
 
+
+def prepare(config, workdir: Path, limits: Limits) -> None:
+    """Write the sets and their report; of several processes the first one does."""
     # Read
     tokenizer = open_tokenizer(config, workdir)
     left_out, sizes = Counter(), array("q")
@@ -70,22 +69,26 @@ def run(config, workdir: str) -> None:
     )
 
     # Clean
-    cleaning = clean_votes(votes, limits)
-    clean = cleaning.reason == 0
+    cleaning = clean(votes, limits)
+    is_clean = cleaning.reason == 0
 
     # Hold out and balance
-    test = clean & (votes.conversation < config.test_share)
-    rows = np.flatnonzero(clean & ~test)
+    test = is_clean & (votes.conversation < config.test_share)
+    rows = np.flatnonzero(is_clean & ~test)
     better, worse = (votes.lengths[r] for r in chosen_and_rejected(votes, rows))
-    balance = length_balance(
-        better, worse, width=config.length_bucket, seed=config.seed
-    )
-    train = np.zeros(len(clean), bool)
-    train[rows[balance.keep]] = True
+    keep, buckets = np.ones(len(rows), bool), []
+    if config.length_bucket:
+        balance = length_balance(
+            better, worse, width=config.length_bucket, seed=config.seed
+        )
+        keep = balance.keep
+        buckets = comparison_report.bucket_rows(balance, config.length_bucket)
+    train = np.zeros(len(is_clean), bool)
+    train[rows[keep]] = True
 
     if not train.any():
         raise ValueError(
-            f"None of {len(clean)} comparisons is left to train on; dropped: "
+            f"None of {len(is_clean)} comparisons is left to train on; dropped: "
             f"{listed(left_out + cleaning.dropped())}, held out: {test.sum()}, length "
             f"balance: {len(rows)}."
         )
@@ -107,30 +110,31 @@ def run(config, workdir: str) -> None:
 
     # Report
     dropped = left_out + cleaning.dropped()
-    dropped["length balance"] = int((~balance.keep).sum())
+    if config.length_bucket:
+        dropped["length balance"] = int((~keep).sum())
     usable = ~votes.empty & (votes.one != votes.other)
     trusted = usable & (cleaning.reason != REASONS.index("careless annotator"))
     tables = {
         "Comparisons": comparison_report.funnel_rows(
-            len(clean) + left_out.total(),
+            len(is_clean) + left_out.total(),
             dropped,
             {"held out": len(held_out), "out": int(train.sum())},
         ),
         "Annotators": comparison_report.annotator_rows(cleaning.annotators),
-        "Length balance": comparison_report.bucket_rows(balance, config.length_bucket),
+        "Length balance": buckets,
     }
     kappa = {
         "of all annotators": agreement(votes, usable),
         "of those who are in": agreement(votes, trusted),
     }
-    comparison_report.write(workdir, tables, kappa, better - worse, balance.keep)
+    comparison_report.write(workdir, tables, kappa, better - worse, keep)
     finish(workdir, {row["step"]: row["comparisons"] for row in tables["Comparisons"]})
 
 
 def open_tokenizer(config, workdir: Path) -> Tokenizer:
     """That of `config.tokenizer`, or one trained on the first responses."""
     if config.tokenizer:
-        return load_tokenizer(config.tokenizer)
+        return tokenizer_of(config.tokenizer)
     folder = workdir / "tokenizer"
     if not folder.is_dir():
         first = itertools.islice(readable(config), TRAINED_ON)
@@ -150,7 +154,7 @@ def read(config, left_out: Counter, sizes: array, report: Path) -> Iterator[Comp
             yield row
 
     for origin in origins(config):
-        for found, without in each_good(
+        for comparisons, without in each_good(
             scanned(origin),
             lambda row: comparisons_of(row, config.layout),
             source=origin,
@@ -159,8 +163,8 @@ def read(config, left_out: Counter, sizes: array, report: Path) -> Iterator[Comp
         ):
             left_out["bad record"] -= 1
             left_out.update(without)
-            sizes[-1] = len(found)
-            yield from found
+            sizes[-1] = len(comparisons)
+            yield from comparisons
 
 
 def read_again(config, sizes: array, keep: np.ndarray) -> Iterator[Comparison | None]:
@@ -176,14 +180,14 @@ def read_again(config, sizes: array, keep: np.ndarray) -> Iterator[Comparison | 
         if not is_wanted:
             yield from itertools.repeat(None, size)
             continue
-        found = comparisons_of(row, config.layout)[0] if isinstance(row, dict) else []
-        if len(found) != size:
+        again = comparisons_of(row, config.layout)[0] if isinstance(row, dict) else []
+        if len(again) != size:
             raise ValueError(f"{config.comparisons} changed while it was being read.")
-        yield from found
+        yield from again
 
 
 def readable(config) -> Iterator[Comparison]:
-    """What can be read; of what is bad, `read` speaks."""
+    """The comparisons that can be read; `read` tells of the others."""
     for origin in origins(config):
         for _, row in scan(origin, config.split):
             if isinstance(row, dict):

@@ -1,6 +1,7 @@
 """The reward model: a scalar score that ranks responses as people do.
 
-ChatGLM-RLHF (arXiv 2404.00934), section 2. One step:
+ChatGLM-RLHF (arXiv 2404.00934), section 2. The comparisons are clean and balanced by
+length already (stages/prepare_comparisons.py). One step:
 1. A batch of comparisons of similar length; the two responses share their prompt.
 2. One forward pass; the score is read at each response's last token.
 3. -log sigmoid(chosen - rejected), plus a penalty on large scores.
@@ -23,7 +24,6 @@ from absl import logging
 from rlhf_jax.batches import PackedPairs
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, packed_pairs
-from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.encoding import Pair, encode_pairs
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
@@ -95,9 +95,6 @@ def run(config, workdir: str) -> None:
     test_file = config.comparisons_test or data / "comparisons_test.jsonl"
     _, pairs, dropped = encode(read(train_file, Comparison))
     test, test_pairs, test_dropped = encode(read(test_file, Comparison))
-    if config.length_bucket:
-        before, pairs = len(pairs), balanced(pairs, config.length_bucket, config.seed)
-        dropped["length balance"] = before - len(pairs)
     pairs, validation = split_by_prompt(pairs, config.validation_share, config.seed)
     counts = {
         "train": len(pairs),
@@ -206,13 +203,6 @@ def run(config, workdir: str) -> None:
     summary = read_metrics(workdir)[-1] | {"pairs": counts}
     finish(workdir, summary)
     print_held_out(summary)
-
-
-def balanced(pairs: list[Pair], width: int, seed: int) -> list[Pair]:
-    """The pairs that length balancing keeps."""
-    lengths = np.array([[len(chosen), len(rejected)] for _, chosen, rejected in pairs])
-    keep = length_balance(lengths[:, 0], lengths[:, 1], width=width, seed=seed).keep
-    return [pair for pair, kept in zip(pairs, keep, strict=True) if kept]
 
 
 def split_by_prompt(

@@ -94,7 +94,6 @@ CONFIGS = [
     ("reward", "margin", -1.0, r"config.margin=-1.0 must be at least 0"),
     ("reward", "score_regularisation", -1.0, r"score_regularisation=-1.0 must be at"),
     ("reward", "patience", -1, r"config.patience=-1 must be at least 0"),
-    ("reward", "length_bucket", -1, r"config.length_bucket=-1 must be at least 0"),
     (
         "reward",
         "too_long",
@@ -155,7 +154,6 @@ CONFIGS = [
     ("collect", "repeat_share", 0.9, r"repeat_share=0.9 must be from 0 to 0.5"),
     ("collect", "top_p", 1.1, r"config.top_p=1.1 must be above 0 and at most 1"),
     ("collect", "num_responses", 0, r"config.num_responses=0 must be at least 1"),
-    ("collect", "test_share", -0.1, r"config.test_share=-0.1 must be from 0 to below"),
     ("evaluate", "models", "", r"config.models is empty: give name=folder"),
     ("evaluate", "models", "runs/sft", r"'runs/sft' is not of the form name=folder"),
     ("evaluate", "judge", "me", r"judge='me' must be one of"),
@@ -167,7 +165,13 @@ CONFIGS = [
     ("select_prompts", "epsilon", -0.1, r"config.epsilon=-0.1 must be at least 0"),
     ("prepare_comparisons", "comparisons", "", r"Set config.comparisons"),
     ("prepare_comparisons", "test_share", 1.0, r"test_share=1.0 must be from 0"),
-    ("prepare_comparisons", "length_bucket", 0, r"length_bucket=0 must be at least 1"),
+    (
+        "prepare_comparisons",
+        "length_bucket",
+        -1,
+        r"length_bucket=-1 must be at",
+    ),
+    ("prepare_comparisons", "tokenizer", "nowhere", r"No tokenizer in any of"),
     ("prepare_prompts", "prompts", "", r"(?i)prompts"),
     ("prepare_prompts", "max_similarity", 2.0, r"max_similarity=2.0 must be"),
 ]

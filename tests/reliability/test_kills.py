@@ -18,12 +18,22 @@ from rlhf_jax.training.weights import load_model
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/reliability/smallest.py"
 TRAINED = ("sft", "reward", "ppo", "dpo")
-STAGES = ("sft", "collect", "reward", "ppo", "pairs", "dpo", "evaluate")
+STAGES = (
+    "sft",
+    "collect",
+    "prepare_comparisons",
+    "reward",
+    "ppo",
+    "pairs",
+    "dpo",
+    "evaluate",
+)
 # (stage, what it is doing) in the pipeline's order, each a kill.
 MOMENTS = [
     ("data", "lays out"),
     *[("sft", what) for what in ("begins", "saves", "steps", "saves", "ends")],
     *[("collect", what) for what in ("begins", "begins")],
+    ("prepare_comparisons", "begins"),
     *[("reward", what) for what in ("begins", "saves", "steps")],
     *[("ppo", what) for what in ("begins", "saves", "begins", "steps", "saves")],
     *[("pairs", what) for what in ("begins", "begins")],

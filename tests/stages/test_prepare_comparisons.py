@@ -207,7 +207,7 @@ def test_what_cannot_be_prepared_is_refused_in_words(prepare, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("test_share", 1.0), ("test_share", -0.1), ("length_bucket", 0)],
+    [("test_share", 1.0), ("test_share", -0.1), ("length_bucket", -1)],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_read(
     prepare, tmp_path, field, value

@@ -107,8 +107,7 @@ def test_collect_and_evaluate_leave_what_the_next_stage_reads(
 ):
     policy = str(whole("sft"))
     collected = run(stage_config("collect", init_from=policy), tmp_path / "collect")
-    for name in ("comparisons", "comparisons_test"):
-        assert (collected / f"{name}.jsonl").is_file()
+    assert (collected / "comparisons.jsonl").is_file()
     config = stage_config(
         "evaluate", models=f"sft={policy},same={policy}", num_prompts=8, batch_size=8
     )

@@ -20,7 +20,7 @@ that agree stands for its pair.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rlhf_jax.data.cleaning.annotator_quality import Annotators, Limits, judge
-from rlhf_jax.data.cleaning.votes import UNNAMED, Votes, read_votes
+from rlhf_jax.data.cleaning.votes import UNNAMED, Votes
 from rlhf_jax.data.records import Comparison
 
 REASONS = (
@@ -45,7 +45,6 @@ REASONS = (
     "same verdict, merged",
     "cycle",
 )
-TRUST_ALL = Limits(min_known_right=0.0, max_contradicted=1.0, confidence=0.9)
 
 _SPLIT = 2  # beside 1, -1 and 0: a group without a majority
 
@@ -63,21 +62,11 @@ class Cleaning(NamedTuple):
         return +Counter(dict(zip(REASONS[1:], counts[1:], strict=True)))
 
 
-def clean(
-    comparisons: Sequence[Comparison], limits: Limits = TRUST_ALL
-) -> tuple[list[Comparison], Counter]:
-    """The comparisons that agree with each other, and how many were dropped, by reason.
+def clean(votes: Votes, limits: Limits) -> Cleaning:
+    """Take the steps above, on columns: more comparisons than fit into memory.
 
-    Cleaning twice changes nothing more.
+    Cleaning what is kept once more changes nothing.
     """
-    votes = read_votes(comparisons, measure=lambda texts: map(len, texts))
-    cleaning = clean_votes(votes, limits)
-    kept = take(comparisons, cleaning.reason == 0, votes, cleaning)
-    return [comparison for _, comparison in kept], cleaning.dropped()
-
-
-def clean_votes(votes: Votes, limits: Limits) -> Cleaning:
-    """The steps above on columns, for more comparisons than fit into memory."""
     count = len(votes.pair)
     reason = np.zeros(count, np.int8)
 
@@ -146,12 +135,12 @@ def take(
             raise ValueError(f"Comparison {row} is kept, but was not read.")
         begin, end = begins[row], ends[row]
         if end - begin > 1:
-            found = {"for": [], "against": [], "tie": []}
+            voters_of = {"for": [], "against": [], "tie": []}
             sides = {int(votes.verdict[row]): "for", 0: "tie"}
             for i in range(begin, end):
                 side = sides.get(verdicts[i], "against")
-                found[side].append(names[annotators[i]])
-            info = (comparison.info or {}) | {"votes": found}
+                voters_of[side].append(names[annotators[i]])
+            info = (comparison.info or {}) | {"votes": voters_of}
             comparison = dataclasses.replace(comparison, info=info)
         yield row, comparison
 

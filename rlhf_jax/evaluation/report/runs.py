@@ -11,7 +11,16 @@ from absl import logging
 
 DEPTH = 4  # folders below the given ones that are looked into
 INNER = {"checkpoints", "events", "tokenizer", "data", "evaluation"}  # of runs
-ORDER = ("sft", "collect", "reward", "ppo", "pairs", "dpo", "evaluate")
+ORDER = (
+    "sft",
+    "collect",
+    "prepare_comparisons",
+    "reward",
+    "ppo",
+    "pairs",
+    "dpo",
+    "evaluate",
+)
 
 
 class Run(NamedTuple):

@@ -7,11 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_jax.data.cleaning import filters
 from rlhf_jax.data.cleaning.annotator_quality import Limits
-from rlhf_jax.data.cleaning.filters import clean, in_cycle
+from rlhf_jax.data.cleaning.filters import in_cycle, take
+from rlhf_jax.data.cleaning.votes import read_votes
 from rlhf_jax.data.records import Comparison, Prompt
 
 LIMITS = Limits(min_known_right=0.8, max_contradicted=0.3, confidence=0.9)
+
+TRUST_ALL = Limits(min_known_right=0.0, max_contradicted=1.0, confidence=0.9)
+
+
+def clean(comparisons, limits=TRUST_ALL):
+    """The comparisons that are kept, and how many were dropped, by reason."""
+    votes = read_votes(comparisons, measure=lambda texts: map(len, texts))
+    cleaning = filters.clean(votes, limits)
+    kept = take(comparisons, cleaning.reason == 0, votes, cleaning)
+    return [comparison for _, comparison in kept], cleaning.dropped()
 
 
 def compare(
