@@ -78,6 +78,7 @@ def test_every_option_is_read(stage):
     data = attributes_read(package / "data" / "sources.py")
     config = make(stage, "tiny")
     launcher = {"stage", "mesh"}  # read by rlhf_jax/launching/stage.py
+    launcher.add("seed")  # recorded by rlhf_jax/training/workdir.py
     for key, value in config.items():
         assert key in source | launcher, f"configs/{stage}.py: nothing reads {key}."
         if key.endswith("optimizer"):

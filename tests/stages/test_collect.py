@@ -1,12 +1,15 @@
-"""Collecting for people: the stage leaves their tasks and ends."""
+"""Collecting: tasks for people, or raw comparisons of the testbed's annotators."""
 
 import dataclasses
 
 import pytest
 
+from configs import prepare_comparisons as prepare_config
 from rlhf_jax.data.annotation.tasks import read_tasks
-from rlhf_jax.data.records import Prompt, read_records, write_records
-from rlhf_jax.stages import collect
+from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
+from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer
+from rlhf_jax.stages import collect, prepare_comparisons
+from rlhf_jax.training.workdir import read_summary
 
 
 def test_people_get_every_pair_with_its_settings_and_tasks_that_measure_them(
@@ -26,6 +29,34 @@ def test_people_get_every_pair_with_its_settings_and_tasks_that_measure_them(
     for task in pairs:
         assert (task.settings_a["sample"], task.settings_b["sample"]) == (0, 1)
         assert task.settings_a["temperature"] == config.temperature
+
+
+def test_raw_comparisons_become_a_clean_set_that_still_knows_what_was_cut(
+    stage_config, data_folder, tmp_path
+):
+    raw, clean = tmp_path / "raw", tmp_path / "clean"
+    collect.run(stage_config("collect", num_responses=2), str(raw))
+    comparisons = read_records(raw / "comparisons.jsonl", Comparison)
+    summary = read_summary(raw)
+    assert len(comparisons) == summary["pairs"] == summary["prompts"]
+    assert "tie" in {c.preference for c in comparisons}
+    ended = [c.ended_a for c in comparisons] + [c.ended_b for c in comparisons]
+    assert 0 < ended.count(False) == summary["cut at the limit"] < len(ended)
+    stops = load_tokenizer(data_folder / "tokenizer").stop_ids
+    assert all((c.tokens_a[-1] in stops) == c.ended_a for c in comparisons)
+
+    config = prepare_config.get_config("tiny")
+    config.comparisons = str(raw / "comparisons.jsonl")
+    config.tokenizer = str(data_folder / "tokenizer")
+    prepare_comparisons.run(config, str(clean))
+    kept = [
+        comparison
+        for name in ("comparisons", "comparisons_test")
+        for comparison in read_records(clean / f"{name}.jsonl", Comparison)
+    ]
+    assert "tie" not in {c.preference for c in kept}
+    assert any(not response.ended for c in kept for response in c.responses)
+    assert all(comparison in comparisons for comparison in kept)
 
 
 @pytest.mark.parametrize(
