@@ -19,7 +19,8 @@ from rlhf_jax.models.kv_cache import KVCache, lengthen
 from rlhf_jax.parallel.layers import apart
 from rlhf_jax.parallel.sharding import constrain, constrain_parameters, decoding
 
-# The cache grows by so many tokens or more, and this often at most.
+# The cache grows at most MOST_GROWTHS times, each time by SHORTEST_GROWTH tokens or
+# more.
 SHORTEST_GROWTH, MOST_GROWTHS = 32, 4
 
 
@@ -40,7 +41,7 @@ class Generation(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """What goes from step to step. `logits` are for the token that is sampled next."""
+    """The state of the decode loop. `logits` are those of the token sampled next."""
 
     step: Int[Array, ""]
     logits: Float[Array, "B V"]
@@ -61,22 +62,29 @@ def generate(
 ) -> Generation:
     """Answer a batch of left-padded prompts.
 
-    Randomness hangs on the row's key alone: pass one key a row, and a prompt gets the
+    A response depends on its row's key alone: with one key a row, a prompt gets the
     same response in whichever batch it stands. A single key is split by row.
 
-    Prompts are checked on the host before anything is compiled, which takes some tens
-    of microseconds; inside a `jit` they cannot be.
+    The host checks the prompts before anything is compiled, which takes some tens of
+    microseconds. Traced prompts, inside a `jit`, are not checked.
 
     Raises:
-        ValueError: prompt and response do not fit the model's context, or the prompts
-            are not what `check_inputs` lets through.
+        ValueError: prompt and response do not fit the model's context, or
+            `check_inputs` refuses the prompts.
     """
     check_prompts(model, tokens, mask, sampling)
-    return _generate(model, tokens, mask, split_by_row(key, len(tokens)), sampling)
+    return generate_program(
+        model, tokens, mask, split_by_row(key, len(tokens)), sampling
+    )
 
 
 @functools.partial(jax.jit, static_argnames="sampling")
-def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
+def generate_program(model, tokens, mask, keys, sampling: Sampling) -> Generation:
+    """Generate as `generate` does, without checks: prefill and decode loop, compiled.
+
+    Args:
+        keys: one key a row, [B].
+    """
     model = model.for_decoding()
     end = prefill(model, tokens, mask, sampling, slots=0)
     with decoding():
@@ -100,8 +108,12 @@ def _generate(model, tokens, mask, keys, sampling: Sampling) -> Generation:
 
 
 def growth(limit: int) -> list[int]:
-    """How many new tokens the cache has room for, one size after the other: a step
-    reads all of it, so it grows with the responses."""
+    """Return the numbers of new tokens that the cache has room for, one size after the
+    other. A step reads the whole cache, so the cache grows with the responses.
+
+    Args:
+        limit: the largest number of new tokens.
+    """
     parts = min(max(limit // SHORTEST_GROWTH, 1), MOST_GROWTHS)
     return [limit * (part + 1) // parts for part in range(parts)]
 
@@ -109,8 +121,8 @@ def growth(limit: int) -> list[int]:
 def prefill(
     model: ChatGLM, tokens, mask, sampling: Sampling, *, slots: int
 ) -> Decoding:
-    """Read the prompts [B, P]: the state before the first step, with room for `slots`
-    new tokens in the cache."""
+    """Read the prompts [B, P]; return the state before the first step, whose cache has
+    room for `slots` new tokens."""
     batch, limit = tokens.shape[0], sampling.max_new_tokens
     hidden, cache = model.decode(tokens, mask, model.init_cache(*tokens.shape))
     return Decoding(
@@ -126,7 +138,7 @@ def prefill(
 
 
 def decode_step(model: ChatGLM, s: Decoding, keys, sampling: Sampling) -> Decoding:
-    """Sample a token for every live row with the row's key [B], and read it."""
+    """Sample a token for every live row with the keys [B], and feed it to the model."""
     new, token, stops = draw(s.logits, keys, s.step, s.live, sampling)
 
     def write(buffer, column):  # one column a step
@@ -148,15 +160,15 @@ def decode_step(model: ChatGLM, s: Decoding, keys, sampling: Sampling) -> Decodi
 
 
 def draw(logits, keys, step, live, sampling: Sampling):
-    """A token for every live row.
+    """Draw a token for every live row.
 
     Args:
         logits, keys, live: [B, V], [B] and [B].
-        step: how many tokens the response has, of all rows or of each [B].
+        step: the number of tokens in the response so far: of all rows, or of each [B].
 
     Returns:
-        What was sampled; the tokens [B], padding where a row is not live; and which of
-        them end a response.
+        The samples; the tokens [B], padding where a row is not live; and bool [B],
+        whether the token ends its response.
     """
     step = jnp.broadcast_to(step, live.shape)
     keys = jax.vmap(jax.random.fold_in)(keys, step)
@@ -166,7 +178,7 @@ def draw(logits, keys, step, live, sampling: Sampling):
 
 
 def check_prompts(model: ChatGLM, tokens, mask, sampling: Sampling) -> None:
-    """Raise a ValueError where `generate` cannot answer; see there."""
+    """Raise the ValueErrors of `generate`."""
     length = tokens.shape[1] + sampling.max_new_tokens
     if length > model.config.context_length:
         raise ValueError(
@@ -174,7 +186,7 @@ def check_prompts(model: ChatGLM, tokens, mask, sampling: Sampling) -> None:
             f"{sampling.max_new_tokens} need a context of {length}; the model has "
             f"{model.config.context_length}."
         )
-    # Traced values are not known, and other hosts' rows are not here.
+    # Traced values and rows on other hosts cannot be read here.
     if not any(isinstance(x, jax.core.Tracer) for x in (tokens, mask)) and all(
         getattr(x, "is_fully_addressable", True) for x in (tokens, mask)
     ):
@@ -182,14 +194,14 @@ def check_prompts(model: ChatGLM, tokens, mask, sampling: Sampling) -> None:
 
 
 def split_by_row(key: Key[Array, ""] | Key[Array, "B"], rows: int) -> Key[Array, "B"]:
-    """One key a row: those given, or a single key split."""
+    """Return one key a row: the given ones, or a single key split."""
     if key.ndim:
         return key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
 def project(model: ChatGLM, hidden):
-    """Logits [B, V] of hidden states [B, D]."""
+    """Return float32 logits [B, V] of hidden states [B, D]."""
     matrix = model.output_matrix
     logits = jnp.dot(hidden, matrix, preferred_element_type=jnp.float32)
     return constrain(constrain(logits, "rows", "vocab"), "batch", "tokens")

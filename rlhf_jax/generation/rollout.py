@@ -1,4 +1,4 @@
-"""Responses to a batch of prompts: keys by prompt, all rows from start to end.
+"""Rollouts: one sampled response to each row of a batch of prompts.
 
 Letters: B batch, P prompt, R response.
 """
@@ -17,12 +17,12 @@ from rlhf_jax.parallel.sharding import shard_batch
 
 
 def row_keys(key: jax.Array, index: jax.Array) -> jax.Array:
-    """One key a row, from the place of its prompt in the data set: [B] -> keys [B]."""
+    """Derive one key a row from the row's index in the data set: [B] -> keys [B]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def repeat_prompts(batch: PromptBatch, times: int) -> PromptBatch:
-    """Every prompt `times` times in a row: [B] -> [B times], for as many responses."""
+    """Repeat every prompt `times` times, for as many responses: [B] -> [B times]."""
     repeated = jax.tree.map(lambda x: np.repeat(x, times, axis=0), batch)
     sample = np.tile(np.arange(times, dtype=np.int32), len(batch.index))
     return dataclasses.replace(repeated, index=repeated.index * times + sample)

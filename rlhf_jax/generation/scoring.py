@@ -1,7 +1,8 @@
-"""What models say of responses that already exist: log-probabilities, scores, values.
+"""Log-probabilities, scores and values of given responses.
 
-One forward pass over [prompt | response 1 | ... | response K]: the prompt is computed
-once, whatever K. Letters: B batch, P prompt, K responses to a prompt, R response.
+One forward pass reads [prompt | response 1 | ... | response K], so the prompt is
+computed once, whatever K. Letters: B batch, P prompt, K responses to a prompt, R
+response.
 """
 
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from rlhf_jax.models.heads import ScoreModel
 
 
 def one_response(batch: Rollout | Experience) -> tuple[Array, Array, Array, Array]:
-    """A batch with one response to each prompt, as the arguments of the functions
-    below: prompts, prompt_mask, responses [B, 1, R], response_mask."""
+    """Unpack a batch with one response to each prompt into the arguments of the
+    functions below: prompts, prompt_mask, responses [B, 1, R], response_mask."""
     mask = batch.response_mask[:, None]
     return batch.prompts, batch.prompt_mask, batch.responses[:, None], mask
 
@@ -31,9 +32,9 @@ def response_logprobs(
     num_tokens: int,
     chunk_size: int,
 ) -> logprobs_.TokenLogprobs:
-    """Log-probability and entropy of every response token: float32 [B, K, R].
+    """Compute log-probability and entropy of every response token: float32 [B, K, R].
 
-    Arbitrary where `response_mask` is False.
+    Values are arbitrary where `response_mask` is False.
     """
     tokens, mask, segments = pack(prompts, prompt_mask, responses, response_mask)
     hidden = policy.hidden(tokens, mask, segments=segments)
@@ -51,7 +52,8 @@ def response_logprobs(
 def dialogue_logprobs(
     policy: ChatGLM, batch: SFTBatch, *, num_tokens: int, chunk_size: int
 ) -> Float[Array, "B T"]:
-    """Log-probability of every token of a dialogue, float32; index 0 is 0."""
+    """Compute the log-probability of every token of a dialogue, float32; index 0 is
+    0."""
     return logprobs_.next_token_logprobs(
         policy.hidden(batch.tokens, batch.mask),
         policy.output_matrix,
@@ -69,9 +71,9 @@ def response_scores(
     responses: Int[Array, "B K R"],
     response_mask: Bool[Array, "B K R"],
 ) -> Float[Array, "B K"]:
-    """The score of each response, read at its last real token: float32.
+    """Score each response at its last real token: float32 [B, K].
 
-    A response without a token has the score at the end of its prompt.
+    The score of an empty response is read at the end of its prompt.
     """
     scores = _token_scores(reward_model, prompts, prompt_mask, responses, response_mask)
     prompt_length = prompts.shape[1]
@@ -83,7 +85,7 @@ def response_scores(
 
 
 def pair_scores(reward_model: ScoreModel, batch: PackedPairs) -> Float[Array, "B 2"]:
-    """The scores of chosen and rejected, each read at its last token: float32."""
+    """Score chosen and rejected, each at its last token: float32 [B, 2]."""
     scores = reward_model(batch.tokens, batch.mask, segments=batch.segments)
     return jnp.take_along_axis(scores, batch.ends, axis=1)
 
@@ -95,7 +97,7 @@ def response_values(
     responses: Int[Array, "B K R"],
     response_mask: Bool[Array, "B K R"],
 ) -> Float[Array, "B K R"]:
-    """The value of the state before each response token: float32."""
+    """Compute the value of the state before each response token: float32 [B, K, R]."""
     scores = _token_scores(value_model, prompts, prompt_mask, responses, response_mask)
     before = logprobs_.response_hidden(
         scores[..., None],

@@ -1,4 +1,4 @@
-"""One response, token by token, as it is drawn: for terminals and servers."""
+"""One response, token by token as it is sampled: for terminals and servers."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -23,12 +23,12 @@ def stream(
 ) -> Iterator[int]:
     """Yield the response's tokens, its end token included.
 
-    They are those that `generate` gives to the prompt with this key. Programs are
+    The tokens equal those of `generate` for the same prompt and key. Programs are
     compiled for prompts of 64, 128, 256, ... tokens.
 
     Raises:
-        ValueError: prompt and response do not fit the model's context, or as
-            `generate`.
+        ValueError: prompt and response do not fit the model's context, or `generate`
+            would refuse the prompt.
     """
     room = model.config.context_length - sampling.max_new_tokens
     if len(prompt) > room:

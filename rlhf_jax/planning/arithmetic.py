@@ -1,5 +1,5 @@
-"""What a program needs beside its arguments, by arithmetic: for GPUs, whose compiler
-runs only where they are. Good to perhaps a fifth; a run says more."""
+"""Temporary memory of a program by arithmetic, for GPUs, whose compiler runs only on a
+GPU. The error is perhaps a fifth; a run tells the truth."""
 
 import jax.numpy as jnp
 
@@ -9,11 +9,12 @@ from rlhf_jax.models.presets import num_parameters
 
 
 def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dict:
-    """Bytes of a device by what they are for, of the program of this name.
+    """Estimate a program's temporary bytes of one device, by purpose.
 
     Args:
         config: a stage's config.
-        devices: that share rows and parameters equally.
+        name: of the program: "update", "score" or "generate".
+        devices: the number of devices that share rows and parameters equally.
     """
     if name == "generate":
         return _generation(config, model, devices)
@@ -54,7 +55,7 @@ def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dic
 
 def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
     rows, size = config.batch_size / devices, jnp.dtype(model.dtype).itemsize
-    # The cache, where it grows for the last time: before and after.
+    # Both caches, before and after the last growth.
     before, after = [0, *growth(config.max_response_tokens)][-2:]
     slots = 2 * config.max_prompt_tokens + before + after
     head_dims = model.num_kv_heads * model.head_dim
@@ -77,7 +78,7 @@ def _layer(config, model: ChatGLMConfig, rows, length, tokens) -> dict:
 
 
 def _per_token(model: ChatGLMConfig) -> int:
-    """Numbers that one layer makes of a token."""
+    """Return how many numbers one layer computes for a token."""
     heads = 2 * model.num_heads * model.head_dim
     kv_heads = 2 * model.num_kv_heads * model.head_dim
     return 6 * model.width + heads + kv_heads + 3 * model.ffn_width

@@ -1,8 +1,8 @@
 """Floating-point operations of a program, from its jaxpr.
 
-The compiler's own analysis counts the body of a loop once, however often it runs.
-Matrix products are counted, two operations a multiplication; the rest is small beside
-them. What the backward pass computes again is there, because the program does it.
+The compiler's own analysis counts the body of a loop once, however often the loop runs.
+Only matrix products count, two operations a multiplication; the rest is small beside
+them. Recomputation in the backward pass counts, because the program performs it.
 """
 
 import math
@@ -12,10 +12,10 @@ from jax.extend import core
 
 
 def count_flops(function, *args, loop_steps: int = 1) -> int:
-    """Operations of `function(*args)` over all devices.
+    """Count the operations of `function(*args)` on all devices together.
 
     Args:
-        loop_steps: how often a loop without a known end runs: the tokens of a response.
+        loop_steps: iterations of a loop without a known end (tokens of a response).
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr, loop_steps)
 
@@ -50,7 +50,7 @@ def _equation_flops(equation, loop_steps) -> int:
 
 
 def _jaxprs(value):
-    """The jaxprs in a parameter of an equation."""
+    """Yield the jaxprs in a parameter of an equation."""
     if isinstance(value, core.ClosedJaxpr):
         yield value.jaxpr
     elif isinstance(value, core.Jaxpr):

@@ -1,7 +1,6 @@
-"""Collectives of a compiled program: which, how many, how many bytes they move.
+"""Collectives of a compiled program: their kinds, counts and bytes, from its text.
 
-Read from the compiled program's text. A collective in the body of a loop counts as
-often as the loop runs.
+A collective in the body of a loop counts once for each iteration.
 """
 
 import math
@@ -37,17 +36,17 @@ _GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 class Collective(NamedTuple):
     kind: str
     shape: str  # of the result, as the compiler writes it
-    times: int  # the product of the loops around it
-    loops: int  # how many there are
-    bytes_moved: int  # that a chip receives each time
+    times: int  # iterations of all loops around it, multiplied
+    loops: int  # the number of loops around it
+    bytes_moved: int  # received by a chip each time
 
 
 def collectives(text: str, *, loop_steps: int = 1) -> list[Collective]:
-    """All collectives of a program.
+    """List all collectives of a program.
 
     Args:
         text: `compiled.as_text()`.
-        loop_steps: how often a loop without a known end runs.
+        loop_steps: iterations of a loop without a known end.
     """
     bodies, entry = _computations(text)
 
@@ -90,12 +89,13 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trips(condition: list[str], body: list[str]) -> int:
-    """How often a loop runs that counts up to a constant; 0 for another loop."""
+    """Return the iterations of a loop that counts up to a constant; 0 for other
+    loops."""
     limits = [int(n) for line in condition for _, n in _CONSTANT.findall(line)]
     read = [place for line in condition for _, place in _ELEMENT.findall(line)]
     if len(limits) != 1 or len(read) != 1:
         return 0
-    # The compiler may have unrolled it: then it counts in larger steps.
+    # An unrolled loop counts in larger steps.
     constants = {name: int(n) for line in body for name, n in _CONSTANT.findall(line)}
     counters = {
         name for line in body for name, n in _ELEMENT.findall(line) if n == read[0]
@@ -114,9 +114,9 @@ def _trips(condition: list[str], body: list[str]) -> int:
 
 
 def _bytes_moved(kind: str, shape: str, line: str) -> int:
-    """What a chip receives in a ring: of n parts, n - 1 are others'."""
+    """Return the bytes that a chip receives in a ring: n - 1 of n parts."""
     arrays = [_array_bytes(*match) for match in _ARRAY.findall(shape)]
-    # The start of an asynchronous one has its operand beside its result.
+    # The start of an asynchronous collective has its operand beside its result.
     pair = f"{kind}-start(" in line and kind in ("all-gather", "collective-permute")
     size = max(arrays) if pair else sum(arrays)
     n = _group_size(line)
@@ -131,7 +131,7 @@ def _bytes_moved(kind: str, shape: str, line: str) -> int:
 
 
 def _group_size(line: str) -> int:
-    """How many chips take part, in the three ways to write it."""
+    """Return the number of chips that take part; HLO has three notations for it."""
     if match := _GROUP_SHAPE.search(line):
         return int(match.group(1))
     if match := _GROUP_LIST.search(line):

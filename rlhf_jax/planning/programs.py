@@ -19,7 +19,7 @@ from rlhf_jax.batches import (
     Rollout,
     SFTBatch,
 )
-from rlhf_jax.generation.generate import _generate, growth
+from rlhf_jax.generation.generate import generate_program, growth
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.chatglm import ChatGLM
@@ -234,7 +234,7 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
         ),
         Program(
             "generate",
-            functools.partial(_generate, sampling=sampling),
+            functools.partial(generate_program, sampling=sampling),
             (answering, rolled.prompts, rolled.prompt_mask, keys),
             held=(moments, value and value.model, there, policy if is_copied else ()),
             loop_steps=config.max_response_tokens // len(rooms),

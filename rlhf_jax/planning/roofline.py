@@ -1,9 +1,8 @@
-"""What a program would need on given chips, and how fast it could be: no chip at hand.
+"""Memory and best time of a program on chips that are not there.
 
-The compiler for the chips runs on any machine. It says what memory a program takes and
-which collectives it has; operations are counted in the program (`flops`). The time is a
-roofline: as if products, memory and links each ran at their full speed and beside each
-other. A real run is slower.
+The compiler for TPUs runs on any machine and reports a program's memory and
+collectives; `flops` counts its operations. The time is a roofline: products, memory and
+links each run at full speed and at the same time. A real run is slower.
 """
 
 import dataclasses
@@ -24,16 +23,16 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Published speeds, and the memory that the compiler lets a program have."""
+    """Published speeds of a chip, and the memory that its compiler gives a program."""
 
     memory: float  # bytes
-    flops: float  # bfloat16, a second
-    bandwidth: float  # bytes a second, of the memory
-    links: float  # bytes a second, of all links to other chips together
+    flops: float  # bfloat16 operations a second
+    bandwidth: float  # bytes a second from the chip's memory
+    links: float  # bytes a second over all links to other chips together
 
 
 # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm; the links' speeds there
-# are in bits. Memory as the compiler states it when a program does not fit.
+# are in bits. The memory is what the compiler states when a program does not fit.
 CHIPS = {
     "v4": Chip(31.25 * GIB, 275e12, 1.228e12, 2400e9 / 8),
     "v5e": Chip(15.75 * GIB, 197e12, 0.819e12, 1600e9 / 8),
@@ -53,10 +52,9 @@ class Program:
 
     Attributes:
         donate: whether the first argument's memory is used for the result.
-        held: what else lies in memory while it runs, beside the arguments.
-        loop_steps: how often a loop without a known end runs; each, if several follow
-            each other.
-        loop_reads: what one run of each of them reads, together.
+        held: arrays resident in memory beside the arguments while the program runs.
+        loop_steps: iterations of each loop without a known end.
+        loop_reads: arrays that one iteration of each such loop reads.
     """
 
     name: str
@@ -70,21 +68,21 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One program on one kind of chip: bytes and operations of a chip."""
+    """One program on one kind of chip; bytes and operations are those of one chip."""
 
     name: str
     chip: Chip
     fits: bool
     memory: dict[str, int]  # held, arguments, outputs, temporaries, code
-    largest: list[str]  # what takes the most, where it does not fit
+    largest: list[str]  # the largest allocations
     flops: float
-    useful_flops: float  # without what is computed twice
+    useful_flops: float  # without recomputation
     moved: dict[str, int]  # bytes received through collectives, by kind
-    read: int  # bytes of its arguments, and what its loop reads, all rounds together
+    read: int  # bytes of the arguments, and of all that its loops read
 
     @property
     def seconds(self) -> dict[str, float]:
-        """What each part of the chip would need at full speed."""
+        """Seconds that products, memory and links need at full speed."""
         return {
             "products": self.flops / self.chip.flops,
             "memory": self.read / self.chip.bandwidth,
@@ -93,7 +91,7 @@ class Plan:
 
     @property
     def utilisation(self) -> float:
-        """Model-flops utilisation in that time: useful products of all possible."""
+        """Model-flops utilisation at best: useful operations by all possible ones."""
         return self.useful_flops / self.chip.flops / max(self.seconds.values())
 
     def as_dict(self) -> dict:
@@ -102,10 +100,10 @@ class Plan:
 
 
 def plan(program: Program, useful: Program, chip: Chip, *, num_chips: int) -> Plan:
-    """Compile a program for the current mesh, and say what it takes.
+    """Compile a program for the current mesh, and plan it.
 
     Args:
-        useful: the same program, computing nothing twice.
+        useful: the same program without recomputation.
     """
     function = jax.jit(program.function, donate_argnums=(0,) if program.donate else ())
     held, arguments, found = _counted(program, useful, chip, num_chips)
@@ -118,7 +116,9 @@ def plan(program: Program, useful: Program, chip: Chip, *, num_chips: int) -> Pl
         largest = largest_allocations(str(error))
         return found(fits=False, memory=memory, largest=largest, moved={})
     memory = memory_of(compiled)
-    held += max(arguments - memory["arguments"], 0)  # what the program does not read
+    held += max(
+        arguments - memory["arguments"], 0
+    )  # arguments that the program does not read
     memory = {"held": held} | memory
     moved = moved_bytes(text, loop_steps=program.loop_steps)
     fits = sum(memory.values()) <= chip.memory
@@ -130,10 +130,10 @@ def plan(program: Program, useful: Program, chip: Chip, *, num_chips: int) -> Pl
 def estimate(
     program: Program, useful: Program, chip: Chip, *, num_chips: int, temporaries: dict
 ) -> Plan:
-    """The same without a compiler: what the links move is not known.
+    """Plan a program without a compiler; the traffic over links stays unknown.
 
     Args:
-        temporaries: bytes of a chip, by what they are for.
+        temporaries: bytes of a chip, by purpose.
     """
     held, arguments, found = _counted(program, useful, chip, num_chips)
     memory = {"held": held, "arguments": arguments}
@@ -149,7 +149,7 @@ def estimate(
 
 
 def _counted(program: Program, useful: Program, chip: Chip, num_chips: int):
-    """Bytes held and of arguments, and a Plan with what can be counted filled in."""
+    """Count the bytes held and of arguments, and fill in a Plan as far as counts go."""
     held, arguments, loop_reads = (
         sum(bytes_per_device(x) for x in jax.tree.leaves(tree))
         for tree in (program.held, program.arguments, program.loop_reads)
@@ -172,10 +172,10 @@ def _flops(program: Program) -> int:
 
 
 def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
-    """Compile for a TPU, and read what became of the program.
+    """Compile for a TPU; return the compiled program and its text.
 
-    `compiled.as_text()` fails on newer chips' asynchronous instructions, which this
-    machine's own XLA does not know.
+    `compiled.as_text()` fails on asynchronous instructions of newer chips, which the
+    XLA of the host does not know; the compiler's dump has them.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
@@ -186,13 +186,14 @@ def compile_with_text(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled,
 
 
 def bytes_per_device(x) -> int:
-    """What an array (or its shape, with a sharding) takes of one device."""
+    """Return the bytes of one device that an array, or its shape with a sharding,
+    takes."""
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def largest_allocations(message: str) -> list[str]:
-    """From the compiler's error: sizes and shapes of the largest allocations; its
-    beginning, where it has none."""
+    """Extract sizes and shapes of the largest allocations from the compiler's error;
+    its first lines, if it names none."""
     kept = ("Used ", "Size: ", "Operator: ", "Shape: ")
     lines = [line.strip() for line in message.splitlines()]
     found = [line for line in lines if any(part in line for part in kept)]
@@ -200,7 +201,7 @@ def largest_allocations(message: str) -> list[str]:
 
 
 def moved_bytes(text: str, *, loop_steps: int = 1) -> dict[str, int]:
-    """Bytes that a chip receives in one run of a compiled program, by collective."""
+    """Count the bytes that a chip receives in one run of a program, by collective."""
     moved: Counter = Counter()
     for found in collectives(text, loop_steps=loop_steps):
         moved[found.kind] += found.times * found.bytes_moved
@@ -208,7 +209,7 @@ def moved_bytes(text: str, *, loop_steps: int = 1) -> dict[str, int]:
 
 
 def memory_of(compiled) -> dict[str, int]:
-    """Bytes of a chip that a compiled program takes."""
+    """Return the bytes of a chip that a compiled program takes, by kind."""
     found = compiled.memory_analysis()
     return {
         "arguments": found.argument_size_in_bytes,

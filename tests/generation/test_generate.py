@@ -119,7 +119,7 @@ def test_a_cache_that_grows_changes_nothing(model, prompts, stop_ids, monkeypatc
         monkeypatch.setattr(generation_module, "SHORTEST_GROWTH", shortest)
         assert generation_module.growth(10) == sizes
         run = jax.jit(
-            lambda *arguments: generation_module._generate.__wrapped__(
+            lambda *arguments: generation_module.generate_program.__wrapped__(
                 *arguments, settings
             )
         )
@@ -223,7 +223,7 @@ def test_another_key_gives_another_response(model, prompts):
 def test_bad_prompts_are_refused_before_anything_is_compiled(
     model, prompts, change, message, monkeypatch
 ):
-    monkeypatch.setattr(generation_module, "_generate", None)
+    monkeypatch.setattr(generation_module, "generate_program", None)
     tokens, mask = change(*prompts)
     for made in (np.asarray, jnp.asarray):
         with pytest.raises(ValueError, match=message):

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from rlhf_jax.generation.generate import _generate
+from rlhf_jax.generation.generate import generate_program
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
@@ -46,7 +46,7 @@ def test_no_step_of_a_decode_loop_gathers_a_parameter(quantised, monkeypatch):
         tokens = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=rows)
         mask = jax.ShapeDtypeStruct((8, 16), bool, sharding=rows)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
-        lowered = _generate.lower(model, tokens, mask, keys, sampling=SAMPLING)
+        lowered = generate_program.lower(model, tokens, mask, keys, sampling=SAMPLING)
         found = collectives(lowered.compile().as_text(), loop_steps=2)
     in_layers = [c for c in found if c.loops == 2]  # of the loop over steps
     assert in_layers

@@ -12,7 +12,7 @@ from flax import nnx
 
 from configs import ppo as ppo_config
 from rlhf_jax.batches import PackedPairs, PreferenceBatch, Rollout, SFTBatch
-from rlhf_jax.generation.generate import _generate
+from rlhf_jax.generation.generate import generate_program
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.config import ChatGLMConfig
@@ -189,7 +189,7 @@ def generate_step(model, batch):
         num_tokens=60,
     )
     keys = jax.random.split(jax.random.key(0), ROWS)
-    return _generate(model, batch, jnp.ones(batch.shape, bool), keys, sampling)
+    return generate_program(model, batch, jnp.ones(batch.shape, bool), keys, sampling)
 
 
 CASES = {
