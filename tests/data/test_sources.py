@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from configs import common
 from rlhf_jax.data import sources
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt, read_records
-from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
+from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 
 
 def dialogue(*turns: str) -> str:
@@ -238,3 +238,154 @@ def test_a_reader_notes_what_it_read(made, tmp_path):
         file.write("\n")
     read(data / "sft.jsonl", Dialogue)
     assert read.fingerprints != first
+
+
+# --- Data of one's own ---
+
+ASKED = {"role": "user", "content": "你好"}
+SAID = {"role": "assistant", "content": "你好！"}
+QUESTIONS = [f"{n} 加 1 等于几？" for n in range(20)]
+OWN = {  # the rows of a file: (row of each question, kinds that can be read from it)
+    "messages": (
+        lambda q: {"messages": [ASKED | {"content": q}, SAID]},
+        {Dialogue, Prompt},
+    ),
+    "completion": (lambda q: {"prompt": q, "completion": "1"}, {Dialogue, Prompt}),
+    "completion of messages": (
+        lambda q: {"prompt": [ASKED | {"content": q}], "completion": [SAID]},
+        {Dialogue, Prompt},
+    ),
+    "prompt": (lambda q: {"prompt": q}, {Prompt}),
+    "prompt of messages": (lambda q: {"prompt": [ASKED | {"content": q}]}, {Prompt}),
+    "pairs": (
+        lambda q: {"prompt": q, "chosen": "1", "rejected": "2"},
+        {Dialogue, Prompt, Comparison},
+    ),
+    "pairs of messages": (
+        lambda q: {
+            "prompt": [ASKED | {"content": q}],
+            "chosen": [SAID],
+            "rejected": [SAID | {"content": "x"}],
+        },
+        {Dialogue, Prompt, Comparison},
+    ),
+    "pairs with the prompt in both": (
+        lambda q: {
+            "chosen": [ASKED | {"content": q}, SAID],
+            "rejected": [ASKED | {"content": q}, SAID | {"content": "x"}],
+        },
+        {Dialogue, Prompt, Comparison},
+    ),
+}
+FILES = {  # by kind: of the training part, of the test part
+    Dialogue: ("sft.jsonl", "sft_test.jsonl"),
+    Prompt: ("prompts.jsonl", "eval_prompts.jsonl"),
+    Comparison: ("comparisons.jsonl", "comparisons_test.jsonl"),
+}
+
+
+def write_rows(path: Path, rows) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(rows)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("file", ["own.jsonl", "own.json"])
+def test_one_file_of_ones_own_is_all_that_a_stage_needs(name, file, tmp_path):
+    make, kinds = OWN[name]
+    c = config(write_rows(tmp_path / file, map(make, QUESTIONS)))
+    data = sources.open_data(c, tmp_path / "run")
+    read = sources.reader(c, tmp_path / "run")
+    for kind, names in FILES.items():
+        if kind in kinds:
+            train, test = (read(data / name, kind) for name in names)
+            assert len(train) + len(test) == len(QUESTIONS)
+            assert len(test) >= 1
+        else:
+            message = r"own.json.* holds no dialogues|There is no file .*comparisons"
+            with pytest.raises((ValueError, FileNotFoundError), match=message):
+                read(data / names[0], kind)
+    tokenizer = sources.open_tokenizer(c, data, "", tmp_path / "run")
+    assert tokenizer.decode(tokenizer.encode(QUESTIONS[0])) == QUESTIONS[0]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_a_data_folder_lacks_is_made_of_what_it_has(name, tmp_path):
+    make, kinds = OWN[name]
+    rows = list(map(make, QUESTIONS))
+    kind = max(kinds, key=list(FILES).index)  # the one that the file is named for
+    own = tmp_path / "own"
+    write_rows(own / FILES[kind][0], rows)
+    train_tokenizer(["你好"], 270, own / "tokenizer")
+    data = sources.open_data(config(own), tmp_path / "run")
+    assert sum(len(read_records(data / f, kind)) for f in FILES[kind]) == len(rows)
+    kept, made = (load_tokenizer(f / "tokenizer").fingerprint for f in (own, data))
+    assert kept == made
+
+
+def test_each_file_of_a_data_folder_may_be_in_a_published_layout(tmp_path):
+    own = tmp_path / "own"
+    for kind, files in FILES.items():
+        make = OWN["pairs of messages" if kind is Comparison else "messages"][0]
+        make = OWN["prompt"][0] if kind is Prompt else make
+        for file in files:
+            write_rows(own / file, map(make, QUESTIONS))
+    c = config(own)
+    assert sources.open_data(c, tmp_path / "run") == own
+    read = sources.reader(c, tmp_path / "run")
+    for kind, files in FILES.items():
+        assert [len(read(own / file, kind)) for file in files] == [20, 20]
+    # Without a tokenizer one is trained, once, beside the run's.
+    for _ in range(2):
+        tokenizer = sources.open_tokenizer(c, own, "", tmp_path / "run")
+        assert tokenizer.vocab_size > 270
+    assert not (own / "tokenizer").exists()
+
+
+def test_what_is_left_out_and_not_used_is_told(tmp_path):
+    make = OWN["pairs"][0]
+    rows = [make(q) | {"note": "x"} for q in QUESTIONS]
+    rows += [make("again") | {"rejected": "1"}, make("other") | {"system": "Hm."}]
+    data = sources.open_data(
+        config(write_rows(tmp_path / "own.jsonl", rows)), tmp_path / "run"
+    )
+    told = json.loads((data / "source.json").read_text())["train"]
+    assert told == {
+        "rows": 22,
+        "pairs": 21,
+        "left out: identical responses": 1,
+        "rows with an unused field: note": 20,
+    }
+
+
+def test_of_few_conversations_one_is_held_out_and_one_is_not_enough(tmp_path):
+    make = OWN["messages"][0]
+    c = config(write_rows(tmp_path / "two.jsonl", map(make, QUESTIONS[:2])))
+    data = sources.open_data(c, tmp_path / "run")
+    parts = [read_records(data / file, Dialogue) for file in FILES[Dialogue]]
+    assert [len(part) for part in parts] == [1, 1]
+    c.path = str(write_rows(tmp_path / "one.jsonl", map(make, QUESTIONS[:1])))
+    with pytest.raises(ValueError, match="leaves no dialogues to hold out: 1 conv"):
+        sources.open_data(c, tmp_path / "other")
+
+
+def test_an_answer_that_was_cut_is_nothing_to_imitate(tmp_path):
+    prompt = Prompt("p", (ASKED,))
+    pairs = [
+        Comparison(prompt, "yes", "no", "a", ended_a=False),
+        Comparison(prompt, "maybe", "no", "a", ended_b=False),
+    ]
+    rows = [json.loads(json.dumps(vars(pair), default=vars)) for pair in pairs]
+    path = write_rows(tmp_path / "own" / "comparisons.jsonl", rows)
+    write_rows(path.with_name("comparisons_test.jsonl"), rows)
+    data = sources.open_data(config(path.parent), tmp_path / "run")
+    (dialogue,) = read_records(data / "sft.jsonl", Dialogue)
+    assert dialogue.messages[-1]["content"] == "maybe"
+    assert read_records(data / "comparisons.jsonl", Comparison) == pairs
+    found = sources.reader(config(path), tmp_path / "run")(path, Dialogue)
+    assert found == [dialogue]

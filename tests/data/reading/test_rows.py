@@ -7,9 +7,8 @@ import datasets
 import numpy as np
 import pytest
 
-from rlhf_jax.data.reading.files import plain
 from rlhf_jax.data.reading.json_lines import RecordError
-from rlhf_jax.data.reading.rows import scan_rows
+from rlhf_jax.data.reading.rows import scan_rows, sources
 
 ROWS = [
     {
@@ -109,25 +108,6 @@ def test_a_tfds_folder_is_read_without_tensorflow(tmp_path):
         scan_rows(f"tfds:{folder}", "nosuch")
 
 
-def test_values_become_plain_json():
-    value = {
-        "bytes": b"\xe4\xbd\xa0",
-        "array": np.array([[1, 2]]),
-        "scalar": np.float32(0.5),
-        "missing": float("nan"),
-        "object": object(),
-        "bool": np.bool_(True),
-    }
-    assert plain(value) == {
-        "bytes": "你",
-        "array": [[1, 2]],
-        "scalar": 0.5,
-        "missing": None,
-        "object": None,
-        "bool": True,
-    }
-
-
 def test_bytes_that_are_not_text_are_a_bad_record(tmp_path):
     bad = datasets.Dataset.from_dict({"x": [b"ok", b"\xff\xfe"]})
     bad.save_to_disk(tmp_path)
@@ -135,3 +115,65 @@ def test_bytes_that_are_not_text_are_a_bad_record(tmp_path):
     assert first == {"x": "ok"}
     assert isinstance(second, RecordError)
     assert (number, second.field) == (2, "x")
+
+
+def folder(path, *names: str) -> str:
+    for name in names:
+        file = path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"name": name}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["train.jsonl", "train_prefs.jsonl", "README.md"], ["train.jsonl"]),
+        (["train.json", ".train.jsonl", ".hidden/train.jsonl"], ["train.json"]),
+        (["train.jsonl", ".ipynb_checkpoints/train.jsonl"], ["train.jsonl"]),
+        (["train.jsonl", "train.jsonl.bak", "train.jsonl~"], ["train.jsonl"]),
+        (["data/train.jsonl", "test.jsonl"], ["data/train.jsonl"]),
+        (["train/a.jsonl", "train/b.jsonl"], ["train/a.jsonl", "train/b.jsonl"]),
+        (
+            [f"data/train-0000{n}-of-00002.jsonl" for n in (1, 0)],
+            [f"data/train-0000{n}-of-00002.jsonl" for n in (0, 1)],
+        ),
+    ],
+)
+def test_of_a_folder_the_files_of_the_split_are_read(tmp_path, names, read):
+    origin = folder(tmp_path, *names)
+    assert [row["name"] for _, row in scan_rows(origin, "train")] == read
+    assert [name for name, _ in sources(origin, "train")] == [
+        str(tmp_path / name) for name in read
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["train_prefs.jsonl", "train_sft.jsonl", "test_prefs.jsonl"],
+            "only: test_prefs.jsonl, train_prefs.jsonl, train_sft.jsonl. Set the name",
+        ),
+        (["train-sft.parquet"], "no file for the split 'train', only: train-sft.parqu"),
+        (["training.jsonl"], "only: training.jsonl"),
+        (["train.json", "train.jsonl"], "several files .*: train.json, train.jsonl"),
+        (["train.jsonl", "train.jsonl.gz"], "several files .* train.jsonl.gz. Give"),
+        (["train.jsonl", "data/train.jsonl"], "several files .* data/train.jsonl, tr"),
+        (["train.jsonl", "checkpoints/train.jsonl"], "checkpoints/train.jsonl"),
+        (["train.jsonl", "train-00000-of-00001.jsonl"], "several files"),
+        (["train-00001-of-00002.jsonl"], "has 1 of 2 parts of the split 'train'"),
+        (["notes.txt", "README.md"], "no file of rows .*only: README.md, notes.txt"),
+        ([f"x{n}.jsonl" for n in range(20)], "and 12 more"),
+    ],
+)
+def test_a_folder_in_which_it_is_not_clear_what_to_read_is_refused(
+    tmp_path, names, message
+):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        scan_rows(folder(tmp_path, *names), "train")
+
+
+def test_a_file_is_read_whatever_the_split(tmp_path):
+    origin = folder(tmp_path, "own.jsonl") + "/own.jsonl"
+    assert list(scan_rows(origin, "nosuch")) == [(1, {"name": "own.jsonl"})]
