@@ -12,6 +12,8 @@ from typing import IO
 
 import numpy as np
 
+from rlhf_jax.shared_work import is_first
+
 # What the system did not allow, by its number, and what to do about it.
 _TROUBLES = {
     errno.ENOSPC: ("No space left on the disk", "free some space"),
@@ -29,14 +31,19 @@ _NUMBER = re.compile(r"(?i)\b(?:errno |os error |os_error_code=')(\d+)")
 @contextlib.contextmanager
 def writing_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Open a file that gets its name at the end, when all of it is on the disk. After
-    an error or a kill there is what was there before. Text is UTF-8.
+    an error or a kill there is what was there before. Text is UTF-8. Of the processes
+    of a run the first writes; what the others write goes nowhere.
 
     Raises:
         OSError: it cannot be written; names the file.
     """
+    encoding = None if "b" in mode else "utf-8"
+    if not is_first():
+        with open(os.devnull, mode, encoding=encoding) as nowhere:
+            yield nowhere
+        return
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    encoding = None if "b" in mode else "utf-8"
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

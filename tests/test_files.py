@@ -1,7 +1,9 @@
 """Files appear whole or not at all, and errors say what a disk did not allow."""
 
+import ast
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +87,40 @@ def test_what_is_no_json_object_is_named(text, tmp_path):
 def test_an_object_comes_back(tmp_path):
     files.write_json(tmp_path / "a.json", {"a": ["好"]})
     assert files.read_json(tmp_path / "a.json") == {"a": ["好"]}
+
+
+def test_of_several_processes_the_first_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "is_first", lambda: False)
+    files.write_text(tmp_path / "x" / "y.txt", "text")
+    assert not (tmp_path / "x").exists()
+    monkeypatch.setattr(files, "is_first", lambda: True)
+    files.write_text(tmp_path / "x" / "y.txt", "text")
+    assert (tmp_path / "x" / "y.txt").read_text() == "text"
+
+
+PACKAGE = Path(files.__file__).parent
+ROOMS = ("stages", "evaluation", "training", "algorithms")
+APPENDED = {"training/metrics.py": 1}  # by process 0, line by line
+
+
+def writes(path: Path) -> int:
+    """How many calls in a file write to a path, not to a file of `writing_whole`."""
+    found = 0
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        name = node.func.attr
+        modes = [x.value for x in node.args if isinstance(x, ast.Constant)]
+        of_path = name in ("write_text", "write_bytes", "savez")
+        opened = name == "open" and any(str(mode)[:1] in "wax" for mode in modes)
+        plotted = name == "savefig" and ast.unparse(node.args[0]) == "path"
+        found += of_path or opened or plotted
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_stages_write_appears_whole_and_once(room):
+    """Several processes run the same stage: only `files` knows which one writes."""
+    for path in (PACKAGE / room).rglob("*.py"):
+        name = str(path.relative_to(PACKAGE))
+        assert writes(path) == APPENDED.get(name, 0), name

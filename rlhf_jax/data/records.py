@@ -18,6 +18,7 @@ from rlhf_jax.data.reading.json_lines import (
     kind_of,
     scan_json_lines,
 )
+from rlhf_jax.files import writing_whole
 
 VERSION = 1  # of the layout below; written on every line
 ROLES = ("system", "user", "assistant", "observation")
@@ -170,15 +171,11 @@ def read_records(
 
 def write_records(path: str | Path, records: Iterable) -> None:
     """Write dataclass records, one JSON object a line; the file appears whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=vars)
-    with temporary.open("w", encoding="utf-8") as file:
+    with writing_whole(path) as file:
         for record in records:
             line = {"version": VERSION, **vars(record)}
             file.write(encoder.encode(line) + "\n")
-    temporary.replace(path)
 
 
 def response_of(record, side: str) -> Response:

@@ -37,6 +37,7 @@ from rlhf_jax.data.tokenizers.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from rlhf_jax.files import write_json
 from rlhf_jax.shared_work import first_makes, is_first
 
 FOLDER = ("sft.jsonl", "sft_test.jsonl", "prompts.jsonl", "eval_prompts.jsonl")
@@ -93,7 +94,7 @@ def open_data(config, workdir: Path) -> Path:
         copy_tokenizer(path / "tokenizer", making / "tokenizer")
     elif not has_tokenizer(making / "tokenizer"):
         _train_tokenizer(config, making, workdir, making / "tokenizer")
-    (making / MADE_FROM).write_text(json.dumps(source, indent=2), encoding="utf-8")
+    write_json(making / MADE_FROM, source)
     if made.exists() and made_from(made) is None:  # perhaps not ours
         made.rename(made.with_name(f"data.before.{time.time():.0f}"))
     shutil.rmtree(made, ignore_errors=True)

@@ -27,6 +27,7 @@ import numpy as np
 from rlhf_jax.data.reading import fields
 from rlhf_jax.data.reading.json_lines import RecordError, keep_good, scan_json_lines
 from rlhf_jax.data.records import Prompt
+from rlhf_jax.files import writing_whole
 
 REASONING, LANGUAGE = "中文推理", "中文语言"
 GROUPS = {
@@ -162,8 +163,7 @@ def judgment_record(
 
 
 def write_lines(path: Path, records: Sequence[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with writing_whole(path) as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 

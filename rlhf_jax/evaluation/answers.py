@@ -14,6 +14,7 @@ from rlhf_jax.data.encoding import encode_prompts, sampled_response
 from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
+from rlhf_jax.files import writing_whole
 from rlhf_jax.generation.continuous_batching import sample_responses
 from rlhf_jax.generation.sampling import Sampling, sampling_with
 from rlhf_jax.generation.scoring import response_logprobs, response_scores
@@ -164,7 +165,7 @@ def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
 
 def write_answers(path: Path, answers: Answers, **columns: np.ndarray) -> None:
     """One JSON line an answer: prompt, response and the given numbers, null for NaN."""
-    with path.open("w", encoding="utf-8") as file:
+    with writing_whole(path) as file:
         for i, prompt in enumerate(answers.prompts):
             record = {
                 "id": prompt.id,

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import comb
 
+from rlhf_jax.files import writing_whole
+
 
 def expected_of_best(scores: np.ndarray, values: np.ndarray, *, n: int) -> np.ndarray:
     """The expected value of the sample with the highest score of n: float [N].
@@ -64,4 +66,5 @@ def plot(curve: list[dict], path: Path) -> None:
     right.plot(kl, score, "s--", color="grey", label="score (right)")
     right.set_ylabel("score")
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=120)
+    with writing_whole(path, "wb") as file:
+        figure.savefig(file, dpi=120)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.preferences import wilson
+from rlhf_jax.files import write_json, write_text, writing_whole
 
 NUM_ERRORS = 50  # in errors.jsonl
 NUM_SHOWN = 10  # of them in report.md
@@ -30,13 +31,11 @@ def write_report(
         report: from `preferences.assess`.
         scores: float [N, 2] of chosen and rejected.
     """
-    folder.mkdir(exist_ok=True)
     errors = worst_errors(scores, comparisons)
-    text = json.dumps(report, indent=2, ensure_ascii=False)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(markdown(report, errors), encoding="utf-8")
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.md", markdown(report, errors))
     plot_reliability(report["calibration"], folder / "reliability.png")
-    with (folder / "errors.jsonl").open("w", encoding="utf-8") as file:
+    with writing_whole(folder / "errors.jsonl") as file:
         for error in errors:
             file.write(json.dumps(error, ensure_ascii=False) + "\n")
 
@@ -130,7 +129,8 @@ def plot_reliability(calibration: dict, path: Path) -> None:
     below.bar(confidence, pairs, width=0.03)
     below.set_xlabel("confidence: sigmoid of the difference of scores")
     below.set_ylabel("pairs")
-    figure.savefig(path, dpi=120)
+    with writing_whole(path, "wb") as file:
+        figure.savefig(file, dpi=120)
 
 
 def _with_interval(row: dict) -> str:

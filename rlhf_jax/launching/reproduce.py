@@ -1,7 +1,6 @@
 """The runs behind the claims of the paper, and what they show, seed by seed."""
 
 import functools
-import json
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from rlhf_jax.evaluation.report.claims import (
     plot_training,
 )
 from rlhf_jax.evaluation.report.runs import find_runs, group_runs
+from rlhf_jax.files import write_json, write_text
 from rlhf_jax.launching.jobs import Job, load_config, run_jobs
 from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training.workdir import finish, open_workdir, read_summary
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: str, *, paper) -> None:
     plot_frontier(groups, Path(config.results) / "frontier.png")
     plot_training(groups, Path(config.results) / "training.png")
     report = page.html(runs, notes, title=str(folder))
-    (folder / "report.html").write_text(report, encoding="utf-8")
+    write_text(folder / "report.html", report)
     print_markdown(text)
     if not failed:
         finish(folder, {})
@@ -61,9 +61,8 @@ def run(config: ConfigDict, workdir: str, *, paper) -> None:
 
 def write_results(out: Path, results: list[dict], text: str) -> None:
     """Leave the tables, and the effects as a picture, in the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "claims.md").write_text(text, encoding="utf-8")
-    (out / "claims.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_text(out / "claims.md", text)
+    write_json(out / "claims.json", results)
     if results:
         plot_effects(results, out / "claims.png")
 

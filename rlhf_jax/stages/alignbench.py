@@ -16,6 +16,7 @@ from rlhf_jax.data.chat_client import FREE_SETTINGS, open_client
 from rlhf_jax.evaluation import alignbench
 from rlhf_jax.evaluation.answers import answer
 from rlhf_jax.evaluation.judges import mark_messages, read_marks
+from rlhf_jax.files import write_text
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.terminal import print_markdown
@@ -121,7 +122,7 @@ def run(config, workdir: str) -> None:
             len(asked) - len(judged), len(asked),
         )  # fmt: skip
     table = alignbench.markdown(name, found)
-    (workdir / "result.md").write_text(table, encoding="utf-8")
+    write_text(workdir / "result.md", table)
     print_markdown(table)
     without = {"without_verdict": len(asked) - len(judged)}
     finish(workdir, summary | without | found)

@@ -16,6 +16,7 @@ from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.evaluation.answers import answer, scores
 from rlhf_jax.evaluation.best_of_n import expected_of_best, kl_of_best, plot
 from rlhf_jax.evaluation.win_rate import mean_with_interval
+from rlhf_jax.files import write_text
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.terminal import print_markdown
@@ -87,7 +88,7 @@ def run(config, workdir: str) -> None:
             row[name] = mean_with_interval(expected, seed=config.seed)
         curve.append(row)
         n *= 2
-    (workdir / "best_of_n.md").write_text(table(curve))
+    write_text(workdir / "best_of_n.md", table(curve))
     plot(curve, workdir / "best_of_n.png")
     print_markdown(table(curve))
     finish(workdir, {"prompts": len(found), "curve": curve})

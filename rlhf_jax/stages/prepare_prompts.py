@@ -28,6 +28,7 @@ from rlhf_jax.data.reading.rows import sources
 from rlhf_jax.data.records import Prompt, write_records
 from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
+from rlhf_jax.files import write_json, write_text, writing_whole
 from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.terminal import listed
@@ -150,7 +151,7 @@ def load_head(folder: str, config):
 
 def write_dropped(path: Path, prompts, reasons, scores) -> None:
     """A line for each prompt that was dropped: why, its scores, and what it says."""
-    with path.open("w", encoding="utf-8") as file:
+    with writing_whole(path) as file:
         for i in np.flatnonzero(reasons != ""):
             marks = [None if np.isnan(mark) else float(mark) for mark in scores[i]]
             line = {
@@ -193,7 +194,6 @@ def write_report(intents, reasons, minimum: int, workdir: Path) -> dict:
     for title, rows in tables.items():
         print_rows(title, rows)
     text = "\n".join(markdown(title, rows) for title, rows in tables.items())
-    (workdir / "report.md").write_text(text, encoding="utf-8")
-    content = json.dumps(tables, indent=2, ensure_ascii=False)
-    (workdir / "report.json").write_text(content, encoding="utf-8")
+    write_text(workdir / "report.md", text)
+    write_json(workdir / "report.json", tables)
     return steps | {"intents that fall short": short}

@@ -25,6 +25,7 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt, write_records
 from rlhf_jax.evaluation.candidates import candidate_scores, sample_candidates
+from rlhf_jax.files import writing_whole
 from rlhf_jax.training import weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
 
@@ -107,7 +108,7 @@ def run(config, workdir: str) -> None:
 
 def write_rollouts(path: Path, prompts, responses, scores: np.ndarray) -> None:
     """Write one line a prompt."""
-    with path.open("w", encoding="utf-8") as file:
+    with writing_whole(path) as file:
         for prompt, group, row in zip(prompts, responses, scores, strict=True):
             record = {
                 "id": prompt.id,

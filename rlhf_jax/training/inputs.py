@@ -6,12 +6,12 @@ the run stands still, or differ from machine to machine. Their fingerprints are 
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from absl import logging
 
+from rlhf_jax.files import read_json, write_json
 from rlhf_jax.shared_work import exchange, first_does
 from rlhf_jax.training import checksums
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
@@ -55,10 +55,9 @@ def _keep(workdir: Path, record: dict) -> None:
     path = workdir / FILE
     before = None
     if results(workdir) and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
     if before is None:
-        text = json.dumps(record | {"versions": versions()}, indent=2)
-        path.write_text(text, encoding="utf-8")
+        write_json(path, record | {"versions": versions()})
         return
     changed = [
         name

@@ -15,6 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import rlhf_jax
+from rlhf_jax.files import read_json, write_json
 from rlhf_jax.shared_work import exchange, first_does, is_first
 from rlhf_jax.training import lock, options
 from rlhf_jax.training.metrics import MEASURED
@@ -123,10 +124,13 @@ def _open(folder: Path, resolved: dict, free, parts: Mapping) -> None:
     held += [name for names in begun.values() for name in names]
     if path.exists():
         try:
-            recorded = _read_json(path).get("config", {})
-        except ValueError:
+            recorded = read_json(path).get("config", {})
+        except ValueError as error:
             if held:
-                raise
+                raise ValueError(
+                    f"{error} Restore it from a copy, or start anew in another "
+                    "--workdir."
+                ) from None
             recorded = {}
         differences = [
             (key, there, here)
@@ -154,7 +158,7 @@ def _open(folder: Path, resolved: dict, free, parts: Mapping) -> None:
         if not held:
             _clear(folder, resolved)
     record = {"config": resolved, "versions": versions(), "seed": resolved["seed"]}
-    _write_json(path, record)
+    write_json(path, record)
 
 
 def _clear(folder: Path, resolved: dict) -> None:
@@ -181,26 +185,6 @@ def _texts(config) -> Iterator[str]:
         yield config
 
 
-def _write_json(path: Path, record: dict) -> None:
-    """The file appears whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False))
-    temporary.replace(path)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("it holds no JSON object")
-        return record
-    except ValueError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}). Restore it from a copy, or start anew "
-            "in another --workdir."
-        ) from None
-
-
 def config_differences(there, here, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key with dots, value there, value here) wherever two configs differ."""
     if isinstance(there, dict) and isinstance(here, dict):
@@ -219,7 +203,7 @@ def finish(workdir: str | os.PathLike, summary: dict) -> None:
     fast it was stays out: the same run leaves the same summary. Of several processes
     the first writes, and the others go on when it is written."""
     numbers = {k: x for k, x in summary.items() if not k.startswith(MEASURED)}
-    first_does(_write_json, Path(workdir) / "summary.json", numbers)
+    first_does(write_json, Path(workdir) / "summary.json", numbers)
     if is_first():
         lock.release(Path(workdir))
 
@@ -249,7 +233,7 @@ def done_before(workdir: str | os.PathLike) -> bool:
 
 
 def read_summary(workdir: str | os.PathLike) -> dict:
-    return _read_json(Path(workdir) / "summary.json")
+    return read_json(Path(workdir) / "summary.json")
 
 
 def due(step: int, every: int, total: int) -> bool:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.data.cleaning.annotator_quality import Annotators, Share
 from rlhf_jax.data.cleaning.length_balance import Balance
+from rlhf_jax.files import write_text, writing_whole
 from rlhf_jax.terminal import print_table
 
 SHOWN = 20  # rows of a table in the terminal; the report has all
@@ -103,7 +104,7 @@ def write(
     found = {name: _number(value) for name, value in kappa.items()}
     report = {title.lower(): rows for title, rows in tables.items()}
     report |= {"kappa": found, "length": length}
-    _write(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
+    write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
 
     lines = [
         f"Of {n['pairs']:,} {name} pairs, {n['equal']:,} are equal in length; of the "
@@ -116,7 +117,7 @@ def write(
         lines.append(f"Cohen's kappa of a vote with the others' majority: {values}.")
     parts = [markdown(title, rows) for title, rows in tables.items() if rows]
     parts += [*(f"{line}\n" for line in lines), f"![Difference in length]({PLOT})\n"]
-    _write(folder / "report.md", "\n".join(parts))
+    write_text(folder / "report.md", "\n".join(parts))
     plot_differences(difference, difference[kept], folder / PLOT)
 
     for title, rows in tables.items():
@@ -162,7 +163,8 @@ def plot_differences(before: np.ndarray, after: np.ndarray, path: Path) -> None:
     axes.set_title("Difference in length before and after balancing", loc="left")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    with writing_whole(path, "wb") as file:
+        figure.savefig(file, dpi=130)
 
 
 def _cell(row: dict, name: str) -> str:
@@ -184,10 +186,6 @@ def _cell(row: dict, name: str) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _number(value: float | None) -> float | None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rlhf_jax.evaluation.claims import Effect
 from rlhf_jax.evaluation.report import plots, tables
 from rlhf_jax.evaluation.report.runs import Group
+from rlhf_jax.files import writing_whole
 
 VERDICTS = {"holds": "#1FA774", "not shown": "#8A8F98", "the opposite": "#E0524D"}
 TRAINING = (
@@ -38,7 +39,8 @@ def plot_effects(results: Sequence[dict], path: Path) -> None:
             for name, c in VERDICTS.items()
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
-        figure.savefig(path, dpi=110)
+        with writing_whole(path, "wb") as file:
+            figure.savefig(file, dpi=110)
 
 
 def _draw_effect(axes: Axes, row: dict) -> None:

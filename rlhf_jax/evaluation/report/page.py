@@ -18,6 +18,7 @@ from rlhf_jax.evaluation.report.runs import (
     has_number,
     read_lines,
 )
+from rlhf_jax.files import write_text
 
 # Of stages that train: metric, title.
 CURVES = (
@@ -226,6 +227,5 @@ def write_report(folders: list[str], out: Path | None, *, form: str, title: str)
         runs, notes, title=title or ", ".join(map(str, folders))
     )
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        write_text(out, text)
     return text

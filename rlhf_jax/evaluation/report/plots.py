@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.evaluation.preferences import wilson
 from rlhf_jax.evaluation.report.runs import Group
+from rlhf_jax.files import writing_whole
 
 # Told apart on white and on black, also by the colour-blind (after Okabe and Ito).
 COLOURS = (
@@ -252,7 +253,8 @@ def save(draws: Sequence[Draw], path: Path, *, size: tuple[float, float]) -> Non
             handles, labels = axes.get_legend_handles_labels()
             labelled |= dict(zip(labels, handles, strict=True))
         figure.legend(labelled.values(), labelled, loc="outside right upper")
-        figure.savefig(path, dpi=110)
+        with writing_whole(path, "wb") as file:
+            figure.savefig(file, dpi=110)
 
 
 def _svg(figure: Figure) -> str:
