@@ -4,6 +4,7 @@ Results travel between the processes as JSON, so a tuple arrives as a list. Ever
 process must call these functions, in the same order.
 """
 
+import contextvars
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -15,6 +16,9 @@ from jax.experimental import multihost_utils
 # Errors of a user's input or of the disk. The others are told of them, so that no
 # process sits in a collective that never comes.
 TOLD = (ValueError, OSError)
+
+# Set while process 0 does something for all: what it calls then asks nobody else.
+_alone = contextvars.ContextVar("alone", default=False)
 
 
 def is_first() -> bool:
@@ -30,9 +34,9 @@ def share_out(function: Callable, items: Sequence) -> list:
     Raises:
         ValueError: says in all processes what `function` raised in one of them.
     """
-    own, count = jax.process_index(), jax.process_count()
-    if count == 1:
+    if not _are_several():
         return [function(x) for x in items]
+    own, count = jax.process_index(), jax.process_count()
     parts = _told(lambda: [function(x) for x in items[own::count]])
     return [parts[i % count][i // count] for i in range(len(items))]
 
@@ -43,9 +47,17 @@ def first_does(function: Callable, *args):
     Raises:
         ValueError: says in the others what `function` raised in process 0.
     """
-    if jax.process_count() == 1:
+    if not _are_several():
         return function(*args)
-    return _told(lambda: function(*args) if is_first() else None)[0]
+
+    def alone():
+        token = _alone.set(True)
+        try:
+            return function(*args)
+        finally:
+            _alone.reset(token)
+
+    return _told(lambda: alone() if is_first() else None)[0]
 
 
 def first_makes(make: Callable) -> Callable:
@@ -63,7 +75,7 @@ def first_makes(make: Callable) -> Callable:
 
 def exchange(mine) -> list:
     """What every process passes, in the order of the processes."""
-    if jax.process_count() == 1:
+    if not _are_several():
         return [mine]
     message = np.frombuffer(json.dumps(mine).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(message.size))
@@ -73,6 +85,12 @@ def exchange(mine) -> list:
         json.loads(row[:size].tobytes())
         for row, size in zip(messages, sizes, strict=True)
     ]
+
+
+def _are_several() -> bool:
+    # Asked first, since the count starts the accelerators.
+    joined = jax.distributed.is_initialized()
+    return joined and jax.process_count() > 1 and not _alone.get()
 
 
 def _told(function: Callable) -> list:

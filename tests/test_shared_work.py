@@ -98,6 +98,14 @@ def test_the_first_process_makes_what_the_others_then_find(in_processes):
     assert made == [True, False, False]
 
 
+def test_what_the_first_process_does_for_all_may_ask_for_the_same(in_processes):
+    def make(x):
+        return [first_does(str, x), share_out(str, [x, x + 1])]
+
+    results = in_processes(lambda index: (first_does(make, 7), share_out(str, [1])))
+    assert results == [(["7", ["7", "8"]], ["1"])] * 3
+
+
 def test_a_process_alone_does_all():
     assert share_out(str, [1, 2]) == ["1", "2"]
     assert first_does(str, 1) == "1"
