@@ -53,6 +53,15 @@ class Mean:
         return float(self.total) / count if count else float("nan")
 
 
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """So many a second, scalar. The `Writer` divides, when it fetches a step's numbers,
+    by the time since it fetched those of the step before: when a step is handed to the
+    device, its computation has not begun."""
+
+    count: jax.Array | float
+
+
 class Stopwatch:
     """Seconds since it was last read."""
 
@@ -64,9 +73,9 @@ class Stopwatch:
         self._last, seconds = now, now - self._last
         return seconds
 
-    def rate(self, count) -> Mean:
-        """`count` a second since it was last read."""
-        return Mean(count, self.lap())
+    def rate(self, count) -> Rate:
+        """`count` a second, see `Rate`."""
+        return Rate(count)
 
 
 def to_floats(metrics: dict) -> dict[str, float]:
@@ -114,6 +123,7 @@ class Writer:
                 _keep_lines(self.workdir / name, lambda saved: saved <= step)
             self._events = _Events(self.workdir / "events", step)
         self._step, self._pending, self._batch = step, {}, None
+        self._fetched = time.perf_counter()
         self._numbers: dict[str, float] = {}
         self._losses = suspects.Losses(spike_zscore)
         for line in read_metrics(self.workdir):
@@ -145,7 +155,7 @@ class Writer:
         """Fetch and write what is noted; return it."""
         if not self._pending:
             return self._numbers
-        self._numbers, self._pending = to_floats(self._pending), {}
+        self._numbers, self._pending = self._fetch(self._pending), {}
         self._numbers |= self._losses.add(self._numbers)
         if self.active:
             line = {k: _json_number(v) for k, v in self._numbers.items()}
@@ -163,6 +173,14 @@ class Writer:
                 f"in {suspects.FOLDER}/ with launch/replay.py."
             )
         return self._numbers
+
+    def _fetch(self, noted: dict) -> dict[str, float]:
+        """The numbers of a step that is done."""
+        rates = {k: x.count for k, x in noted.items() if isinstance(x, Rate)}
+        numbers = to_floats(noted | rates)
+        now = time.perf_counter()
+        self._fetched, seconds = now, now - self._fetched
+        return {k: x / seconds if k in rates else x for k, x in numbers.items()}
 
     def _keep_suspect(self) -> None:
         """Save the step's batch when its numbers are not finite or stand out."""

@@ -1,12 +1,14 @@
 import json
 import struct
+import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from rlhf_jax.training.metrics import Mean, NonFiniteError, Writer, read_metrics
+from rlhf_jax.training import metrics
+from rlhf_jax.training.metrics import Mean, NonFiniteError, Rate, Writer, read_metrics
 
 
 def lines(path):
@@ -165,3 +167,26 @@ def test_tensorboard_sees_all_numbers_and_from_where_a_resume_goes_on(tmp_path):
     first = [(1, SessionLog.START, {}), (1, 0, {"a": 1.0}), (2, 0, {"a": 2.0})]
     second = [(2, SessionLog.START, {}), (2, 0, {"a": 5.0}), (3, 0, {"a": 6.0})]
     assert found == first + second
+
+
+def test_a_rate_is_by_the_time_between_the_ends_of_steps(tmp_path, monkeypatch):
+    """Not by the time between two starts, which a device takes in a moment."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def ends_at(moment):  # known as soon as its numbers are fetched
+        def fetch(numbers):
+            clock[0] = moment[0]
+            moment[0] += 2.0
+            return {k: float(x) for k, x in numbers.items()}
+
+        return fetch
+
+    monkeypatch.setattr(metrics, "to_floats", ends_at([10.0]))
+    writer = Writer(tmp_path, 0, 1, 0.0)
+    for step in (1, 2, 3):
+        writer.write(step, {"tokens_per_second": Rate(100.0), "a": 1.0})
+    writer.close()
+    found = [line["tokens_per_second"] for line in read_metrics(tmp_path)]
+    assert found == [10.0, 50.0, 50.0]
+    assert all(line["a"] == 1.0 for line in read_metrics(tmp_path))
