@@ -65,7 +65,8 @@ def with_training(c: ConfigDict) -> ConfigDict:
 
 
 class Lengths(NamedTuple):
-    """Limits in tokens: what is longer is left out and counted, never cut."""
+    """Limits in tokens: what is longer is counted, and left out unless a config's
+    `too_long` says otherwise."""
 
     dialogue: int
     prompt: int

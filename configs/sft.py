@@ -16,7 +16,10 @@ def get_config(preset="tiny"):
     c.optimizer = common.optimizer(2e-3 if small else 1e-5)
     c.epochs = 3 if small else 2  # passes over the data
     c.batch_size = 16 if small else 128  # dialogues
-    c.max_tokens = lengths.dialogue  # longer dialogues are left out
+    c.max_tokens = lengths.dialogue  # of a dialogue; of longer ones too_long decides
+    # "drop": left out; "truncate_prompt": without their oldest turns; "truncate_end":
+    # cut at the limit, and the answer that is cut has no end token.
+    c.too_long = "drop"
     # Few widths mean few compiled programs.
     c.pad_to_multiple = 32 if preset == "tiny" else 64 if preset == "hh" else 256
     c.eval_every = 200  # steps, and at the end; 0: never

@@ -6,10 +6,10 @@ Of several processes each encodes its share.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rlhf_jax.data.batching import SFTBatches, round_up
-from rlhf_jax.data.records import Comparison, Dialogue, Prompt, Response
+from rlhf_jax.data.records import Comparison, Dialogue, Message, Prompt, Response
 from rlhf_jax.data.tokenizers.chat import (
     decode_response,
     encode_dialogue,
@@ -24,14 +24,47 @@ Pair = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
 
 
 def encode_dialogues(
-    dialogues: Sequence[Dialogue], tokenizer: Tokenizer, max_tokens: int
-) -> tuple[list[Example], int]:
-    """The dialogues that fit, and how many do not."""
-    examples = share_out(lambda d: encode_dialogue(d.messages, tokenizer), dialogues)
-    kept = [(ids, mask) for ids, mask in examples if len(ids) <= max_tokens]
+    dialogues: Sequence[Dialogue],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    too_long: str = "drop",
+) -> tuple[list[Example], Counter]:
+    """The dialogues that fit, or are made to, and how many were too long, by what was
+    done with them.
+
+    Args:
+        too_long: "drop" leaves a dialogue out; "truncate_prompt" leaves out its oldest
+            turns, and all of it if the last one is too long; "truncate_end" keeps its
+            first tokens, so that the answer that is cut has no end token, and leaves it
+            out if no answer begins among them.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    if too_long not in ("drop", "truncate_prompt", "truncate_end"):
+        raise ValueError(
+            f"{too_long=} must be 'drop', 'truncate_prompt' or 'truncate_end'."
+        )
+
+    def encode(dialogue: Dialogue) -> tuple[list[int], list[bool], str]:
+        """What is kept, nothing or all of it; and what to count."""
+        ids, mask = encode_dialogue(dialogue.messages, tokenizer)
+        if len(ids) <= max_tokens:
+            return ids, mask, ""
+        if too_long == "truncate_prompt":
+            for messages in _from_each_turn(dialogue.messages):
+                ids, mask = encode_dialogue(messages, tokenizer)
+                if len(ids) <= max_tokens:
+                    return ids, mask, "kept without its oldest turns"
+        elif too_long == "truncate_end" and any(mask[:max_tokens]):
+            return ids[:max_tokens], mask[:max_tokens], "kept without its end"
+        return [], [], "too long and dropped"
+
+    encoded = share_out(encode, dialogues)
+    kept = [(ids, mask) for ids, mask, _ in encoded if ids]
     if not kept:
         raise ValueError(f"None of {len(dialogues)} dialogues fits {max_tokens=}.")
-    return kept, len(examples) - len(kept)
+    return kept, Counter(note for *_, note in encoded if note)
 
 
 def sft_batches(
@@ -142,13 +175,19 @@ def encode_pairs(
 def _without_oldest_turns(messages, tokenizer, max_tokens: int) -> list[int]:
     """The ids of the system's message and as many of the last turns as fit; of the last
     turn alone where not even that fits."""
-    system = [m for m in messages[:1] if m["role"] == "system"]
-    starts = [i for i, m in enumerate(messages) if m["role"] == "user"]
-    for start in starts:
-        ids = encode_prompt([*system, *messages[start:]], tokenizer)
+    for shorter in _from_each_turn(messages):
+        ids = encode_prompt(shorter, tokenizer)
         if len(ids) <= max_tokens:
             break
     return ids
+
+
+def _from_each_turn(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """The system's message and all from each of the user's on, the oldest first."""
+    system = [m for m in messages[:1] if m["role"] == "system"]
+    for start, message in enumerate(messages):
+        if message["role"] == "user":
+            yield [*system, *messages[start:]]
 
 
 def _unusable(comparison: Comparison) -> str:

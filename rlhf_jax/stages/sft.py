@@ -69,17 +69,19 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    examples, dropped = encode_dialogues(
+    examples, too_long = encode_dialogues(
         read(data / "sft.jsonl", Dialogue),
         tokenizer,
         config.max_tokens,
+        config.too_long,
     )
     held_out, _ = encode_dialogues(
         read(data / "sft_test.jsonl", Dialogue),
         tokenizer,
         config.max_tokens,
+        config.too_long,
     )
-    logging.info("%d dialogues; %d too long and dropped.", len(examples), dropped)
+    logging.info("%d dialogues; too long: %s.", len(examples), dict(too_long) or 0)
     order = BatchOrder(
         len(examples),
         batch_size=config.batch_size,

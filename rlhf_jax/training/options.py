@@ -53,7 +53,7 @@ CHOICES = {
     "on_bad_record": ("error", "skip"),
     "param_dtype": FLOATS,
     "rollout_param_dtype": ("same", "int8"),
-    "too_long": ("drop", "truncate_prompt"),
+    "too_long": ("drop", "truncate_prompt", "truncate_end"),
 }
 
 _BOUND = {

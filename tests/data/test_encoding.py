@@ -13,7 +13,11 @@ from rlhf_jax.data.encoding import (
     sft_batches,
 )
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt, Response
-from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
+from rlhf_jax.data.tokenizers.chat import (
+    encode_dialogue,
+    encode_prompt,
+    encode_response,
+)
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -154,13 +158,60 @@ def test_when_nothing_is_left_the_reasons_are_told(tokenizer):
         encode([comparison()], tokenizer, too_long="cut")
 
 
+def test_a_long_dialogue_loses_its_oldest_turns(tokenizer):
+    talk = Dialogue((*TALK, turn("assistant", "three")))
+    last = encode_dialogue([SYSTEM, *talk.messages[-2:]], tokenizer)
+    long = Dialogue((LAST, turn("assistant", "two " * 99)))
+    given = [talk, long]
+    limit = len(last[0])
+    kept, too_long = encode_dialogues(given, tokenizer, limit, "truncate_prompt")
+    assert kept == [last]
+    assert too_long == {
+        "kept without its oldest turns": 1,
+        "too long and dropped": 1,
+    }
+    with pytest.raises(ValueError, match="None of 1 dialogues fits"):
+        encode_dialogues([talk], tokenizer, limit - 1, "truncate_prompt")
+
+
+@pytest.mark.parametrize("off", [1, 2, 5])
+def test_what_is_cut_at_its_end_is_not_taught_to_stop(tokenizer, off):
+    short = Dialogue((LAST, turn("assistant", "yes")))
+    talk = Dialogue((LAST, turn("assistant", "two " * 20)))
+    ids, mask = encode_dialogue(talk.messages, tokenizer)
+    limit = len(ids) - off
+    kept, too_long = encode_dialogues([talk, short], tokenizer, limit, "truncate_end")
+    assert kept == [
+        (ids[:limit], mask[:limit]),
+        encode_dialogue(short.messages, tokenizer),
+    ]
+    assert too_long == {"kept without its end": 1}
+    (cut, learned), whole = kept[0], kept[1]
+    taught = [i for i, is_learned in zip(cut, learned, strict=True) if is_learned]
+    assert taught and not set(taught) & set(tokenizer.stop_ids)
+    assert whole[0][-1] in tokenizer.stop_ids and whole[1][-1]
+
+
+def test_a_dialogue_whose_answer_lies_behind_the_limit_is_dropped(tokenizer):
+    short = Dialogue((LAST, turn("assistant", "yes")))
+    talk = Dialogue((turn("user", "one " * 99), turn("assistant", "two")))
+    limit = len(encode_prompt(talk.messages[:1], tokenizer))
+    for room, kept in ((0, 1), (1, 2)):
+        found, _ = encode_dialogues(
+            [talk, short], tokenizer, limit + room, "truncate_end"
+        )
+        assert len(found) == kept
+    with pytest.raises(ValueError, match="must be 'drop', 'truncate_prompt' or 'trunc"):
+        encode_dialogues([short], tokenizer, 64, "cut")
+
+
 def test_batches_of_the_sft_term_are_as_wide_as_the_longest_dialogue_that_fits(
     tokenizer,
 ):
     answers = ["yes", "yes and no", "one " * 9, "two " * 99]
     dialogues = [Dialogue((LAST, turn("assistant", x))) for x in answers]
-    kept, dropped = encode_dialogues(dialogues, tokenizer, 60)
-    assert dropped == 1
+    kept, too_long = encode_dialogues(dialogues, tokenizer, 60)
+    assert too_long == {"too long and dropped": 1}
     longest = max(len(ids) for ids, _ in kept)
     made = {"max_tokens": 60, "batch_size": 3, "seed": 0}
     for multiple in (1, 8):

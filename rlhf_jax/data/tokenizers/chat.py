@@ -1,7 +1,8 @@
 """Dialogues to tokens, in the chat format that belongs to the tokenizer.
 
 A message is {"role": "system" | "user" | "assistant" | "observation", "content": text};
-`chat_formats` says what else it may hold, and how each format writes it.
+`chat_formats` says what else it may hold, and how each format writes it. What a format
+does not write is refused.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,4 +82,20 @@ def _encode(messages, tokenizer):
             "The tokenizer has no chat template and is none of the ChatGLM family's: "
             "put a chat_template.jinja into its folder."
         )
-    return FORMATS[tokenizer.chat_format](messages, tokenizer)
+    encode = FORMATS[tokenizer.chat_format]
+    try:
+        ids, mask = encode(messages, tokenizer)
+        for index, message in enumerate(messages):
+            for name in {"metadata", "tools"} & set(message):
+                bare = {key: x for key, x in message.items() if key != name}
+                others = [*messages[:index], bare, *messages[index + 1 :]]
+                if message[name] and encode(others, tokenizer)[0] == ids:
+                    raise ValueError(
+                        f"The chat format {tokenizer.chat_format!r} of this tokenizer "
+                        f"does not write the {name} of message {index} "
+                        f"({message['role']})."
+                    )
+    except ValueError as error:
+        begin = messages[0]["content"][:60]
+        raise ValueError(f"{error} The dialogue begins with {begin!r}.") from None
+    return ids, mask

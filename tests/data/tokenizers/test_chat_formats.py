@@ -196,8 +196,8 @@ def test_glm4_writes_metadata_and_refuses_tools(folder):
     learned = [i for i, is_learned in zip(ids, mask, strict=True) if is_learned]
     assert learned == [*enc("time\n"), *enc("call()"), special("<|user|>")]
     assert ids[-len(learned) - 1] == special("<|assistant|>")
-    with pytest.raises(ValueError, match="no tools"):
-        encode_prompt([{"role": "system", "content": "", "tools": []}], tokenizer)
+    with pytest.raises(ValueError, match=r"no tools.* dialogue begins with 'Help\.'"):
+        encode_prompt([{"role": "system", "content": "Help.", "tools": []}], tokenizer)
 
 
 TALK = [
@@ -276,3 +276,39 @@ def test_streamed_text_waits_for_whole_characters(published, folder, version):
     cut = "".join(stream_response(iter(ids), tokenizer))
     assert cut == decode_response(ids, tokenizer)
     assert cut.startswith("a")
+
+
+TOOL = [
+    {"role": "system", "content": "Help.", "tools": [{"name": "time"}]},
+    HELLO,
+    {"role": "assistant", "content": "call()", "metadata": "time"},
+]
+
+
+@pytest.mark.parametrize(
+    ("version", "messages", "field"),
+    [
+        ("chatglm", [HELLO, TOOL[2]], "metadata of message 1"),
+        ("chatglm2", [HELLO | {"tools": [1]}, ANSWER], "tools of message 0"),
+        ("chatglm3", [HELLO | {"tools": [1]}, ANSWER], "tools of message 0"),
+        (GLM4_TEMPLATE, [TOOL[0], HELLO, ANSWER], "tools of message 0"),
+        (GLM4_TEMPLATE, TOOL[1:], "metadata of message 1"),
+        (CHATML_TEMPLATE, [HELLO, TOOL[2], HELLO, ANSWER], "metadata of message 1"),
+    ],
+)
+def test_what_a_format_does_not_write_is_refused(
+    published, folder, tmp_path, version, messages, field
+):
+    tokenizer = published.get(version)
+    if tokenizer is None:
+        tokenizer = with_template(folder, tmp_path, version)
+    match = rf"does not write the {field} .* The dialogue begins with "
+    with pytest.raises(ValueError, match=match):
+        encode_dialogue(messages, tokenizer)
+
+
+def test_a_template_that_writes_metadata_carries_it(folder, tmp_path):
+    tokenizer = with_template(folder, tmp_path, GLM4_TEMPLATE)
+    bare = [HELLO, {"role": "assistant", "content": "call()"}, HELLO, ANSWER]
+    named = [HELLO, TOOL[2], HELLO, ANSWER]
+    assert encode_dialogue(named, tokenizer)[0] != encode_dialogue(bare, tokenizer)[0]
