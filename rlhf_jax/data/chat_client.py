@@ -28,6 +28,7 @@ from urllib3.exceptions import NewConnectionError
 
 from rlhf_jax.data.answer_cache import AnswerCache, CacheError, SpendingLimitError
 from rlhf_jax.data.records import Message
+from rlhf_jax.shared_work import first_does
 
 PASSING = (408, 409, 425, 429)  # status codes that pass, beside most from 500 on
 TIMED_OUT = (408, 504, 522, 524)  # of a gateway: the answer may have been billed
@@ -136,7 +137,9 @@ class ChatClient:
             return []
         keys = [json.dumps(list(messages)) for messages in conversations]
         todo = deque(dict(zip(keys, conversations, strict=True)).items())
-        count, found, errors = len(todo), {}, {}
+        count = len(todo)
+        found: dict[str, str] = {}
+        errors: dict[str, ChatError] = {}
         fatal: list[Exception] = []
         self._failed_in_a_row = 0
 
@@ -174,8 +177,8 @@ class ChatClient:
         self._stopped.clear()
         if fatal:
             raise fatal[0]
-        if errors:
-            self._tell(list(errors.values()), count)
+        if lost := [errors[key] for key in keys if key in errors]:
+            self._tell(lost, len(keys))
         return [found.get(key, "") for key in keys]
 
     def answer(self, messages: Sequence[Message]) -> str:
@@ -461,6 +464,25 @@ def open_client(service: Mapping, cache: Path, *, key: str) -> ChatClient:
     """A client by the fields of a config; raises as `read_service` and `ChatClient`."""
     settings, api_key = read_service(service, key=key)
     return ChatClient(settings, cache, api_key)
+
+
+def open_service(
+    service: Mapping, cache: Path, *, key: str
+) -> Callable[[Sequence[Sequence[Message]]], list[str]]:
+    """`ChatClient.answers` of a service that is there: it has been asked for a word. Of
+    several processes the first asks, and the others get its answers.
+
+    Raises:
+        ValueError: as `read_service`, `ChatClient` and `ChatClient.check`.
+    """
+    opened = []
+
+    def connect():
+        opened.append(open_client(service, cache, key=key))
+        opened[0].check()
+
+    first_does(connect)
+    return lambda conversations: first_does(lambda: opened[0].answers(conversations))
 
 
 def read_service(service: Mapping, *, key: str) -> tuple[ChatSettings, str]:

@@ -179,5 +179,17 @@ def markdown(model: str, found: dict) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def headline(model: str, found: dict) -> str:
+    """The overall mark in a line, with its interval and what it rests on."""
+    n = sum(found["questions"].values())
+    if found["overall"] is None:
+        missing = [name for name, mean in found["categories"].items() if mean is None]
+        return f"{model}: no overall mark of {n} questions, none in {missing}."
+    bounds = ""
+    if found["low"] is not None:
+        bounds = f" [{found['low']:.2f}, {found['high']:.2f}], 95 %,"
+    return f"{model}: {found['overall']:.2f}{bounds} of 10, n = {n} questions."
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     return None if None in values else float(np.mean(values))

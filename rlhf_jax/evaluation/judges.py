@@ -47,11 +47,19 @@ def by_truth(answers, references=None) -> np.ndarray:
     Raises:
         ValueError: a prompt is not the testbed's.
     """
-    if any(prompt.task is None for prompt in answers[0].prompts):
-        raise ValueError("judge='testbed' needs prompts of the testbed.")
+    check_truth(answers[0].prompts)
     return np.array(
         [list(map(true_quality, given.prompts, given.texts)) for given in answers]
     ).T
+
+
+def check_truth(prompts: Sequence[Prompt]) -> None:
+    """Raise ValueError where the quality of an answer is not known."""
+    if any(prompt.task is None for prompt in prompts):
+        raise ValueError(
+            "judge='testbed' needs prompts of the testbed. For others set "
+            "judge='reward_model' and reward_model, or judge='pairs' and service."
+        )
 
 
 def by_reward_model(model: ScoreModel, *, pad_id: int, batch_size: int) -> Judge:

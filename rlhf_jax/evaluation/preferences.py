@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.evaluation.calibration import reliability
+from rlhf_jax.evaluation.intervals import half_right, pair_accuracy
 
 # Buckets of the difference of lengths, in tokens, by their lowest.
 LENGTH_EDGES = (0, 1, 10, 20, 40, 80, 160)
@@ -40,7 +41,7 @@ def assess(
     report = {
         "accuracy": {
             group: pair_accuracy(margins[rows], _take(pairs.prompts, rows))
-            | {name: float(_right(x[rows]).mean()) for name, x in rivals.items()}
+            | {name: float(half_right(x[rows]).mean()) for name, x in rivals.items()}
             for group, rows in groups(pairs).items()
         },
         "scores": {
@@ -53,7 +54,7 @@ def assess(
             "margin": float(margins.mean()),
         },
         "length_correlation": correlations(scores, pairs.lengths),
-        "calibration": reliability(margins),
+        "calibration": reliability(margins, pairs.prompts),
     }
     if pairs.qualities is not None and np.ptp(pairs.qualities, axis=1).any():
         report["truth"] = truth(scores, pairs)
@@ -109,43 +110,6 @@ def groups(pairs: JudgedPairs) -> dict[str, np.ndarray]:
     return {name: np.flatnonzero(mask) for name, mask in masks.items() if mask.any()}
 
 
-def pair_accuracy(
-    margins: np.ndarray, prompts: Sequence[Hashable] | None = None
-) -> dict[str, float]:
-    """The share of margins [N] that are right, with its 95 % interval.
-
-    Wilson's interval for as many independent pairs as these are worth: pairs of one
-    prompt that are right or wrong together count for less (a design effect, as in
-    surveys). Without `prompts` every pair is its own.
-    """
-    right = _right(margins)
-    accuracy = right.mean()
-    if prompts is None:
-        prompts = range(len(right))
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    index = np.array([place[prompt] for prompt in prompts])
-    by_prompt = np.bincount(index, right - accuracy)
-    independent, found = ((right - accuracy) ** 2).sum(), (by_prompt**2).sum()
-    design_effect = max(1.0, found / independent) if independent > 0 else 1.0
-    low, high = wilson(accuracy, len(right) / design_effect)
-    return {
-        "accuracy": float(accuracy),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "pairs": len(right),
-    }
-
-
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` independent cases."""
-    z = 1.959964
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count)
-    half *= np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    # It holds the share, also where rounding says otherwise.
-    return float(min(centre - half, share)), float(max(centre + half, share))
-
-
 def correlations(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Pearson's correlation of x and y, both [N, 2]: over all responses, and of the
     differences inside pairs (each pair in both orders), where prompts cancel out.
@@ -163,10 +127,6 @@ def correlations(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale > 0 else 0.0
-
-
-def _right(margins: np.ndarray) -> np.ndarray:
-    return (np.sign(margins) + 1) / 2
 
 
 def _take(values: Sequence, rows: np.ndarray) -> list:

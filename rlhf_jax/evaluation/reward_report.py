@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rlhf_jax.data.records import Comparison
-from rlhf_jax.evaluation.preferences import wilson
 from rlhf_jax.files import write_json, write_text, writing_whole
 
 NUM_ERRORS = 50  # in errors.jsonl
@@ -114,9 +113,7 @@ def plot_reliability(calibration: dict, path: Path) -> None:
     confidence, accuracy, pairs = (
         np.array([b[key] for b in bins]) for key in ("confidence", "accuracy", "pairs")
     )
-    low, high = np.transpose(
-        [wilson(a, n) for a, n in zip(accuracy, pairs, strict=True)]
-    )
+    low, high = np.transpose([[b["accuracy_low"], b["accuracy_high"]] for b in bins])
     figure = Figure(figsize=(4.5, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0.5, 1], [0.5, 1], color="grey", linestyle="--", label="calibrated")
@@ -135,7 +132,7 @@ def plot_reliability(calibration: dict, path: Path) -> None:
 
 def _with_interval(row: dict) -> str:
     low, high = row["accuracy_low"], row["accuracy_high"]
-    return f"{row['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+    return f"{row['accuracy']:.1%} [{low:.1%}, {high:.1%}], n = {row['pairs']}"
 
 
 def _spread(scores: dict, side: str) -> str:

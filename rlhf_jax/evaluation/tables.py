@@ -21,7 +21,7 @@ def print_table(summary: dict) -> None:
         filled,
         [[row[key] for key in filled] for row in rows],
     )
-    print("Brackets hold 95 % intervals over prompts.")
+    print("Brackets hold 95 % intervals over prompts, of n results each.")
     if "reward_model" in summary:
         found = summary["reward_model"]
         print(
@@ -56,14 +56,14 @@ def held_out(reward: dict) -> str:
 def model_row(name: str, row: dict) -> dict[str, str]:
     """What is known of a model, by the name of its column; "" where nothing is."""
     cells = dict.fromkeys(
-        ("model", "prompts", "win / tie / lose", "net wins", "at equal length"), ""
+        ("model", "n", "win / tie / lose", "net wins", "at equal length"), ""
     )
     cells["model"] = name
     if versus := row.get("against_baseline"):
         shares = " / ".join(f"{versus[key]:.0%}" for key in ("win", "tie", "lose"))
         low, high = versus["net_low"], versus["net_high"]
         cells |= {
-            "prompts": f"{versus['prompts']:,}",
+            "n": f"{versus.get('n', versus['prompts']):,}",
             "win / tie / lose": shares,
             "net wins": f"{versus['net']:+.1%} [{low:+.1%}, {high:+.1%}]",
             "at equal length": f"{versus['length_controlled_net']:+.1%}",
@@ -73,7 +73,11 @@ def model_row(name: str, row: dict) -> dict[str, str]:
     if quality := row.get("quality"):
         low, high = quality["low"], quality["high"]
         cells["quality"] = f"{quality['mean']:.2f} [{low:.2f}, {high:.2f}]"
-    cells |= {"tokens": f"{row['length']:.1f}", "KL": f"{row['kl']:.2f}"}
+        cells["n"] = cells["n"] or f"{quality['n']:,}" if "n" in quality else ""
+    cells["tokens"] = f"{row['length']:.1f}"
+    # Answers sampled at another temperature than 1 have no KL, but a log-ratio.
+    for title, key in (("KL", "kl"), ("log-ratio", "log_ratio")):
+        cells[title] = f"{row[key]:.2f}" if key in row else ""
     for title, key in (("identity", "identity_probes"), ("JSON", "json_probes")):
         cells[title] = f"{row[key]:.0%}" if key in row else ""
     return cells

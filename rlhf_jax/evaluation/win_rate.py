@@ -32,7 +32,7 @@ def win_rate(
     result: np.ndarray, *, seed: int, prompts: Sequence[Hashable] | None = None
 ) -> dict[str, float]:
     """Shares of results won, tied and lost, and wins minus losses ("net"), each with
-    its interval.
+    its interval; "n", the number of results, and "prompts", that of their prompts.
 
     Args:
         prompts: of each result; None: every result has its own.
@@ -51,7 +51,7 @@ def win_rate(
     low, high = interval(
         lambda rows: values[rows].mean(0), len(result), seed=seed, prompts=prompts
     )
-    found: dict[str, float] = {"prompts": len(set(prompts))}
+    found: dict[str, float] = {"prompts": len(set(prompts)), "n": len(result)}
     for i, name in enumerate(shares):
         found[name] = float(values[:, i].mean())
         found[f"{name}_low"], found[f"{name}_high"] = float(low[i]), float(high[i])
@@ -128,7 +128,7 @@ def bradley_terry(
     prompts: Sequence[Hashable] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Ratings of more than two models in Elo points, their mean 0 (Bradley and Terry),
-    each with its interval.
+    each with its interval, and "n", the prompts with any result.
 
     Args:
         result: of the first against the second on the same N prompts, float [N]. A tie
@@ -145,24 +145,37 @@ def bradley_terry(
         return (strength - strength.mean()) * 400 / np.log(10)
 
     rating = ratings(np.arange(len(won)))
+    count = int((~np.isnan(won)).any(axis=1).sum())
     low, high = interval(
         ratings, len(won), seed=seed, prompts=prompts, resamples=FIT_RESAMPLES
     )
     return {
-        name: {"rating": float(r), "low": float(a), "high": float(b)}
+        name: {"rating": float(r), "low": float(a), "high": float(b), "n": count}
         for name, r, a, b in zip(names, rating, low, high, strict=True)
     }
 
 
-def mean_with_interval(values: np.ndarray, *, seed: int) -> dict[str, float]:
-    """Mean and its interval, of the values that are not NaN.
+def mean_with_interval(
+    values: np.ndarray, *, seed: int, prompts: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+    """Mean and its interval, of the values that are not NaN, and their number "n".
+
+    Args:
+        prompts: of each value; None: every value has its own.
 
     Raises:
         ValueError: all are NaN.
     """
-    values, _ = _judged(values, None)
-    low, high = interval(lambda rows: values[rows].mean(), len(values), seed=seed)
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+    values, prompts = _judged(values, prompts)
+    low, high = interval(
+        lambda rows: values[rows].mean(), len(values), seed=seed, prompts=prompts
+    )
+    return {
+        "mean": float(values.mean()),
+        "low": float(low),
+        "high": float(high),
+        "n": len(values),
+    }
 
 
 def interval(

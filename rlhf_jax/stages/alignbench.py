@@ -12,13 +12,14 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
-from rlhf_jax.data.chat_client import FREE_SETTINGS, open_client
+from rlhf_jax.data.chat_client import FREE_SETTINGS, open_service, read_service
+from rlhf_jax.data.verdicts import tell_unread
 from rlhf_jax.evaluation import alignbench
 from rlhf_jax.evaluation.answers import answer
 from rlhf_jax.evaluation.judges import mark_messages, read_marks
 from rlhf_jax.files import write_text
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training import options, weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir
@@ -33,17 +34,18 @@ def run(config, workdir: str) -> None:
             "config.questions, the benchmark's data_v1.1_release.jsonl."
         )
     questions = alignbench.read_questions(config.questions)
+    if config.judge == "marks":
+        read_service(config.service, key="config.service")
     workdir = open_workdir(
         workdir, config, free=[f"service.{name}" for name in FREE_SETTINGS]
     )
     if is_finished(workdir):
         return
+    weights.check_kind(config.policy, ChatGLM)
     ask = None
     if config.judge == "marks":
         cache = workdir / "judge.sqlite"
-        client = open_client(config.service, cache, key="config.service")
-        client.check()
-        ask = client.answers
+        ask = open_service(config.service, cache, key="config.service")
     name = config.model_name or Path(config.policy).name
 
     # Model
@@ -51,8 +53,6 @@ def run(config, workdir: str) -> None:
     model = weights.load_model(
         config.policy, dtype=config.dtype, param_dtype=config.dtype
     )
-    if isinstance(model, ScoreModel):
-        raise ValueError(f"{config.policy} is a reward model: it does not answer.")
     weights.check_vocabulary(model.config, tokenizer.vocab_size, config.policy)
 
     # Answers
@@ -79,7 +79,8 @@ def run(config, workdir: str) -> None:
         alignbench.answer_record(question, name, text)
         for question, text in zip(asked, answers.texts, strict=True)
     ]
-    alignbench.write_lines(workdir / "model_answer" / f"{name}.jsonl", answered)
+    path = workdir / "model_answer" / f"{name}.jsonl"
+    alignbench.write_lines(path, answered)
     summary = {
         "model": weights.fingerprint(config.policy),
         "too_long": len(questions) - len(asked),
@@ -100,10 +101,12 @@ def run(config, workdir: str) -> None:
     scores = np.array([mark for _, mark in read])
     judged = np.flatnonzero(~np.isnan(scores))
     if not len(judged):
+        said = next(filter(None, verdicts))
         raise ValueError(
-            f"None of {len(verdicts)} verdicts holds a mark; the first: "
-            f"{verdicts[0][:200]!r}. Raise service.max_tokens, or ask another model."
+            f"None of {len(verdicts)} verdicts holds a mark; the first: {said[:200]!r}."
+            " Raise service.max_tokens, or ask another model."
         )
+    tell_unread(verdicts, ~np.isnan(scores))
     judgments = [
         alignbench.judgment_record(
             answered[i],
@@ -114,15 +117,17 @@ def run(config, workdir: str) -> None:
         )
         for i in judged
     ]
-    alignbench.write_lines(workdir / "judgment" / f"{name}.jsonl", judgments)
+    path = workdir / "judgment" / f"{name}.jsonl"
+    alignbench.write_lines(path, judgments)
     found = alignbench.aggregate([question.category for question in asked], scores)
     if len(judged) < len(asked):
         logging.warning(
-            "%d of %d verdicts hold no mark; left out.",
+            "%d of %d answers have no mark and are left out.",
             len(asked) - len(judged), len(asked),
         )  # fmt: skip
     table = alignbench.markdown(name, found)
     write_text(workdir / "result.md", table)
     print_markdown(table)
+    print(alignbench.headline(name, found))
     without = {"without_verdict": len(asked) - len(judged)}
     finish(workdir, summary | without | found)

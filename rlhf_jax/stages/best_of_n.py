@@ -47,13 +47,13 @@ def run(config, workdir: str) -> None:
         weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
         for folder in (config.policy, config.reward_model)
     )
-    for model, folder in ((policy, config.policy), (reward_model, config.reward_model)):
-        weights.check_vocabulary(model.config, tokenizer.vocab_size, folder)
     if isinstance(policy, ScoreModel) or not isinstance(reward_model, ScoreModel):
         raise ValueError(
             f"{config.policy} must be a language model and {config.reward_model} a "
             "reward model."
         )
+    for model, folder in ((policy, config.policy), (reward_model, config.reward_model)):
+        weights.check_vocabulary(model.config, tokenizer.vocab_size, folder)
 
     # Answers
     sampling = sampling_with(
@@ -75,6 +75,8 @@ def run(config, workdir: str) -> None:
     ).reshape(-1, config.num_samples)
     quality = np.array(list(map(true_quality, answers.prompts, answers.texts)))
     quality = quality.reshape(found.shape)
+    # A prompt may come twice.
+    keys = [tuple(ids) for ids in answers.prompt_ids[:: config.num_samples]]
     logging.info("Judged %d answers to %d prompts.", found.size, len(found))
 
     # Curve
@@ -85,7 +87,7 @@ def run(config, workdir: str) -> None:
         picks["oracle"] = (quality, quality)
         for name, (by, values) in picks.items():
             expected = expected_of_best(by, values, n=n)
-            row[name] = mean_with_interval(expected, seed=config.seed)
+            row[name] = mean_with_interval(expected, seed=config.seed, prompts=keys)
         curve.append(row)
         n *= 2
     write_text(workdir / "best_of_n.md", table(curve))
@@ -97,6 +99,8 @@ def run(config, workdir: str) -> None:
 def table(curve: list[dict]) -> str:
     """The curve in Markdown; intervals of 95 % over prompts."""
     lines = [
+        f"Means over n = {curve[0]['quality']['n']} prompts [95 % intervals].",
+        "",
         "| n | KL | true quality | score | best true quality |",
         "|---|---|---|---|---|",
     ]

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
-from rlhf_jax.data.chat_client import FREE_SETTINGS, open_client
+from rlhf_jax.data.chat_client import FREE_SETTINGS, open_service, read_service
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.evaluation import judges
 from rlhf_jax.evaluation.answers import (
@@ -41,6 +41,8 @@ from rlhf_jax.evaluation.win_rate import (
     win_rate,
 )
 from rlhf_jax.generation.sampling import sampling_with
+from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training import options, weights
 from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
 
@@ -53,6 +55,8 @@ def run(config, workdir: str) -> None:
     if config.judge == "reward_model" and not config.reward_model:
         raise ValueError("judge='reward_model' needs config.reward_model.")
     models = parse_models(config.models)
+    if config.judge in ("marks", "pairs"):
+        read_service(config.service, key="config.service")
     workdir = open_workdir(
         workdir, config, free=[f"service.{name}" for name in FREE_SETTINGS]
     )
@@ -60,12 +64,10 @@ def run(config, workdir: str) -> None:
         print_table(read_summary(workdir))
         return
     baseline = next(iter(models))
-    ask = None
-    if config.judge in ("marks", "pairs"):
-        cache = workdir / "judge.sqlite"
-        client = open_client(config.service, cache, key="config.service")
-        client.check()
-        ask = client.answers
+    for folder in models.values():
+        weights.check_kind(folder, ChatGLM)
+    if config.reward_model:
+        weights.check_kind(config.reward_model, ScoreModel)
     answer_key, probe_key, second_key = jax.random.split(jax.random.key(config.seed), 3)
 
     # Data
@@ -81,6 +83,12 @@ def run(config, workdir: str) -> None:
     }
 
     # Judge
+    ask = None
+    if config.judge in ("marks", "pairs"):
+        cache = workdir / "judge.sqlite"
+        ask = open_service(config.service, cache, key="config.service")
+    if config.judge == "testbed":
+        judges.check_truth(prompts)
     load = functools.partial(
         weights.load_model, dtype=config.dtype, param_dtype=config.dtype
     )
@@ -113,12 +121,17 @@ def run(config, workdir: str) -> None:
         batch_size=config.batch_size,
     )
     first = load(models[baseline])
+    # The log-probabilities are those of temperature 1: where answers are sampled at
+    # another, their mean ratio is no KL divergence.
+    log_ratio = "kl" if config.temperature == 1 else "log_ratio"
     summary = {"models": {}, "judge": config.judge, "baseline": baseline}
     answers, qualities, rewards = {}, {}, {}
 
     def compare(name, other):
         if config.judge == "pairs":
-            won = judge([answers[name], answers[other]])
+            pair = [answers[name], answers[other]]
+            won = judge(pair)
+            check_verdicts(won[:, 0], *pair)
             return won[:, 0] - won[:, 1]
         margin = config.tie_margin
         return results(qualities[name], qualities[other], tie_margin=margin)
@@ -131,23 +144,23 @@ def run(config, workdir: str) -> None:
             key=answer_key,
             sampling=sampling(temperature=config.temperature),
         )
-        kl = logprobs(model, found) - logprobs(first, found)
-        columns = {"kl": kl, "tokens": found.lengths}
+        ratio = logprobs(model, found) - logprobs(first, found)
+        columns = {log_ratio: ratio, "tokens": found.lengths}
+        keys = [tuple(ids) for ids in found.prompt_ids]  # a prompt may come twice
+        by_prompt = {"seed": config.seed, "prompts": keys}
         row = {
             "checkpoint": weights.fingerprint(folder),
             "length": float(found.lengths.mean()),
             "ended": float(found.ended.mean()),
-            "kl": float(kl.mean()),
+            log_ratio: float(ratio.mean()),
         }
         if config.judge != "pairs":
             columns["quality"] = qualities[name] = judge([found])[:, 0]
-            row["quality"] = mean_with_interval(qualities[name], seed=config.seed)
+            row["quality"] = mean_with_interval(qualities[name], **by_prompt)
             row["without_verdict"] = int(np.isnan(qualities[name]).sum())
         if reward_model is not None:
             columns["score"] = rewards[name] = score(found)
             row |= score_spread(rewards[name], rewards[baseline], found.prompts)
-        keys = [tuple(ids) for ids in found.prompt_ids]  # a prompt may come twice
-        by_prompt = {"seed": config.seed, "prompts": keys}
         if name != baseline:
             columns["result"] = result = compare(name, baseline)
             longer = found.lengths - answers[baseline].lengths
@@ -217,6 +230,18 @@ def make_judge(config, ask, reward_model, pad_id: int) -> judges.Judge:
     )
 
 
+def check_verdicts(won: np.ndarray, ours: Answers, theirs: Answers) -> None:
+    """Raise ValueError where a judge said nothing on all answers that differ: those
+    that are the same would pass as a result."""
+    same = [a == b for a, b in zip(ours.texts, theirs.texts, strict=True)]
+    if not all(same) and np.isnan(won[~np.array(same)]).all():
+        raise ValueError(
+            f"The judge gave no verdict on any of {same.count(False)} prompts whose "
+            "answers differ, in both orders. Raise service.max_tokens, or ask another "
+            "model."
+        )
+
+
 def score_spread(found, baseline, prompts) -> dict[str, float]:
     """Mean score, and its variance between intents: plain, and minus the score of the
     baseline's answer to the same prompt (claim 3 of ChatGLM-RLHF's section 3)."""
@@ -246,7 +271,7 @@ def agreement(truth: np.ndarray, found: np.ndarray, pair: list[Answers]) -> dict
     lengths = in_order(np.stack([answers.lengths for answers in pair], axis=1))
     prompts = [pair[0].prompts[i] for i in differ]
     pairs = JudgedPairs(
-        prompts=[prompt.id for prompt in prompts],
+        prompts=[tuple(pair[0].prompt_ids[i]) for i in differ],
         intents=[prompt.intent for prompt in prompts],
         lengths=lengths,
         qualities=None,

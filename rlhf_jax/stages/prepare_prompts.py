@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
-from rlhf_jax.data.chat_client import FREE_SETTINGS, open_client
+from rlhf_jax.data.chat_client import FREE_SETTINGS, open_service, read_service
 from rlhf_jax.data.cleaning import prompt_filters, prompt_quality
 from rlhf_jax.data.cleaning.comparison_report import markdown, print_rows
 from rlhf_jax.data.reading.json_lines import each_good
@@ -40,6 +40,8 @@ def run(config, workdir: str) -> None:
     """Filter `config.prompts` into `workdir`."""
     if not config.prompts:
         raise ValueError("Set config.prompts: files, or a data set.")
+    if config.scorer == "judge":
+        read_service(config.judge, key="config.judge")
     workdir = open_workdir(
         workdir, config, free=[f"judge.{name}" for name in FREE_SETTINGS]
     )
@@ -120,8 +122,8 @@ def make_scorer(config, workdir: Path) -> prompt_quality.Scorer | None:
         return prompt_quality.by_heads(lambda q, texts: heads[q.id](q, texts))
     if config.scorer == "judge":
         cache = workdir / "judge.sqlite"
-        client = open_client(config.judge, cache, key="config.judge")
-        return prompt_quality.by_judge(client.answers)
+        ask = open_service(config.judge, cache, key="config.judge")
+        return prompt_quality.by_judge(ask)
     raise ValueError(f"{config.scorer=} must be 'rules', 'judge', 'heads' or 'none'.")
 
 

@@ -27,7 +27,7 @@ from rlhf_jax.data.batching import BatchOrder, packed_pairs
 from rlhf_jax.data.encoding import Pair, encode_pairs
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
-from rlhf_jax.evaluation.preferences import pair_accuracy
+from rlhf_jax.evaluation.intervals import pair_accuracy
 from rlhf_jax.evaluation.tables import print_held_out
 from rlhf_jax.generation.scoring import pair_scores
 from rlhf_jax.losses.reward import ranking_loss

@@ -90,7 +90,7 @@ def load_model(
         given = {"dtype": dtype, "param_dtype": param_dtype} | fields
         overrides = {name: x for name, x in given.items() if x is not None}
         return _load_ours(workdir, which, item, overrides)
-    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+    if _is_huggingface(folder):
         mesh = jax.sharding.get_mesh()
         return huggingface.load(
             folder,
@@ -99,10 +99,32 @@ def load_model(
             mesh=None if mesh.empty else mesh,
             **fields,
         )
-    raise FileNotFoundError(
-        f"{folder} holds no model: neither checkpoints/ of a finished or running stage "
-        "nor config.json with *.safetensors."
-    )
+    raise _no_model(folder)
+
+
+def check_kind(folder: str | os.PathLike, kind: type) -> None:
+    """Refuse a folder whose model is of the other kind, before any weights are read.
+
+    Args:
+        kind: `ChatGLM` or `ScoreModel`.
+
+    Raises:
+        FileNotFoundError: the folder holds no model.
+        ValueError: the folder holds a model of the other kind.
+    """
+    workdir, which = workdir_of(folder)
+    if has_checkpoint(workdir):
+        checkpoints = Checkpoints(workdir, keep=None)
+        record = checkpoints.meta(checkpoints.find(which))["models"]
+        is_score = record.get("model", {}).get("kind") == ScoreModel.__name__
+        checkpoints.close()
+    elif _is_huggingface(Path(folder)):
+        is_score = huggingface.kind_and_config(folder)[0] == ScoreModel.__name__
+    else:
+        raise _no_model(folder)
+    if is_score != (kind is ScoreModel):
+        kinds = ("a language model", "a reward model")
+        raise ValueError(f"{folder} is {kinds[is_score]}, not {kinds[not is_score]}.")
 
 
 def load_policy(
@@ -177,6 +199,17 @@ def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None
             f"The tokenizer has {num_tokens} tokens, but {where} has a vocabulary of "
             f"{config.vocab_size}: they do not belong together."
         )
+
+
+def _is_huggingface(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _no_model(folder: str | os.PathLike) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{folder} holds no model: neither checkpoints/ of a finished or running stage "
+        "nor config.json with *.safetensors."
+    )
 
 
 def _load_ours(folder, which, item, overrides):

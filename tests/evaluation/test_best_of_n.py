@@ -56,7 +56,7 @@ def test_divergence_starts_at_none():
 
 
 def test_the_curve_is_plotted(tmp_path):
-    bars = {"mean": 1.0, "low": 0.5, "high": 1.5}
+    bars = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 9}
     rows = [
         {"n": n, "kl": kl_of_best(n), "quality": bars, "oracle": bars, "score": bars}
         for n in (1, 2)

@@ -5,13 +5,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rlhf_jax.evaluation.calibration import reliability
+from rlhf_jax.evaluation.intervals import pair_accuracy, wilson
 from rlhf_jax.evaluation.preferences import (
     JudgedPairs,
     assess,
     correlations,
     headline,
-    pair_accuracy,
-    wilson,
 )
 
 RNG = np.random.default_rng(0)
@@ -143,6 +142,15 @@ def test_calibration_of_hand_written_margins():
         (1, 0.5),
         (3, 2 / 3),
     ]
+
+
+def test_the_intervals_of_calibration_know_which_pairs_share_a_prompt():
+    margins = np.where(RNG.random(50) < 0.7, 2.0, -2.0)
+    (alone,) = reliability(margins)["bins"]
+    prompts = np.repeat(np.arange(50), 4).tolist()
+    (copied,) = reliability(np.repeat(margins, 4), prompts)["bins"]
+    for bound in ("accuracy_low", "accuracy_high"):
+        assert copied[bound] == pytest.approx(alone[bound])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -36,7 +36,7 @@ def test_both_orders_may_disagree():
 
 def test_no_verdict_is_left_out():
     found = win_rate(np.array([1.0, np.nan, -1.0, 0.0]), seed=0)
-    assert found["prompts"] == 3 and found["win"] == pytest.approx(1 / 3)
+    assert found["prompts"] == found["n"] == 3 and found["win"] == pytest.approx(1 / 3)
     assert by_group(np.array([1.0, np.nan]), ["a", "b"], seed=0).keys() == {"a"}
     with pytest.raises(ValueError, match="no verdict on any of 2 prompts"):
         win_rate(np.array([np.nan, np.nan]), seed=0)
@@ -72,6 +72,21 @@ def test_results_of_one_prompt_are_drawn_together():
 
     assert 0.92 <= coverage(draw, 0.3, worlds=200, prompts=list(prompts)) <= 0.97
     assert coverage(draw, 0.3, worlds=60) < 0.8
+
+
+def test_the_interval_of_a_mean_knows_which_values_share_a_prompt():
+    """As above, through what an evaluation reports, some values missing."""
+    prompts, covered = np.repeat(np.arange(50), 4), {True: [], False: []}
+    rng = np.random.default_rng(0)
+    for seed in range(60):
+        values = rng.normal(0.3, 1.0, 50)[prompts] + rng.normal(0, 0.3, 200)
+        values[rng.random(200) < 0.1] = np.nan
+        for known in covered:
+            given = {"prompts": prompts.tolist()} if known else {}
+            found = mean_with_interval(values, seed=seed, **given)
+            assert found["n"] == np.isfinite(values).sum()
+            covered[known].append(found["low"] <= 0.3 <= found["high"])
+    assert np.mean(covered[True]) >= 0.88 and np.mean(covered[False]) < 0.8
 
 
 @pytest.mark.slow

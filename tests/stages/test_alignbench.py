@@ -7,6 +7,7 @@ import pytest
 from configs import alignbench as config_file
 from rlhf_jax.evaluation.alignbench import CATEGORIES
 from rlhf_jax.stages import alignbench
+from tests.chat_service import said
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def bench(model_folders, service, tmp_path):
             "question_id": i,
             "category": name,
             "subcategory": "",
-            "question": "请" * (300 if i == 9 else 5),
+            "question": "请" * (300 if i == 9 else i + 1),
             "reference": "好",
         }
         for i, name in enumerate([*CATEGORIES, CATEGORIES[0], CATEGORIES[1]])
@@ -42,7 +43,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_answers_are_marked_and_aggregated(bench, service):
+def test_answers_are_marked_and_aggregated(bench, service, capsys):
     def speak(messages):
         if len(messages) == 1:
             return "yes"
@@ -62,6 +63,7 @@ def test_answers_are_marked_and_aggregated(bench, service):
     )
     assert [x["question_id"] for x in answers] == list(range(9))
     assert {x["score"] for x in judged} == {3.0, 6.0}
+    assert "m: 4.50" in capsys.readouterr().out
     assert "| m | 4.50 | 3.00 |" in (folder / "result.md").read_text("utf-8")
 
 
@@ -76,6 +78,23 @@ def test_verdicts_without_a_mark_are_counted_and_kept_out(bench, service):
     assert len(lines_of(folder / "judgment" / "m.jsonl")) == 4
 
 
+def test_a_refused_verdict_is_one_verdict_missing(bench, service, capsys, caplog):
+    service.replies = [(200, said("yes")), (400, b"filtered"), (200, said(None))]
+    service.speak = lambda messages: "{'综合得分': 7}"
+    folder = bench()
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["without_verdict"] == 2
+    assert len(lines_of(folder / "judgment" / "m.jsonl")) == 7
+    assert "2 of 9 requests to judge have no answer" in caplog.text
+    assert "7 questions" in capsys.readouterr().out
+
+
+def test_a_refusal_of_everything_is_an_error(bench, service):
+    service.replies = [(200, said("yes"))] + [(400, b"filtered")] * 9
+    with pytest.raises(ValueError, match=r"None of 9 requests .* 9 times: .*filtered"):
+        bench()
+
+
 def test_answers_alone_need_no_judge(bench, service):
     folder = bench(judge="none")
     assert len(lines_of(folder / "model_answer" / "m.jsonl")) == 9
@@ -86,10 +105,11 @@ def test_answers_alone_need_no_judge(bench, service):
     ("fields", "message"),
     [
         ({"policy": ""}, "Give config.policy"),
+        ({"policy": "nowhere"}, "nowhere holds no model"),
         ({"judge": "gpt"}, "judge='gpt' must be one of"),
         ({}, "None of 9 verdicts holds a mark; the first: 'yes'"),
     ],
 )
 def test_a_mistake_is_named(bench, fields, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         bench(**fields)

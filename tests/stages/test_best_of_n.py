@@ -37,6 +37,22 @@ def test_the_score_rises_with_n_and_the_curve_starts_at_the_mean(
     assert "| 4 | 0.64 |" in (tmp_path / "best_of_n.md").read_text()
 
 
+def test_a_prompt_that_comes_twice_is_one_prompt_for_the_intervals(
+    models, stage_config, data_folder, tmp_path
+):
+    line = (data_folder / "eval_prompts.jsonl").read_text().splitlines()[0]
+    path = tmp_path / "prompts.jsonl"
+    copies = [json.loads(line) | {"id": str(i)} for i in range(3)]
+    path.write_text("".join(json.dumps(copy) + "\n" for copy in copies))
+    config = stage_config("best_of_n", policy="policy", reward_model="reward")
+    config.update(prompts=str(path), num_samples=2)
+    best_of_n.run(config, str(tmp_path / "run"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    score = summary["curve"][0]["score"]  # three answers, and one prompt to draw
+    assert score["n"] == 3 and score["low"] == score["high"] == score["mean"]
+    assert "n = 3 prompts" in (tmp_path / "run" / "best_of_n.md").read_text()
+
+
 def test_a_reward_model_does_not_answer(models, stage_config, tmp_path):
     config = stage_config("best_of_n", policy="reward", reward_model="policy")
     with pytest.raises(ValueError, match="reward must be a language model"):

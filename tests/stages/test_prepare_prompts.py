@@ -82,11 +82,40 @@ def test_a_judge_that_gives_no_verdict_is_counted(prepare, monkeypatch):
         return [next(verdicts, "no idea") for _ in conversations]
 
     monkeypatch.setattr(ChatClient, "answers", answers)
+    monkeypatch.setattr(ChatClient, "check", lambda self: None)
     folder = prepare(scorer="judge", judge={"model": "m"})
     kept = read_records(folder / "prompts.jsonl", Prompt)
     assert [p.id for p in kept] == [PROMPTS[0].id]
     reasons = Counter(line["reason"] for line in dropped(folder))
     assert reasons["no verdict"] == 3
+
+
+def test_requests_without_an_answer_are_prompts_without_a_verdict(
+    prepare, service, caplog
+):
+    def speak(messages):
+        if "story" in messages[-1]["content"]:
+            return b'{"choices": [{"message": {"content": null}}]}'
+        return '{"intention": "5", "semantics": 5, "answerability": 5}'
+
+    service.speak = speak
+    folder = prepare(scorer="judge", judge={"model": "m", "url": service.url})
+    kept = read_records(folder / "prompts.jsonl", Prompt)
+    assert [p.id for p in kept] == [PROMPTS[i].id for i in (0, 4, 6)]
+    assert [line["id"] for line in dropped(folder) if line["reason"] == "no verdict"]
+    assert "1 of 4 requests to m have no answer and count as missing" in caplog.text
+
+
+def test_a_judge_that_is_not_there_is_known_before_anything_is_read(
+    prepare, monkeypatch
+):
+    monkeypatch.setattr(ChatClient, "_pause", lambda *args: None)
+    with pytest.raises(ValueError, match=r"Cannot reach http://127.0.0.1:1/v1"):
+        prepare(
+            scorer="judge",
+            judge={"model": "m", "url": "http://127.0.0.1:1/v1"},
+            prompts="nowhere.jsonl",
+        )
 
 
 def test_heads_are_asked_by_criterion(prepare, monkeypatch):

@@ -83,7 +83,7 @@ def plot_frontier(groups: Sequence[Group], path: Path) -> bool:
                     axes.plot(*way, color=colour, linewidth=1, alpha=0.6)
             for model in models:
                 y = [value(row) for row in model.rows]
-                if None not in y:
+                if None not in y and all("kl" in row for row in model.rows):
                     _draw_end(axes, model, y, plots.colour(colours[model.label]))
             axes.set(title=title, xlabel="KL, nats a response")
 

@@ -117,7 +117,7 @@ def _conversation(line: dict, answers: list[tuple[str, dict]]) -> Conversation:
         pieces = differences(old, text) if i else [("same", text)]
         numbers = ", ".join(
             f"{name} {answer[name]:.2f}"
-            for name in ("quality", "result", "score", "reward", "kl")
+            for name in ("quality", "result", "score", "reward", "kl", "log_ratio")
             if isinstance(answer.get(name), float)
         )
         found.append(Answer(who, pieces, numbers))

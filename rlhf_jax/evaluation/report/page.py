@@ -146,7 +146,7 @@ def _frontier(models) -> str | None:
         )
         for i, model in enumerate(models)
         for number, row in enumerate(model.rows)
-        if "quality" in row
+        if "quality" in row and "kl" in row
     ]
     if not points:
         return None

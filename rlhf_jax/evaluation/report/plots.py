@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_jax.evaluation.preferences import wilson
+from rlhf_jax.evaluation.intervals import wilson
 from rlhf_jax.evaluation.report.runs import Group
 from rlhf_jax.files import writing_whole
 
@@ -172,7 +172,15 @@ def draw_reliability(
     for label, (number, calibration) in reports.items():
         bins = calibration["bins"]
         accuracy = np.array([b["accuracy"] for b in bins])
-        bounds = np.array([wilson(b["accuracy"], b["pairs"]) for b in bins]).T
+        # Reports of earlier versions have no intervals.
+        bounds = np.array(
+            [
+                (b["accuracy_low"], b["accuracy_high"])
+                if "accuracy_low" in b
+                else wilson(b["accuracy"], b["pairs"])
+                for b in bins
+            ]
+        ).T
         axes.errorbar(
             [b["confidence"] for b in bins],
             accuracy,

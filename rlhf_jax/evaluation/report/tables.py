@@ -26,6 +26,7 @@ MEASURED = {
     "score": ("score", "", "{:.2f}"),
     "tokens": ("length", "", "{:.1f}"),
     "KL": ("kl", "", "{:.2f}"),
+    "log-ratio": ("log_ratio", "", "{:.2f}"),
     "identity": ("identity_probes", "", "{:.0%}"),
     "JSON": ("json_probes", "", "{:.0%}"),
 }

@@ -1,0 +1,47 @@
+"""Intervals of shares of pairs: how sure an accuracy on held-out pairs is."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+
+def pair_accuracy(
+    margins: np.ndarray, prompts: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+    """The share of margins [N] that are right, with its 95 % interval.
+
+    Wilson's interval for as many independent pairs as these are worth: pairs of one
+    prompt that are right or wrong together count for less (a design effect, as in
+    surveys). Without `prompts` every pair is its own.
+    """
+    right = half_right(margins)
+    accuracy = right.mean()
+    if prompts is None:
+        prompts = range(len(right))
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    index = np.array([place[prompt] for prompt in prompts])
+    by_prompt = np.bincount(index, right - accuracy)
+    independent, found = ((right - accuracy) ** 2).sum(), (by_prompt**2).sum()
+    design_effect = max(1.0, found / independent) if independent > 0 else 1.0
+    low, high = wilson(accuracy, len(right) / design_effect)
+    return {
+        "accuracy": float(accuracy),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "pairs": len(right),
+    }
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` independent cases."""
+    z = 1.959964
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count)
+    half *= np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    # It holds the share, also where rounding says otherwise.
+    return float(min(centre - half, share)), float(max(centre + half, share))
+
+
+def half_right(margins: np.ndarray) -> np.ndarray:
+    """1 where a margin is positive, 1/2 where it is 0, else 0."""
+    return (np.sign(margins) + 1) / 2
