@@ -73,7 +73,10 @@ def model_row(name: str, row: dict) -> dict[str, str]:
     if quality := row.get("quality"):
         low, high = quality["low"], quality["high"]
         cells["quality"] = f"{quality['mean']:.2f} [{low:.2f}, {high:.2f}]"
-        cells["n"] = cells["n"] or f"{quality['n']:,}" if "n" in quality else ""
+        count = f"{quality['n']:,}" if "n" in quality else ""
+        cells["n"] = cells["n"] or count
+        if count and count != cells["n"]:
+            cells["quality"] += f", n = {count}"
     cells["tokens"] = f"{row['length']:.1f}"
     # Answers sampled at another temperature than 1 have no KL, but a log-ratio.
     for title, key in (("KL", "kl"), ("log-ratio", "log_ratio")):

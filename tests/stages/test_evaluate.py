@@ -10,6 +10,7 @@ from flax import nnx
 from rlhf_jax.data.chat_client import ChatClient
 from rlhf_jax.data.records import Response
 from rlhf_jax.data.tokenizers.tokenizer import copy_tokenizer
+from rlhf_jax.evaluation import tables
 from rlhf_jax.evaluation.answers import Answers
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.stages import evaluate
@@ -99,7 +100,9 @@ def test_a_refused_or_empty_verdict_is_one_verdict_missing(
         "1 of" in caplog.text and "have no answer and count as missing" in caplog.text
     )
     said_last = capsys.readouterr().out
-    assert "n = 7" in said_last and "1 answers without a verdict" in said_last
+    assert "of n results each" in said_last
+    shown = tables.model_row("two", summary["models"]["two"])
+    assert (shown["n"], shown["no verdict"]) == ("7", "1")
 
 
 def test_a_refusal_of_everything_is_an_error_and_the_run_goes_on_later(judged, service):
