@@ -11,13 +11,22 @@ from configs import common
 def get_config(preset="tiny"):
     c = common.stage("best_of_n", preset)
     lengths = common.lengths(preset)
-    c.policy = ""  # a workdir or a Hugging Face folder
-    c.reward_model = ""  # a workdir of stages/reward.py
-    c.prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl
-    c.num_prompts = 200  # the first so many
-    c.num_samples = 64  # to each prompt: the largest n
-    c.batch_size = 128  # answers
-    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
-    c.max_response_tokens = lengths.generated  # where generation stops
-    c.temperature = 1.0  # divides the logits; 0: greedy
+    # The workdir of a policy, or a Hugging Face folder.
+    c.policy = ""
+    # The workdir of a reward model (stages/reward.py), which picks the best.
+    c.reward_model = ""
+    # A .jsonl file of prompts; "" means eval_prompts.jsonl of the data folder.
+    c.prompts = ""
+    # Takes so many prompts, the first ones.
+    c.num_prompts = 200
+    # Samples so many responses to each prompt: the largest n.
+    c.num_samples = 64
+    # Decodes, and scores, so many responses at once.
+    c.batch_size = 128
+    # Leaves out prompts that are longer, in tokens.
+    c.max_prompt_tokens = lengths.prompt
+    # Cuts a response at so many tokens, its end token included.
+    c.max_response_tokens = lengths.generated
+    # Divides the logits before sampling; 0 takes the likeliest token.
+    c.temperature = 1.0
     return c

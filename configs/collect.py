@@ -14,17 +14,33 @@ def get_config(preset="tiny"):
     c = common.stage("collect", preset)
     common.with_model(c, preset)
     lengths = common.lengths(preset)
-    c.prompts = ""  # a .jsonl file; "": the data folder's comparison_prompts.jsonl
-    c.num_responses = 4  # to each prompt
-    c.batch_size = 64  # prompts at a time
-    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
-    c.max_response_tokens = lengths.generated  # where generation stops
-    c.temperature = 1.0  # divides the logits; 0: greedy
-    c.top_k = 0  # sample of so many likeliest tokens; 0: of all
-    c.top_p = 1.0  # sample of the likeliest that reach this probability
-    c.annotator = "testbed"  # or "people": leaves tasks.jsonl for launch/annotate.py
-    # For people; shares of the pairs that they compare.
-    c.known_comparisons = ""  # .jsonl, whose answer is certain; "": the testbed's own
-    c.known_share = 0.1  # tasks with a known answer, to measure annotators
-    c.repeat_share = 0.1  # tasks shown to an annotator again, in the other order
+    # A .jsonl file of prompts; "" means comparison_prompts.jsonl of the data folder.
+    c.prompts = ""
+    # Samples so many responses to each prompt.
+    c.num_responses = 4
+    # Decodes so many responses side by side.
+    c.batch_size = 64
+    # Leaves out prompts that are longer, in tokens.
+    c.max_prompt_tokens = lengths.prompt
+    # Cuts a response at so many tokens, its end token included.
+    c.max_response_tokens = lengths.generated
+    # Divides the logits before sampling; 0 takes the likeliest token.
+    c.temperature = 1.0
+    # Samples among so many of the likeliest tokens; 0 means all.
+    c.top_k = 0
+    # Samples among the likeliest tokens that together reach this probability; 1 means
+    # all.
+    c.top_p = 1.0
+    # Who compares: "testbed" leaves comparisons.jsonl, "people" leaves tasks.jsonl
+    # for launch/annotate.py.
+    c.annotator = "testbed"
+    # A .jsonl file of comparisons whose answer is certain, for people; "" means the
+    # testbed's own.
+    c.known_comparisons = ""
+    # Adds tasks with a known answer, which measure the annotators, as this share of
+    # the pairs; for people.
+    c.known_share = 0.1
+    # Shows an annotator tasks again in the other order, as this share of the pairs;
+    # for people.
+    c.repeat_share = 0.1
     return c

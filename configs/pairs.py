@@ -11,20 +11,36 @@ def get_config(preset="tiny"):
     c = common.stage("pairs", preset)
     common.with_model(c, preset)
     lengths = common.lengths(preset)
-    c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
-    c.reward_model = ""  # a workdir of stages/reward.py
-    c.num_responses = 4  # to each prompt
-    c.batch_size = 64  # prompts at a time
-    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
-    c.max_response_tokens = lengths.generated  # where generation stops
-    c.temperature = 1.0  # divides the logits; 0: greedy
-    c.top_k = 0  # sample of so many likeliest tokens; 0: of all
-    c.top_p = 1.0  # sample of the likeliest that reach this probability
-    # Which responses make a pair: "ranks", "random" or "every"
+    # A .jsonl file of prompts; "" means prompts.jsonl of the data folder.
+    c.prompts = ""
+    # The workdir of a reward model (stages/reward.py), which labels the pairs.
+    c.reward_model = ""
+    # Samples so many responses to each prompt.
+    c.num_responses = 4
+    # Decodes so many responses side by side, and scores those of so many prompts at
+    # once.
+    c.batch_size = 64
+    # Leaves out prompts that are longer, in tokens.
+    c.max_prompt_tokens = lengths.prompt
+    # Cuts a response at so many tokens, its end token included.
+    c.max_response_tokens = lengths.generated
+    # Divides the logits before sampling; 0 takes the likeliest token.
+    c.temperature = 1.0
+    # Samples among so many of the likeliest tokens; 0 means all.
+    c.top_k = 0
+    # Samples among the likeliest tokens that together reach this probability; 1 means
+    # all.
+    c.top_p = 1.0
+    # The responses that make a pair: "ranks", "random" or "every"
     # (data/cleaning/pair_rules.py).
     c.rule = "ranks"
-    c.chosen_rank = 0  # 0 is the best; read by the rule "ranks"
-    c.rejected_rank = -1  # -1 is the worst, num_responses // 2 the median
-    c.missing_end_penalty = 1.0  # off the score of a response cut at its limit: PPO's
-    c.min_margin = 0.0  # of score; pairs with less are left out
+    # The rank of the chosen response, 0 for the best; read by the rule "ranks".
+    c.chosen_rank = 0
+    # The rank of the rejected response: -1 for the worst, num_responses // 2 for the
+    # median; read by the rule "ranks".
+    c.rejected_rank = -1
+    # Subtracted from the score of a response that was cut at its limit, as in PPO.
+    c.missing_end_penalty = 1.0
+    # Leaves out pairs whose scores differ by no more than this.
+    c.min_margin = 0.0
     return c

@@ -1,4 +1,4 @@
-"""The whole pipeline: SFT, comparisons, reward model, PPO, DPO, evaluation.
+"""The whole pipeline: SFT, clean comparisons, reward model, PPO, DPO, evaluation.
 
 Run: python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/tiny
      python launch/pipeline.py --config=configs/pipeline.py:hh --workdir=runs/hh \
@@ -25,9 +25,12 @@ PRESETS = ("tiny", "hh")
 def get_config(preset="tiny"):
     common.check_preset(preset, PRESETS, "pipeline")
     c = ConfigDict()
-    c.seed = 0  # of every stage and of the testbed
+    # The seed of every stage and of the testbed.
+    c.seed = 0
     c.data = common.data(preset)
-    c.human_comparisons = preset == "hh"  # the data folder's, not newly collected ones
+    # Trains the reward model on the data folder's comparisons, not on newly collected
+    # ones.
+    c.human_comparisons = preset == "hh"
     c.sft = sft.get_config(preset)
     c.collect = collect.get_config(preset)
     c.prepare_comparisons = prepare_comparisons.get_config(preset)

@@ -20,21 +20,28 @@ def get_config(preset="default"):
     c = ConfigDict()
     c.stage = "prepare_comparisons"  # module in rlhf_jax/stages
     tiny = preset == "tiny"
-    c.seed = 0  # decides which pairs length balancing drops
+    # Decides which pairs length balancing drops.
+    c.seed = 0
     # Files .jsonl, .json, .csv, .tsv or .parquet with commas between, or data sets: a
     # folder, "hf:NAME[:SUBSET]" or "tfds:NAME" (data/reading/rows.py).
     c.comparisons = ""
-    c.split = "train"  # of a data set
-    c.layout = ""  # of the rows (data/reading/layouts.py); "": found from their fields
-    c.on_bad_record = "error"  # or "skip": left out; bad_records.jsonl lists them
-    # A tokenizer's folder or a model's: lengths are in its tokens; "": one is trained.
+    # The split of a data set that is read.
+    c.split = "train"
+    # The layout of the rows (data/reading/layouts.py); "" finds it from their fields.
+    c.layout = ""
+    # What a bad record does: "error" stops the run, "skip" leaves it out and lists
+    # it in bad_records.jsonl.
+    c.on_bad_record = "error"
+    # The folder of a tokenizer or of a model, in whose tokens lengths are counted; ""
+    # trains one on the responses.
     c.tokenizer = ""
-    c.vocab_size = 2048  # of a tokenizer trained here
+    # The number of tokens of a tokenizer that is trained here.
+    c.vocab_size = 2048
     c.annotators = annotators()
-    # Of the conversations, held out; not balanced by length.
+    # Holds out this share of the conversations; they are not balanced by length.
     c.test_share = {"tiny": 0.1, "hh": 0.0}.get(preset, 0.05)
-    # Tokens, the width of a bucket of length balancing; 0: no balancing. The paper
-    # gives no width, and it matters little.
+    # The width of a bucket of length balancing, in tokens; 0 means no balancing. The
+    # paper gives no width, and it matters little.
     c.length_bucket = 4 if tiny else 10
     return c
 
@@ -43,7 +50,11 @@ def annotators() -> ConfigDict:
     """When an annotator is out (rlhf_jax/data/cleaning/annotator_quality.py). Who
     guesses gets half of the answers right and contradicts half of the repeats."""
     c = ConfigDict()
-    c.min_known_right = 0.8  # out: the share of known answers right is certainly less
-    c.max_contradicted = 0.3  # out: the share of repeats contradicted certainly more
-    c.confidence = 0.9  # of the two-sided interval: certain means 19 to 1
+    # Leaves out an annotator whose share of known answers right is certainly lower.
+    c.min_known_right = 0.8
+    # Leaves out an annotator whose share of contradicted repeats is certainly higher.
+    c.max_contradicted = 0.3
+    # The confidence of the two-sided interval that "certainly" means: at 0.9, an honest
+    # annotator at the limit is left out once in twenty.
+    c.confidence = 0.9
     return c

@@ -13,15 +13,26 @@ def get_config(preset="tiny"):
     c = common.stage("select_prompts", preset)
     common.with_model(c, preset)
     lengths = common.lengths(preset)
-    c.prompts = ""  # a .jsonl file; "": the data folder's prompts.jsonl
-    c.reward_model = ""  # a workdir of stages/reward.py; "": a random one, to try out
-    c.samples_per_prompt = 4  # the paper's K, whose value it does not give
-    # Smallest variance of a prompt's scores: on the testbed it drops a quarter of them.
-    # The scale is the reward model's: see the quantiles in summary.json.
+    # A .jsonl file of prompts; "" means prompts.jsonl of the data folder.
+    c.prompts = ""
+    # The workdir of a reward model (stages/reward.py); "" makes a random one, for
+    # trying out.
+    c.reward_model = ""
+    # Samples so many responses to each prompt: the paper's K, whose value it does not
+    # give.
+    c.samples_per_prompt = 4
+    # Drops prompts whose scores have a smaller variance: on the testbed, a quarter of
+    # them. The scale is the reward model's; summary.json has the quantiles.
     c.epsilon = 0.25
-    c.batch_size = 64  # prompts at a time
-    c.max_prompt_tokens = lengths.prompt  # longer ones are left out
-    c.max_response_tokens = lengths.generated  # where generation stops
-    c.temperature = 1.0  # PPO's
-    c.missing_end_penalty = 1.0  # off the score of a response cut at its limit: PPO's
+    # Decodes so many responses side by side, and scores those of so many prompts at
+    # once.
+    c.batch_size = 64
+    # Leaves out prompts that are longer, in tokens.
+    c.max_prompt_tokens = lengths.prompt
+    # Cuts a response at so many tokens, its end token included.
+    c.max_response_tokens = lengths.generated
+    # Divides the logits before sampling; take that of PPO.
+    c.temperature = 1.0
+    # Subtracted from the score of a response that was cut at its limit, as in PPO.
+    c.missing_end_penalty = 1.0
     return c

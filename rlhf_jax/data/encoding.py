@@ -2,7 +2,7 @@
 none that generation cut gets an end token: what is trained on or scored here ends where
 PPO ends it.
 
-Of several processes each encodes its share.
+Each process of a run encodes its share.
 """
 
 from collections import Counter
@@ -163,9 +163,9 @@ def encode_pairs(
             return None, "prompt too long"
         return (prompt, chosen, rejected), note
 
-    found = share_out(encode, comparisons)
-    counts = Counter(note for _, note in found if note)
-    both = zip(comparisons, found, strict=True)
+    encoded = share_out(encode, comparisons)
+    counts = Counter(note for _, note in encoded if note)
+    both = zip(comparisons, encoded, strict=True)
     kept = [(comparison, tuple(pair)) for comparison, (pair, _) in both if pair]
     if not kept:
         raise ValueError(f"No comparison can be trained on; dropped: {dict(counts)}.")

@@ -152,15 +152,15 @@ def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
     prompt_width = round_up(max(map(len, answers.prompt_ids)), 16)
     width = round_up(max(map(len, answers.response_ids)), 16)
     step = jax.jit(function)
-    found = []
+    batches = []
     for start in range(0, count, batch_size):
         index = np.arange(start, start + batch_size) % count
         prompts = pad_left([answers.prompt_ids[i] for i in index], prompt_width, pad_id)
         tokens, mask = pad_right(
             [answers.response_ids[i] for i in index], width, pad_id
         )
-        found.append(fetch(step(model, *prompts, tokens[:, None], mask[:, None])))
-    return np.concatenate(found)[:count]
+        batches.append(fetch(step(model, *prompts, tokens[:, None], mask[:, None])))
+    return np.concatenate(batches)[:count]
 
 
 def write_answers(path: Path, answers: Answers, **columns: np.ndarray) -> None:

@@ -8,7 +8,8 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
 
-Pair = tuple[list[int], list[int], list[int]]  # token ids: prompt, chosen, rejected
+from rlhf_jax.data.encoding import Pair
+
 FOLDS = 5
 
 

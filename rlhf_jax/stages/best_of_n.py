@@ -70,20 +70,20 @@ def run(config, workdir: str) -> None:
         max_prompt_tokens=config.max_prompt_tokens,
         batch_size=config.batch_size,
     )
-    found = scores(
+    scored = scores(
         reward_model, answers, pad_id=tokenizer.pad_id, batch_size=config.batch_size
     ).reshape(-1, config.num_samples)
     quality = np.array(list(map(true_quality, answers.prompts, answers.texts)))
-    quality = quality.reshape(found.shape)
+    quality = quality.reshape(scored.shape)
     # A prompt may come twice.
     keys = [tuple(ids) for ids in answers.prompt_ids[:: config.num_samples]]
-    logging.info("Judged %d answers to %d prompts.", found.size, len(found))
+    logging.info("Judged %d answers to %d prompts.", scored.size, len(scored))
 
     # Curve
     curve, n = [], 1
     while n <= config.num_samples:
         row = {"n": n, "kl": kl_of_best(n)}
-        picks = {"quality": (found, quality), "score": (found, found)}
+        picks = {"quality": (scored, quality), "score": (scored, scored)}
         picks["oracle"] = (quality, quality)
         for name, (by, values) in picks.items():
             expected = expected_of_best(by, values, n=n)
@@ -93,7 +93,7 @@ def run(config, workdir: str) -> None:
     write_text(workdir / "best_of_n.md", table(curve))
     plot(curve, workdir / "best_of_n.png")
     print_markdown(table(curve))
-    finish(workdir, {"prompts": len(found), "curve": curve})
+    finish(workdir, {"prompts": len(scored), "curve": curve})
 
 
 def table(curve: list[dict]) -> str:

@@ -47,9 +47,9 @@ def run(config, workdir: str) -> None:
         tokenizer,
         config.max_prompt_tokens,
     )
-    known = []
+    known_answers = []
     if config.annotator == "people" and config.known_share:
-        known = known_comparisons(prompts, config)
+        known_answers = known_comparisons(prompts, config)
 
     # Responses
     policy = weights.load_policy(
@@ -83,7 +83,7 @@ def run(config, workdir: str) -> None:
     if config.annotator == "people":
         tasks = make_tasks(
             pairs,
-            known,
+            known_answers,
             known_share=config.known_share,
             repeat_share=config.repeat_share,
             seed=config.seed,

@@ -169,15 +169,27 @@ def pair_lengths(pairs) -> list[int]:
 
 
 def evaluate(policy, reference, ask, logprobs) -> tuple[dict, list[dict]]:
-    """KL(policy || reference) in nats, length and (testbed) true quality of the
-    policy's own answers, and the conversations."""
+    """KL(policy || reference) in nats, length, share that ended and (testbed) true
+    quality of the policy's own answers, and the conversations."""
     answers = ask(policy)
     kl = logprobs(policy, answers) - logprobs(reference, answers)
     samples = [
-        {"prompt": p.messages[-1]["content"], "response": text, "reward": None, "kl": x}
-        for p, text, x in zip(answers.prompts, answers.texts, kl.tolist(), strict=True)
+        {
+            "prompt": prompt.messages[-1]["content"],
+            "response": response.text,
+            "ended": response.ended,
+            "reward": None,
+            "kl": response_kl,
+        }
+        for prompt, response, response_kl in zip(
+            answers.prompts, answers.responses, kl.tolist(), strict=True
+        )
     ]
-    metrics = {"eval/kl": Mean.of(kl), "eval/response_length": Mean.of(answers.lengths)}
+    metrics = {
+        "eval/kl": Mean.of(kl),
+        "eval/response_length": Mean.of(answers.lengths),
+        "eval/ended_fraction": Mean.of(answers.ended),
+    }
     return metrics | quality_metrics(answers.prompts, answers.texts), samples
 
 

@@ -59,7 +59,7 @@ def run(config, workdir: str) -> None:
 
 
 def prepare(config, workdir: Path, limits: Limits) -> None:
-    """Write the sets and their report; of several processes the first one does."""
+    """Write the sets and their report."""
     # Read
     tokenizer = open_tokenizer(config, workdir)
     left_out, sizes = Counter(), array("q")

@@ -227,6 +227,7 @@ def test_evaluation_measures_kl_on_fresh_samples(stage_config, few_pairs, tmp_pa
     samples = [json.loads(line) for line in lines]
     assert [s["step"] for s in samples] == [1, 1, 1, 2, 2, 2]
     assert samples[0]["response"] == samples[3]["response"]
+    assert {type(sample["ended"]) for sample in samples} == {bool}
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def annotator_rows(annotators: Annotators) -> list[dict]:
     def share(of: Share, i: int) -> dict | None:
         if of.of[i] == 0:
             return None
-        found = {"count": int(of.count[i]), "of": int(of.of[i])}
-        return found | {"low": float(of.low[i]), "high": float(of.high[i])}
+        counts = {"count": int(of.count[i]), "of": int(of.of[i])}
+        return counts | {"low": float(of.low[i]), "high": float(of.high[i])}
 
     order = np.argsort(~annotators.careless, kind="stable")
     return [
@@ -101,9 +101,9 @@ def write(
         "cleaned": length_bias(difference),
         "balanced": length_bias(difference[kept]),
     }
-    found = {name: _number(value) for name, value in kappa.items()}
+    kappas = {name: _number(value) for name, value in kappa.items()}
     report = {title.lower(): rows for title, rows in tables.items()}
-    report |= {"kappa": found, "length": length}
+    report |= {"kappa": kappas, "length": length}
     write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
 
     lines = [
@@ -112,8 +112,8 @@ def write(
         for name, n in length.items()
         if n["longer_is_better"] is not None
     ]
-    if None not in found.values():
-        values = ", ".join(f"{value:.2f} {name}" for name, value in found.items())
+    if None not in kappas.values():
+        values = ", ".join(f"{value:.2f} {name}" for name, value in kappas.items())
         lines.append(f"Cohen's kappa of a vote with the others' majority: {values}.")
     parts = [markdown(title, rows) for title, rows in tables.items() if rows]
     parts += [*(f"{line}\n" for line in lines), f"![Difference in length]({PLOT})\n"]

@@ -126,8 +126,8 @@ def language_share(text: str, languages: Sequence[str]) -> float:
         for ranges in (HAN, KANA, HANGUL)
     )
     if han + kana + hangul > 0.2 * len(letters):
-        found = "zh" if han >= 4 * (kana + hangul) else "ja" if kana > hangul else "ko"
-        return float(found in languages)
+        guess = "zh" if han >= 4 * (kana + hangul) else "ja" if kana > hangul else "ko"
+        return float(guess in languages)
     ranked = py3langid.rank(text)
     logits = np.array([score for _, score in ranked], float)
     weights = np.exp(logits - logits.max())
