@@ -8,8 +8,9 @@ import pytest
 
 from rlhf_jax.evaluation.report.conversations import differences
 from rlhf_jax.evaluation.report.page import write_report
-from rlhf_jax.evaluation.report.plots import curve
+from rlhf_jax.evaluation.report.plots import curve, group_curves
 from rlhf_jax.evaluation.report.runs import find_runs, group_runs
+from rlhf_jax.evaluation.report.tables import last
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,6 +121,79 @@ def test_the_page_holds_everything_that_there_is(runs):
     assert text.count("<svg") == 3 + 2 + 5
     assert '<th scope="row">kl_coef</th>\n<td>0.01</td>\n<td>0.1</td>' in text
     assert "+30.0%" in text
+
+
+def test_what_was_measured_once_is_a_number_and_no_plot(runs):
+    lines = [{"step": 1100, "eval/accuracy": 0.6914, "loss/reward": 0.5}]
+    write_run(runs / "reward", "reward", metrics=lines, summary={})
+    text = page(runs)
+    assert "<li>Held-out pairs in order, reward, step 1,100: <b>0.6914</b></li>" in text
+    assert "Held-out pairs in order</text>" not in text
+
+
+def test_speed_is_a_median_that_no_single_step_moves(runs):
+    lines = steps(1, count=240)
+    for line in lines:
+        line["tokens_per_second"] = 400_000.0 if line["step"] % 8 == 0 else 11_570.0
+    write_run(runs / "fast", "ppo", metrics=lines, summary={}, kl_coef=9)
+    groups = [g for g in group_runs(find_runs([runs])[0]) if g.label == "fast"]
+    (found,) = group_curves(groups, "tokens_per_second", {"fast": 0})
+    assert len(found.x) == 24 and set(found.mean) == {11_570.0}
+    assert "| 11,570 |" in write_report([runs / "fast"], None, form="md", title="")
+    lines[0]["tokens_per_second"] = 2e6
+    groups = [g._replace(runs=[g.runs[0]._replace(metrics=lines * 3)]) for g in groups]
+    assert last(groups[0].runs[0], "tokens_per_second") == 11_570
+
+
+def test_what_is_known_of_an_answer_is_said_in_words(runs):
+    folder = runs / "seed0" / "evaluate"
+    path = folder / "answers_ppo.jsonl"
+    for result, word in ((1.0, "won"), (-1, "lost"), (0.0, "tied")):
+        line = json.loads(path.read_text().splitlines()[0]) | {"result": result}
+        path.write_text(json.dumps(line) + "\n")
+        assert f"<small>{word}, quality 2.00, KL 0.10</small>" in page(runs)
+
+
+BROKEN = [
+    ("seed0/evaluate/summary.json", {"models": {"sft": {"kl": 0.1}}}),
+    ("seed0/evaluate/summary.json", {"step": 3}),
+    ("seed0/evaluate/summary.json", []),
+    ("seed0/evaluate/summary.json", {"models": [], "judge": "x", "baseline": "y"}),
+    (
+        "seed0/evaluate/summary.json",
+        {"models": {"a": {"kl": 0, "quality": 3}}, "judge": "x", "baseline": "a"},
+    ),
+    ("seed0/ppo_0.1/evaluation/report.json", {}),
+    ("seed0/ppo_0.1/evaluation/report.json", {"calibration": {"bins": []}}),
+    (
+        "seed0/ppo_0.1/evaluation/report.json",
+        {"calibration": {"expected_error": 0.1, "bins": [{"accuracy": 1}]}},
+    ),
+]
+
+
+@pytest.mark.parametrize("form", ["html", "md"])
+@pytest.mark.parametrize(("name", "content"), BROKEN)
+def test_a_file_of_something_else_is_named(runs, name, content, form):
+    path = runs / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+    if form == "md" and "report.json" in name:
+        assert write_report([runs], None, form=form, title="")  # has no plots
+        return
+    with pytest.raises(ValueError, match=rf"{name} is no (report|summary)"):
+        write_report([runs], None, form=form, title="")
+
+
+def test_lines_of_something_else_are_passed_over(runs):
+    for name, line in (
+        ("ppo_0.1/metrics.jsonl", {"step": "three", "objective/kl": {}}),
+        ("ppo_0.1/samples.jsonl", {"prompt": ["a"], "step": None}),
+        ("evaluate/answers_ppo.jsonl", {"id": "p", "response": 3, "kl": "?"}),
+    ):
+        with (runs / "seed0" / name).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    assert "Quality against KL" in page(runs)
 
 
 def test_what_models_say_is_text(runs):

@@ -2,13 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from rlhf_jax.evaluation.report.runs import Group, Run, read_lines
+from rlhf_jax.evaluation.report.runs import Group, Run, has_number, read_lines
 
 SHOWN = 8  # conversations
 CHARACTERS = 4000  # of a text
+MEASURED = {"quality": "quality", "score": "score", "reward": "reward", "kl": "KL"}
+MEASURED |= {"log_ratio": "log-ratio"}
 Piece = tuple[Literal["same", "added", "removed"], str]
 
 
@@ -87,7 +89,9 @@ def _evaluated(run: Run) -> list[Conversation]:
 
 def _during(run: Run) -> list[Conversation]:
     lines = [
-        line for line in read_lines(run.folder / "samples.jsonl") if "prompt" in line
+        line
+        for line in read_lines(run.folder / "samples.jsonl")
+        if isinstance(line.get("prompt"), str) and has_number(line, "step")
     ]
     if not lines:
         return []
@@ -109,17 +113,21 @@ def _during(run: Run) -> list[Conversation]:
     ]
 
 
+def _measured(answer: dict) -> Iterator[str]:
+    """What is known of an answer, in words."""
+    if isinstance(result := answer.get("result"), int | float):
+        yield "won" if result > 0 else "lost" if result < 0 else "tied"
+    for name, words in MEASURED.items():
+        if isinstance(answer.get(name), int | float):
+            yield f"{words} {answer[name]:.2f}"
+
+
 def _conversation(line: dict, answers: list[tuple[str, dict]]) -> Conversation:
     old = str(answers[0][1].get("response", ""))[:CHARACTERS]
     found = []
     for i, (who, answer) in enumerate(answers):
         text = str(answer.get("response", ""))[:CHARACTERS]
         pieces = differences(old, text) if i else [("same", text)]
-        numbers = ", ".join(
-            f"{name} {answer[name]:.2f}"
-            for name in ("quality", "result", "score", "reward", "kl", "log_ratio")
-            if isinstance(answer.get(name), float)
-        )
-        found.append(Answer(who, pieces, numbers))
+        found.append(Answer(who, pieces, ", ".join(_measured(answer))))
     prompt = str(line.get("prompt", "")).strip()[:CHARACTERS]
     return Conversation(prompt, line.get("intent", ""), found)

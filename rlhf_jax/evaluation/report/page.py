@@ -1,6 +1,5 @@
 """Runs as one page that needs nothing else: tables, plots, conversations."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from rlhf_jax.evaluation.report.runs import (
     find_runs,
     group_runs,
     has_number,
+    read_calibration,
     read_lines,
 )
 from rlhf_jax.files import write_text
@@ -52,12 +52,14 @@ PATH_POINTS = 16  # of a run on its way from the reference; steps are averaged
 
 
 class Section(NamedTuple):
-    """A heading with plots; `legend` names the colours of runs."""
+    """A heading with plots; `legend` names the colours of runs, `numbers` are what was
+    measured only once."""
 
     title: str
     note: str
     legend: list[tuple[str, str]]  # colour, label
     plots: list[str]  # <svg> elements
+    numbers: list[tuple[str, str]]  # what it is, value
 
 
 def html(runs: Sequence[Run], notes: Sequence[str], *, title: str) -> str:
@@ -112,22 +114,37 @@ def sections(groups: Sequence[Group]) -> Iterator[Section]:
             "point a seed. Reliability: how often the reward model orders held-out "
             "pairs as people did, against how sure its scores are."
         )
-        yield Section("Quality, length, reliability", note, [], drawn)
+        yield Section("Quality, length, reliability", note, [], drawn, [])
     for stage in dict.fromkeys(group.stage for group in groups):
         same = [group for group in groups if group.stage == stage]
         drawn = [_frontier_of_training(same, colours, *path) for path in PATHS]
         drawn += [_curves(same, colours, *curve) for curve in CURVES]
         drawn = [plot for plot in drawn if plot is not None]
-        if drawn:
+        numbers = [line for curve in CURVES for line in _numbers(same, *curve)]
+        if drawn or numbers:
             note = "Mean over seeds; the band goes from the lowest to the highest."
             several = any(len(group.runs) > 1 for group in same)
             legend = [(plots.colour(colours[g.label]), g.label) for g in same]
-            yield Section(f"Training: {stage}", note if several else "", legend, drawn)
+            note = note if several else ""
+            yield Section(f"Training: {stage}", note, legend, drawn, numbers)
+
+
+def _numbers(groups, metric: str, title: str) -> list[tuple[str, str]]:
+    """What has one point in every run, which makes no plot."""
+    curves = plots.group_curves(
+        groups, metric, dict.fromkeys((g.label for g in groups), 0)
+    )
+    if any(len(curve.x) > 1 for curve in curves):
+        return []
+    return [
+        (f"{title}, {c.label}, step {c.x[0]:,.0f}", tables.number(c.mean[0]))
+        for c in curves
+    ]
 
 
 def _curves(groups, colours, metric: str, title: str) -> str | None:
     curves = plots.group_curves(groups, metric, colours)
-    if not curves:
+    if all(len(curve.x) < 2 for curve in curves):
         return None
     name = f"{groups[0].stage} {metric}"
     return plots.inline(
@@ -210,8 +227,7 @@ def _reliability(groups, colours) -> str | None:
     for group in groups:
         path = group.runs[0].folder / "evaluation" / "report.json"
         if path.is_file():
-            report = json.loads(path.read_text(encoding="utf-8"))
-            found[group.label] = (colours[group.label], report["calibration"])
+            found[group.label] = (colours[group.label], read_calibration(path))
     if not found:
         return None
     title = "Reliability of the reward model"

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from rlhf_jax.evaluation.intervals import wilson
 from rlhf_jax.evaluation.report.runs import Group
 from rlhf_jax.files import writing_whole
+from rlhf_jax.training.metrics import MEASURED
 
 # Told apart on white and on black, also by the colour-blind (after Okabe and Ito).
 COLOURS = (
@@ -25,6 +26,7 @@ COLOURS = (
 )  # fmt: skip
 DASHES = ("-", "--", ":", "-.")
 MAX_POINTS = 150  # of a curve; more are averaged in bins
+SPEED_POINTS = 24  # of a curve that measures the machine
 # Stand for what the page decides; no plot has these colours otherwise.
 TEXT, LINE = "#010203", "#040506"
 STYLE = {
@@ -68,11 +70,21 @@ def colour(i: int) -> str:
 
 
 def curve(
-    seeds: Sequence[Sequence[tuple[float, float]]], *, colour: int, label: str
+    seeds: Sequence[Sequence[tuple[float, float]]],
+    *,
+    colour: int,
+    label: str,
+    points: int = MAX_POINTS,
+    middle: Callable = np.mean,
 ) -> Curve | None:
     """The mean of several seeds' (x, y) with the lowest and highest as its band; None
     where there is nothing. As far as the shortest goes; where their x differ (an epoch
-    is not equally long in all), they are matched in order."""
+    is not equally long in all), they are matched in order.
+
+    Args:
+        points: so many at most; of more, neighbours are put together.
+        middle: how, np.mean or np.median.
+    """
     seeds = [points for points in seeds if points]
     if not seeds:
         return None
@@ -84,21 +96,26 @@ def curve(
     else:
         cut = np.array([points[: min(map(len, seeds))] for points in seeds])
         x, y = cut[..., 0].mean(0), cut[..., 1]
-    bins = np.array_split(np.arange(len(x)), min(len(x), MAX_POINTS))
+    bins = np.array_split(np.arange(len(x)), min(len(x), points))
     x = np.array([x[rows].mean() for rows in bins])
-    y = np.stack([y[:, rows].mean(1) for rows in bins], axis=1)
+    y = np.stack([middle(y[:, rows], axis=1) for rows in bins], axis=1)
     return Curve(x, y.mean(0), y.min(0), y.max(0), colour, label)
 
 
 def group_curves(
     groups: Sequence[Group], metric: str, colours: Mapping[str, int]
 ) -> list[Curve]:
-    """The metric step by step, a curve for every group that has it."""
+    """The metric step by step, a curve for every group that has it. Of what the machine
+    decides medians: a step that compiles or is followed by a save is no speed."""
+    way = {}
+    if metric.startswith(MEASURED):
+        way = {"points": SPEED_POINTS, "middle": np.median}
     found = [
         curve(
             [run.series(metric) for run in group.runs],
             colour=colours[group.label],
             label=group.label,
+            **way,
         )
         for group in groups
     ]
@@ -126,6 +143,8 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], *, title: str, x: str) -> N
             )
     axes.set_title(title)
     axes.set_xlabel(x)
+    if max(found.mean.max() for found in curves) >= 10_000:
+        axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
 class Point(NamedTuple):
@@ -153,11 +172,9 @@ def draw_points(
             color=colour(point.colour),
             label=point.label,
         )
-        axes.annotate(
-            point.label, (point.x, point.y), (5, 4), textcoords="offset points"
-        )
     axes.margins(x=0.12)
     axes.set(title=title, xlabel=x, ylabel=y)
+    _name(axes)
 
 
 def draw_reliability(
@@ -193,7 +210,7 @@ def draw_reliability(
             label=f"{label}: error {calibration['expected_error']:.3f}",
         )
     axes.set(title=title, xlabel="confidence", ylabel="accuracy")
-    axes.legend(fontsize=8)
+    _name(axes)
 
 
 def draw_lengths(
@@ -225,7 +242,12 @@ def draw_lengths(
             label=f"{label}: mean {values.mean():.1f}",
         )
     axes.set(title=title, xlabel="tokens", ylabel="% of responses")
-    axes.legend(fontsize=8)
+    _name(axes)
+
+
+def _name(axes: Axes) -> None:
+    """Say below the plot, where nothing lies under it, which colour is what."""
+    axes.figure.legend(loc="outside lower left", fontsize=8, ncols=2)
 
 
 Draw = Callable[[Axes], None]

@@ -142,6 +142,56 @@ def read_lines(path: Path) -> list[dict]:
     return found
 
 
+def read_calibration(path: Path) -> dict:
+    """The reliability of a reward model, from its evaluation/report.json.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    found = _read_json(path).get("calibration")
+    bins = found.get("bins") if isinstance(found, dict) else None
+    keys = ("confidence", "accuracy", "pairs")
+    if not (
+        isinstance(bins, list)
+        and has_number(found, "expected_error")
+        and all(_has_numbers(row, *keys) for row in bins)
+    ):
+        raise ValueError(
+            f"{path} is no report of a reward model: its 'calibration' needs "
+            f"'expected_error' and 'bins' of {', '.join(keys)}. Remove the file, or "
+            "evaluate the model again."
+        )
+    return found
+
+
+def _check_summary(path: Path, stage: str, summary: dict) -> None:
+    """Raise ValueError where an evaluation's summary.json lacks what is read of it."""
+    if stage != "evaluate":
+        return
+    models = summary.get("models")
+    sound = (
+        isinstance(models, dict)
+        and all(isinstance(summary.get(key), str) for key in ("judge", "baseline"))
+        and all(_is_model(row) for row in models.values())
+    )
+    if not models or not sound:
+        raise ValueError(
+            f"{path} is no summary of an evaluation: it needs 'judge', 'baseline' and "
+            "'models', each model with its numbers. Remove the file, or evaluate again."
+        )
+
+
+def _is_model(row) -> bool:
+    inner = {
+        "quality": ("mean", "low", "high"),
+        "against_baseline": ("win", "tie", "lose", "net"),
+    }
+    plain = ("length", "score", "identity_probes", "json_probes")
+    return _has_numbers(row, "kl", *(key for key in plain if key in row)) and all(
+        _has_numbers(row[key], *keys) for key, keys in inner.items() if key in row
+    )
+
+
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
     if _stage(folder):
         yield folder
@@ -158,14 +208,18 @@ def _stage(folder: Path) -> str:
 
 
 def _read(folder: Path, name: str) -> Run:
-    done = (folder / "summary.json").is_file()
+    path, stage, summary = folder / "summary.json", _stage(folder), None
+    if path.is_file():
+        summary = _read_json(path)
+        _check_summary(path, stage, summary)
+    lines = read_lines(folder / "metrics.jsonl")
     return Run(
         folder,
         name,
-        _stage(folder),
+        stage,
         _read_json(folder / "config.json")["config"],
-        [line for line in read_lines(folder / "metrics.jsonl") if "step" in line],
-        _read_json(folder / "summary.json") if done else None,
+        [line for line in lines if has_number(line, "step")],
+        summary,
     )
 
 
@@ -199,3 +253,7 @@ def _label(runs: Sequence[Run]) -> str:
 
 def has_number(line: dict, metric: str) -> bool:
     return isinstance(line.get(metric), int | float)
+
+
+def _has_numbers(row, *keys: str) -> bool:
+    return isinstance(row, dict) and all(has_number(row, key) for key in keys)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.evaluation.claims import Effect
-from rlhf_jax.evaluation.report.runs import Group, Run, flat_config
+from rlhf_jax.evaluation.report.runs import Group, Run, flat_config, has_number
+from rlhf_jax.training import metrics
 
 # Of a run's last line of metrics: name -> what it is called.
 LAST = {
@@ -96,17 +97,17 @@ def runs_table(groups: Sequence[Group]) -> Table:
     for group in trained:
         runs = [run for run in group.runs if run.metrics]
         steps = sorted({run.metrics[-1]["step"] for run in runs})
-        shown = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
+        shown = " to ".join(f"{x:,}" for x in dict.fromkeys((steps[0], steps[-1])))
         open_runs = sum(run.summary is None for run in runs)
         if open_runs:
             shown += f" ({open_runs} not done)"
         cells = [group.label, group.stage, str(len(runs)), shown]
         for name in LAST:
             values = [x for x in (last(run, name) for run in runs) if x is not None]
-            cells.append(f"{np.mean(values):.4g}" if values else "")
+            cells.append(number(np.mean(values)) if values else "")
         body.append(cells)
     header = ["run", "stage", "seeds", "steps", *LAST.values()]
-    note = "The last values; means over seeds."
+    note = "The last values, of speed the median; means over seeds."
     return _without_empty(Table("Runs", header, body, note))
 
 
@@ -124,11 +125,20 @@ def config_tables(groups: Sequence[Group]) -> Iterator[Table]:
 
 
 def last(run: Run, name: str) -> float | None:
-    """The last value that a run wrote of a metric."""
+    """The last value that a run wrote of a metric; of what the machine decides the
+    median over its steps."""
+    if name.startswith(metrics.MEASURED):
+        values = [line[name] for line in run.metrics if has_number(line, name)]
+        return float(np.median(values)) if values else None
     for line in reversed(run.metrics):
         if line.get(name) is not None:
             return line[name]
     return None
+
+
+def number(x: float) -> str:
+    """Four digits, thousands apart: 0.6914, 11,570."""
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
 
 
 def markdown(table: Table) -> str:
