@@ -10,7 +10,7 @@ from rlhf_jax.evaluation.report.runs import Group, Run, has_number, read_lines
 SHOWN = 8  # conversations
 CHARACTERS = 4000  # of a text
 MEASURED = {"quality": "quality", "score": "score", "reward": "reward", "kl": "KL"}
-MEASURED |= {"log_ratio": "log-ratio"}
+MEASURED["log_ratio"] = "log-ratio"
 Piece = tuple[Literal["same", "added", "removed"], str]
 
 

@@ -186,8 +186,8 @@ def _is_model(row) -> bool:
         "quality": ("mean", "low", "high"),
         "against_baseline": ("win", "tie", "lose", "net"),
     }
-    plain = ("length", "score", "identity_probes", "json_probes")
-    return _has_numbers(row, "kl", *(key for key in plain if key in row)) and all(
+    plain = ("kl", "log_ratio", "length", "score", "identity_probes", "json_probes")
+    return _has_numbers(row, *(key for key in plain if key in row)) and all(
         _has_numbers(row[key], *keys) for key, keys in inner.items() if key in row
     )
 
