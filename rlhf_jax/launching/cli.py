@@ -2,12 +2,13 @@
 
 import contextlib
 import difflib
-import errno
 import itertools
 import logging as standard_logging
 import os
 import runpy
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rlhf_jax.files import disk_trouble
 from rlhf_jax.launching import processes
+from rlhf_jax.training import lock, preemption
 from rlhf_jax.training.allocator import keep_freed_memory
+from rlhf_jax.training.checkpoints import SaveError, finish_saves
 from rlhf_jax.training.metrics import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 # Errors whose message is all that the user needs: of bad input, of files (missing, not
 # allowed, no space left) and of a run that cannot go on.
+OTHERS_SECONDS = 60  # that a process which fails has for a save with the others
 USER_ERRORS = (ValueError, OSError, NonFiniteError)
 
 
@@ -32,7 +37,7 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
     perhaps in several processes.
 
     A user's mistake ends with its message and status 1; --verbosity=1 adds the
-    traceback.
+    traceback. SIGTERM and Ctrl-C end it as `preemption` says.
     """
     config = config_flags.DEFINE_config_file("config", None, "Config, FILE.py:PRESET.")
     workdir = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -42,12 +47,20 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
     def connected(argv):
         refuse_arguments(argv[1:])
         processes.connect()
+        if jax.distributed.is_initialized():
+            preemption.join_others()
         keep_freed_memory()
         use_compile_cache()
         main(config.value, str(Path(workdir.value).absolute()))
 
     set_up_logs()
-    with processes.failing_at_once(), clear_errors(), processes.missing_no_one():
+    with (
+        processes.failing_at_once(),
+        leaving_at_once(),
+        clear_errors(),
+        saves_finished(),
+        processes.missing_no_one(),
+    ):
         app.run(connected, flags_parser=parse)
 
 
@@ -66,7 +79,7 @@ def command(
         main(argv[1:])
 
     set_up_logs(verbosity)
-    with clear_errors():
+    with leaving_at_once(), clear_errors(), saves_finished():
         app.run(prepared, flags_parser=parse)
 
 
@@ -83,24 +96,71 @@ def refuse_arguments(arguments: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
-    """A user's mistake, or a full disk, ends with its message and status 1."""
+def leaving_at_once() -> Iterator[None]:
+    """End a program that fails at once, behind its message: threads of libraries, which
+    an ordinary end waits for and which print on, have nothing left to do."""
     try:
         yield
-    except USER_ERRORS as error:
-        if logging.get_verbosity() >= logging.DEBUG:
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        if not status or jax.distributed.is_initialized():
             raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        elif not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """A user's mistake, or what a disk did not allow, ends with its message and status
+    1, Ctrl-C with status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(preemption.AT_ONCE)
+    except Exception as error:
+        trouble = disk_trouble(error)
+        is_known = isinstance(error, USER_ERRORS) or trouble is not None
+        if not is_known or logging.get_verbosity() >= logging.DEBUG:
+            raise
+        text = f"{type(error).__name__}: {error}"
+        if trouble is not None and not isinstance(error, SaveError):
+            what, cure = trouble
+            text = f"{what}: {error}. {cure.capitalize()} and start the same command"
+            text += " again: it goes on from the last checkpoint."
+        notes = getattr(error, "__notes__", [])
+        print("\n".join([text, *notes]), file=sys.stderr)
         sys.exit(1)
-    except Exception as error:  # of whatever library wrote
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        print(
-            f"No space left: {error}. The last checkpoint is intact: free some space "
-            "and start the same command again.",
-            file=sys.stderr,
+
+
+@contextlib.contextmanager
+def saves_finished() -> Iterator[None]:
+    """However the block ends, no save is under way after it, and what an error left
+    locked is free. A signal is told of in one line, with where the run goes on."""
+    preemption.tell()
+    try:
+        yield
+    except BaseException as error:
+        newest: list[str] = []
+        finishing = threading.Thread(
+            target=lambda: newest.extend(finish_saves()), daemon=True
         )
-        sys.exit(1)
+        asked = isinstance(error, preemption.Preempted)
+        alone = asked or not jax.distributed.is_initialized()
+        with preemption.leaving():
+            finishing.start()
+            finishing.join(None if alone else OTHERS_SECONDS)
+            lock.release_all()
+        if asked:
+            if newest and newest[-1] not in error.where:
+                error.where += f", behind {newest[-1]}"
+            logging.warning("%s", error)
+        raise
 
 
 def set_up_logs(verbosity: int = logging.INFO) -> None:
@@ -190,4 +250,6 @@ class _Line(standard_logging.Formatter):
 def _is_ours(record: standard_logging.LogRecord) -> bool:
     """Libraries log through absl too: of theirs, only warnings are shown."""
     ours = "rlhf_jax" in record.pathname or "launch" in record.pathname
+    if not ours:
+        record.exc_info = None  # what went wrong is told once, by us
     return ours or record.levelno >= standard_logging.WARNING

@@ -29,7 +29,12 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from rlhf_jax.launching.cli import ROOT, set_up_logs, use_compile_cache
+from rlhf_jax.launching.cli import (
+    ROOT,
+    saves_finished,
+    set_up_logs,
+    use_compile_cache,
+)
 from rlhf_jax.launching.device_groups import group_environment, take_group
 from rlhf_jax.launching.stage import run_stage
 from rlhf_jax.training import preemption
@@ -193,7 +198,8 @@ def _run(job: Job) -> None:
     ):
         logging.get_absl_handler().python_handler.stream = log
         try:
-            run_stage(job.resolve(), job.workdir)
+            with saves_finished():
+                run_stage(job.resolve(), job.workdir)
         except Exception:
             traceback.print_exc(file=log)
             raise
