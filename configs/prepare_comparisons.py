@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 # "tiny": what collect leaves on the testbed. "hh": a set whose test split is its own.
-PRESETS = ("default", "tiny", "hh")
+PRESETS = ("default", *common.STAGE_PRESETS)
 
 
 def get_config(preset="default"):

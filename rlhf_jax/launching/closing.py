@@ -17,8 +17,7 @@ WIDTH = 80
 RESULTS = {
     "alignbench": ("mark {overall:.2f} of 10",),
     "collect": (
-        "{kept:,} comparisons to train on",
-        "{held out:,} held out",
+        "{pairs:,} pairs of {responses:,} responses to {prompts:,} prompts",
         "{tasks:,} tasks for people",
     ),
     "dpo": (
@@ -101,7 +100,9 @@ def next_command(
             f"--workdir={parent / stage}",
         ]
         keys = {key: value for key, value in fields.items() if value}
-        flags += [f"--config.{key}={value}" for key, value in (keys | data).items()]
+        if stage != "prepare_comparisons":  # it reads files alone
+            keys |= data
+        flags += [f"--config.{key}={value}" for key, value in keys.items()]
         return _lines(["python", f"launch/{script}.py", *flags])
 
     pairs = {
@@ -118,8 +119,12 @@ def next_command(
             return command("collect", "collect", init_from=here)
         case "collect" if config.annotator == "people":
             return _lines(["python", "launch/annotate.py", f"--workdir={here}"])
-        case "collect" | "prepare_comparisons":
-            return command("train", "reward", init_from=start, **pairs)
+        case "collect":
+            raw = {"comparisons": pairs["comparisons"], "tokenizer": start}
+            return command("prepare_comparisons", "prepare_comparisons", **raw)
+        case "prepare_comparisons":
+            model = config.tokenizer if has_checkpoints(config.tokenizer) else start
+            return command("train", "reward", init_from=model, **pairs)
         case "reward":
             return command("train", "ppo", init_from=start, reward_model=here)
         case "select_prompts":
@@ -139,6 +144,11 @@ def next_command(
         case "evaluate":
             return chat_command(config.models.rpartition("=")[2])
     return ""
+
+
+def has_checkpoints(folder: str) -> bool:
+    """Whether a folder is the workdir of a model, not only a tokenizer's."""
+    return bool(folder) and (Path(folder) / "checkpoints").is_dir()
 
 
 def say_next(command: str) -> None:

@@ -51,14 +51,23 @@ def test_what_follows_is_a_command_that_is_understood(config, own):
     assert words[0] == "python"
     check_flags(words[1], words[2:])
     told = any(word.startswith("--config=") for word in words)
+    told &= words[1] != "launch/prepare_comparisons.py"  # it has no data folder
     assert ("--config.data.path=my data" in words) == (bool(fields) and told)
 
 
-def test_each_stage_reads_what_the_one_before_made():
+def test_each_stage_reads_what_the_one_before_made(tmp_path, monkeypatch):
     c = collect.get_config()
     c.init_from = "runs/sft"
     assert "--config.comparisons=runs/here/comparisons.jsonl" in following(c)
-    assert "--config.init_from=runs/sft" in following(c)
+    assert "--config.tokenizer=runs/sft" in following(c)
+    p = prepare_comparisons.get_config()
+    assert "--config.init_from=SFT_RUN" in following(p)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sft" / "checkpoints").mkdir(parents=True)
+    p.tokenizer = "sft"
+    words = following(p)
+    assert "--config.init_from=sft" in words
+    assert "--config.comparisons_test=runs/here/comparisons_test.jsonl" in words
     c.annotator = "people"
     assert following(c)[1:] == ["launch/annotate.py", "--workdir=runs/here"]
     assert "--config.pairs=runs/here/comparisons.jsonl" in following(pairs.get_config())

@@ -20,7 +20,6 @@ def test_comparisons_go_one_road_to_the_reward_model(preset, tmp_path, monkeypat
         finish(workdir, {})
 
     monkeypatch.setattr(pipeline, "run_stage", record)
-    monkeypatch.setattr(pipeline, "print_held_out", lambda _: None)
     monkeypatch.setattr(pipeline, "write_report", lambda *_, **__: None)
     data, run = tmp_path / "data", tmp_path / "run"
     data.mkdir()
