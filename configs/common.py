@@ -86,13 +86,16 @@ def chunk_size(preset: str) -> int:
 
 def data(preset: str) -> ConfigDict:
     c = ConfigDict()
-    # "testbed", a data folder, or a preference set: a folder with train.jsonl[.gz] and
-    # test.jsonl[.gz] or of Hugging Face datasets, "hf:NAME[:SUBSET]", "tfds:NAME".
+    # "testbed"; a file or folder of your own (docs/your_own_data.md); "hf:NAME",
+    # "hf:NAME:SUBSET" or "tfds:NAME" for a published data set.
     c.path = "" if preset == "hh" else "testbed"
-    c.layout = ""  # of a preference set (data/reading/layouts.py); "": by its fields
-    c.train_split = "train"  # of a preference set
-    c.test_split = "test"  # "": test_share of the training split
-    c.test_share = 0.05  # held out, by conversation, where test_split is ""
+    # The layout of a data set's rows, one of docs/data_formats.md; "": that of each row
+    # is found from its fields.
+    c.layout = ""
+    c.train_split = "train"  # name of the training part of a folder or data set
+    c.test_split = "test"  # name of its held-out part; "": test_share is held out
+    # Share of the conversations held out of a file, or where test_split is "".
+    c.test_share = 0.05
     c.on_bad_record = "error"  # or "skip": left out; bad_records.jsonl lists them
     c.tokenizer = ""  # a tokenizer folder; "": the start model's, else one is trained
     c.vocab_size = 2048 if preset == "hh" else 1024  # of a tokenizer trained here

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from absl import logging
 
 from rlhf_jax.batches import PackedPairs, PreferenceBatch, PromptBatch, SFTBatch
 
@@ -41,6 +42,12 @@ class BatchOrder:
     ):
         if num_examples < 1:
             raise ValueError("There are no examples to make batches of.")
+        if num_examples < batch_size:
+            logging.warning(
+                "%d examples are repeated to fill a batch of %d.",
+                num_examples,
+                batch_size,
+            )
         self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
         self.batches_per_epoch = max(num_examples // batch_size, 1)
         self._window = window * batch_size

@@ -19,6 +19,12 @@ def test_an_epoch_shows_every_example_once():
     assert sorted(seen) == list(range(100))
 
 
+@pytest.mark.parametrize(("num_examples", "is_told"), [(7, True), (8, False)])
+def test_examples_that_are_repeated_are_told(num_examples, is_told, caplog):
+    BatchOrder(num_examples, batch_size=8, seed=0)
+    assert ("7 examples are repeated to fill a batch of 8" in caplog.text) == is_told
+
+
 def test_epochs_differ_and_the_order_is_a_function_of_seed_and_step():
     order = BatchOrder(100, batch_size=10, seed=0)
     assert not np.array_equal(order.indices(0), order.indices(10))

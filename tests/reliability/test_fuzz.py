@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from configs import sft
+from rlhf_jax.data.reading.data_sets import write_data_folder
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from rlhf_jax.launching import cli
 from rlhf_jax.models import huggingface
@@ -111,6 +112,21 @@ def published(folder: Path):
     return huggingface.load(folder, dtype="float32", param_dtype="float32")
 
 
+def write_own(folder: Path) -> None:
+    """The same two pairs as a list, as lines, and as a table."""
+    pairs = [{"prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(2)]
+    lines = [json.dumps(pair) + "\n" for pair in pairs]
+    (folder / "own.json").write_text(json.dumps(pairs, indent=1))
+    (folder / "own.jsonl").write_text("".join(lines))
+    rows = [pairs[0], *(pair.values() for pair in pairs)]
+    (folder / "own.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+
+
+def own(name: str):
+    """A reader of the file: what `data.path` makes of it."""
+    return lambda folder: write_data_folder(str(folder / name), folder / "data")
+
+
 FILES = {  # what is spoiled: who writes it among others, and who reads it
     "tokenizer.json": (write_tokenizer, load_tokenizer),
     "tokenizer_config.json": (write_tokenizer, load_tokenizer),
@@ -118,6 +134,9 @@ FILES = {  # what is spoiled: who writes it among others, and who reads it
     "model.safetensors": (write_published, published),
     "./config.json": (write_workdir, lambda f: open_workdir(f, sft.get_config())),
     "summary.json": (write_workdir, read_summary),
+    "own.json": (write_own, own("own.json")),
+    "own.jsonl": (write_own, own("own.jsonl")),
+    "own.csv": (write_own, own("own.csv")),
     checksums.FILE: (write_workdir, checksums.damage),
     "suspects/step_000001.npz": (
         write_workdir,
@@ -137,9 +156,10 @@ json_values = st.recursive(
 
 @st.composite
 def spoiled(draw, good: bytes) -> bytes:
-    """Other bytes in some place, or other values in a JSON file."""
+    """Other bytes in some place, or other values in a JSON file or its first line."""
     if good.startswith(b"{") and draw(st.booleans()):
-        tree = copy.deepcopy(json.loads(good))
+        first, begins, others = good.partition(b"\n{")  # of a file of JSON lines
+        tree = copy.deepcopy(json.loads(first))
         node = tree
         while True:
             key = draw(st.sampled_from(sorted(node)))
@@ -147,7 +167,7 @@ def spoiled(draw, good: bytes) -> bytes:
                 break
             node = node[key]
         node[key] = draw(json_values)
-        return json.dumps(tree).encode()
+        return json.dumps(tree).encode() + begins + others
     begin = draw(st.integers(0, min(len(good), 2000)) | st.just(len(good) // 2))
     end = begin + draw(st.sampled_from([0, 1, 8, len(good)]))
     return good[:begin] + draw(st.binary(max_size=12)) + good[end:]
