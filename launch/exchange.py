@@ -8,7 +8,8 @@ WORKDIR holds tasks.jsonl, from launch/collect.py with --config.annotator=people
 --export writes FILE and beside it how to set the tool up: Label Studio's labelling
 interface (.xml) or Argilla's settings (.settings.json). --import reads FILE, which for
 the page of launch/annotate.py is WORKDIR/answers.jsonl, and writes
-WORKDIR/comparisons.jsonl.
+WORKDIR/comparisons.jsonl; it never overwrites what another import left there (--join
+keeps both).
 """
 
 import sys
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> None:
     else:
         file = Path(FLAGS.file or workdir / "answers.jsonl")
         out = workdir / "comparisons.jsonl"
-        import_comparisons(tasks, imported_from, file, out)
+        import_comparisons(tasks, imported_from, file, out, join=FLAGS.join)
 
 
 if __name__ == "__main__":
@@ -55,6 +56,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("export", None, list(TOOLS), "Write tasks for this tool.")
     flags.DEFINE_enum("import", None, ["page", *TOOLS], "Read answers of this tool.")
     flags.DEFINE_string("file", "", "What is written or read.")
+    flags.DEFINE_bool("join", False, "Keep the comparisons of other imports.")
     flags.DEFINE_list("criteria", list(CRITERIA), "Asked beside the overall choice.")
     flags.DEFINE_string("guideline", "", "A Markdown file of your own, for Argilla.")
     flags.DEFINE_integer("annotators_per_task", 1, "For Argilla.", lower_bound=1)

@@ -59,13 +59,12 @@ def comparisons(tasks: dict[str, Task], answers: Iterable[Answer]) -> list[Compa
     """
     records = []
     seen = set()
-    for answer in answers:
+    for number, answer in enumerate(answers, start=1):
+        who = f"answer {number}: {answer.annotator[:80]!r} answers {answer.task[:80]!r}"
         if answer.task not in tasks:
-            raise ValueError(
-                f"{answer.annotator!r} answers {answer.task!r}, which is no task here."
-            )
+            raise ValueError(f"{who}, which is no task here.")
         if (answer.task, answer.annotator) in seen:
-            raise ValueError(f"{answer.annotator!r} answers {answer.task!r} twice.")
+            raise ValueError(f"{who} twice.")
         seen.add((answer.task, answer.annotator))
         if answer.preference == "skip":
             continue

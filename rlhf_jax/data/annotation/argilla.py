@@ -86,7 +86,7 @@ def import_answers(
     """
     if not isinstance(exported, list):
         raise RecordError("The export must be a list of records (records.to_json).")
-    answers, left_out = [], Counter()
+    answers, left_out = {}, Counter()
     for number, row in enumerate(exported, start=1):
         try:
             record = checked(row)
@@ -97,11 +97,14 @@ def import_answers(
                 overall = chosen.pop("overall", None)
                 if overall is None:
                     left_out["no overall choice"] += 1
+                elif (name, user) in answers:
+                    raise RecordError(f"is {name[:80]!r} as in another record.", "id")
                 else:
-                    answers.append(Answer(name, user, overall, chosen or None))
+                    answer = Answer(name, user, overall, chosen or None)
+                    answers[name, user] = answer
         except RecordError as error:
             raise RecordError(f"record {number} of the export: {error}") from None
-    return answers, left_out
+    return list(answers.values()), left_out
 
 
 def _by_user(record: dict, task: Task) -> dict[str, dict[str, str]]:

@@ -20,7 +20,7 @@ class Lease:
     """A place at a task, kept for an annotator who has it on the screen."""
 
     task: str
-    started: float  # seconds, of the clock
+    started: float  # when it last came on the screen: seconds, of the clock
     ends: float
 
 
@@ -50,7 +50,10 @@ class Assignment:
             raise ValueError(f"{annotators_per_task=} must be at least 1.")
         if lease_seconds <= 0:
             raise ValueError(f"{lease_seconds=} must be more than 0.")
-        comparisons(tasks, log.answers)  # raises where they do not fit
+        try:
+            comparisons(tasks, log.answers)
+        except ValueError as error:
+            raise ValueError(f"{log.path}: {error}") from None
         self._tasks = tasks
         self._log = log
         self._places = annotators_per_task
@@ -60,6 +63,8 @@ class Assignment:
         self._leases: dict[str, Lease] = {}  # by annotator
         # By annotator: the tasks dealt with, and at which of their answers.
         self._seen: dict[str, dict[str, int]] = defaultdict(dict)
+        # By task and annotator: the preference and the criteria.
+        self._kept: dict[tuple[str, str], tuple[str, dict | None]] = {}
         self._answered: dict[str, set[str]] = defaultdict(set)  # by task: annotators
         self._open = dict(tasks)  # those with a place that nobody has answered
         for answer in log.answers:
@@ -76,6 +81,7 @@ class Assignment:
                     self._leases.pop(annotator, None)
                     return None
                 lease = self._leases[annotator] = Lease(task, now, 0.0)
+            lease.started = now  # the time since it was left is no work
             lease.ends = now + self._lease_seconds
             return self._tasks[lease.task]
 
@@ -88,8 +94,9 @@ class Assignment:
     ) -> bool:
         """Take an answer; it is on the disk when this returns True.
 
-        The same answer sent twice is kept once. False: the lease ran out, and somebody
-        else has the last place.
+        The same answer sent twice is kept once. False: it is not kept, since the
+        annotator has answered otherwise before, perhaps in another window, or since the
+        lease ran out and somebody else has the last place.
 
         Raises:
             ValueError: there is no such task.
@@ -99,7 +106,8 @@ class Assignment:
             if task not in self._tasks:
                 raise ValueError(f"There is no task {task!r}.")
             if task in self._seen[annotator]:
-                return True
+                kept = self._kept[task, annotator]
+                return kept == (preference, criteria)
             now = self._clock()
             if not self._has_place(task, annotator, now):
                 return False
@@ -158,6 +166,8 @@ class Assignment:
     def _count(self, answer: Answer) -> None:
         seen = self._seen[answer.annotator]
         seen[answer.task] = len(seen)
+        kept = (answer.preference, answer.criteria)
+        self._kept[answer.task, answer.annotator] = kept
         if answer.preference != "skip":
             self._answered[answer.task].add(answer.annotator)
             if len(self._answered[answer.task]) >= self._places:

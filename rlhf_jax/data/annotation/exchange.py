@@ -10,7 +10,7 @@ from absl import logging
 from rlhf_jax.data.annotation import argilla, label_studio
 from rlhf_jax.data.annotation.answers import comparisons, read_answers
 from rlhf_jax.data.annotation.tasks import GUIDELINE, Task
-from rlhf_jax.data.records import write_records
+from rlhf_jax.data.records import Comparison, read_records, write_records
 from rlhf_jax.terminal import listed
 
 TOOLS = {"label_studio": label_studio, "argilla": argilla}
@@ -52,12 +52,18 @@ def export_tasks(
     )
 
 
-def import_comparisons(tasks: dict[str, Task], tool: str, file: Path, out: Path):
+def import_comparisons(
+    tasks: dict[str, Task], tool: str, file: Path, out: Path, *, join: bool
+) -> None:
     """Write the comparisons that answers in `file` make to `out`.
 
+    Args:
+        join: keep those that `out` holds by other annotators or of other tasks; else
+            `out` must hold none that this import would lose.
+
     Raises:
-        FileNotFoundError, ValueError: `file` is not there, is no export of the tool, or
-            answers other tasks.
+        FileNotFoundError, ValueError: `file` is not there, is no export of the tool,
+            answers other tasks, or would overwrite another import.
     """
     left_out = Counter()
     if tool == "page":
@@ -71,11 +77,25 @@ def import_comparisons(tasks: dict[str, Task], tool: str, file: Path, out: Path)
             answers, left_out = TOOLS[tool].import_answers(exported, tasks)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-    records = comparisons(tasks, answers)
+    try:
+        records = comparisons(tasks, answers)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
     if not records:
         raise ValueError(f"{file} holds no answers. Left out: {listed(left_out)}.")
-    write_records(out, records)
     left_out["skipped"] = len(answers) - len(records)
+    given = {(answer.task, answer.annotator) for answer in answers}
+    before = read_records(out, Comparison) if out.exists() else []
+    others = [x for x in before if (x.task, x.annotator) not in given]
+    if others and not join:
+        names = sorted({x.annotator for x in others})
+        raise ValueError(
+            f"{out} holds {len(others)} comparisons that {file} does not, by "
+            f"{', '.join(names[:5])}: another import. Keep them with --join, or move "
+            "the file away."
+        )
+    records = others + records
+    write_records(out, records)
     logging.info(
         "%d comparisons by %d annotators in %s. Left out: %s. Next: "
         "launch/prepare_comparisons.py.",

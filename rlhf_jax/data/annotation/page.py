@@ -6,7 +6,10 @@ The page's state is in the browser (the name, the task on the screen) and on the
 """
 
 import hmac
+import math
 import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -15,6 +18,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
+from absl import logging
 from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -22,6 +26,8 @@ from rlhf_jax.data.annotation.assignment import MAX_NAME, Assignment, annotator_
 from rlhf_jax.data.annotation.tasks import Task
 
 HERE = Path(__file__).parent
+WRONG_IN_A_ROW = 10  # passwords
+PAUSE = 60.0  # seconds
 CHOICES = [("1", "1"), ("Tie", "tie"), ("2", "2")]
 KEYS = (
     "Keys: <kbd>1</kbd> <kbd>2</kbd> <kbd>T</kbd> choose in the marked row, "
@@ -68,8 +74,9 @@ def make_app(
             assignment, guideline, [*criteria, "overall"], ask_name=password is None
         ),
         path="/",
-        auth=None if password is None else _sign_in(password),
-        auth_message="Your name, and the password of this page.",
+        auth=None if password is None else SignIn(password),
+        auth_message="Your name, and the password of this page. After many wrong "
+        "passwords wait a minute.",
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -85,15 +92,39 @@ def make_app(
     )
 
 
-def _sign_in(password: str) -> Callable[[str, str], bool]:
-    def is_right(name: str, given: str) -> bool:
+class SignIn:
+    """Whether somebody may sign in: a name, and the password of the page.
+
+    After `WRONG_IN_A_ROW` wrong passwords, from whomever they come, one is looked at
+    every `PAUSE` seconds, until it is the right one.
+    """
+
+    def __init__(self, password: str, clock: Callable[[], float] = time.monotonic):
+        self._password, self._clock = password, clock
+        self._wrong, self._next = 0, -math.inf
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str, given: str) -> bool:
         try:
             annotator_name(name)
         except ValueError:
             return False
-        return hmac.compare_digest(given.encode(), password.encode())
-
-    return is_right
+        with self._lock:
+            now = self._clock()
+            if now < self._next:
+                return False
+            sent = given.encode("utf-8", "surrogatepass")
+            if hmac.compare_digest(sent, self._password.encode()):
+                self._wrong = 0
+                return True
+            self._wrong += 1
+            if self._wrong >= WRONG_IN_A_ROW:
+                self._next = now + PAUSE
+                logging.warning(
+                    "%d wrong passwords in a row: the next one is looked at in %.0f s.",
+                    self._wrong, PAUSE,
+                )  # fmt: skip
+            return False
 
 
 def _blocks(
@@ -182,7 +213,10 @@ def _blocks(
             except OSError as error:
                 note = f"NOT SAVED: the server could not write ({error.strerror})."
                 return {message: escape(f"{note} Try again, or tell who runs it.")}
-            late = "The last one was not kept: somebody else had answered it meanwhile."
+            late = (
+                "The last one was not kept: it had been answered before, by you in "
+                "another window or by somebody else."
+            )
             return next_view(annotator, "" if kept else late)
 
         # Without the queue an event is one request, which needs no session.

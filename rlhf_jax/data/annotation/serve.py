@@ -80,9 +80,17 @@ def serve(
         f"[{host}]" if ":" in host else host,
         port,
     )
-    server = uvicorn.Server(uvicorn.Config(web, log_level="warning"))
-    server.run(sockets=[listener])
-    log.close()
+    # Open pages hold connections for ever: after Ctrl-C they are given a moment.
+    server = uvicorn.Server(
+        uvicorn.Config(web, log_level="error", timeout_graceful_shutdown=2)
+    )
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # which uvicorn raises once it has stopped
+        pass
+    finally:
+        log.close()
+    logging.info("Stopped. %s holds %d answers.", log.path, len(log.answers))
 
 
 def read_text(path: str | Path) -> str:

@@ -93,9 +93,39 @@ def test_a_late_answer_counts_while_its_place_is_free(start, make_queue, tmp_pat
 def test_the_same_answer_sent_twice_is_kept_once(start, make_queue, tmp_path):
     assignment = start(make_queue())
     task = assignment.next_task("ann")
-    assert assignment.save(task.id, "ann", "a")
-    assert assignment.save(task.id, "ann", "b")  # a second tab, a second click
+    assert assignment.save(task.id, "ann", "a", {"safety": "b"})
+    assert assignment.save(task.id, "ann", "a", {"safety": "b"})  # a second click
     assert [a.preference for a in read_answers(tmp_path / "answers.jsonl")] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "second", [("b", {"safety": "b"}), ("a", {"safety": "a"}), ("a",), ("skip",)]
+)
+@pytest.mark.parametrize("restarted", [False, True])
+def test_another_answer_from_a_second_window_is_told(
+    start, make_queue, tmp_path, second, restarted
+):
+    tasks = make_queue()
+    assignment = start(tasks)
+    task = assignment.next_task("ann")
+    assert assignment.next_task("ann") == task  # in the second window
+    assert assignment.save(task.id, "ann", "a", {"safety": "b"})
+    if restarted:
+        assignment = start(tasks)
+    assert not assignment.save(task.id, "ann", *second)
+    (answer,) = read_answers(tmp_path / "answers.jsonl")
+    assert (answer.preference, answer.criteria) == ("a", {"safety": "b"})
+
+
+def test_the_time_away_from_a_task_is_no_work(start, make_queue, tmp_path):
+    clock = Clock()
+    assignment = start(make_queue(), clock=clock)
+    task = assignment.next_task("ann")
+    clock.now = 40.0
+    assert assignment.next_task("ann") == task  # the page was opened again
+    clock.now = 47.5
+    assert assignment.save(task.id, "ann", "a")
+    assert read_answers(tmp_path / "answers.jsonl")[0].seconds == 7.5
 
 
 def test_what_one_skips_goes_to_another_and_never_back(start, make_queue):
@@ -145,7 +175,9 @@ def test_a_log_of_other_tasks_is_refused(start, make_queue, tmp_path):
     log = AnswerLog(tmp_path / "answers.jsonl")
     log.append(Answer("task-999999", "ann", "a"))
     log.close()
-    with pytest.raises(ValueError, match="'task-999999', which is no task here"):
+    with pytest.raises(
+        ValueError, match=r"answers.jsonl: answer 1: .*'task-999999', which is no task"
+    ):
         start(make_queue())
 
 

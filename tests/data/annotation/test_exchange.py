@@ -216,6 +216,14 @@ def test_what_is_no_export_of_label_studio_is_named(change, message, make_queue)
         label_studio.import_answers(exported, tasks)
 
 
+def test_a_record_that_stands_twice_in_argillas_export_is_named(make_queue):
+    tasks = make_queue()
+    exported = filled_in_argilla(tasks)
+    exported.insert(5, exported[2])
+    with pytest.raises(RecordError, match="record 6 of the export: field 'id' is"):
+        argilla.import_answers(exported, tasks)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

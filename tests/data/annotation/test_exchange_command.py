@@ -75,6 +75,39 @@ def test_the_pages_answers_become_comparisons_also_while_it_runs(folder):
     assert (comparison.task, comparison.preference) == ("task-000001", "b")
 
 
+def test_another_import_is_not_overwritten_and_can_be_joined(folder):
+    log = AnswerLog(folder / "answers.jsonl")
+    log.append(Answer("task-000001", "ann", "b"))
+    log.close()
+    assert exchange(folder, "--import=page").returncode == 0
+    before = (folder / "comparisons.jsonl").read_bytes()
+    file = folder / "argilla.json"
+    exchange(folder, "--export=argilla", f"--file={file}")
+    exported = json.loads(file.read_text())
+    response = {"value": "tie", "user_id": "bob"}
+    exported[0]["responses"] = {"overall": [response]}
+    file.write_text(json.dumps(exported))
+
+    flags = ["--import=argilla", f"--file={file}"]
+    done = exchange(folder, *flags)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "comparisons.jsonl holds 1 comparisons that" in done.stderr.splitlines()[-1]
+    assert "by ann: another import. Keep them with --join" in done.stderr
+    assert (folder / "comparisons.jsonl").read_bytes() == before
+
+    for _ in range(2):  # what is joined stays joined, and comes once
+        assert exchange(folder, *flags, "--join").returncode == 0
+        records = read_records(folder / "comparisons.jsonl", Comparison)
+        assert [record.annotator for record in records] == ["ann", "bob"]
+
+    log = AnswerLog(folder / "answers.jsonl")
+    log.append(Answer("task-000002", "ann", "a"))
+    log.close()
+    assert exchange(folder, "--import=page", "--join").returncode == 0
+    records = read_records(folder / "comparisons.jsonl", Comparison)
+    assert [record.annotator for record in records] == ["bob", "ann", "ann"]
+
+
 @pytest.mark.parametrize(
     ("content", "flags", "message"),
     [
@@ -84,6 +117,11 @@ def test_the_pages_answers_become_comparisons_also_while_it_runs(folder):
         (b"\xff", ["--import=argilla"], "file is not JSON"),
         (b"[" * 10**5, ["--import=label_studio"], "file is not JSON"),
         (b"[]", ["--import=label_studio"], "file holds no answers"),
+        (
+            b'{"task": "t", "annotator": "ann", "preference": "a"}',
+            ["--import=page"],
+            "file: answer 1: 'ann' answers 't', which is no task here",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(content, flags, message, folder):

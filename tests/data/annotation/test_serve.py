@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -75,7 +76,8 @@ class Server:
         else:
             raise RuntimeError("".join(self.log))
         self.url, self.port = found[1], int(found[2])
-        threading.Thread(target=self._drain, daemon=True).start()
+        self.reader = threading.Thread(target=self._drain, daemon=True)
+        self.reader.start()
 
     def _drain(self):
         self.log += self.process.stderr
@@ -311,6 +313,36 @@ def test_what_cannot_be_served_is_refused_in_one_line(
 ):
     write_tasks(tmp_path, 3)
     assert re.search(message, refusal(tmp_path, *flags, **environment))
+
+
+def test_ctrl_c_ends_clean_while_a_page_is_open(serve, tmp_path):
+    write_tasks(tmp_path, 3)
+    server = serve(tmp_path, "--port=0")
+    with socket.create_connection(("127.0.0.1", server.port)) as page:
+        page.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert page.recv(9) == b"HTTP/1.1 "  # and the connection stays open
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=60) == 0
+    server.reader.join(timeout=60)
+    assert "answers.jsonl holds 0 answers" in server.log[-1]
+    assert not any("Traceback" in line for line in server.log)
+
+
+def test_guesses_of_the_password_are_bounded():
+    from rlhf_jax.data.annotation import page
+
+    now = [0.0]
+    sign_in = page.SignIn("correct horse", clock=lambda: now[0])
+    assert sign_in("ann", "correct horse") and not sign_in("", "correct horse")
+    for _ in range(page.WRONG_IN_A_ROW):
+        assert not sign_in("ann", "guess")
+    assert not sign_in("ann", "correct horse")  # nothing is looked at for a minute
+    now[0] = page.PAUSE
+    assert not sign_in("ann", "\ud800")
+    assert not sign_in("ann", "correct horse")
+    now[0] = 2 * page.PAUSE
+    assert sign_in("ann", "correct horse")
+    assert not sign_in("ann", "guess") and sign_in("ann", "correct horse")
 
 
 def test_no_tasks_and_a_taken_port_are_refused_in_one_line(tmp_path):
