@@ -26,7 +26,7 @@ from rlhf_jax.data.reading.data_sets import write_data_folder
 from rlhf_jax.data.reading.files import scan_file
 from rlhf_jax.data.reading.json_lines import RecordError, keep_good
 from rlhf_jax.data.reading.layouts import read_as
-from rlhf_jax.data.records import Dialogue, Prompt, Record
+from rlhf_jax.data.records import Comparison, Dialogue, Prompt, Record
 from rlhf_jax.data.testbed import world
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import write_demonstrated
@@ -41,8 +41,26 @@ from rlhf_jax.files import write_json
 from rlhf_jax.shared_work import first_makes, is_first
 
 FOLDER = ("sft.jsonl", "sft_test.jsonl", "prompts.jsonl", "eval_prompts.jsonl")
+KINDS = {  # the files of a data folder that several stages read
+    "sft.jsonl": Dialogue,
+    "sft_test.jsonl": Dialogue,
+    "comparisons.jsonl": Comparison,
+    "comparisons_test.jsonl": Comparison,
+    "comparison_prompts.jsonl": Prompt,
+    "prompts.jsonl": Prompt,
+    "eval_prompts.jsonl": Prompt,
+}
 MADE_FROM = "made_from.json"  # in a data folder that a run made
 BAD_RECORDS = "bad_records.jsonl"  # in the workdir: every line that could not be read
+
+
+def data_folder(config, workdir: Path) -> Path:
+    """Where the data folder of a run lies: `config.path` if that is laid out already,
+    else `workdir/data`."""
+    path = Path(config.path)
+    laid_out = all((path / name).is_file() for name in FOLDER)
+    is_testbed = config.path == "testbed"
+    return path if laid_out and not is_testbed else Path(workdir) / "data"
 
 
 @first_makes
@@ -66,8 +84,8 @@ def open_data(config, workdir: Path) -> Path:
         raise ValueError(
             'data.path is empty: name a file or folder of data, or "testbed".'
         )
-    made, path = Path(workdir) / "data", Path(config.path)
-    if config.path != "testbed" and all((path / name).is_file() for name in FOLDER):
+    made, path = data_folder(config, workdir), Path(config.path)
+    if made == path:
         return path
     source = source_of(config)
     if is_whole(made):
@@ -146,6 +164,11 @@ def fingerprint(origin: str | Path) -> str:
     return found.hexdigest()[:16]
 
 
+def fingerprints(*origins: str) -> dict[str, str]:
+    """File or folder -> fingerprint; those that are "" are left out."""
+    return {origin: fingerprint(origin) for origin in origins if origin}
+
+
 class Reader:
     """Reads files of records, in our own layout or in a published one, and treats bad
     ones as `config.on_bad_record` says. `workdir/bad_records.jsonl` lists them.
@@ -192,6 +215,15 @@ class Reader:
 
 
 reader = Reader
+
+
+def read_all(config, data: Path, workdir: Path) -> None:
+    """Read every file of a data folder, for what is wrong with it: a run of several
+    stages finds it before the first one."""
+    read = Reader(config, workdir)
+    for name, kind in KINDS.items():
+        if (data / name).is_file() and (data / name).stat().st_size:
+            read(data / name, kind)
 
 
 @first_makes

@@ -198,6 +198,11 @@ def check_config_flags(argv: list[str]) -> None:
         flag = name.removeprefix("no")  # --noconfig.fused is --config.fused=False
         if not flag.startswith("config."):
             continue
+        if flag == "config.stage":
+            raise ValueError(
+                "--config.stage: each stage has a config of its own, name its file: "
+                "--config=configs/STAGE.py."
+            )
         node, done = config, "config"
         for key in flag.split(".")[1:]:
             if not isinstance(node, ConfigDict) or key not in node:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
 from rlhf_jax.launching import closing
-from rlhf_jax.launching.stage import run_stage
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
+from rlhf_jax.launching.checks import check_data, check_stage, naming_the_stage
+from rlhf_jax.launching.stage import run_in_folder
+from rlhf_jax.training.workdir import finish, open_workdir, read_summary
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -24,36 +24,54 @@ def run(config: ConfigDict, workdir: str) -> None:
     for name in ("init_from", "reward_model"):
         if not config[name]:
             raise ValueError(f"config.{name} is empty: name the folder of one.")
-    folder = open_workdir(workdir, config)
-    data = str(sources.open_data(config.data, folder))
+    folder = Path(workdir)
+    check_data(config.data)
+    data = sources.data_folder(config.data, folder)
+    stages = stage_configs(config, folder, data)
+    for name, stage in stages.items():
+        with naming_the_stage(name):
+            check_stage(stage, folder / name, later=[folder])
+    parts = {
+        kind: [name for name in stages if name.startswith(kind)]
+        for kind in ("pairs", "dpo")
+    }
+    open_workdir(folder, config, parts=parts)
+    sources.open_data(config.data, folder)
+    sources.read_all(config.data, data, folder)
+    for name, stage in stages.items():
+        run_in_folder(stage, folder / name)
+    summary = {
+        f"round_{number}": {
+            kind: read_summary(folder / f"{kind}_{number}") for kind in parts
+        }
+        for number in range(1, config.rounds + 1)
+    }
+    finish(folder, summary)
+    closing.say_next(closing.chat_command(str(folder / name)))
 
-    policy, summary = config.init_from, {}
+
+def stage_configs(
+    config: ConfigDict, folder: Path, data: Path
+) -> dict[str, ConfigDict]:
+    """The configs of all rounds' stages by name, in the order in which they run."""
+    stages, policy = {}, config.init_from
     for number in range(1, config.rounds + 1):
-        labelled, trained = folder / f"pairs_{number}", folder / f"dpo_{number}"
+        labelled, trained = f"pairs_{number}", f"dpo_{number}"
         shared = {"seed": config.seed + number, "init_from": policy}
-        sampling = shared | {"reward_model": config.reward_model}
-        _run(config.pairs, data, labelled, sampling)
-        training = shared | {
-            "pairs": str(labelled / "comparisons.jsonl"),
+        stages[labelled] = _with(
+            config.pairs, data, shared | {"reward_model": config.reward_model}
+        )
+        training = {
+            "pairs": str(folder / labelled / "comparisons.jsonl"),
             "reference_from": config.init_from if config.reference == "first" else "",
         }
-        _run(config.dpo, data, trained, training)
-        policy = str(trained)
-        summary[f"round_{number}"] = {
-            "pairs": read_summary(labelled),
-            "dpo": read_summary(trained),
-        }
-    finish(folder, summary)
-    closing.say_next(closing.chat_command(policy))
+        stages[trained] = _with(config.dpo, data, shared | training)
+        policy = str(folder / trained)
+    return stages
 
 
-def _run(config: ConfigDict, data: str, folder: Path, fields: dict) -> None:
-    """Run a stage in its folder unless it is done."""
-    if is_finished(folder):
-        logging.info("%s: done before.", folder)
-        return
+def _with(config: ConfigDict, data: Path, fields: dict) -> ConfigDict:
     config = config.copy_and_resolve_references()
-    config.data.path = data
+    config.data.path = str(data)
     config.update(fields)
-    logging.info("%s", folder)
-    run_stage(config, folder)
+    return config

@@ -29,6 +29,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from rlhf_jax.launching.checks import check_stage, naming_the_stage
 from rlhf_jax.launching.cli import (
     ROOT,
     saves_finished,
@@ -89,6 +90,19 @@ def load_config(name: str) -> ConfigDict:
     get_config = runpy.run_path(str(ROOT / path))["get_config"]
     config = get_config(preset) if preset else get_config()
     return config.lock()
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Refuse options that make no sense, and inputs that are not there, of any job.
+    Devices are left alone: they belong to the workers.
+
+    Raises:
+        ValueError: names the job.
+    """
+    later = [job.workdir for job in jobs]
+    for job in jobs:
+        with naming_the_stage(job.name):
+            check_stage(job.resolve(), job.workdir, later=later, on_mesh=False)
 
 
 def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:

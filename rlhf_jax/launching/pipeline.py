@@ -2,77 +2,78 @@
 
 from pathlib import Path
 
-from absl import logging
 from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.launching import closing
-from rlhf_jax.launching.stage import run_stage
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
+from rlhf_jax.launching.checks import check_data, check_stage, naming_the_stage
+from rlhf_jax.launching.stage import run_in_folder
+from rlhf_jax.training.workdir import finish, open_workdir, read_summary
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-    """Run SFT, comparisons, reward model, PPO, DPO and evaluation; leave the report."""
-    folder = open_workdir(workdir, config)
-    seed = config.seed
-    config.data.testbed.seed = config.data.annotators.seed = seed
-    data = sources.open_data(config.data, folder)
+    """Run SFT, comparisons, reward model, PPO, DPO and evaluation; leave the report.
 
-    def run_in_folder(config: ConfigDict, name: str, **fields) -> str:
-        """Run a stage in its folder unless it is done; returns the folder."""
-        target = folder / name
-        config = prepare(config, seed, data, fields)
-        if is_finished(target):
-            logging.info("%s: done before.", name)
-        else:
-            logging.info("%s: %s", name, target)
-            run_stage(config, target)
-        return str(target)
-
-    policy = run_in_folder(config.sft, "sft")
-    raw = data
-    if not config.human_comparisons:
-        raw = Path(run_in_folder(config.collect, "collect", init_from=policy))
-    prepared = run_in_folder(
-        config.prepare_comparisons,
-        "prepare_comparisons",
-        comparisons=str(raw / "comparisons.jsonl"),
-        tokenizer=policy,
-    )
-    held_out = data if config.human_comparisons else Path(prepared)
-    scorer = run_in_folder(
-        config.reward,
-        "reward",
-        init_from=policy,
-        comparisons=str(Path(prepared) / "comparisons.jsonl"),
-        comparisons_test=str(held_out / "comparisons_test.jsonl"),
-    )
-    both = {"init_from": policy, "reward_model": scorer}
-    by_ppo = run_in_folder(config.ppo, "ppo", **both)
-    labelled = run_in_folder(config.pairs, "pairs", **both)
-    pairs_file = str(Path(labelled) / "comparisons.jsonl")
-    by_dpo = run_in_folder(config.dpo, "dpo", init_from=policy, pairs=pairs_file)
-
-    models = f"sft={policy},ppo={by_ppo},dpo={by_dpo}"
-    evaluate_config = prepare(
-        config.evaluate, seed, data, {"models": models, "reward_model": scorer}
-    )
-    run_stage(evaluate_config, folder / "evaluate")
+    Raises:
+        ValueError, OSError: an option of any stage makes no sense, or an input is not
+            there; no stage has run then.
+    """
+    folder = Path(workdir)
+    config.data.testbed.seed = config.data.annotators.seed = config.seed
+    check_data(config.data)
+    data = sources.data_folder(config.data, folder)
+    stages = stage_configs(config, folder, data)
+    for name, stage in stages.items():
+        with naming_the_stage(name):
+            check_stage(stage, folder / name, later=[folder])
+    open_workdir(folder, config, parts={name: [name] for name in stages})
+    sources.open_data(config.data, folder)
+    sources.read_all(config.data, data, folder)
+    for name, stage in stages.items():
+        run_in_folder(stage, folder / name)
     summary = read_summary(folder / "evaluate")
     summary["reward"] = read_summary(folder / "reward")
     finish(folder, summary)
     report = folder / "report.html"
     write_report([str(folder)], report, form="html", title=str(folder))
     print(f"The runs, their curves and what the models say: {report}")
-    closing.say_next(closing.chat_command(by_ppo))
+    closing.say_next(closing.chat_command(str(folder / "ppo")))
 
 
-def prepare(config: ConfigDict, seed: int, data: Path, fields: dict) -> ConfigDict:
-    """A stage's config with this run's folders."""
-    config = config.copy_and_resolve_references()
-    config.seed = seed
-    if "data" in config:
-        config.data.path = str(data)
-    config.update(fields)
-    return config
+def stage_configs(
+    config: ConfigDict, folder: Path, data: Path
+) -> dict[str, ConfigDict]:
+    """The configs of all stages by name, in the order in which they run: every input
+    is a file of `data` or of an earlier stage's folder."""
+    stages = {}
+
+    def add(name: str, **fields) -> Path:
+        stage = config[name].copy_and_resolve_references()
+        stage.seed = config.seed
+        if "data" in stage:
+            stage.data.path = str(data)
+        stage.update({key: str(value) for key, value in fields.items()})
+        stages[name] = stage
+        return folder / name
+
+    policy = add("sft")
+    raw = data if config.human_comparisons else add("collect", init_from=policy)
+    prepared = add(
+        "prepare_comparisons",
+        comparisons=raw / "comparisons.jsonl",
+        tokenizer=policy,
+    )
+    held_out = data if config.human_comparisons else prepared
+    scorer = add(
+        "reward",
+        init_from=policy,
+        comparisons=prepared / "comparisons.jsonl",
+        comparisons_test=held_out / "comparisons_test.jsonl",
+    )
+    by_ppo = add("ppo", init_from=policy, reward_model=scorer)
+    pairs = add("pairs", init_from=policy, reward_model=scorer)
+    by_dpo = add("dpo", init_from=policy, pairs=pairs / "comparisons.jsonl")
+    models = f"sft={policy},ppo={by_ppo},dpo={by_dpo}"
+    add("evaluate", models=models, reward_model=scorer)
+    return stages

@@ -18,7 +18,7 @@ from rlhf_jax.evaluation.report.claims import (
 )
 from rlhf_jax.evaluation.report.runs import find_runs, group_runs
 from rlhf_jax.files import write_json, write_text
-from rlhf_jax.launching.jobs import Job, load_config, run_jobs
+from rlhf_jax.launching.jobs import Job, check_jobs, load_config, run_jobs
 from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training.workdir import finish, open_workdir, read_summary
 
@@ -35,6 +35,7 @@ def run(config: ConfigDict, workdir: str, *, paper) -> None:
     jobs = []
     for seed in config.seeds:
         jobs += seed_jobs(folder / f"seed{seed}", seed, config, paper)
+    check_jobs(jobs)
     failed = run_jobs(jobs, workers=config.workers)
     for name, reason in failed.items():
         logging.error("%s: %s", name, reason)

@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import rlhf_jax.stages
 from rlhf_jax.launching import cli, closing
+from rlhf_jax.launching.checks import check_stage
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.shared_work import is_first
-from rlhf_jax.training.workdir import read_summary
+from rlhf_jax.training.workdir import is_finished, read_summary
 
 STAGES = tuple(module.name for module in pkgutil.iter_modules(rlhf_jax.stages.__path__))
 
@@ -37,6 +38,15 @@ def run_stage(config: ConfigDict, workdir: str | Path) -> None:
         print(closing.result(config.stage, read_summary(workdir), workdir))
 
 
+def run_in_folder(config: ConfigDict, folder: Path) -> None:
+    """`run_stage`, unless the folder's run is finished."""
+    if is_finished(folder):
+        logging.info("%s: done before.", folder.name)
+        return
+    logging.info("%s: %s", folder.name, folder)
+    run_stage(config, folder)
+
+
 def command(*stages: str) -> None:
     """The whole of a command that runs one of `stages` (any, when none is given)."""
 
@@ -47,6 +57,7 @@ def command(*stages: str) -> None:
                 f"{sys.argv[0]} runs {', '.join(known)}; this config is for "
                 f"{config.stage!r}."
             )
+        check_stage(config, workdir)
         run_stage(config, workdir)
         place = config_flags.get_config_filename(flags.FLAGS["config"])
         overrides = config_flags.get_override_values(flags.FLAGS["config"])

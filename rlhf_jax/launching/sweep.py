@@ -12,7 +12,7 @@ from absl import logging
 
 from rlhf_jax.launching.cli import check_config_flags
 from rlhf_jax.launching.closing import main_number
-from rlhf_jax.launching.jobs import Job
+from rlhf_jax.launching.jobs import Job, check_jobs
 from rlhf_jax.training.workdir import is_finished, read_summary
 
 
@@ -81,7 +81,7 @@ def make_jobs(
 
     Raises:
         ValueError: a key or a value that the config does not take, or two runs that
-            are the same.
+            are the same; or options or inputs of a run that cannot work.
     """
     pairs = map(_key_and_text, same)
     same = {key: _value(text) for key, text in pairs}
@@ -100,6 +100,7 @@ def make_jobs(
             job.resolve()
         except (TypeError, ValueError) as error:
             raise ValueError(f"{job.name}: {error}") from None
+    check_jobs(jobs)
     return jobs
 
 

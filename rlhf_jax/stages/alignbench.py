@@ -22,24 +22,18 @@ from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training import options, weights
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+from rlhf_jax.training.inputs import agree
+from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
     """Evaluate `config.policy` on the questions of `config.questions`."""
-    options.one_of(config, "judge", ("marks", "none"))
-    if not config.policy or not config.questions:
-        raise ValueError(
-            "Give config.policy, a workdir or a Hugging Face folder, and "
-            "config.questions, the benchmark's data_v1.1_release.jsonl."
-        )
+    check_options(config)
     questions = alignbench.read_questions(config.questions)
-    if config.judge == "marks":
-        read_service(config.service, key="config.service")
     workdir = open_workdir(
         workdir, config, free=[f"service.{name}" for name in FREE_SETTINGS]
     )
-    if is_finished(workdir):
+    if done_before(workdir):
         return
     weights.check_kind(config.policy, ChatGLM)
     ask = None
@@ -50,6 +44,12 @@ def run(config, workdir: str) -> None:
 
     # Model
     tokenizer = sources.tokenizer_of(config.policy)
+    agree(
+        workdir,
+        sources.fingerprints(config.questions),
+        tokenizer=tokenizer.fingerprint,
+        models=[config.policy],
+    )
     model = weights.load_model(
         config.policy, dtype=config.dtype, param_dtype=config.dtype
     )
@@ -131,3 +131,19 @@ def run(config, workdir: str) -> None:
     print(alignbench.headline(name, found))
     without = {"without_verdict": len(asked) - len(judged)}
     finish(workdir, summary | without | found)
+
+
+def check_options(config) -> None:
+    """Refuse options that make no sense, before anything is read.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    options.one_of(config, "judge", ("marks", "none"))
+    if not config.policy or not config.questions:
+        raise ValueError(
+            "Give config.policy, a workdir or a Hugging Face folder, and "
+            "config.questions, the benchmark's data_v1.1_release.jsonl."
+        )
+    if config.judge == "marks":
+        read_service(config.service, key="config.service")

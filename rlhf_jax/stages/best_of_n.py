@@ -21,16 +21,16 @@ from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training import weights
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+from rlhf_jax.training.inputs import agree
+from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
     """Measure `config.reward_model` on answers of `config.policy`; leave summary.json,
     best_of_n.md and best_of_n.png."""
-    if not config.policy or not config.reward_model:
-        raise ValueError("Give config.policy and config.reward_model: their workdirs.")
+    check_options(config)
     workdir = open_workdir(workdir, config)
-    if is_finished(workdir):
+    if done_before(workdir):
         return
 
     # Data
@@ -41,6 +41,12 @@ def run(config, workdir: str) -> None:
     prompts = prompts[: config.num_prompts]
     if any(prompt.task is None for prompt in prompts):
         raise ValueError("Best of n needs the truth: prompts of the testbed.")
+    agree(
+        workdir,
+        read.fingerprints,
+        tokenizer=tokenizer.fingerprint,
+        models=[config.policy, config.reward_model],
+    )
 
     # Models
     policy, reward_model = (
@@ -111,3 +117,13 @@ def table(curve: list[dict]) -> str:
         ]
         lines.append(f"| {row['n']} | {row['kl']:.2f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def check_options(config) -> None:
+    """Refuse options that make no sense, before anything is read.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    if not config.policy or not config.reward_model:
+        raise ValueError("Give config.policy and config.reward_model: their workdirs.")

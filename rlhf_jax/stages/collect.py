@@ -25,17 +25,16 @@ from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt
 from rlhf_jax.evaluation.candidates import sample_candidates
 from rlhf_jax.training import weights
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+from rlhf_jax.training.inputs import agree
+from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
     """Collect comparisons of responses of `config.init_from` into `workdir`."""
+    check_options(config)
     workdir = open_workdir(workdir, config)
-    if is_finished(workdir):
+    if done_before(workdir):
         return
-    if config.annotator not in ("testbed", "people"):
-        raise ValueError(f"{config.annotator=} must be 'testbed' or 'people'.")
-    check_shares(config.known_share, config.repeat_share)
     sample_key, init_key = jax.random.split(jax.random.key(config.seed))
 
     # Data
@@ -50,6 +49,12 @@ def run(config, workdir: str) -> None:
     known_answers = []
     if config.annotator == "people" and config.known_share:
         known_answers = known_comparisons(prompts, config)
+    agree(
+        workdir,
+        read.fingerprints | sources.fingerprints(config.known_comparisons),
+        tokenizer=tokenizer.fingerprint,
+        models=[config.init_from],
+    )
 
     # Responses
     policy = weights.load_policy(
@@ -148,3 +153,14 @@ def pairs_of(prompts, responses, config) -> list[Candidates]:
         for prompt, group in zip(prompts, responses, strict=True)
         for a, b in itertools.combinations(range(len(group)), 2)
     ]
+
+
+def check_options(config) -> None:
+    """Refuse options that make no sense, before anything is read.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    if config.annotator not in ("testbed", "people"):
+        raise ValueError(f"{config.annotator=} must be 'testbed' or 'people'.")
+    check_shares(config.known_share, config.repeat_share)

@@ -44,23 +44,20 @@ from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training import options, weights
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir, read_summary
+from rlhf_jax.training.inputs import agree
+from rlhf_jax.training.workdir import done_before, finish, open_workdir, read_summary
 
 JUDGES = ("testbed", "reward_model", "marks", "pairs")
 
 
 def run(config, workdir: str) -> None:
     """Evaluate the models of `config.models`; leave answers and summary.json."""
-    options.one_of(config, "judge", JUDGES)
-    if config.judge == "reward_model" and not config.reward_model:
-        raise ValueError("judge='reward_model' needs config.reward_model.")
+    check_options(config)
     models = parse_models(config.models)
-    if config.judge in ("marks", "pairs"):
-        read_service(config.service, key="config.service")
     workdir = open_workdir(
         workdir, config, free=[f"service.{name}" for name in FREE_SETTINGS]
     )
-    if is_finished(workdir):
+    if done_before(workdir):
         print_table(read_summary(workdir))
         return
     baseline = next(iter(models))
@@ -81,6 +78,12 @@ def run(config, workdir: str) -> None:
         for name in PROBES
         if (data / f"{name}_probes.jsonl").is_file()
     }
+    agree(
+        workdir,
+        read.fingerprints,
+        tokenizer=tokenizer.fingerprint,
+        models=[*models.values(), config.reward_model],
+    )
 
     # Judge
     ask = None
@@ -278,3 +281,17 @@ def agreement(truth: np.ndarray, found: np.ndarray, pair: list[Answers]) -> dict
     )
     longer = {"always_longer": lengths[:, 0] - lengths[:, 1]}
     return headline(assess(in_order(found), pairs, longer))
+
+
+def check_options(config) -> None:
+    """Refuse options that make no sense, before anything is read.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    options.one_of(config, "judge", JUDGES)
+    if config.judge == "reward_model" and not config.reward_model:
+        raise ValueError("judge='reward_model' needs config.reward_model.")
+    parse_models(config.models)
+    if config.judge in ("marks", "pairs"):
+        read_service(config.service, key="config.service")

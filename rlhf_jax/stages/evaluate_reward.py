@@ -15,15 +15,15 @@ from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.terminal import listed, print_markdown
 from rlhf_jax.training import weights
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+from rlhf_jax.training.inputs import agree
+from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
     """Evaluate `config.reward_model`; leave summary.json and the folder evaluation."""
-    if not config.reward_model:
-        raise ValueError("Give config.reward_model: a workdir of stages/reward.py.")
+    check_options(config)
     workdir = open_workdir(workdir, config)
-    if is_finished(workdir):
+    if done_before(workdir):
         return
 
     # Data
@@ -42,6 +42,12 @@ def run(config, workdir: str) -> None:
     comparisons, pairs, dropped = encode(read(test_file, Comparison))
     _, train_pairs, _ = encode(read(train_file, Comparison))
     logging.info("%d pairs; dropped: %s.", len(pairs), listed(dropped))
+    agree(
+        workdir,
+        read.fingerprints,
+        tokenizer=tokenizer.fingerprint,
+        models=[config.reward_model],
+    )
 
     # Model
     model = weights.load_model(
@@ -64,3 +70,13 @@ def run(config, workdir: str) -> None:
     print_markdown((folder / "report.md").read_text(encoding="utf-8"))
     checkpoint = weights.fingerprint(config.reward_model)
     finish(workdir, summary | {"checkpoint": checkpoint, "dropped": dict(dropped)})
+
+
+def check_options(config) -> None:
+    """Refuse options that make no sense, before anything is read.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    if not config.reward_model:
+        raise ValueError("Give config.reward_model: a workdir of stages/reward.py.")

@@ -21,14 +21,15 @@ from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, fields_of, write_records
 from rlhf_jax.evaluation.candidates import candidate_scores, sample_candidates
 from rlhf_jax.training import weights
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+from rlhf_jax.training.inputs import agree
+from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
     """Label responses of `config.init_from` by `config.reward_model`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
-    if is_finished(workdir):
+    if done_before(workdir):
         return
     sample_key, init_key = jax.random.split(jax.random.key(config.seed))
 
@@ -40,6 +41,12 @@ def run(config, workdir: str) -> None:
         read(config.prompts or data / "prompts.jsonl", Prompt),
         tokenizer,
         config.max_prompt_tokens,
+    )
+    agree(
+        workdir,
+        read.fingerprints,
+        tokenizer=tokenizer.fingerprint,
+        models=[config.init_from, config.reward_model],
     )
 
     # Models

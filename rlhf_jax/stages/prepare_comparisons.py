@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
 from rlhf_jax.data.cleaning import comparison_report
 from rlhf_jax.data.cleaning.annotator_quality import Limits, agreement
@@ -39,27 +38,22 @@ from rlhf_jax.data.tokenizers.tokenizer import (
 )
 from rlhf_jax.shared_work import first_does
 from rlhf_jax.terminal import listed
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 TRAINED_ON = 20_000  # comparisons, whose responses a tokenizer is trained on
 
 
 def run(config, workdir: str) -> None:
     """Prepare `config.comparisons` into `workdir`."""
-    if not origins(config):
-        raise ValueError("Set config.comparisons: files, or a data set.")
-    if not 0 <= config.test_share < 1:
-        raise ValueError(f"{config.test_share=} must be from 0 to below 1.")
-    limits = Limits(**config.annotators)
+    check_options(config)
     workdir = open_workdir(workdir, config)
-    if is_finished(workdir):
-        logging.info("Done before: %s", workdir / "report.md")
+    if done_before(workdir):
         return
-    first_does(prepare, config, workdir, limits)
+    finish(workdir, first_does(prepare, config, workdir))
 
 
-def prepare(config, workdir: Path, limits: Limits) -> None:
-    """Write the sets and their report."""
+def prepare(config, workdir: Path) -> dict[str, int]:
+    """Write the sets and their report; returns how many comparisons each step left."""
     # Read
     tokenizer = open_tokenizer(config, workdir)
     left_out, sizes = Counter(), array("q")
@@ -69,7 +63,7 @@ def prepare(config, workdir: Path, limits: Limits) -> None:
     )
 
     # Clean
-    cleaning = clean(votes, limits)
+    cleaning = clean(votes, Limits(**config.annotators))
     is_clean = cleaning.reason == 0
 
     # Hold out and balance
@@ -128,7 +122,7 @@ def prepare(config, workdir: Path, limits: Limits) -> None:
         "of those who are in": agreement(votes, trusted),
     }
     comparison_report.write(workdir, tables, kappa, better - worse, keep)
-    finish(workdir, {row["step"]: row["comparisons"] for row in tables["Comparisons"]})
+    return {row["step"]: row["comparisons"] for row in tables["Comparisons"]}
 
 
 def open_tokenizer(config, workdir: Path) -> Tokenizer:
@@ -209,3 +203,16 @@ def scan(origin: str, split: str, wanted: Iterator[bool] | None = None) -> Rows:
     if wanted is None:
         return rows
     return ((number, row if next(wanted, True) else None) for number, row in rows)
+
+
+def check_options(config) -> None:
+    """Refuse options that make no sense, before anything is read.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    if not origins(config):
+        raise ValueError("Set config.comparisons: files, or a data set.")
+    if not 0 <= config.test_share < 1:
+        raise ValueError(f"{config.test_share=} must be from 0 to below 1.")
+    Limits(**config.annotators)

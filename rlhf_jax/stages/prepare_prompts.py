@@ -26,36 +26,46 @@ from rlhf_jax.data.reading.json_lines import each_good
 from rlhf_jax.data.reading.layouts import prompt_in
 from rlhf_jax.data.reading.rows import sources
 from rlhf_jax.data.records import Prompt, write_records
-from rlhf_jax.data.sources import tokenizer_of
+from rlhf_jax.data.sources import fingerprints, tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
 from rlhf_jax.files import write_json, write_text, writing_whole
 from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.parallel.sharding import fetch
+from rlhf_jax.shared_work import is_first
 from rlhf_jax.terminal import listed
-from rlhf_jax.training import weights
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+from rlhf_jax.training import options, weights
+from rlhf_jax.training.inputs import agree
+from rlhf_jax.training.workdir import done_before, finish, open_workdir
+
+SCORERS = ("rules", "judge", "heads", "none")
 
 
 def run(config, workdir: str) -> None:
     """Filter `config.prompts` into `workdir`."""
-    if not config.prompts:
-        raise ValueError("Set config.prompts: files, or a data set.")
-    if config.scorer == "judge":
-        read_service(config.judge, key="config.judge")
+    check_options(config)
     workdir = open_workdir(
         workdir, config, free=[f"judge.{name}" for name in FREE_SETTINGS]
     )
-    if is_finished(workdir):
-        logging.info("Done before: %s", workdir / "report.md")
+    if done_before(workdir):
         return
-    score = make_scorer(config, workdir)
+    ask = None
+    if config.scorer == "judge":
+        cache = workdir / "judge.sqlite"
+        ask = open_service(config.judge, cache, key="config.judge")
 
     # Read
-    prompts = [
-        prompt
-        for origin in filter(None, config.prompts.split(","))
-        for prompt in read(origin.strip(), config, workdir / "bad_records.jsonl")
-    ]
+    origins = [name.strip() for name in config.prompts.split(",") if name.strip()]
+    report = workdir / "bad_records.jsonl" if is_first() else None
+    prompts = [prompt for origin in origins for prompt in read(origin, config, report)]
+    heads = heads_of(config) if config.scorer == "heads" else {}
+    agree(
+        workdir,
+        fingerprints(*origins),
+        tokenizer="",
+        models=heads.values(),
+    )
+    score = make_scorer(config, ask)
 
     # Rules
     rules = prompt_filters.PromptRules(
@@ -107,24 +117,17 @@ def read(origin: str, config, report: Path) -> list[Prompt]:
     ]
 
 
-def make_scorer(config, workdir: Path) -> prompt_quality.Scorer | None:
+def make_scorer(config, ask) -> prompt_quality.Scorer | None:
+    """Scores by `config.scorer`; `ask` puts questions to the judge."""
     if config.scorer == "none":
         return None
     if config.scorer == "rules":
         return prompt_quality.by_rules
     if config.scorer == "heads":
-        names = prompt_quality.CRITERIA
-        folders = dict(part.partition("=")[::2] for part in config.heads.split(","))
-        if set(folders) != set(names):
-            expected = ",".join(f"{name}=FOLDER" for name in names)
-            raise ValueError(f"{config.heads=} must be {expected}.")
-        heads = {name: load_head(folders[name], config) for name in names}
+        folders = heads_of(config)
+        heads = {name: load_head(folder, config) for name, folder in folders.items()}
         return prompt_quality.by_heads(lambda q, texts: heads[q.id](q, texts))
-    if config.scorer == "judge":
-        cache = workdir / "judge.sqlite"
-        ask = open_service(config.judge, cache, key="config.judge")
-        return prompt_quality.by_judge(ask)
-    raise ValueError(f"{config.scorer=} must be 'rules', 'judge', 'heads' or 'none'.")
+    return prompt_quality.by_judge(ask)
 
 
 def load_head(folder: str, config):
@@ -145,7 +148,8 @@ def load_head(folder: str, config):
             width = round_up(max(map(len, batch)), config.pad_to_multiple)
             prompts = pad_left([asked] * len(batch), len(asked), tokenizer.pad_id)
             tokens, mask = pad_right(batch, width, tokenizer.pad_id)
-            found.append(step(model, *prompts, tokens[:, None], mask[:, None])[:, 0])
+            scored = fetch(step(model, *prompts, tokens[:, None], mask[:, None]))
+            found.append(scored[:, 0])
         return np.concatenate(found)[: len(texts)]
 
     return scores
@@ -199,3 +203,28 @@ def write_report(intents, reasons, minimum: int, workdir: Path) -> dict:
     write_text(workdir / "report.md", text)
     write_json(workdir / "report.json", tables)
     return steps | {"intents that fall short": short}
+
+
+def heads_of(config) -> dict[str, str]:
+    """Of each criterion the folder of the reward model that scores it."""
+    names = prompt_quality.CRITERIA
+    folders = dict(part.partition("=")[::2] for part in config.heads.split(","))
+    if set(folders) != set(names):
+        expected = ",".join(f"{name}=FOLDER" for name in names)
+        raise ValueError(f"{config.heads=} must be {expected}.")
+    return {name: folders[name] for name in names}
+
+
+def check_options(config) -> None:
+    """Refuse options that make no sense, before anything is read.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    if not config.prompts:
+        raise ValueError("Set config.prompts: files, or a data set.")
+    options.one_of(config, "scorer", SCORERS)
+    if config.scorer == "heads":
+        heads_of(config)
+    if config.scorer == "judge":
+        read_service(config.judge, key="config.judge")

@@ -27,7 +27,8 @@ from rlhf_jax.data.records import Prompt, write_records
 from rlhf_jax.evaluation.candidates import candidate_scores, sample_candidates
 from rlhf_jax.files import writing_whole
 from rlhf_jax.training import weights
-from rlhf_jax.training.workdir import finish, is_finished, open_workdir
+from rlhf_jax.training.inputs import agree
+from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 QUANTILES = (0, 5, 10, 25, 50, 75, 90, 100)  # per cent
 NUM_BINS = 20
@@ -35,12 +36,9 @@ NUM_BINS = 20
 
 def run(config, workdir: str) -> None:
     """Select prompts for `config.init_from`, as `config.reward_model` scores it."""
-    if config.samples_per_prompt < 2:
-        raise ValueError(
-            f"{config.samples_per_prompt=} must be 2 or more: one has no variance."
-        )
+    check_options(config)
     workdir = open_workdir(workdir, config)
-    if is_finished(workdir):
+    if done_before(workdir):
         return
     sample_key, policy_key, head_key = jax.random.split(jax.random.key(config.seed), 3)
 
@@ -50,6 +48,12 @@ def run(config, workdir: str) -> None:
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
     records = read(config.prompts or data / "prompts.jsonl", Prompt)
     prompts, prompt_ids = encode_prompts(records, tokenizer, config.max_prompt_tokens)
+    agree(
+        workdir,
+        read.fingerprints,
+        tokenizer=tokenizer.fingerprint,
+        models=[config.init_from, config.reward_model],
+    )
 
     # Models
     policy = weights.load_policy(
@@ -146,3 +150,15 @@ def selection_report(
         },
         "variance histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
     }
+
+
+def check_options(config) -> None:
+    """Refuse options that make no sense, before anything is read.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    if config.samples_per_prompt < 2:
+        raise ValueError(
+            f"{config.samples_per_prompt=} must be 2 or more: one has no variance."
+        )

@@ -75,4 +75,4 @@ def test_a_mistake_ends_with_its_message_and_no_traceback(tmp_path):
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "FileNotFoundError: No tokenizer in any of" in done.stderr
+    assert "FileNotFoundError: There is no tokenizer in" in done.stderr

@@ -1,10 +1,14 @@
 """Rounds of iterative DPO: what each starts from, and that they go on."""
 
+from pathlib import Path
+
+import jax
 import pytest
 
 from configs import iterative_dpo
 from rlhf_jax.data.sources import FOLDER
-from rlhf_jax.launching import iterate
+from rlhf_jax.launching import checks, iterate
+from rlhf_jax.stages import dpo, pairs
 from rlhf_jax.training.workdir import finish, is_finished, read_summary
 
 
@@ -14,24 +18,41 @@ def runs(monkeypatch):
     found = []
 
     def record(config, workdir):
+        workdir = Path(workdir)
         found.append((workdir.name, config))
+        meshes.append(dict(jax.sharding.get_mesh().shape))
         finish_with = {"kept": 3} if config.stage == "pairs" else {"loss/dpo": 0.5}
         workdir.mkdir(parents=True)
         finish(workdir, finish_with)
 
-    monkeypatch.setattr(iterate, "run_stage", record)
+    monkeypatch.setattr(pairs, "run", record)
+    monkeypatch.setattr(dpo, "run", record)
+    monkeypatch.setattr(checks.weights, "check_kind", lambda folder, kind: None)
+    meshes.clear()
     return found
+
+
+meshes = []  # in which each of the stages ran
 
 
 @pytest.fixture
 def config(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
     for name in FOLDER:
-        (tmp_path / "data").mkdir(exist_ok=True)
-        (tmp_path / "data" / name).touch()
+        (data / name).touch()
     config = iterative_dpo.get_config("tiny")
     config.data.path = str(tmp_path / "data")
     config.init_from, config.reward_model, config.rounds = "SFT", "REWARD", 2
     return config
+
+
+def test_every_stage_runs_on_the_mesh_of_its_config(runs, config, tmp_path):
+    config.pairs.mesh, config.dpo.mesh = (2, -1, 1), (1, 4, 2)
+    iterate.run(config, str(tmp_path / "run"))
+    sampling = {"data": 2, "fsdp": 4, "tensor": 1}
+    training = {"data": 1, "fsdp": 4, "tensor": 2}
+    assert meshes == [sampling, training] * 2
 
 
 def test_each_round_samples_from_the_policy_of_the_last(runs, config, tmp_path):
@@ -63,15 +84,11 @@ def test_the_reference_is_the_first_policy_or_the_rounds_own(
 def test_an_interrupted_run_goes_on_where_it_stopped(
     runs, config, tmp_path, monkeypatch
 ):
-    record = iterate.run_stage
-
-    def die_in_dpo(config, workdir):
-        if config.stage == "dpo":
-            raise KeyboardInterrupt
-        record(config, workdir)
+    def die(config, workdir):
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(iterate, "run_stage", die_in_dpo)
+        patch.setattr(dpo, "run", die)
         with pytest.raises(KeyboardInterrupt):
             iterate.run(config, str(tmp_path / "run"))
     assert not is_finished(tmp_path / "run")
@@ -87,13 +104,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         ({"rounds": 0}, "rounds=0 must be at least 1"),
         ({"init_from": ""}, "config.init_from is empty"),
         ({"reward_model": ""}, "config.reward_model is empty"),
+        ({"data": {"path": "nowhere"}}, "There is no file or folder nowhere"),
+        ({"dpo": {"loss": "kto"}}, "dpo_1: loss='kto' must be one of"),
+        ({"dpo": {"eval_prompts": "x"}}, "dpo_1: There is no file x"),
+        ({"pairs": {"rule": "best"}}, "pairs_1: rule='best' must be one of"),
+        ({"pairs": {"mesh": (3, 1, 1)}}, r"pairs_1: mesh=\(3, 1, 1\) does not make"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(
     fields, message, runs, config, tmp_path
 ):
     config.update(fields)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, OSError), match=message):
         iterate.run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     assert not runs

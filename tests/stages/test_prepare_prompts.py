@@ -135,7 +135,7 @@ def test_heads_are_asked_by_criterion(prepare, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"scorer": "magic"}, "must be 'rules', 'judge', 'heads' or 'none'"),
+        ({"scorer": "magic"}, r"must be one of \('rules', 'judge'"),
         ({"scorer": "judge"}, "Set config.judge.model"),
         (
             {"scorer": "judge", "judge": {"model": "m", "api_key_variable": "NO_SUCH"}},
