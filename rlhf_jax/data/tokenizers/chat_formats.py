@@ -15,6 +15,7 @@ A message has a role and content. ChatGLM3 and GLM-4 write its "metadata" (a too
 name) after the role; ChatGLM3 lists a system message's "tools" after its content.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -92,24 +93,17 @@ def template(messages: Sequence[Message], tokenizer: TransformersTokenizer) -> E
     An earlier answer is masked True where the template leaves it as it was written
     (some cut thoughts out of earlier answers).
     """
-    for message in messages:
-        name = tokenizer.special_in(message["content"])
-        if name:
-            raise ValueError(
-                f"A message contains the text of the special token {name!r}, which in "
-                "a chat template would become the token. Remove it from the text."
-            )
     if messages[-1]["role"] != "assistant":
-        ids = _rendered(messages, tokenizer)
+        ids = tokenizer.encode_chat(messages)
         mask = [False] * len(ids)
     else:
-        prompt = _rendered(messages[:-1], tokenizer)
+        prompt = tokenizer.encode_chat(messages[:-1])
         answer = _template_answer(messages[-1]["content"], tokenizer)
         ids, mask = prompt + answer, [False] * len(prompt) + [True] * len(answer)
     for i, message in enumerate(messages[:-1]):
         if message["role"] == "assistant":
             *answer, _ = _template_answer(message["content"], tokenizer)
-            prompt = _rendered(messages[:i], tokenizer)
+            prompt = tokenizer.encode_chat(messages[:i])
             *same, end = ids[: len(prompt) + len(answer) + 1]
             if same == prompt + answer and end in tokenizer.stop_ids:
                 mask[len(prompt) : len(same) + 1] = [True] * (len(answer) + 1)
@@ -188,15 +182,12 @@ def _role_by_role(marks, split, begin, messages, tokenizer: Tokenizer) -> Encode
     return ids + begin, mask + [False] * len(begin)
 
 
-def _rendered(messages, tokenizer: TransformersTokenizer) -> list[int]:
-    return tokenizer.encode_rendered(tokenizer.render(messages, to_answer=True))
-
-
 def _template_answer(text: str, tokenizer: TransformersTokenizer) -> list[int]:
     lead, end = _template_frame(tokenizer)
     return [*tokenizer.encode(lead + text), end]
 
 
+@functools.lru_cache(maxsize=8)
 def _template_frame(tokenizer: TransformersTokenizer) -> tuple[str, int]:
     """What the template puts before an answer, and the token that ends it."""
     question = {"role": "user", "content": "?"}

@@ -13,6 +13,8 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from rlhf_jax.data.tokenizers.folder import read_settings
+
 _V1_SPECIAL_TOKENS = (
     "<pad>",
     "[MASK]",
@@ -53,7 +55,12 @@ class ChatGLMTokenizer:
             if piece.piece in _V1_SPECIAL_TOKENS:
                 piece.type = piece.CONTROL
         self._pieces = _processor(proto)
-        self._first = _settings(folder).get("num_image_tokens", 0)
+        first = read_settings(folder, "tokenizer_config.json").get(
+            "num_image_tokens", 0
+        )
+        if type(first) is not int or not 0 <= first < 2**20:
+            raise ValueError(f"num_image_tokens={first!r} is no number of tokens.")
+        self._first = first
         self._special = {
             name: self._first + self._pieces.piece_to_id(name)
             for name in _V1_SPECIAL_TOKENS
@@ -95,6 +102,10 @@ class ChatGLM2Tokenizer:
         file = folder / "tokenizer.model"
         self.chat_format = _generation(folder)
         self._pieces = _processor(_read_proto(file))
+        if self._pieces.eos_id() < 0 or self._pieces.unk_id() < 0:
+            raise ValueError(
+                f"{file} has no token that ends a text, or no unknown one."
+            )
         size = self._pieces.vocab_size()
         names = _V2_SPECIAL_TOKENS
         if self.chat_format == "chatglm3":
@@ -134,7 +145,7 @@ def look_up(special: dict[str, int], name: str) -> int:
 
 def _generation(folder: Path) -> str:
     """ "chatglm2" or "chatglm3": their files are alike but for what they say."""
-    settings = _settings(folder)
+    settings = read_settings(folder, "tokenizer_config.json")
     known = ("chatglm2", "chatglm3")
     if "chat_format" in settings:
         if settings["chat_format"] not in known:
@@ -147,7 +158,7 @@ def _generation(folder: Path) -> str:
         return "chatglm3"
     code = folder / "tokenization_chatglm.py"  # searched for a word, not run
     if code.is_file():
-        has_roles = "<|assistant|>" in code.read_text(encoding="utf-8")
+        has_roles = b"<|assistant|>" in code.read_bytes()
         return "chatglm3" if has_roles else "chatglm2"
     found = [name for name in known if name in json.dumps(settings).lower()]
     if len(found) == 1:
@@ -169,16 +180,16 @@ def _read_proto(file: Path) -> sentencepiece_model_pb2.ModelProto:
 
 
 def _processor(proto) -> sentencepiece.SentencePieceProcessor:
-    return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    try:
+        return sentencepiece.SentencePieceProcessor(
+            model_proto=proto.SerializeToString()
+        )
+    except Exception as error:  # C++ errors under several names
+        raise ValueError(f"its sentencepiece model cannot be used: {error}") from None
 
 
 def _decode(pieces: sentencepiece.SentencePieceProcessor, ids: list[int]) -> str:
     return pieces.decode([i for i in ids if not (pieces.is_control(i) or i == 0)])
-
-
-def _settings(folder: Path) -> dict:
-    path = folder / "tokenizer_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _fingerprint(file: Path, special: dict[str, int]) -> str:

@@ -25,11 +25,20 @@ def is_one(path: Path) -> bool:
 
 
 def read(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer without its special tokens."""
+    """The tokenizer without its special tokens.
+
+    Raises:
+        ValueError: a line is no token with its rank, or the ranks are not 0, 1, 2, ...
+    """
     ranks = {}
-    for line in path.read_bytes().splitlines():
-        token, rank = line.split()
-        ranks[base64.b64decode(token)] = int(rank)
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}.") from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f"{path}: the ranks of its tokens are not 0, 1, 2, ...")
     letters = bytes_to_unicode()
 
     def spelled(token: bytes) -> str:

@@ -11,22 +11,30 @@ The files of a folder say which it is:
 import functools
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-import jinja2
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AddedToken,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
-from rlhf_jax.data.tokenizers import tiktoken_file
+from rlhf_jax.data.tokenizers import folder, templates, tiktoken_file
+from rlhf_jax.data.tokenizers.folder import has_tokenizer
 from rlhf_jax.data.tokenizers.sentencepieces import (
     ChatGLM2Tokenizer,
     ChatGLMTokenizer,
     look_up,
 )
+from rlhf_jax.files import write_json
 
+_STAND_INS = 0xF0000  # private use: characters that no text has a reason to hold
 PAD = "<|endoftext|>"
 # Of GLM-4, in the order of their ids.
 SPECIAL_TOKENS = (
@@ -43,23 +51,6 @@ SPECIAL_TOKENS = (
 )
 # GLM-4 has no token of its own for the end of an answer: whoever speaks next ends it.
 STOP_TOKENS = (PAD, "<|user|>", "<|observation|>")
-_MARKS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "ice_text.model",
-    "tokenizer_config.json",
-)
-FILES = (
-    *_MARKS,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-)
 
 
 class Tokenizer(Protocol):
@@ -73,7 +64,8 @@ class Tokenizer(Protocol):
         end_id: what closes an answer, and `stop_ids`, all that end one.
         chat_format: how dialogues are written, a key of `chat_formats.FORMATS`; or
             "none", of a tokenizer that knows no dialogues.
-        fingerprint: equal for equal vocabularies.
+        fingerprint: equal where all that `encode`, `decode` and the chat format depend
+            on is equal.
     """
 
     vocab_size: int
@@ -101,26 +93,39 @@ class TransformersTokenizer:
     def __init__(self, inner: PreTrainedTokenizerBase, more_stop_ids: Iterable[int]):
         self._inner = inner
         vocabulary = inner.get_vocab()
-        self._special = {
-            token.content: index
-            for index, token in inner.added_tokens_decoder.items()
-            if token.special
-        }
+        self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > 2 * len(vocabulary) + 1024:
+            raise ValueError(
+                f"it has {len(vocabulary)} tokens, and one of them is number "
+                f"{self.vocab_size - 1}."
+            )
+        self._special = _special_ids(inner)
         is_glm4 = set(SPECIAL_TOKENS) <= set(self._special)
         stops = [self._special[name] for name in STOP_TOKENS] if is_glm4 else []
         stops += [inner.eos_token_id, *more_stop_ids]
         self.stop_ids = tuple(dict.fromkeys(i for i in stops if i is not None))
         if not self.stop_ids:
             raise ValueError("it has no token that ends a text (eos_token).")
+        for i in self.stop_ids:
+            if type(i) is not int or not 0 <= i < self.vocab_size:
+                raise ValueError(f"eos_token_id {i!r} is none of its tokens.")
         self.end_id = self._special["<|user|>"] if is_glm4 else self.stop_ids[0]
         pad = inner.pad_token_id
         self.pad_id = self.stop_ids[0] if pad is None else pad
-        self.vocab_size = max(vocabulary.values()) + 1
+        # Text is letters, also where it spells one of these.
+        control = {self.pad_id, *self.stop_ids} - set(self._special.values())
+        tokens = [inner.convert_ids_to_tokens(i) for i in sorted(control)]
+        if tokens:
+            inner.add_tokens(
+                [AddedToken(x, special=True, normalized=False) for x in tokens],
+                special_tokens=True,
+            )
+            self._special = _special_ids(inner)
+        self._control = _pattern(inner)
         own_format = "glm4" if is_glm4 else "none"
-        self.chat_format = "template" if inner.chat_template else own_format
-        self.fingerprint = hashlib.sha256(
-            json.dumps(sorted(vocabulary.items())).encode()
-        ).hexdigest()
+        self._template = inner.get_chat_template() if inner.chat_template else ""
+        self.chat_format = "template" if self._template else own_format
+        self.fingerprint = _fingerprint(self, inner)
 
         # Chat formats ask for the same heads in every message.
         self._ids = functools.lru_cache(maxsize=4096)(self._encode)
@@ -144,8 +149,46 @@ class TransformersTokenizer:
             return_token_type_ids=False,
         )["input_ids"]
 
+    def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """The ids of messages as the chat template writes them, up to where an answer
+        begins. Special tokens come from the template alone: a message that spells one
+        gets the letters."""
+        spelled: dict[str, str] = {}
+
+        def hide(x):
+            """Stand-ins, which no text has, for what spells a special token."""
+            if isinstance(x, dict):
+                return {hide(key): hide(value) for key, value in x.items()}
+            if isinstance(x, list):
+                return [hide(value) for value in x]
+            if not isinstance(x, str):
+                return x
+            if any(ord(c) >= _STAND_INS for c in x):
+                spelled.update({c: c for c in x if ord(c) >= _STAND_INS})
+            for name in sorted(self._special, key=len, reverse=True):
+                if name in x:
+                    stand_in = chr(_STAND_INS + self._special[name])
+                    spelled[stand_in] = name
+                    x = x.replace(name, stand_in)
+            return x
+
+        hidden = [
+            {key: x if key == "role" else hide(x) for key, x in message.items()}
+            for message in messages
+        ]
+        text = self.render(hidden, to_answer=True)
+        if not spelled:
+            return self.encode_rendered(text)
+        ids = []
+        for i, part in enumerate(self._control.split(text)):
+            if i % 2:
+                ids.append(self._special[part.strip()])
+            else:
+                ids += self._encode("".join(spelled.get(c, c) for c in part))
+        return ids
+
     def encode_rendered(self, text: str) -> list[int]:
-        """The ids of a rendered chat template, in which special tokens are tokens."""
+        """The ids of a text in which special tokens are tokens."""
         return self._inner.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -158,17 +201,15 @@ class TransformersTokenizer:
     def special_id(self, name: str) -> int:
         return look_up(self._special, name)
 
-    def special_in(self, text: str) -> str | None:
-        """The first special token that a text spells, if any."""
-        return next((name for name in self._special if name in text), None)
-
     def render(self, messages: list[dict[str, Any]], *, to_answer: bool) -> str:
         """The chat template's text, up to where an answer begins if `to_answer`."""
+        variables = {
+            **self._inner.special_tokens_map,
+            "add_generation_prompt": to_answer,
+        }
         try:
-            return self._inner.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=to_answer
-            )
-        except jinja2.TemplateError as error:
+            return templates.render(self._template, messages, variables)
+        except ValueError as error:
             roles = [message["role"] for message in messages]
             raise ValueError(
                 f"The chat template cannot write {roles}: {error}"
@@ -200,67 +241,120 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path) -> 
             show_progress=False,
         ),
     )
-    _with_special_tokens(bpe).save_pretrained(path)
+    with folder.writing_whole(path) as making:
+        _with_special_tokens(bpe).save_pretrained(making)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer folder; local files only, and never code from it.
 
     Raises:
-        ValueError: the folder has no tokenizer, or one that needs its own code.
+        ValueError: the folder has no tokenizer, or one that is damaged or needs code of
+            its own.
     """
-    folder = Path(path)
-    if (folder / "ice_text.model").is_file():
-        return ChatGLMTokenizer(folder)
-    settings = _read_json(folder / "tokenizer_config.json")
-    model = folder / "tokenizer.model"
-    if not (folder / "tokenizer.json").is_file() and model.is_file():
-        if tiktoken_file.is_one(model):
-            inner = _with_special_tokens(tiktoken_file.read(model))
-            return TransformersTokenizer(inner, ())
-        if settings.get("tokenizer_class") == "ChatGLMTokenizer":
-            return ChatGLM2Tokenizer(folder)
-    return _load_transformers(folder)
-
-
-def has_tokenizer(path: str | Path) -> bool:
-    """Whether a folder holds a tokenizer."""
-    return any((Path(path) / name).is_file() for name in _MARKS)
-
-
-def copy_tokenizer(source: str | Path, target: str | Path) -> None:
-    """Copy a tokenizer's files, and nothing else, into a new folder."""
-    source, target = Path(source), Path(target)
-    chat_format = load_tokenizer(source).chat_format
-    target.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
-    if chat_format in ("chatglm2", "chatglm3"):  # the code that told them stays behind
-        config = target / "tokenizer_config.json"
-        settings = _read_json(config) | {"chat_format": chat_format}
-        config.write_text(json.dumps(settings, indent=2, ensure_ascii=False))
-
-
-def _load_transformers(folder: Path) -> TransformersTokenizer:
-    if not has_tokenizer(folder):
+    path = Path(path)
+    if not has_tokenizer(path):
         raise ValueError(
-            f"No tokenizer at {folder}: it has no {', no '.join(_MARKS)}. Train "
+            f"No tokenizer at {path}: it has no {', no '.join(folder.MARKS)}. Train "
             "one with train_tokenizer, or give the folder of a published model."
         )
-    # Chat models stop at more tokens than the tokenizer's one end of text.
-    stops = _read_json(folder / "generation_config.json").get("eos_token_id")
-    stops = [stops] if isinstance(stops, int) else stops or []
     try:
-        inner = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        return TransformersTokenizer(inner, stops)
+        return _load(path)
     except BaseException as error:  # whatever a broken file makes of a reader
         panic = type(error).__name__ == "PanicException"  # of its Rust code
         if not panic and not isinstance(error, Exception):
             raise
-        raise ValueError(f"The tokenizer at {folder} cannot be read: {error}") from None
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            f"The tokenizer at {path} cannot be read: {reason[:1000]}"
+        ) from None
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a folder holds a tokenizer that can be read."""
+    try:
+        load_tokenizer(path)
+    except ValueError:
+        return False
+    return True
+
+
+def copy_tokenizer(source: str | Path, target: str | Path) -> None:
+    """Copy a tokenizer's files, and nothing else, into a folder."""
+    source = Path(source)
+    chat_format = load_tokenizer(source).chat_format
+    with folder.writing_whole(target) as making:
+        for name in folder.FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, making / name)
+        if chat_format in (
+            "chatglm2",
+            "chatglm3",
+        ):  # the code that told it stays behind
+            name = "tokenizer_config.json"
+            settings = folder.read_settings(making, name) | {"chat_format": chat_format}
+            write_json(making / name, settings)
+
+
+def _load(path: Path) -> Tokenizer:
+    if (path / "ice_text.model").is_file():
+        return ChatGLMTokenizer(path)
+    settings = folder.read_settings(path, "tokenizer_config.json")
+    model = path / "tokenizer.model"
+    if not (path / "tokenizer.json").is_file() and model.is_file():
+        if tiktoken_file.is_one(model):
+            inner = _with_special_tokens(tiktoken_file.read(model))
+            return TransformersTokenizer(inner, ())
+        if settings.get("tokenizer_class") == "ChatGLMTokenizer":
+            return ChatGLM2Tokenizer(path)
+    # Chat models stop at more tokens than the tokenizer's one end of text.
+    stops = folder.read_settings(path, "generation_config.json").get("eos_token_id")
+    stops = stops if isinstance(stops, list) else [stops]
+    inner = AutoTokenizer.from_pretrained(
+        path, local_files_only=True, trust_remote_code=False
+    )
+    return TransformersTokenizer(inner, stops)
+
+
+def _special_ids(inner: PreTrainedTokenizerBase) -> dict[str, int]:
+    added = inner.added_tokens_decoder.items()
+    return {token.content: index for index, token in added if token.special}
+
+
+def _pattern(inner: PreTrainedTokenizerBase) -> re.Pattern:
+    """Special tokens in a rendered text, the longest first, with the white space that
+    some of them take in."""
+    tokens = [x for x in inner.added_tokens_decoder.values() if x.special and x.content]
+    spelled = (
+        r"\s*" * x.lstrip + re.escape(x.content) + r"\s*" * x.rstrip
+        for x in sorted(tokens, key=lambda x: len(x.content), reverse=True)
+    )
+    return re.compile(f"({'|'.join(spelled) or '(?!)'})")
+
+
+def _fingerprint(tokenizer, inner: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of how text is cut, merged, numbered and put together again, of the chat
+    template, and of the ids with a meaning."""
+    backend = getattr(inner, "backend_tokenizer", None)
+    if backend is None:
+        cut = {"class": type(inner).__name__, "vocabulary": inner.get_vocab()}
+    else:
+        cut = json.loads(backend.to_str())
+        for unused in ("version", "truncation", "padding", "post_processor"):
+            cut.pop(unused, None)
+    ids = (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.end_id, tokenizer.stop_ids)
+    record = [_said(cut), sorted(tokenizer._special.items()), ids]
+    record += [tokenizer.chat_format, tokenizer._template, inner.special_tokens_map]
+    text = json.dumps(record, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _said(x):
+    """Without what is off: a later version of the library writes more of it."""
+    if isinstance(x, dict):
+        kept = {key: _said(value) for key, value in x.items()}
+        return {k: v for k, v in kept.items() if v is not None and v is not False}
+    return [_said(value) for value in x] if isinstance(x, list) else x
 
 
 def _with_special_tokens(bpe: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
@@ -271,15 +365,3 @@ def _with_special_tokens(bpe: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
         eos_token=PAD,
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object.")
-    return found

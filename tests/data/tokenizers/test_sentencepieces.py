@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 
 import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from rlhf_jax.data.tokenizers.tokenizer import copy_tokenizer, load_tokenizer
 from tests.data.tokenizers.tokenizer_models import write_v1, write_v2
@@ -195,3 +197,29 @@ def test_a_model_trained_here_gives_the_ids_of_the_library(tmp_path):
         assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ours.encode(text)) == text
     assert ours.special_id("[MASK]") == theirs.vocab_size()
+
+
+@pytest.mark.parametrize("first", [-1, 10**9, "7", 1.5, None, True])
+def test_image_tokens_that_cannot_be_are_refused(first, tmp_path):
+    with pytest.raises(ValueError, match="num_image_tokens"):
+        load_tokenizer(write_v1(tmp_path, num_image_tokens=first))
+
+
+@pytest.mark.parametrize("settings", ["[" * 100_000, "[]", "{", "\x00"])
+@pytest.mark.parametrize("write", [write_v1, write_v2])
+def test_broken_settings_are_named(write, settings, tmp_path):
+    write(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(settings)
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is damaged"):
+        load_tokenizer(tmp_path)
+
+
+def test_pieces_without_an_end_are_refused(tmp_path):
+    folder = write_v2(tmp_path)
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString((folder / "tokenizer.model").read_bytes())
+    for keep in (0, 1, 2):
+        del proto.pieces[keep:]
+        (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+        with pytest.raises(ValueError, match=re.escape(str(folder))):
+            load_tokenizer(folder)

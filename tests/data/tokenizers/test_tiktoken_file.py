@@ -94,3 +94,26 @@ def test_a_question_has_glm4s_published_ids(tmp_path):
     assert ids == [151331, 151333, 151336, 198, 109377, 151337, 198]
     assert tokenizer.stop_ids == (151329, 151336, 151338)
     assert (tokenizer.pad_id, tokenizer.special_id("[MASK]")) == (151329, 151330)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "YQ== 100000000000000000000",
+        "YQ== -1",
+        "YQ== 0",
+        "YQ== 5",
+        "YQ== 1.5",
+        "YQ==",
+        "YQ== 2 3",
+        "Y 2",
+        "@@@ 2",
+        "YQ== \u0662",
+    ],
+)
+def test_ranks_and_tokens_that_cannot_be_are_named(line, tmp_path):
+    lines = [base64.b64encode(t).decode() for t in (b"b", b"c")]
+    text = "".join(f"{token} {i}\n" for i, token in enumerate(lines))
+    (tmp_path / "tokenizer.model").write_text(text + line + "\n")
+    with pytest.raises(ValueError, match=r"tokenizer.model(, line 3)?: "):
+        load_tokenizer(tmp_path)

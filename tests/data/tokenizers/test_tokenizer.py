@@ -1,7 +1,10 @@
 """Tokenizers: nothing is lost, and text never becomes a special token."""
 
+import builtins
 import hashlib
+import io
 import json
+import os
 import re
 import sys
 
@@ -14,7 +17,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import (
     SPECIAL_TOKENS,
+    TransformersTokenizer,
     copy_tokenizer,
+    has_tokenizer,
+    is_whole,
     load_tokenizer,
     train_tokenizer,
 )
@@ -193,3 +199,194 @@ def test_a_file_that_makes_its_reader_panic_is_refused(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"tokenizer at .* cannot be read: range end"):
         load_tokenizer(tmp_path)
+
+
+def edit_json(path, *keys, value=None, drop=False):
+    content = node = json.loads(path.read_text()) if path.is_file() else {}
+    for key in keys[:-1]:
+        node = node[key]
+    if drop:
+        del node[keys[-1]]
+    else:
+        node[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+BERT = {"type": "BertPreTokenizer"}
+BEHAVIOURS = {
+    "a merge less": ("tokenizer.json", "model", "merges", -1),
+    "another pre-tokenizer": ("tokenizer.json", "pre_tokenizer", BERT),
+    "another splitting": ("tokenizer.json", "pre_tokenizer", "use_regex", False),
+    "a normaliser": ("tokenizer.json", "normalizer", {"type": "Lowercase"}),
+    "another decoder": ("tokenizer.json", "decoder", {"type": "Fuse"}),
+    "pieces that are tokens": ("tokenizer.json", "model", "ignore_merges", True),
+    "a token that is not special": ("tokenizer.json", "added_tokens", 3, "special", 0),
+    "a token that strips": ("tokenizer.json", "added_tokens", 3, "rstrip", True),
+    "another end": ("tokenizer_config.json", "eos_token", "[MASK]"),
+    "another padding": ("tokenizer_config.json", "pad_token", "[MASK]"),
+    "one more end": ("generation_config.json", "eos_token_id", [5]),
+    "a chat template": ("tokenizer_config.json", "chat_template", "{{ messages }}"),
+}
+
+
+@pytest.mark.parametrize("change", BEHAVIOURS)
+def test_what_encodes_decodes_or_speaks_otherwise_has_another_fingerprint(
+    folder, tmp_path, change
+):
+    copy_tokenizer(folder, tmp_path / "same")
+    copy_tokenizer(tmp_path / "same", tmp_path / "other")
+    expected = load_tokenizer(folder).fingerprint
+    assert load_tokenizer(tmp_path / "same").fingerprint == expected
+    file, *keys, value = BEHAVIOURS[change]
+    path = tmp_path / "other" / file
+    if change == "a merge less":
+        edit_json(path, *keys, value, drop=True)
+    else:
+        edit_json(path, *keys, value=bool(value) if value == 0 else value)
+    assert load_tokenizer(tmp_path / "other").fingerprint != expected
+
+
+def test_using_a_tokenizer_leaves_its_fingerprint(folder):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.encode_batch(TEXTS)
+    tokenizer.decode(tokenizer.encode(TEXTS[0]))
+    again = TransformersTokenizer(tokenizer._inner, ())
+    assert again.fingerprint == tokenizer.fingerprint
+
+
+class Killed(BaseException):
+    """As a kill does, it lets nothing be tidied up."""
+
+
+def ways_to_write(folder):
+    return {
+        "train": lambda path: train_tokenizer(TEXTS, 300, path),
+        "copy": lambda path: copy_tokenizer(folder, path),
+    }
+
+
+@pytest.mark.parametrize("way", ["train", "copy"])
+@pytest.mark.parametrize("there", ["nothing", "empty", "half", "a model"])
+def test_a_kill_at_any_step_leaves_no_tokenizer_or_a_whole_one(
+    folder, tmp_path, monkeypatch, way, there
+):
+    """Every call that opens, moves, makes or removes a file may be the last."""
+    write, steps = ways_to_write(folder)[way], 0
+    expected = load_tokenizer(folder).fingerprint
+
+    def prepare(path):
+        if there != "nothing":
+            path.mkdir()
+        if there == "half":
+            (path / "tokenizer.json").write_text('{"version": ')
+        if there == "a model":
+            (path / "model.safetensors").write_text("weights")
+
+    real = {
+        name: getattr(os, name) for name in ("mkdir", "rename", "replace", "unlink")
+    }
+    real["open"] = io.open
+
+    def killed_at(last):
+        count = 0
+
+        def counted(name):
+            def call(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if count == last:
+                    raise Killed
+                return real[name](*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in real:
+                patch.setattr(io if name == "open" else os, name, counted(name))
+            patch.setattr(builtins, "open", counted("open"))
+            write(tmp_path / str(last))
+        return count
+
+    while True:
+        steps += 1
+        path = tmp_path / str(steps)
+        prepare(path)
+        try:
+            killed_at(steps)
+            break
+        except Killed:
+            whole = has_tokenizer(path) and load_tokenizer_or_none(path)
+            assert not has_tokenizer(path) or there != "nothing" or whole
+            write(path)  # the same command again
+            assert load_tokenizer(path).fingerprint == expected
+            assert not list(tmp_path.glob("*.making"))
+    assert steps > 3
+    if there == "a model":
+        assert (path / "model.safetensors").read_text() == "weights"
+    assert load_tokenizer(path).fingerprint == expected
+
+
+def load_tokenizer_or_none(path):
+    return load_tokenizer(path) if is_whole(path) else None
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("tokenizer.json", 0.0),
+        ("tokenizer.json", 0.5),
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", 0.0),
+        ("tokenizer_config.json", 0.5),
+    ],
+)
+def test_half_a_tokenizer_is_not_whole(folder, tmp_path, name, share):
+    copy_tokenizer(folder, tmp_path / "copy")
+    assert is_whole(tmp_path / "copy")
+    path = tmp_path / "copy" / name
+    content = path.read_bytes()
+    path.unlink()
+    if share is not None:
+        path.write_bytes(content[: int(share * len(content))])
+    assert not is_whole(tmp_path / "copy")
+
+
+BROKEN = [
+    (
+        "generation_config.json",
+        '{"eos_token_id": [99999]}',
+        "eos_token_id 99999 is none",
+    ),
+    ("generation_config.json", '{"eos_token_id": -1}', "eos_token_id -1 is none"),
+    ("generation_config.json", '{"eos_token_id": 1.5}', "eos_token_id 1.5 is none"),
+    ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id '</s>' is"),
+    ("generation_config.json", '{"eos_token_id": true}', "eos_token_id True is none"),
+    ("generation_config.json", "[" * 100_000, "generation_config.json is damaged"),
+    ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json is damaged"),
+    ("tokenizer_config.json", "[]", "tokenizer_config.json is damaged"),
+    ("tokenizer.json", "[" * 100_000, "cannot be read"),
+    ("tokenizer.json", "", "cannot be read"),
+    ("ice_text.model", "rubbish", "not a sentencepiece model|no pieces"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN)
+def test_a_broken_file_of_a_tokenizer_is_named(
+    folder, tmp_path, name, content, message
+):
+    copy_tokenizer(folder, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(tmp_path / "copy")
+    assert str(tmp_path / "copy") in str(error.value)
+
+
+def test_a_token_with_an_absurd_number_is_refused(folder, tmp_path):
+    copy_tokenizer(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    first = next(iter(content["model"]["vocab"]))
+    content["model"]["vocab"][first] = 4_000_000_000
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"one of them is number 4000000000"):
+        load_tokenizer(tmp_path / "copy")
