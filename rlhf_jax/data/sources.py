@@ -34,6 +34,7 @@ from rlhf_jax.data.tokenizers.tokenizer import (
     Tokenizer,
     copy_tokenizer,
     has_tokenizer,
+    is_readable,
     load_tokenizer,
     train_tokenizer,
 )
@@ -230,26 +231,48 @@ def read_all(config, data: Path, workdir: Path) -> None:
 def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokenizer:
     """The run's tokenizer, copied into its workdir: `config.tokenizer` if given, else
     that of the model it starts from, else the data folder's; of random weights, else
-    one that is trained on the data."""
+    one that is trained on the data.
+
+    Raises:
+        FileNotFoundError: `config.tokenizer` or the start model has none.
+        ValueError: it is damaged, or another one than this run went on with so far.
+    """
+    target = Path(workdir) / "tokenizer"
     places = [data / "tokenizer"]
     if init_from:
         places = [*tokenizer_places(init_from), *places]
     if config.tokenizer:
         places = [Path(config.tokenizer)]
-    for place in places:
-        if has_tokenizer(place):
-            target = Path(workdir) / "tokenizer"
-            if not target.exists():
-                copy_tokenizer(place, target)
-            return load_tokenizer(place)
-    if not init_from and not config.tokenizer:
-        target = Path(workdir) / "tokenizer"
-        if not has_tokenizer(target):
+    place = next(filter(has_tokenizer, places), None)
+    if place is None and config.tokenizer:
+        raise FileNotFoundError(
+            f"data.tokenizer: {config.tokenizer} holds no tokenizer. Name the folder "
+            "of one, or set it to nothing: then the start model's is used, or one is "
+            "trained on the data."
+        )
+    if place is None and init_from:
+        raise FileNotFoundError(
+            f"No tokenizer in any of {[str(p) for p in places]}: set data.tokenizer to "
+            f"the one that {init_from} was trained with."
+        )
+    if target.exists() and not is_readable(target):
+        logging.warning("%s lacks files or is damaged; it is made anew.", target)
+    if place is None:
+        if not is_readable(target):
             _train_tokenizer(config, data, workdir, target)
         return load_tokenizer(target)
-    raise FileNotFoundError(
-        f"No tokenizer in any of {[str(p) for p in places]}: set data.tokenizer."
-    )
+    tokenizer = load_tokenizer(place)
+    if not is_readable(target):
+        copy_tokenizer(place, target)
+    elif load_tokenizer(target).fingerprint != tokenizer.fingerprint:
+        if any((Path(workdir) / "checkpoints").glob("[0-9]*")):
+            raise ValueError(
+                f"{place} is another tokenizer than {target}, with which this run "
+                "began: one of the two was changed. Restore it (or delete the second, "
+                "if that one was changed), or start anew in another --workdir."
+            )
+        copy_tokenizer(place, target)  # of a run that has not begun
+    return tokenizer
 
 
 def _train_tokenizer(config, data: Path, workdir: Path, target: Path) -> None:
@@ -267,7 +290,10 @@ def tokenizer_of(model: str | Path) -> Tokenizer:
     for place in places:
         if has_tokenizer(place):
             return load_tokenizer(place)
-    raise FileNotFoundError(f"No tokenizer in any of {[str(p) for p in places]}.")
+    raise FileNotFoundError(
+        f"No tokenizer in any of {[str(p) for p in places]}: copy the one that the "
+        f"model was trained with to {places[0]}."
+    )
 
 
 def tokenizer_places(model: str | Path) -> list[Path]:
@@ -279,20 +305,10 @@ def tokenizer_places(model: str | Path) -> list[Path]:
     return places
 
 
-def check_tokenizer(tokenizer: Tokenizer, model: str | Path) -> None:
-    """Refuse a model that was trained with another tokenizer.
-
-    Raises:
-        ValueError: the tokenizer in the model's folder has another fingerprint.
-    """
-    for place in tokenizer_places(model):
-        if has_tokenizer(place):
-            if load_tokenizer(place).fingerprint != tokenizer.fingerprint:
-                raise ValueError(
-                    f"{model} was trained with another tokenizer than this run: their "
-                    "token ids mean different text."
-                )
-            return
+def tokenizer_fingerprint(model: str | Path) -> str:
+    """That of the tokenizer that lies with a model; "": none does."""
+    place = next(filter(has_tokenizer, tokenizer_places(model)), None)
+    return load_tokenizer(place).fingerprint if place else ""
 
 
 def write_testbed(config, folder: Path) -> None:

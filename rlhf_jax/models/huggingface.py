@@ -7,7 +7,6 @@ Nothing of a checkpoint is run or unpickled.
 """
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 from safetensors.numpy import save_file
 
+from rlhf_jax.files import read_json, write_json
 from rlhf_jax.models import huggingface_config
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
@@ -39,7 +39,6 @@ from rlhf_jax.models.huggingface_tensors import (
     fill,
     list_tensors,
     read_box,
-    read_json,
     write_piece,
 )
 from rlhf_jax.models.inputs import check_finite
@@ -173,7 +172,7 @@ def save(
         total = sum(int(np.prod(s)) for s in shapes.values()) * store.itemsize
         where = {n: f for f, names in zip(files, shards, strict=True) for n in names}
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / INDEX, index)
     names = iter(progress(list(shapes)))
     for file, shard in zip(files, shards, strict=True):
         tensors = {}
@@ -187,8 +186,7 @@ def save(
                 write_piece(piece, np.asarray(leaf), tensors[name])
         save_file(tensors, folder / file, metadata={"format": "pt"})
     next(names, None)  # so that a progress bar comes to its end
-    text = json.dumps(described | (fields or {}), indent=2, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n")
+    write_json(folder / "config.json", described | (fields or {}))
 
 
 class _Plan(NamedTuple):
@@ -204,9 +202,12 @@ class _Plan(NamedTuple):
 def _plan(folder: Path, *, dtype, param_dtype, **overrides) -> _Plan:
     tensors = list_tensors(folder)
     fields = read_json(folder / "config.json")
-    config, naming = huggingface_config.read(
-        fields, dtype=dtype, param_dtype=param_dtype
-    )
+    try:
+        config, naming = huggingface_config.read(
+            fields, dtype=dtype, param_dtype=param_dtype
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     config = dataclasses.replace(config, **overrides)
     if config.num_layers > len(tensors):
         raise ValueError(

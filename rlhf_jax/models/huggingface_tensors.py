@@ -7,7 +7,6 @@ slice by itself, so that a model never lies in the host's memory.
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 from absl import logging
 from safetensors import SafetensorError, safe_open
 
+from rlhf_jax.files import read_json
 from rlhf_jax.models.huggingface_names import IGNORED, Piece
 
 CHUNK_BYTES = 2**26
@@ -101,21 +101,6 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder} is a P-tuning checkpoint (it has a prefix_encoder)."
         )
     return tensors
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # cut off, or nested without end
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object.")
-    return found
 
 
 def _read_header(file: Path) -> tuple[dict[str, dict], int]:

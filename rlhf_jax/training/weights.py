@@ -8,16 +8,19 @@ A checkpoint's record says what each of its models is, so that
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
 from absl import logging
 from flax import nnx
 
+from rlhf_jax.files import read_json
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.inputs import check_finite
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.mesh import check_heads, check_layers
@@ -25,9 +28,13 @@ from rlhf_jax.parallel.sharding import create, shard_parameters
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
 
 
-def describe(model: ChatGLM | ScoreModel) -> dict:
-    """What a checkpoint's record says of a model, enough to build it again."""
-    return {"kind": type(model).__name__, "config": dataclasses.asdict(model.config)}
+def describe(model: ChatGLM | ScoreModel, tokenizer=None) -> dict:
+    """What a checkpoint's record says of a model, enough to build it again, and of the
+    tokenizer (by its `fingerprint`) whose ids it understands."""
+    described = {"kind": type(model).__name__}
+    if tokenizer is not None:
+        described["tokenizer"] = tokenizer.fingerprint
+    return described | {"config": dataclasses.asdict(model.config)}
 
 
 def computation(config) -> dict:
@@ -90,41 +97,97 @@ def load_model(
         given = {"dtype": dtype, "param_dtype": param_dtype} | fields
         overrides = {name: x for name, x in given.items() if x is not None}
         return _load_ours(workdir, which, item, overrides)
-    if _is_huggingface(folder):
+    if is_published(folder):
         mesh = jax.sharding.get_mesh()
-        return huggingface.load(
+        model = huggingface.load(
             folder,
             dtype=dtype or "float32",
             param_dtype=param_dtype or dtype or "float32",
             mesh=None if mesh.empty else mesh,
             **fields,
         )
-    raise _no_model(folder)
+        logging.info("Loaded the Hugging Face model of %s.", folder)
+        return model
+    raise no_model(folder)
 
 
-def check_kind(folder: str | os.PathLike, kind: type) -> None:
-    """Refuse a folder whose model is of the other kind, before any weights are read.
+def is_published(folder: Path) -> bool:
+    """Whether a folder is laid out as on Hugging Face, perhaps not whole."""
+    path = folder / "config.json"
+    return path.is_file() and "model_type" in read_json(path)
+
+
+def no_model(folder: Path) -> FileNotFoundError:
+    """The error that says why a folder holds no model."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        return FileNotFoundError(f"There is no folder {folder}.")
+    if path.is_file() and "config" in read_json(path):
+        return FileNotFoundError(
+            f"{folder} is of a run without a checkpoint: it ended before its first. "
+            "Start its command again, or name another folder."
+        )
+    return FileNotFoundError(
+        f"{folder} holds no model: neither checkpoints/ of a finished or running stage "
+        "nor config.json with *.safetensors."
+    )
+
+
+def check_models(
+    tokenizer,
+    stored: Callable[[str], str],
+    *,
+    policies: Iterable[str] = (),
+    reward_models: Iterable[str] = (),
+) -> None:
+    """Refuse the folders of models that a run cannot start from, before anything is
+    computed: all but the weights is looked at. "" is no folder.
 
     Args:
-        kind: `ChatGLM` or `ScoreModel`.
+        tokenizer: the run's.
+        stored: the fingerprint of the tokenizer that lies with a model; "": none does.
 
     Raises:
-        FileNotFoundError: the folder holds no model.
-        ValueError: the folder holds a model of the other kind.
+        FileNotFoundError: a folder holds no model.
+        ValueError: a model of another kind or architecture, or one that was trained
+            with another tokenizer.
     """
+    wanted = [(str(folder), "ChatGLM") for folder in policies if folder]
+    wanted += [(str(folder), "ScoreModel") for folder in reward_models if folder]
+    for folder, kind in dict.fromkeys(wanted):
+        found, config, trained_with = _look_at(Path(folder))
+        if found != kind:
+            raise ValueError(f"{folder} is {_KINDS[found]}, not {_KINDS[kind]}.")
+        check_vocabulary(config, tokenizer.vocab_size, folder)
+        if not trained_with:
+            trained_with = stored(folder)
+            logging.warning(
+                "%s does not record which tokenizer it was trained with.", folder
+            )
+        if trained_with not in ("", tokenizer.fingerprint):
+            raise ValueError(
+                f"{folder} was trained with another tokenizer than this run's: the ids "
+                "of tokens mean other text there. Start from a model of this tokenizer "
+                "(or leave data.tokenizer empty, so that the start model's is used)."
+            )
+
+
+_KINDS = {"ChatGLM": "a language model", "ScoreModel": "a reward model"}
+
+
+def _look_at(folder: Path) -> tuple[str, ChatGLMConfig, str]:
+    """The kind of a model, its config, and the fingerprint of its tokenizer ("" where
+    it is not recorded), without its weights."""
     workdir, which = workdir_of(folder)
     if has_checkpoint(workdir):
         checkpoints = Checkpoints(workdir, keep=None)
-        record = checkpoints.meta(checkpoints.find(which))["models"]
-        is_score = record.get("model", {}).get("kind") == ScoreModel.__name__
-        checkpoints.close()
-    elif _is_huggingface(Path(folder)):
-        is_score = huggingface.kind_and_config(folder)[0] == ScoreModel.__name__
-    else:
-        raise _no_model(folder)
-    if is_score != (kind is ScoreModel):
-        kinds = ("a language model", "a reward model")
-        raise ValueError(f"{folder} is {kinds[is_score]}, not {kinds[not is_score]}.")
+        # Of the newest, checksums are looked at when the weights are read.
+        step = checkpoints.find(which) if which else checkpoints.steps()[-1]
+        record = _record(checkpoints, step, "model", folder)
+        return record["kind"], _config(record, {}, folder), record.get("tokenizer", "")
+    if is_published(folder):
+        return *huggingface.kind_and_config(folder), ""
+    raise no_model(folder)
 
 
 def load_policy(
@@ -201,41 +264,46 @@ def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None
         )
 
 
-def _is_huggingface(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-
-
-def _no_model(folder: str | os.PathLike) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{folder} holds no model: neither checkpoints/ of a finished or running stage "
-        "nor config.json with *.safetensors."
-    )
-
-
 def _load_ours(folder, which, item, overrides):
     checkpoints = Checkpoints(folder, keep=None)
     step = checkpoints.find(which)
-    record = checkpoints.meta(step)["models"]
-    if item not in record:
-        raise ValueError(f"{folder} holds the models {sorted(record)}, no '{item}'.")
-    # Attention belongs to a machine, not to a checkpoint.
-    fields = record[item]["config"] | {"attention": "xla"} | overrides
-    fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
-    if "rotary_dims" in fields:  # records of version 0.1
-        fields["rotary_fraction"] = fields.pop("rotary_dims") / fields["head_dim"]
-    config = ChatGLMConfig(**fields)
+    record = _record(checkpoints, step, item, folder)
+    config = _config(record, overrides, folder)
 
     def build():
         backbone = ChatGLM(config, rngs=nnx.Rngs(0))
-        if record[item]["kind"] == "ChatGLM":
+        if record["kind"] == "ChatGLM":
             return backbone
         return ScoreModel(backbone, rngs=nnx.Rngs(0))
 
     like = shard_parameters(jax.eval_shape(build))
     model = checkpoints.restore(step, {item: like})[item]
     checkpoints.close()
+    check_finite(model, f"{folder}/checkpoints/{step}")
     logging.info("Loaded %s of %s at step %d.", item, folder, step)
     return model
+
+
+def _record(checkpoints: Checkpoints, step: int, item: str, folder) -> dict:
+    record = checkpoints.meta(step)["models"]
+    if item not in record:
+        raise ValueError(f"{folder} holds the models {sorted(record)}, no '{item}'.")
+    return record[item]
+
+
+def _config(record: dict, overrides: dict, folder) -> ChatGLMConfig:
+    # Attention belongs to a machine, not to a checkpoint.
+    fields = record["config"] | {"attention": "xla"} | overrides
+    fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
+    if "rotary_dims" in fields:  # records of version 0.1
+        fields["rotary_fraction"] = fields.pop("rotary_dims") / fields["head_dim"]
+    known = {field.name for field in dataclasses.fields(ChatGLMConfig)}
+    if set(fields) - known:
+        raise ValueError(
+            f"{folder} was made by another version of rlhf_jax: its model has the "
+            f"settings {sorted(set(fields) - known)}, which this one does not know."
+        )
+    return ChatGLMConfig(**fields)
 
 
 def fingerprint(folder: str) -> str:

@@ -402,7 +402,7 @@ def test_brackets_without_end_are_no_json(folder, name):
     if name == huggingface.INDEX:
         (folder / "model.safetensors").rename(folder / "other.safetensors")
     (folder / name).write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=f"{name} is not JSON"):
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
         huggingface.load(folder, **FLOAT32)
 
 

@@ -270,7 +270,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ) from None
 
 
-def is_whole(path: str | Path) -> bool:
+def is_readable(path: str | Path) -> bool:
     """Whether a folder holds a tokenizer that can be read."""
     try:
         load_tokenizer(path)

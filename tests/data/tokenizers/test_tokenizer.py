@@ -20,7 +20,7 @@ from rlhf_jax.data.tokenizers.tokenizer import (
     TransformersTokenizer,
     copy_tokenizer,
     has_tokenizer,
-    is_whole,
+    is_readable,
     load_tokenizer,
     train_tokenizer,
 )
@@ -327,7 +327,7 @@ def test_a_kill_at_any_step_leaves_no_tokenizer_or_a_whole_one(
 
 
 def load_tokenizer_or_none(path):
-    return load_tokenizer(path) if is_whole(path) else None
+    return load_tokenizer(path) if is_readable(path) else None
 
 
 @pytest.mark.parametrize(
@@ -342,13 +342,13 @@ def load_tokenizer_or_none(path):
 )
 def test_half_a_tokenizer_is_not_whole(folder, tmp_path, name, share):
     copy_tokenizer(folder, tmp_path / "copy")
-    assert is_whole(tmp_path / "copy")
+    assert is_readable(tmp_path / "copy")
     path = tmp_path / "copy" / name
     content = path.read_bytes()
     path.unlink()
     if share is not None:
         path.write_bytes(content[: int(share * len(content))])
-    assert not is_whole(tmp_path / "copy")
+    assert not is_readable(tmp_path / "copy")
 
 
 BROKEN = [
