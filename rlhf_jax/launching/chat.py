@@ -13,7 +13,6 @@ from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.stream import stream
 from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training import weights
 
 HELP = "Ctrl-C stops an answer, /new starts again, Ctrl-D ends."
@@ -36,10 +35,12 @@ def open_checkpoint(
     if not weights.workdir_of(folder)[0].is_dir():
         raise FileNotFoundError(f"--checkpoint: there is no folder {folder}.")
     tokenizer = sources.tokenizer_of(folder)
+    weights.check_models(
+        tokenizer,
+        sources.tokenizer_fingerprint,
+        policies=[str(folder)],
+    )
     model = weights.load_model(folder, dtype=dtype, param_dtype=dtype)
-    if isinstance(model, ScoreModel):
-        raise ValueError(f"{folder} is a reward model: it scores, it does not write.")
-    weights.check_vocabulary(model.config, tokenizer.vocab_size, str(folder))
     return model, tokenizer
 
 

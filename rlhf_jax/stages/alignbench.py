@@ -44,6 +44,11 @@ def run(config, workdir: str) -> None:
 
     # Model
     tokenizer = sources.tokenizer_of(config.policy)
+    weights.check_models(
+        tokenizer,
+        sources.tokenizer_fingerprint,
+        policies=[config.policy],
+    )
     agree(
         workdir,
         sources.fingerprints(config.questions),

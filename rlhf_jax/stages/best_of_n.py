@@ -37,6 +37,12 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.policy, workdir)
+    weights.check_models(
+        tokenizer,
+        sources.tokenizer_fingerprint,
+        policies=[config.policy],
+        reward_models=[config.reward_model],
+    )
     prompts = read(config.prompts or data / "eval_prompts.jsonl", Prompt)
     prompts = prompts[: config.num_prompts]
     if any(prompt.task is None for prompt in prompts):

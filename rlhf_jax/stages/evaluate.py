@@ -71,6 +71,12 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, models[baseline], workdir)
+    weights.check_models(
+        tokenizer,
+        sources.tokenizer_fingerprint,
+        policies=[*models.values()],
+        reward_models=[config.reward_model],
+    )
     prompts = read(config.prompts or data / "eval_prompts.jsonl", Prompt)
     prompts = prompts[: config.num_prompts]
     probes = {

@@ -30,6 +30,11 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.reward_model, workdir)
+    weights.check_models(
+        tokenizer,
+        sources.tokenizer_fingerprint,
+        reward_models=[config.reward_model],
+    )
     encode = functools.partial(
         encode_pairs,
         tokenizer=tokenizer,

@@ -37,6 +37,12 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
+    weights.check_models(
+        tokenizer,
+        sources.tokenizer_fingerprint,
+        policies=[config.init_from],
+        reward_models=[config.reward_model],
+    )
     prompts, prompt_ids = encode_prompts(
         read(config.prompts or data / "prompts.jsonl", Prompt),
         tokenizer,

@@ -77,8 +77,12 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    for folder in filter(None, (config.reward_model, config.reference)):
-        sources.check_tokenizer(tokenizer, folder)
+    weights.check_models(
+        tokenizer,
+        sources.tokenizer_fingerprint,
+        policies=[config.init_from, config.reference],
+        reward_models=[config.reward_model],
+    )
     records = read(config.prompts or data / "prompts.jsonl", Prompt)
     _, prompts = encode_prompts(records, tokenizer, config.max_prompt_tokens)
     logging.info("%d prompts, %d of them short enough.", len(records), len(prompts))
@@ -168,9 +172,9 @@ def run(config, workdir: str) -> None:
         return with_moments_in(waiting_room, state), step
 
     state, start = newest_state()
-    meta = {"models": {"model": weights.describe(state.policy.model)}}
+    meta = {"models": {"model": weights.describe(state.policy.model, tokenizer)}}
     if state.value is not None:
-        meta["models"]["value"] = weights.describe(state.value.model)
+        meta["models"]["value"] = weights.describe(state.value.model, tokenizer)
 
     # Steps
     fields = [field.name for field in dataclasses.fields(Hyper)]

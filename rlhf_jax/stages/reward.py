@@ -84,6 +84,11 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
+    weights.check_models(
+        tokenizer,
+        sources.tokenizer_fingerprint,
+        policies=[config.init_from],
+    )
     encode = functools.partial(
         encode_pairs,
         tokenizer=tokenizer,
@@ -156,7 +161,7 @@ def run(config, workdir: str) -> None:
 
     # Restore
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
-    meta = {"models": {"model": weights.describe(state.model)}}
+    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
     start = checkpoints.latest_step()
     if start:
         items = checkpoints.restore(start, to_items(state) | {"best": best})

@@ -155,16 +155,16 @@ def check_models(
     wanted = [(str(folder), "ChatGLM") for folder in policies if folder]
     wanted += [(str(folder), "ScoreModel") for folder in reward_models if folder]
     for folder, kind in dict.fromkeys(wanted):
-        found, config, trained_with = _look_at(Path(folder))
-        if found != kind:
-            raise ValueError(f"{folder} is {_KINDS[found]}, not {_KINDS[kind]}.")
-        check_vocabulary(config, tokenizer.vocab_size, folder)
-        if not trained_with:
-            trained_with = stored(folder)
-            logging.warning(
-                "%s does not record which tokenizer it was trained with.", folder
-            )
-        if trained_with not in ("", tokenizer.fingerprint):
+        trained_with = [stored(folder)]
+        if trained_with[0] in ("", tokenizer.fingerprint):
+            found, config, recorded = _look_at(Path(folder))
+            if found != kind:
+                raise ValueError(f"{folder} is {_KINDS[found]}, not {_KINDS[kind]}.")
+            check_vocabulary(config, tokenizer.vocab_size, folder)
+            trained_with.append(recorded)
+            if not any(trained_with):
+                logging.warning("%s does not say which tokenizer is its own.", folder)
+        if {*trained_with} - {"", tokenizer.fingerprint}:
             raise ValueError(
                 f"{folder} was trained with another tokenizer than this run's: the ids "
                 "of tokens mean other text there. Start from a model of this tokenizer "
@@ -173,6 +173,14 @@ def check_models(
 
 
 _KINDS = {"ChatGLM": "a language model", "ScoreModel": "a reward model"}
+
+
+def check_kind(folder: str | os.PathLike, kind: type) -> None:
+    """Refuse a folder whose model is not of this kind, `ChatGLM` or `ScoreModel`,
+    before any weights are read. Raises as `check_models`."""
+    found = _look_at(Path(folder))[0]
+    if found != kind.__name__:
+        raise ValueError(f"{folder} is {_KINDS[found]}, not {_KINDS[kind.__name__]}.")
 
 
 def _look_at(folder: Path) -> tuple[str, ChatGLMConfig, str]:
