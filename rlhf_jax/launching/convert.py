@@ -1,8 +1,9 @@
 """A checkpoint of ours to a Hugging Face folder, and the other way round."""
 
-import json
+import shutil
 from pathlib import Path
 
+from absl import logging
 from rich.console import Console
 from rich.progress import track
 
@@ -11,6 +12,7 @@ from rlhf_jax.data.tokenizers.tokenizer import (
     has_tokenizer,
     load_tokenizer,
 )
+from rlhf_jax.files import write_json
 from rlhf_jax.models import huggingface
 from rlhf_jax.training import weights
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
@@ -34,14 +36,17 @@ def convert(
     """
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty; give a new folder.")
+    making = target.with_name(f"{target.name}.making")  # gets its name when it is whole
+    shutil.rmtree(making, ignore_errors=True)
     if has_checkpoint(weights.workdir_of(source)[0]):
-        _export(source, target, item, naming, param_dtype)
-    elif (source / "config.json").is_file():
-        _import(source, target, param_dtype or "float32")
+        _export(source, making, item, naming, param_dtype)
+    elif weights.is_published(source):
+        _import(source, making, param_dtype or "float32")
     else:
-        raise FileNotFoundError(
-            f"{source} has neither checkpoints/ of ours nor a model's config.json."
-        )
+        raise weights.no_model(source)
+    if target.exists():
+        target.rmdir()
+    making.rename(target)
 
 
 def _export(source, target, item, naming, param_dtype):
@@ -56,9 +61,12 @@ def _export(source, target, item, naming, param_dtype):
     )
     if has_tokenizer(tokenizer):
         copy_tokenizer(tokenizer, target)
+    else:
+        logging.warning("%s has no tokenizer; %s goes without.", tokenizer, target)
 
 
 def _import(source, target, param_dtype):
+    tokenizer = load_tokenizer(source) if has_tokenizer(source) else None
     model = huggingface.load(
         source,
         dtype=param_dtype,
@@ -67,13 +75,13 @@ def _import(source, target, param_dtype):
     )
     # Step 0: a model that no stage has trained.
     checkpoints = Checkpoints(target, keep=1)
-    meta = {"models": {"model": weights.describe(model)}}
+    meta = {"models": {"model": weights.describe(model, tokenizer)}}
     checkpoints.save(0, {"model": model}, meta)
     checkpoints.close()
     config = {"stage": "convert", "source": str(source), "seed": 0}
     record = {"config": config, "versions": versions(), "seed": 0}
-    (target / "config.json").write_text(json.dumps(record, indent=2))
-    if has_tokenizer(source):
+    write_json(target / "config.json", record)
+    if tokenizer is not None:
         copy_tokenizer(source, target / "tokenizer")
 
 

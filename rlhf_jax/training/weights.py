@@ -120,16 +120,15 @@ def is_published(folder: Path) -> bool:
 def no_model(folder: Path) -> FileNotFoundError:
     """The error that says why a folder holds no model."""
     path = folder / "config.json"
-    if not folder.is_dir():
-        return FileNotFoundError(f"There is no folder {folder}.")
     if path.is_file() and "config" in read_json(path):
         return FileNotFoundError(
-            f"{folder} is of a run without a checkpoint: it ended before its first. "
-            "Start its command again, or name another folder."
+            f"{folder} holds no model: its run ended before the first checkpoint. "
+            "Start that command again, or name another folder."
         )
     return FileNotFoundError(
         f"{folder} holds no model: neither checkpoints/ of a finished or running stage "
-        "nor config.json with *.safetensors."
+        "nor config.json with *.safetensors"
+        f"{'.' if folder.is_dir() else '; there is no such folder.'}"
     )
 
 

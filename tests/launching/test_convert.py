@@ -69,3 +69,53 @@ def test_mistakes_are_answered(model, tmp_path):
     huggingface.save(model, tmp_path / "hf")
     with pytest.raises(ValueError, match="not empty"):
         convert(tmp_path / "hf", tmp_path / "hf")
+
+
+def test_the_folder_of_a_run_that_failed_is_told_from_a_published_one(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"config": {"stage": "sft"}}')
+    with pytest.raises(FileNotFoundError, match="ended before the first checkpoint"):
+        convert(tmp_path / "run", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("way", ["export", "import"])
+def test_what_was_stopped_can_be_started_again(model, way, tmp_path, monkeypatch):
+    """The target gets its name when all of it is there, the tokenizer last."""
+    source, target = tmp_path / "hf", tmp_path / "target"
+    huggingface.save(model, source)
+    train_tokenizer(["a few words"], 270, source)
+    if way == "export":
+        convert(source, tmp_path / "ours")
+        source = tmp_path / "ours"
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhf_jax.launching.convert.copy_tokenizer", killed)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, target)
+    assert not target.exists()
+    convert(source, target)
+    assert weights.load_model(target).config.width == model.config.width
+    assert not list(tmp_path.glob("*.making"))
+
+
+def test_an_import_records_which_tokenizer_the_model_understands(model, tmp_path):
+    huggingface.save(model, tmp_path / "hf")
+    train_tokenizer(["a few words"], 270, tmp_path / "hf")
+    train_tokenizer(["other words"], 270, tmp_path / "other")
+    convert(tmp_path / "hf", tmp_path / "ours")
+    ours = str(tmp_path / "ours")
+    right, wrong = (load_tokenizer(tmp_path / name) for name in ("hf", "other"))
+    for stored in ("", right.fingerprint):
+        weights.check_models(right, lambda _, x=stored: x, policies=["", ours])
+    with pytest.raises(ValueError, match="trained with another tokenizer"):
+        weights.check_models(wrong, lambda _: "", policies=[ours])
+    with pytest.raises(ValueError, match="trained with another tokenizer"):
+        weights.check_models(right, lambda _: wrong.fingerprint, policies=[ours])
+    with pytest.raises(ValueError, match="is a language model, not a reward model"):
+        weights.check_models(right, lambda _: "", reward_models=[ours])
+    with pytest.raises(FileNotFoundError, match=r"nowhere holds no model: .*no such"):
+        weights.check_models(right, lambda _: "", policies=[str(tmp_path / "nowhere")])
