@@ -118,3 +118,6 @@ def test_collect_and_evaluate_leave_what_the_next_stage_reads(
     assert same["kl"] == 0.0
     assert same["quality"] == summary["models"]["sft"]["quality"]
     assert 0 <= same["identity_probes"] <= 1
+    lines = (tmp_path / "eval" / "answers_same.jsonl").read_text().splitlines()
+    ended = [json.loads(line)["ended"] for line in lines]
+    assert same["ended"] == sum(ended) / len(ended) < 1  # so new a model seldom stops
