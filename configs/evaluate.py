@@ -8,6 +8,7 @@ Run: python launch/evaluate.py --config=configs/evaluate.py:tiny --workdir=runs/
 from configs import best_of_n, common, evaluate_reward
 
 OTHERS = {"reward": evaluate_reward, "best_of_n": best_of_n}
+PRESETS = (*common.STAGE_PRESETS, *OTHERS)
 
 
 def get_config(preset="tiny"):

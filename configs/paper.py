@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import common
 
 # What each claim compares: reward models, or policies against SFT.
+PRESETS = ("tiny",)
 REWARD_MODELS = {
     1: ("reward", "reward_unbalanced"),
     2: ("reward_reg_0", "reward", "reward_reg_0.1"),
@@ -164,7 +165,7 @@ MEASURES = (
 
 
 def get_config(preset="tiny"):
-    common.check_preset(preset, ("tiny",), "paper")
+    common.check_preset(preset, PRESETS, "paper")
     c = ConfigDict()
     c.data = common.data(preset)
     c.seed = 0  # of the intervals within a run

@@ -21,7 +21,7 @@ def print_table(summary: dict) -> None:
         filled,
         [[row[key] for key in filled] for row in rows],
     )
-    print("Brackets hold 95 % intervals over prompts, of n results each.")
+    print("Brackets: 95 % intervals over prompts, of n results each.")
     if "reward_model" in summary:
         found = summary["reward_model"]
         print(

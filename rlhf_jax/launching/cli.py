@@ -5,6 +5,7 @@ import difflib
 import itertools
 import logging as standard_logging
 import os
+import re
 import runpy
 import sys
 import threading
@@ -16,6 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rlhf_jax import __version__
 from rlhf_jax.files import disk_trouble
 from rlhf_jax.launching import processes
 from rlhf_jax.training import lock, preemption
@@ -84,9 +86,66 @@ def command(
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Check the flags of a config, and parse all flags."""
+    """Check the flags of a config, and parse all; --help and --version end here."""
+    asked = {arg.lstrip("-") for arg in argv[1:] if arg.startswith("-")}
+    if asked & {"version"}:
+        print(f"rlhf_jax {__version__}, jax {jax.__version__}")
+        sys.exit(0)
+    if asked & {"help", "h", "?", "helpshort"}:
+        print(help_text(argv))
+        sys.exit(0)
     check_config_flags(argv)
     return app.parse_flags_with_usage(argv)
+
+
+def help_text(argv: list[str]) -> str:
+    """What a command does, its flags, the presets of its configs and where their keys
+    are described; the keys themselves where --config is among the arguments."""
+    doc = sys.modules["__main__"].__doc__ or ""
+    own = (argv[0], __name__, processes.__name__)
+    modules = flags.FLAGS.flags_by_module_dict()
+    doc = re.sub(r"(?<=\S) {4,}", r" \\\n    ", doc)  # a docstring joins such lines
+    lines = [doc.strip(), "", "Flags:"]
+    lines += [_flag_line(flag) for module in own for flag in modules.get(module, ())]
+    lines += [
+        "  --verbosity: -1 shows warnings alone, 1 details and tracebacks. (0)",
+        "  --version: Print the versions and end.",
+    ]
+    known = sorted(set(re.findall(r"configs/\w+\.py", doc)))
+    if not known:
+        return "\n".join(lines)
+    lines += ["", "Configs and their presets:"]
+    lines += [f"  {file}: {', '.join(presets_of(ROOT / file))}" for file in known]
+    given = [arg.partition("config=")[2] for arg in argv if "-config=" in arg]
+    for place in given:
+        keys = read_config_file(place).to_dict()
+        lines += ["", f"Keys of {place}:", *_key_lines(keys, "--config")]
+    if not given:
+        lines += ["", "Add --config=FILE.py:PRESET to list the keys of a config."]
+    lines += ["What every key does: docs/configuration.md"]
+    return "\n".join(lines)
+
+
+def presets_of(path: Path) -> tuple[str, ...]:
+    """The presets that a config file takes."""
+    module = runpy.run_path(str(path))
+    return module.get("PRESETS") or module["common"].STAGE_PRESETS
+
+
+def _flag_line(flag: flags.Flag) -> str:
+    choices = getattr(flag.parser, "enum_values", None)
+    text = f"  --{flag.name}: {flag.help}"
+    if choices:
+        text += f" One of {', '.join(choices)}."
+    return text if flag.default in (None, "", []) else f"{text} ({flag.default})"
+
+
+def _key_lines(values: dict, prefix: str) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _key_lines(value, f"{prefix}.{key}")
+        else:
+            yield f"  {prefix}.{key}={value}"
 
 
 def refuse_arguments(arguments: list[str]) -> None:
@@ -247,9 +306,6 @@ class _Line(standard_logging.Formatter):
         if record.levelno != standard_logging.INFO:
             parts.append(f"{record.levelname.lower()}:")
         return " ".join([*parts, record.message])
-
-    def usesTime(self) -> bool:
-        return False  # `formatMessage` writes it
 
 
 def _is_ours(record: standard_logging.LogRecord) -> bool:

@@ -88,6 +88,8 @@ def next_command(
         overrides: key -> value, what was set besides the config file; what is about
             the data goes on.
     """
+    if preset in ("", "default"):  # of the stages that have no model
+        preset = "tiny"
     here, parent = _short(workdir), Path(_short(workdir)).parent
     start = config.get("init_from") or "SFT_RUN"
     scorer = config.get("reward_model") or "REWARD_RUN"
@@ -96,7 +98,7 @@ def next_command(
 
     def command(script: str, stage: str, **fields) -> str:
         flags = [
-            f"--config=configs/{stage}.py:{preset or 'tiny'}",
+            f"--config=configs/{stage}.py:{preset}",
             f"--workdir={parent / stage}",
         ]
         keys = {key: value for key, value in fields.items() if value}

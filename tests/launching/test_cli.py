@@ -1,12 +1,14 @@
 """What a user's mistake on the command line says."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rlhf_jax.launching.cli import check_config_flags
+import rlhf_jax
+from rlhf_jax.launching.cli import check_config_flags, read_config_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,3 +78,48 @@ def test_a_mistake_ends_with_its_message_and_no_traceback(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "FileNotFoundError: There is no tokenizer in" in done.stderr
+
+
+def said_by(script, *arguments):
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / f"{script}.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={"PATH": "/usr/bin", "HOME": "/tmp", "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_help_lists_flags_presets_and_where_keys_are_described(script):
+    shown = said_by(script, "--help")
+    source = (ROOT / "launch" / f"{script}.py").read_text()
+    own = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
+    if "stage.command(" in source or "cli.run(" in source:
+        own += ["config", "workdir", "coordinator", "num_processes", "process_id"]
+    assert own
+    for name in [*own, "verbosity", "version"]:
+        assert f"\n  --{name}: " in shown, name
+    if "config" in own:
+        configs = re.findall(r"^  (configs/\w+\.py): (.+)$", shown, flags=re.MULTILINE)
+        assert configs and "docs/configuration.md" in shown
+        for file, presets in configs:
+            for preset in presets.split(", "):
+                assert read_config_file(f"{ROOT / file}:{preset}")
+
+
+def test_help_with_a_config_lists_its_keys():
+    shown = said_by("train", "--help", "--config=configs/sft.py:tiny")
+    assert "\n  --config.epochs=3\n" in shown
+    assert "\n  --config.optimizer.learning_rate=0.002\n" in shown
+
+
+@pytest.mark.parametrize("script", ["train", "annotate"])
+def test_a_command_says_its_version(script):
+    assert said_by(script, "--version").startswith(f"rlhf_jax {rlhf_jax.__version__}, ")
