@@ -11,7 +11,6 @@ there is no such compiler: temporaries are then by arithmetic
 (rlhf_jax/planning/arithmetic.py).
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from rlhf_jax.files import write_json
 from rlhf_jax.launching import cli
 from rlhf_jax.planning.plan import plan, print_plans
 from rlhf_jax.planning.roofline import GPUS
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     if JSON.value:
         found = {p.name: p.as_dict() for p in plans}
         record = {"topology": topology, "mesh": mesh, "programs": found}
-        Path(JSON.value).write_text(json.dumps(record, indent=2))
+        write_json(JSON.value, record)
     sys.exit(not all(p.fits for p in plans))
 
 

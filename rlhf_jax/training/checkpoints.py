@@ -263,6 +263,8 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+        if self._keep is None:
+            return
         _open.discard(self)
         preemption.wait_for_step(False)
         if preemption.asked():

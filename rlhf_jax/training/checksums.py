@@ -1,5 +1,6 @@
 """Checksums of a checkpoint's files: is it still what was saved?"""
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -47,5 +48,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _sum(path: Path) -> str:
+    found = path.stat()
+    return _read_sum(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.cache
+def _read_sum(path: Path, *_) -> str:
+    """The same file is read once a program, however often its run is asked after."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

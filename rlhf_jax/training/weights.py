@@ -6,7 +6,6 @@ A checkpoint's record says what each of its models is, so that
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -319,7 +318,7 @@ def fingerprint(folder: str) -> str:
         return "random weights"
     workdir, which = workdir_of(folder)
     if has_checkpoint(workdir):
-        config = json.loads((workdir / "config.json").read_text())["config"]
+        seed = read_json(workdir / "config.json")["config"].get("seed")
         step = Checkpoints(workdir, keep=None).find(which)
-        return f"{workdir.absolute()} step {step} (seed {config['seed']})"
+        return f"{workdir.absolute()} step {step} (seed {seed})"
     return str(Path(folder).absolute())

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax import files
+from rlhf_jax.data.records import Response, write_records
+from rlhf_jax.training import cache, suspects
 from rlhf_jax.training.checkpoints import Checkpoints, SaveError
+from rlhf_jax.training.metrics import Writer
 
 PAGE = 4096
 
@@ -62,3 +66,33 @@ def test_whatever_write_finds_no_space_the_checkpoint_before_is_intact(disk):
         assert Checkpoints(workdir, keep=None).latest_step() == 2
         shutil.rmtree(workdir)
     assert 0 < failed < 20  # the largest disks had room
+
+
+def write_arrays(folder):
+    cache.write(folder / "a.npz", np.ones(3, np.float32), {"model": "a"})
+
+
+def write_metrics(folder):
+    writer = Writer(folder, 0, 1, 0.0)
+    writer.write(1, {"a": 1.0})
+    writer.close()
+
+
+WRITERS = {
+    "a.jsonl": lambda f: write_records(f / "a.jsonl", [Response("x", True)] * 400),
+    "a.json": lambda f: files.write_json(f / "a.json", ["x" * 9000]),
+    "a.npz": write_arrays,
+    "step_000001.npz": lambda f: suspects.save_batch(f, 1, {"b": np.ones(3)}, "nan"),
+    "events": write_metrics,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_write_that_finds_no_space_names_its_file_and_leaves_the_old_one(name, disk):
+    WRITERS[name](disk)
+    before = {p: p.read_bytes() for p in disk.rglob("*") if p.is_file()}
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
+    with pytest.raises(OSError, match=rf"No space left on device: .*{name}"):
+        WRITERS[name](disk)
+    assert {p: p.read_bytes() for p in before} == before
+    assert not list(disk.rglob("*.tmp"))

@@ -54,6 +54,19 @@ def test_sigterm_in_a_loop_saves_the_step_and_leaves_with_status_75(start, tmp_p
     checkpoints.close()
 
 
+def test_who_only_reads_checkpoints_does_not_end_a_loop(tmp_path, monkeypatch):
+    """A loop may load a model between two steps: a signal still has to wait."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert not checkpoints.due(1, 0, 9)
+    Checkpoints(tmp_path, keep=None).close()
+    monkeypatch.setattr(preemption, "_asked", "")
+    preemption._on_signal(signal.SIGTERM, None)
+    assert checkpoints.due(2, 0, 9)
+    with pytest.raises(preemption.Preempted, match=r"SIGTERM: saved .*/checkpoints/2"):
+        checkpoints.save(2, {"x": {"a": jnp.ones(3)}}, {})
+    preemption.wait_for_step(False)
+
+
 def test_sigterm_outside_of_a_loop_leaves_at_once(start, tmp_path):
     assert start("outside") == 75
     assert not list((tmp_path / "checkpoints").iterdir())

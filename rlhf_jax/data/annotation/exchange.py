@@ -11,6 +11,7 @@ from rlhf_jax.data.annotation import argilla, label_studio
 from rlhf_jax.data.annotation.answers import comparisons, read_answers
 from rlhf_jax.data.annotation.tasks import GUIDELINE, Task
 from rlhf_jax.data.records import Comparison, read_records, write_records
+from rlhf_jax.files import write_text
 from rlhf_jax.terminal import listed
 
 TOOLS = {"label_studio": label_studio, "argilla": argilla}
@@ -43,10 +44,9 @@ def export_tasks(
                 indent=2,
             ),
         )
-    file.parent.mkdir(parents=True, exist_ok=True)
     exported = TOOLS[tool].export_tasks(tasks.values())
-    file.write_text(json.dumps(exported, ensure_ascii=False, indent=1), "utf-8")
-    file.with_suffix(setup).write_text(text, encoding="utf-8")
+    write_text(file, json.dumps(exported, ensure_ascii=False, indent=1))
+    write_text(file.with_suffix(setup), text)
     logging.info(
         "%d tasks: %s, set up by %s", len(tasks), file, file.with_suffix(setup)
     )

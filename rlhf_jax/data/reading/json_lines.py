@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, Literal
 
 from absl import logging
 
+from rlhf_jax.files import writing_whole
+
 MAX_LINE = 2**24  # bytes; keeps a file without line ends out of memory
 MAX_TEXT = 2**20  # characters in one string
 MAX_DEPTH = 32  # lists and objects inside each other
@@ -275,9 +277,9 @@ def _write_report(report: Path, source: str, bad: list[BadRecord]) -> None:
     lines = report.read_bytes().split(b"\n") if report.exists() else []
     others = [line for line in lines if line.strip() and not _is_of(line, source)]
     if lines or bad:
-        report.parent.mkdir(parents=True, exist_ok=True)
         own = [json.dumps(dataclasses.asdict(record)).encode() for record in bad]
-        report.write_bytes(b"".join(line + b"\n" for line in others + own))
+        with writing_whole(report, "wb") as file:
+            file.write(b"".join(line + b"\n" for line in others + own))
 
 
 def _is_of(line: bytes, source: str) -> bool:

@@ -171,9 +171,9 @@ def _generation(folder: Path) -> str:
 
 
 def _read_proto(file: Path) -> sentencepiece_model_pb2.ModelProto:
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto, content = sentencepiece_model_pb2.ModelProto(), file.read_bytes()
     try:
-        proto.ParseFromString(file.read_bytes())
+        proto.ParseFromString(content)
     except Exception:  # protobuf's DecodeError; the class depends on its version
         raise ValueError(f"{file} is not a sentencepiece model.") from None
     return proto
