@@ -1,8 +1,10 @@
-"""SIGKILL at random moments: started again, a run ends as if nothing had happened."""
+"""SIGKILL, SIGTERM or Ctrl-C at random moments, and what a kill may leave in a folder:
+started again, a run ends as if nothing had happened."""
 
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ STAGES = (
     "dpo",
     "evaluate",
 )
+ENDS = {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 75}  # their statuses
 # (stage, what it is doing) in the pipeline's order, each a kill.
 MOMENTS = [
     ("data", "lays out"),
@@ -64,8 +67,14 @@ def start(tmp_path_factory):
     return start
 
 
-def kill_when(process: subprocess.Popen, folder: Path, what: str, delay: float) -> bool:
-    """Whether the process came to do `what` in the folder, and was killed `delay`
+def kill_when(
+    process: subprocess.Popen,
+    folder: Path,
+    what: str,
+    delay: float,
+    by: signal.Signals = signal.SIGKILL,
+) -> bool:
+    """Whether the process came to do `what` in the folder, and was ended `delay`
     seconds after it had begun that."""
     began = time.time()
     signs = {
@@ -78,10 +87,21 @@ def kill_when(process: subprocess.Popen, folder: Path, what: str, delay: float) 
     while process.poll() is None:
         if any(changed(path) > began for path in signs[what]()):
             time.sleep(delay)
-            process.kill()
-            return process.wait() == -9
+            process.send_signal(by)
+            return process.wait() == ENDS[by]
         time.sleep(0.001)
     return False
+
+
+def litter(folder: Path) -> None:
+    """Leave half a line of files that grow, and half of those that appear whole."""
+    if (folder / "metrics.jsonl").exists():
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            with (folder / name).open("ab") as file:
+                file.write('{"step": 1, "好'.encode()[:-1])
+    for path in [*folder.glob("*.json*"), *folder.glob("*.npz")]:
+        content = path.read_bytes()
+        path.with_name(path.name + ".tmp").write_bytes(content[: len(content) // 2])
 
 
 def changed(path: Path) -> float:
@@ -125,8 +145,11 @@ def test_a_pipeline_killed_20_times_ends_with_the_bits_of_an_uninterrupted_one(
         if (run / stage / "summary.json").exists():  # the last kill came too late
             continue
         delay = rng.choice([0.0, 0.3, 1.0]) * rng.random() if what == "begins" else 0.0
-        if kill_when(start(run), run / stage, what, delay):
+        by = rng.choice([signal.SIGTERM, signal.SIGINT])
+        by = by if what == "steps" else signal.SIGKILL
+        if kill_when(start(run), run / stage, what, delay, by):
             kills.append((stage, what, round(delay, 3)))
+            litter(run / stage)
     assert start(run).wait() == 0
     print(f"{len(kills)} kills: {kills}")
     assert len(kills) >= 20
@@ -144,6 +167,7 @@ def test_a_stage_killed_inside_a_save_ends_with_the_bits_of_an_uninterrupted_one
     process = start(run, "train.py", config)
     assert kill_when(process, run, "saves", 0.0)
     assert not (run / "summary.json").exists()
+    litter(run)
     assert start(run, "train.py", config).wait() == 0
     assert (run / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
     assert numbers(run) == numbers(whole)
