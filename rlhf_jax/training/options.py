@@ -3,7 +3,10 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
 from ml_collections import ConfigDict
+
+from rlhf_jax.models.presets import preset
 
 # What a number may be, in words and as a test (not a number passes none), and the keys
 # it holds for, wherever they stand in a config.
@@ -41,24 +44,51 @@ BOUNDS = {
     "from 0 to below 1": (lambda x: 0 <= x < 1, "b1 b2 test_share validation_share"),
     "from 0 to below 0.5": (lambda x: 0 <= x < 0.5, "label_smoothing"),
 }
+# The largest that a whole number may be. What is larger is a slip of the keyboard, and
+# would end in an overflow or in arrays that no machine holds.
+LARGEST = {
+    "at most 1,024": (1 << 10, "num_responses ppo_epochs rounds workers"),
+    "at most 65,536": (1 << 16, "pad_to_multiple"),
+    "at most 1,048,576": (
+        1 << 20,
+        """batch_size epochs max_prompt_tokens max_response_tokens max_sft_tokens
+        max_tokens num_annotators num_probes sft_batch_size vocab_size""",
+    ),
+    "at most 16,777,216": (
+        1 << 24,
+        """num_comparison_prompts num_eval_prompts num_prompts num_rl_prompts num_sft
+        num_sft_test total_steps""",
+    ),
+}
+LARGEST_INT = "at most 2,147,483,647", (1 << 31) - 1  # of any other
 FREE = "chosen_rank kl_ceiling length_bias position_bias rejected_rank"
 
 FLOATS = ("float32", "bfloat16", "float16")
 CHOICES = {
+    "attention": ("auto", "xla", "splash", "cudnn"),
     "clip": ("global", "per_layer"),
     "decay": ("constant", "linear", "cosine"),
     "dtype": FLOATS,
     "frozen_param_dtype": (*FLOATS, "int8"),
     "moment_dtype": FLOATS,
+    "name": ("adamw", "adafactor", "sgd"),
     "on_bad_record": ("error", "skip"),
     "param_dtype": FLOATS,
+    "remat": ("none", "dots", "full"),
     "rollout_param_dtype": ("same", "int8"),
     "too_long": ("drop", "truncate_prompt", "truncate_end"),
 }
 
+SERVICES = ("service.model", "judge.model")  # as the service calls it
+
 _BOUND = {
     key: (words, is_within)
     for words, (is_within, keys) in BOUNDS.items()
+    for key in keys.split()
+}
+_LARGEST = {
+    key: (words, largest)
+    for words, (largest, keys) in LARGEST.items()
     for key in keys.split()
 }
 
@@ -76,10 +106,24 @@ def check(config: ConfigDict, where: str = "config") -> None:
             raise ValueError(f"{key}={value!r} must be one of {known}.")
         if isinstance(value, tuple) and not all(isinstance(x, int) for x in value):
             raise ValueError(f"{key}={value!r} must be whole numbers, as in '(0, 1)'.")
-        if name in _BOUND and isinstance(value, int | float):
-            words, is_within = _BOUND[name]
-            if not is_within(value):
+        if name == "model" and not key.endswith(SERVICES):
+            preset(value)
+        if isinstance(value, int | float):
+            for words in _out_of_bounds(name, value):
                 raise ValueError(f"{key}={value} must be {words}.")
+
+
+def _out_of_bounds(name: str, value: float) -> Iterator[str]:
+    """What a number must be, and is not; a float also as float32, for it is computed
+    with as such."""
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(value)) if isinstance(value, float) else value
+    words, is_within = _BOUND.get(name, ("", lambda x: True))
+    if not (is_within(value) and is_within(rounded)):
+        yield words
+    words, largest = _LARGEST.get(name, LARGEST_INT)
+    if isinstance(value, int) and value > largest:
+        yield words
 
 
 def leaves(config: ConfigDict, where: str) -> Iterator[tuple[str, object]]:

@@ -28,6 +28,19 @@ CONFIGS = [
     ("sft", "pad_to_multiple", 0, r"config.pad_to_multiple=0 must be at least 1"),
     ("sft", "eval_every", -1, r"config.eval_every=-1 must be at least 0"),
     ("sft", "save_every", -5, r"config.save_every=-5 must be at least 0"),
+    (
+        "sft",
+        "seed",
+        1 << 64,
+        r"seed=18446744073709551616 must be at most 2,147,483,647",
+    ),
+    ("sft", "epochs", 10**21, r"epochs=1000000000000000000000 must be at most 1,048"),
+    ("sft", "pad_to_multiple", 10**9, r"pad_to_multiple=1000000000 must be at most 65"),
+    ("sft", "optimizer.b2", 1 - 1e-12, r"b2=0.999999999999 must be from 0 to below 1"),
+    ("sft", "optimizer.eps", 1e-50, r"optimizer.eps=1e-50 must be above 0"),
+    ("sft", "optimizer.name", "adam", r"optimizer.name='adam' must be one of adamw"),
+    ("sft", "attention", "flash", r"attention='flash' must be one of auto, xla"),
+    ("sft", "remat", "yes", r"config.remat='yes' must be one of none, dots, full"),
     ("sft", "seed", -1, r"config.seed=-1 must be at least 0"),
     ("sft", "mesh", ("1", 1, 1), r"config.mesh=\('1', 1, 1\) must be whole numbers"),
     ("sft", "num_samples", -1, r"config.num_samples=-1 must be at least 0"),
@@ -225,6 +238,44 @@ def test_a_config_value(stage, key, value, message, small_data, tmp_path):
     run = importlib.import_module(f"rlhf_jax.stages.{stage}").run
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(config, str(tmp_path / "run"))
+
+
+def numbers() -> list[tuple[str, str, float]]:
+    """(stage, key, value) of every number in every config; once where stages share."""
+    found = {}
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem == "common":
+            continue
+        config = importlib.import_module(f"configs.{path.stem}").get_config()
+        for key, value in options.leaves(config, "config"):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found.setdefault(key, (path.stem, key, value))
+    return list(found.values())
+
+
+ABSURD = {  # whole numbers and others, and which keys may have them
+    int: [1 << 31, 1 << 32, 1 << 64, 10**21],
+    float: [1e39, 1e300, -1e39],
+}
+ANY = {*options.FREE.split(), "score_clip"}
+
+
+@pytest.mark.parametrize(("stage", "key", "value"), numbers())
+def test_an_absurd_number_is_refused_by_name(stage, key, value):
+    config = importlib.import_module(f"configs.{stage}").get_config()
+    *path, name = key.split(".")[1:]
+    node = config
+    for part in path:
+        node = node[part]
+    for absurd in ABSURD[type(value)]:
+        if isinstance(absurd, float) and name in ANY:
+            continue
+        node[name] = absurd
+        with pytest.raises(ValueError, match=rf"{key}=.* must be ") as error:
+            options.check(config)
+        assert "\n" not in str(error.value)
+    node[name] = value
+    options.check(config)
 
 
 def test_every_number_of_every_config_has_a_bound():
