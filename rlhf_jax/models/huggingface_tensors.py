@@ -63,7 +63,7 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
         where = read_json(folder / INDEX).get("weight_map")
         names = list(where.values()) if isinstance(where, dict) else [None]
         plain = [isinstance(x, str) and Path(x).name == x != ".." for x in names]
-        if not all(plain) or "" in names:
+        if not all(plain) or "" in names or not names:
             raise ValueError(
                 f"{folder / INDEX} has no weight_map of names of files beside it."
             )

@@ -33,6 +33,7 @@ from rlhf_jax.data.records import Comparison, write_records
 from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.tokenizer import (
     Tokenizer,
+    is_readable,
     load_tokenizer,
     train_tokenizer,
 )
@@ -130,7 +131,7 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
     if config.tokenizer:
         return tokenizer_of(config.tokenizer)
     folder = workdir / "tokenizer"
-    if not folder.is_dir():
+    if not is_readable(folder):
         first = itertools.islice(readable(config), TRAINED_ON)
         texts = (text for c in first for text in (c.response_a, c.response_b))
         train_tokenizer(texts, config.vocab_size, folder)

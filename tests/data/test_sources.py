@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -389,3 +390,90 @@ def test_an_answer_that_was_cut_is_nothing_to_imitate(tmp_path):
     assert read_records(data / "comparisons.jsonl", Comparison) == pairs
     found = sources.reader(config(path), tmp_path / "run")(path, Dialogue)
     assert found == [dialogue]
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    """A laid-out folder of data with a tokenizer, and its config."""
+    own = tmp_path / "own"
+    own.mkdir()
+    talk = [
+        {"role": "user", "content": "Hi you"},
+        {"role": "assistant", "content": "A"},
+    ]
+    prompt = {"id": "p", "messages": talk[:1]}
+    for name in sources.FOLDER:
+        record = {"messages": talk} if name.startswith("sft") else prompt
+        (own / name).write_text(json.dumps(record) + "\n")
+    train_tokenizer(["some text"], 270, own / "tokenizer")
+    return own
+
+
+def spoil(folder, way):
+    if way == "gone":
+        shutil.rmtree(folder)
+    elif way == "empty":
+        for file in folder.iterdir():
+            file.unlink()
+    elif way == "half":
+        path = folder / "tokenizer.json"
+        path.write_bytes(path.read_bytes()[:100])
+    elif way == "without a file":
+        (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize("way", ["gone", "empty", "half", "without a file"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_damaged_tokenizer_of_a_run_is_made_anew(own_folder, tmp_path, way, trained):
+    """The copy in the workdir, or the one that was trained there."""
+    if trained:
+        shutil.rmtree(own_folder / "tokenizer")
+    c, run = config(own_folder), tmp_path / "run"
+    before = sources.open_tokenizer(c, own_folder, "", run).fingerprint
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    spoil(run / "tokenizer", way)
+    assert sources.open_tokenizer(c, own_folder, "", run).fingerprint == before
+    assert load_tokenizer(run / "tokenizer").fingerprint == before
+
+
+def test_another_tokenizer_is_refused_by_a_run_that_has_begun(own_folder, tmp_path):
+    c, run = config(own_folder), tmp_path / "run"
+    sources.open_tokenizer(c, own_folder, "", run)
+    train_tokenizer(["quite another text"], 280, own_folder / "tokenizer")
+    changed = load_tokenizer(own_folder / "tokenizer").fingerprint
+    # Before the first checkpoint a corrected command may name another.
+    sources.open_tokenizer(c, own_folder, "", run)
+    assert load_tokenizer(run / "tokenizer").fingerprint == changed
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    train_tokenizer(["some text"], 270, own_folder / "tokenizer")
+    with pytest.raises(ValueError, match=r"another tokenizer than .*run/tokenizer"):
+        sources.open_tokenizer(c, own_folder, "", run)
+    assert load_tokenizer(run / "tokenizer").fingerprint == changed
+
+
+@pytest.mark.parametrize(
+    ("named", "start", "message"),
+    [
+        ("nowhere", "", r"data.tokenizer: nowhere holds no tokenizer"),
+        ("", "nowhere", r"set data.tokenizer to the one that nowhere was trained with"),
+    ],
+)
+def test_a_tokenizer_that_is_nowhere_is_named(
+    own_folder, tmp_path, named, start, message
+):
+    shutil.rmtree(own_folder / "tokenizer")
+    c = config(own_folder)
+    c.tokenizer = named
+    with pytest.raises(FileNotFoundError, match=message):
+        sources.open_tokenizer(c, own_folder, start, tmp_path / "run")
+    c.tokenizer = ""  # and the corrected command works
+    assert sources.open_tokenizer(c, own_folder, "", tmp_path / "run").vocab_size
+
+
+@pytest.mark.parametrize("way", ["half", "without a file"])
+def test_a_damaged_tokenizer_of_the_data_is_named(own_folder, tmp_path, way):
+    spoil(own_folder / "tokenizer", way)
+    with pytest.raises(
+        ValueError, match=r"own/tokenizer cannot be read: .*files again"
+    ):
+        sources.open_tokenizer(config(own_folder), own_folder, "", tmp_path / "run")

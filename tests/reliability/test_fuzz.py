@@ -4,6 +4,7 @@ the command line turns into one line; never another exception from somewhere bel
 Records and published layouts are in tests/data, in the same way.
 """
 
+import base64
 import copy
 import json
 from pathlib import Path
@@ -14,9 +15,12 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import config_flags
+from safetensors import safe_open
+from sentencepiece import sentencepiece_model_pb2
 
 from configs import sft
 from rlhf_jax.data.reading.data_sets import write_data_folder
+from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 from rlhf_jax.launching import cli
 from rlhf_jax.models import huggingface
@@ -87,8 +91,55 @@ def write_tokenizer(folder: Path) -> None:
     train_tokenizer(["a few words"], 270, folder)
 
 
+def write_chat(folder: Path) -> None:
+    write_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+
+
+def speak(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    encode_prompt([{"role": "user", "content": "a [MASK]"}], tokenizer)
+
+
+def write_ranks(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    lines = [f"{base64.b64encode(bytes([i])).decode()} {i}" for i in range(256)]
+    (folder / "tokenizer.model").write_text("\n".join(lines))
+
+
+def write_pieces(folder: Path) -> None:
+    proto = sentencepiece_model_pb2.ModelProto()
+    for piece, kind in (("<unk>", 2), ("<s>", 3), ("</s>", 3), ("a", 1), ("▁", 1)):
+        proto.pieces.add(piece=piece, score=-1.0, type=kind)
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+    settings = {"tokenizer_class": "ChatGLMTokenizer", "chat_format": "chatglm3"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 def write_published(folder: Path) -> None:
     huggingface.save(random_model(FAMILIES["v2"]), folder, naming="remote")
+
+
+def write_native(folder: Path) -> None:
+    huggingface.save(random_model(FAMILIES["glm4"]), folder)
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    path = folder / "config.json"
+    fields = json.loads(path.read_text()) | {"rope_parameters": rope}
+    path.write_text(json.dumps(fields | {"rope_scaling": {"type": "default"}}))
+
+
+def write_shards(folder: Path) -> None:
+    write_published(folder)
+    path = folder / "model.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        index = {"weight_map": dict.fromkeys(file.keys(), "a.safetensors")}
+    path.rename(folder / "a.safetensors")
+    (folder / huggingface.INDEX).write_text(json.dumps(index))
 
 
 def write_workdir(folder: Path) -> None:
@@ -130,7 +181,14 @@ def own(name: str):
 FILES = {  # what is spoiled: who writes it among others, and who reads it
     "tokenizer.json": (write_tokenizer, load_tokenizer),
     "tokenizer_config.json": (write_tokenizer, load_tokenizer),
+    "generation_config.json": (write_chat, load_tokenizer),
+    "chat_template.jinja": (write_chat, speak),
+    "tokenizer.model": (write_ranks, load_tokenizer),
+    "./tokenizer.model": (write_pieces, speak),
+    "./tokenizer_config.json": (write_pieces, speak),
     "config.json": (write_published, published),
+    ".//config.json": (write_native, published),
+    huggingface.INDEX: (write_shards, published),
     "model.safetensors": (write_published, published),
     "./config.json": (write_workdir, lambda f: open_workdir(f, sft.get_config())),
     "summary.json": (write_workdir, read_summary),
@@ -157,7 +215,7 @@ json_values = st.recursive(
 @st.composite
 def spoiled(draw, good: bytes) -> bytes:
     """Other bytes in some place, or other values in a JSON file or its first line."""
-    if good.startswith(b"{") and draw(st.booleans()):
+    if good[:2] in (b'{"', b"{\n") and draw(st.booleans()):
         first, begins, others = good.partition(b"\n{")  # of a file of JSON lines
         tree = copy.deepcopy(json.loads(first))
         node = tree

@@ -264,9 +264,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         panic = type(error).__name__ == "PanicException"  # of its Rust code
         if not panic and not isinstance(error, Exception):
             raise
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"The tokenizer at {path} cannot be read: {reason[:1000]}"
+            f"The tokenizer at {path} cannot be read: {reason[:1000]} Get its files "
+            "again, or name another folder."
         ) from None
 
 
