@@ -257,7 +257,7 @@ from pathlib import Path
 from rlhf_jax.data.chat_client import ChatClient, ChatSettings, SpendingLimitError
 
 url, cache, name = sys.argv[1:]
-settings = ChatSettings(url, "judge", 100, 0.0, 0.0, 1000.0, 1.05, 0, 20.0, 4)
+settings = ChatSettings(url, "judge", 100, 0.0, 0.0, 1000.0, 1.05, 0, 300.0, 4)
 client = ChatClient(settings, Path(cache))
 asked = [[{"role": "user", "content": f"{name} {i}"}] for i in range(20)]
 try:

@@ -236,10 +236,12 @@ def test_a_judge_that_never_says_anything_is_one_clear_line(judged, service):
         judged("marks")
 
 
-def test_a_judge_that_is_not_there_is_known_at_once(judged, tmp_path):
+def test_a_judge_that_is_not_there_is_known_at_once(judged, service, tmp_path):
     with pytest.raises(ValueError, match=r"Cannot reach http://127.0.0.1:1/"):
         judged("marks", url="http://127.0.0.1:1/v1", max_retries=1)
     assert not list((tmp_path / "run").glob("answers_*"))
+    service.speak = lambda messages: '{"overall": 5}'
+    judged("marks")  # the corrected command, in the same folder
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ class Answer:
     criteria: dict[str, str] | None = None  # of CRITERIA: "a", "b" or "tie"
     seconds: float | None = None  # from the task's appearance to the answer
     time: str = ""  # of the answer, ISO 8601
+    both_bad: bool = False  # a tie of two responses that should not have been given
 
     @classmethod
     def from_json(cls, record: dict) -> "Answer":
@@ -48,6 +49,7 @@ class Answer:
             fields.choices(record, "criteria", CRITERIA, CHOICES),
             fields.seconds(record, "seconds"),
             fields.text(record, "time", default=""),
+            fields.boolean(record, "both_bad", False),
         )
 
 
@@ -74,6 +76,7 @@ def comparisons(tasks: dict[str, Task], answers: Iterable[Answer]) -> list[Compa
             "repeat_of": task.repeat_of,
             "settings_a": task.settings_a,
             "settings_b": task.settings_b,
+            "both_bad": answer.both_bad,
         }
         records.append(
             Comparison(

@@ -63,8 +63,7 @@ class Assignment:
         self._leases: dict[str, Lease] = {}  # by annotator
         # By annotator: the tasks dealt with, and at which of their answers.
         self._seen: dict[str, dict[str, int]] = defaultdict(dict)
-        # By task and annotator: the preference and the criteria.
-        self._kept: dict[tuple[str, str], tuple[str, dict | None]] = {}
+        self._kept: dict[tuple[str, str], tuple] = {}  # by task and annotator
         self._answered: dict[str, set[str]] = defaultdict(set)  # by task: annotators
         self._open = dict(tasks)  # those with a place that nobody has answered
         for answer in log.answers:
@@ -91,6 +90,8 @@ class Assignment:
         annotator: str,
         preference: str,
         criteria: dict[str, str] | None = None,
+        *,
+        both_bad: bool = False,
     ) -> bool:
         """Take an answer; it is on the disk when this returns True.
 
@@ -107,7 +108,7 @@ class Assignment:
                 raise ValueError(f"There is no task {task!r}.")
             if task in self._seen[annotator]:
                 kept = self._kept[task, annotator]
-                return kept == (preference, criteria)
+                return kept == (preference, criteria, both_bad)
             now = self._clock()
             if not self._has_place(task, annotator, now):
                 return False
@@ -120,6 +121,7 @@ class Assignment:
                 criteria,
                 round(now - lease.started, 2) if ours else None,
                 datetime.now(UTC).isoformat(timespec="seconds"),
+                both_bad,
             )
             self._log.append(answer)
             self._count(answer)
@@ -166,7 +168,7 @@ class Assignment:
     def _count(self, answer: Answer) -> None:
         seen = self._seen[answer.annotator]
         seen[answer.task] = len(seen)
-        kept = (answer.preference, answer.criteria)
+        kept = (answer.preference, answer.criteria, answer.both_bad)
         self._kept[answer.task, answer.annotator] = kept
         if answer.preference != "skip":
             self._answered[answer.task].add(answer.annotator)

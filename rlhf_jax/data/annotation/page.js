@@ -1,6 +1,6 @@
 // Keys of the annotation page: a key chooses in the marked row and goes to the next.
 () => {
-  const CHOICES = { 1: "1", 2: "2", t: "tie", 0: "tie" };
+  const CHOICES = { 1: "1", 2: "2", t: "tie", 0: "tie", b: "bad" };
   let task = "";
   let marked = 0;
 
@@ -38,7 +38,7 @@
     const button = event.target.closest?.("button");
     const key = event.key.toLowerCase();
     if (key in CHOICES) {
-      rows()[marked].querySelector(`input[value="${CHOICES[key]}"]`).click();
+      rows()[marked].querySelector(`input[value="${CHOICES[key]}"]`)?.click();
     } else if (key === "arrowdown") mark(marked + 1);
     else if (key === "arrowup") mark(marked - 1);
     else if (key === "enter" && !button) document.querySelector("#save").click();

@@ -29,10 +29,11 @@ HERE = Path(__file__).parent
 WRONG_IN_A_ROW = 10  # passwords
 PAUSE = 60.0  # seconds
 CHOICES = [("1", "1"), ("Tie", "tie"), ("2", "2")]
+BOTH_BAD = "bad"  # overall: a tie, of responses that should not have been given
 KEYS = (
     "Keys: <kbd>1</kbd> <kbd>2</kbd> <kbd>T</kbd> choose in the marked row, "
     "<kbd>↑</kbd> <kbd>↓</kbd> go to another, <kbd>Enter</kbd> saves, "
-    "<kbd>S</kbd> skips."
+    "<kbd>B</kbd> says overall that both are bad, <kbd>S</kbd> skips."
 )
 # Nothing comes from elsewhere, and what might slip in could send nothing out.
 HEADERS = {
@@ -151,7 +152,13 @@ def _blocks(
             with gr.Column(elem_id="choices"):
                 with gr.Row(elem_id="rows"):
                     choices = [
-                        gr.Radio(CHOICES, label=row.title(), elem_classes=["row", row])
+                        gr.Radio(
+                            [*CHOICES, ("Both bad", BOTH_BAD)]
+                            if row == "overall"
+                            else CHOICES,
+                            label=row.title(),
+                            elem_classes=["row", row],
+                        )
                         for row in rows
                     ]
                 message = gr.HTML(elem_id="message")
@@ -199,17 +206,23 @@ def _blocks(
             missing = [r for r, c in zip(rows, chosen, strict=True) if c is None]
             if missing:
                 return {message: escape(f"Still to choose: {', '.join(missing)}.")}
+            both_bad = chosen[-1] == BOTH_BAD
+            chosen = (*chosen[:-1], "tie" if both_bad else chosen[-1])
             *criteria, overall = map(assignment.task(task).seen, chosen)
-            criteria = dict(zip(rows[:-1], criteria, strict=True))
-            return take(request, name, task, overall, criteria or None)
+            criteria = dict(zip(rows[:-1], criteria, strict=True)) or None
+            return take(request, name, task, overall, criteria, both_bad)
 
         def on_skip(name: str, task: str, request: gr.Request) -> dict:
             return take(request, name, task, "skip")
 
-        def take(request, name, task, preference, criteria=None) -> dict:
+        def take(
+            request, name, task, preference, criteria=None, both_bad=False
+        ) -> dict:
             annotator = annotator_name(request.username or name)
             try:
-                kept = assignment.save(task, annotator, preference, criteria)
+                kept = assignment.save(
+                    task, annotator, preference, criteria, both_bad=both_bad
+                )
             except OSError as error:
                 note = f"NOT SAVED: the server could not write ({error.strerror})."
                 return {message: escape(f"{note} Try again, or tell who runs it.")}

@@ -26,7 +26,8 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 ROOT = Path(__file__).parents[3]
 ROWS = ("helpfulness", "safety", "fluency", "overall")
 CHOICES = ("1", "tie", "2")
-KEYS = {"1": "1", "tie": "t", "2": "2"}
+KEYS = {"1": "1", "tie": "t", "2": "2", "bad": "b"}
+BOTH_BAD = (2, 3)  # of the ten tasks: one by the keyboard, one by the mouse
 TORN = b'{"version": 1, "task": "task-0000'
 HOSTILE = (
     "<script>document.title='owned'</script>"
@@ -155,11 +156,13 @@ def test_ten_tasks_with_the_server_killed_in_the_middle(serve, browser, tmp_path
         urllib.request.urlopen(rebound)
     page = browser.new_page()
     sign_in(page, server, "Ann Lee")
-    expected = {}
+    expected, bad = {}, []
     task = shown_task(page)
     for number in range(10):
         by = ("keyboard", "mouse")[number % 2]
         choices = {row: CHOICES[(number + i) % 3] for i, row in enumerate(ROWS)}
+        if number in BOTH_BAD:
+            choices["overall"] = "bad"
         if number == 9:
             page.keyboard.press("s")
             expected[task] = dict.fromkeys(ROWS, "skip")
@@ -187,6 +190,8 @@ def test_ten_tasks_with_the_server_killed_in_the_middle(serve, browser, tmp_path
             assert shown_task(page) == task
             choose(page, choices, by=by)
         save(page, by=by)
+        bad.extend([task] * (choices["overall"] == "bad"))
+        choices = {row: c.replace("bad", "tie") for row, c in choices.items()}
         expected[task] = {row: tasks[task].seen(c) for row, c in choices.items()}
         task = shown_task(page, after=task)
     page.wait_for_function(
@@ -202,6 +207,7 @@ def test_ten_tasks_with_the_server_killed_in_the_middle(serve, browser, tmp_path
         criteria = answer.criteria or dict.fromkeys(ROWS[:-1], "skip")
         found[answer.task] = {**criteria, "overall": answer.preference}
     assert found == expected
+    assert [answer.task for answer in answers if answer.both_bad] == bad != []
     assert (tmp_path / "answers.jsonl.torn").read_bytes() == TORN + b"\n"
     assert len(comparisons(tasks, answers)) == 9
 
