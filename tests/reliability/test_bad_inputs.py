@@ -137,6 +137,11 @@ FILES = [
     ({"vocab.txt": b"x"}, load_tokenizer, r"No tokenizer at|cannot be read"),
     ({}, weights.load_model, r"holds no model: neither checkpoints/"),
     ({"config.json": b"{}"}, weights.load_model, r"holds no model"),
+    ({"config.json": b'{"config": {}}'}, weights.load_model,
+     r"holds no model: its run ended before the first checkpoint"),
+    ({"config.json": b'{"model_type": "glm"}'}, weights.load_model,
+     r"has no \*.safetensors"),
+    ({"config.json": b"[" * 100_000}, weights.load_model, r"config.json is damaged"),
     ({}, published, r"has no config.json"),
     ({"config.json": CONFIG_JSON.encode()}, published, r"has no \*.safetensors"),
     ({"config.json": CONFIG_JSON.encode(), "pytorch_model.bin": b"\x80\x04."},
@@ -156,7 +161,7 @@ FILES = [
     ({"config.json": CONFIG_JSON.encode(), "model.safetensors.index.json":
       b'{"weight_map": {"a": "b.safetensors"}}'}, published,
      r"lacks files of its index: \['b.safetensors'\]"),
-    ({"summary.json": b"{"}, read_summary, r"summary.json cannot be read"),
+    ({"summary.json": b"{"}, read_summary, r"summary.json is damaged"),
     ({"b.npz": b""}, lambda p: suspects.load_batch(p / "b.npz"),
      r"b.npz is no batch that a run saved"),
 ]  # fmt: skip
@@ -174,7 +179,8 @@ def test_a_file(files, read, message, tmp_path):
 def test_a_broken_config_of_a_workdir(tmp_path):
     config = importlib.import_module("configs.sft").get_config()
     (tmp_path / "config.json").write_text('{"config": ')
-    with pytest.raises(ValueError, match=r"config.json cannot be read .* --workdir"):
+    (tmp_path / "summary.json").write_text("{}")  # or it is written anew
+    with pytest.raises(ValueError, match=r"config.json is damaged: .* --workdir"):
         open_workdir(tmp_path, config)
 
 
@@ -211,6 +217,7 @@ CALLS = [
     (lambda: check_inputs(tokens([-1, 5]), None, MICRO), r"Token -1 in row 0"),
     (lambda: sampling(max_new_tokens=0), r"max_new_tokens=0 must be at least 1"),
     (lambda: sampling(temperature=-1.0), r"temperature=-1.0 must be 0"),
+    (lambda: sampling(temperature=float("nan")), r"temperature=nan must be 0"),
     (lambda: sampling(top_p=0.0), r"top_p=0.0 must be above 0"),
     (lambda: sampling(top_k=10), r"top_k=10 must be 0 \(off\) up to"),
     (lambda: sampling(stop_ids=(9,)), r"stop or pad ids \[9\] are outside"),
@@ -219,10 +226,10 @@ CALLS = [
     (lambda: preset("micro", num_kv_heads=3), r"num_heads=2 not a multiple of"),
     (lambda: preset("micro", attention="fast"), r"attention='fast': not in"),
     (lambda: make_mesh((1, 1)), r"give a size for each of data, fsdp and tensor"),
-    (lambda: make_mesh((-1, -1, 1)), r"positive or one -1"),
+    (lambda: make_mesh((-1, -1, 1)), r"positive numbers, at most one of them -1"),
     (lambda: make_mesh(("all",)), r"give a size for each of data, fsdp and tensor"),
-    (lambda: make_mesh((0.5, 2, 8)), r"positive or one -1"),
-    (lambda: make_mesh((0, 1, 1)), r"positive or one -1"),
+    (lambda: make_mesh((0.5, 2, 8)), r"positive numbers, at most one of them -1"),
+    (lambda: make_mesh((0, 1, 1)), r"positive numbers, at most one of them -1"),
     (lambda: make_mesh((3, 1, 1)), r"mesh=\(3, 1, 1\) does not make up 8 devices"),
     (lambda: check_batch("batch_size", 0), r"batch_size=0 in 1 parts"),
     (lambda: train_tokenizer(["a"], 10, "x"), r"vocab_size=10 must be at least"),
