@@ -77,7 +77,8 @@ def read_json(path: str | os.PathLike) -> dict:
         ValueError: the file holds no JSON object; names the file.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        with naming(path):
+            content = json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}.") from None
     if not isinstance(content, dict):
@@ -99,7 +100,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ValueError: the file is broken; names the file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with naming(path), zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # a checksum differs
                 raise ValueError(f"{archive.testzip()} is broken")
         with np.load(path, allow_pickle=False) as file:
@@ -114,7 +115,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """What a disk did not allow names this file: Python's `write` does not."""
+    """What a disk did not allow names this file: Python's `read` and `write` do not."""
     try:
         yield
     except OSError as error:

@@ -5,6 +5,7 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_jax import files
@@ -39,6 +40,19 @@ def test_what_the_disk_refused_names_the_file(number, is_named, tmp_path):
     with pytest.raises(OSError) as caught, files.writing_whole(path):
         raise OSError(number, os.strerror(number))
     assert (str(path) in str(caught.value)) == is_named
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_arrays])
+def test_what_the_disk_does_not_give_names_the_file(read, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "a.npz"
+    files.write_arrays(path, {"a": np.ones(3)})
+    monkeypatch.setattr("pathlib.Path.read_bytes", broken)
+    monkeypatch.setattr("zipfile.ZipFile.testzip", broken)
+    with pytest.raises(OSError, match=rf"Input/output error: .*{path}"):
+        read(path)
 
 
 TENSORSTORE = (

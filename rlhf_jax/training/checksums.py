@@ -4,7 +4,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from rlhf_jax.files import read_json, write_json
+from rlhf_jax.files import naming, read_json, write_json
 
 FILE = "checksums.json"  # in the checkpoint's folder: path -> SHA-256
 
@@ -55,5 +55,5 @@ def _sum(path: Path) -> str:
 @functools.cache
 def _read_sum(path: Path, *_) -> str:
     """The same file is read once a program, however often its run is asked after."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

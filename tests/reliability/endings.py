@@ -96,6 +96,7 @@ CASES = {
     "SIGTERM in the last step": {4: lambda: send(signal.SIGTERM)},
     "SIGTERM behind the loop": {5: lambda: send(signal.SIGTERM)},
     "SIGTERM behind an error": {0: hang_and_fail, 2: fail_and_terminate},
+    "no front door": {0: lambda: make_no_folder(errno.EIO)},
     "stage": {0: lambda: make_no_folder(errno.EIO)},
     "stage again": {},
 }
@@ -127,6 +128,8 @@ def child(case: str, folder: Path) -> None:
     checksums.write = slowly
     preemption.install()
     jax.config.update("jax_platforms", "cpu")
+    if case == "no front door":  # a notebook, or a test: all threads have to end
+        main(case, None, str(workdir))
     sys.argv = ["endings.py", f"--config={CONFIG}", f"--workdir={workdir}"]
     cli.run(lambda config, workdir: main(case, config, workdir))
 
