@@ -27,8 +27,8 @@ from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.cleaning.votes import read_votes
 from rlhf_jax.data.reading.files import Rows, ending
 from rlhf_jax.data.reading.json_lines import RecordError, each_good, scan_json_lines
-from rlhf_jax.data.reading.layouts import comparisons_of
-from rlhf_jax.data.reading.rows import scan_rows
+from rlhf_jax.data.reading.layouts import as_kind, comparisons_of, records_of
+from rlhf_jax.data.reading.rows import scan_rows, sources
 from rlhf_jax.data.records import Comparison, write_records
 from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.tokenizer import (
@@ -141,6 +141,7 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
 def read(config, left_out: Counter, sizes: array, report: Path) -> Iterator[Comparison]:
     """The comparisons of all files, bad records treated as the config says; what is
     left out is counted by reason, and `sizes` notes how many each row held."""
+    unused = Counter()
 
     def scanned(origin: str) -> Rows:
         for row in scan(origin, config.split):
@@ -148,11 +149,16 @@ def read(config, left_out: Counter, sizes: array, report: Path) -> Iterator[Comp
             sizes.append(0)
             yield row
 
+    def convert(row: dict) -> tuple[list[Comparison], Counter]:
+        found = records_of(row, config.layout)
+        unused.update(found.unused)
+        return [as_kind(record, Comparison) for record in found.records], found.left_out
+
     for origin in origins(config):
         for comparisons, without in each_good(
             scanned(origin),
-            lambda row: comparisons_of(row, config.layout),
-            source=origin,
+            convert,
+            source=named(origin, config.split),
             on_bad_record=config.on_bad_record,
             report=report,
         ):
@@ -160,6 +166,8 @@ def read(config, left_out: Counter, sizes: array, report: Path) -> Iterator[Comp
             left_out.update(without)
             sizes[-1] = len(comparisons)
             yield from comparisons
+    if unused:
+        logging.info("Rows with a field that is not used: %s.", dict(unused))
 
 
 def read_again(config, sizes: array, keep: np.ndarray) -> Iterator[Comparison | None]:
@@ -192,6 +200,14 @@ def readable(config) -> Iterator[Comparison]:
 
 def origins(config) -> list[str]:
     return [name.strip() for name in config.comparisons.split(",") if name.strip()]
+
+
+def named(origin: str, split: str) -> str:
+    """The one file of a folder's split, or the origin: for messages."""
+    names = (
+        [name for name, _ in sources(origin, split)] if Path(origin).is_dir() else []
+    )
+    return names[0] if len(names) == 1 else origin
 
 
 def scan(origin: str, split: str, wanted: Iterator[bool] | None = None) -> Rows:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import prepare_comparisons as config_file
+from rlhf_jax.data.reading import json_lines
 from rlhf_jax.data.reading.json_lines import RecordError
 from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
 from rlhf_jax.stages import prepare_comparisons
@@ -203,6 +204,46 @@ def test_what_cannot_be_prepared_is_refused_in_words(prepare, tmp_path):
         prepare(str(tmp_path / "nowhere.jsonl"), "file")
     with pytest.raises(ValueError, match=r"None of 1 comparisons is left.*tie 1"):
         prepare([vote("p", "x", "y", "tie")], "other")
+
+
+def test_files_and_folders_of_several_kinds_are_prepared_together(
+    prepare, tmp_path, monkeypatch, caplog
+):
+    """The rows that are read again are those that were read, bad ones between them."""
+    caplog.set_level("INFO", logger="absl")
+    pairs = [
+        {"prompt": f"{n}?", "chosen": f"the answer {n}", "rejected": "no", "note": 1}
+        for n in range(12)
+    ]
+    lines = [json.dumps(pair) + "\n" for pair in pairs]
+    folder = tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    (folder / "train.json").write_text(json.dumps([{}, *pairs[:4]]))
+    too_long = json.dumps({"prompt": "x" * 900}) + "\n"
+    others = tmp_path / "others.jsonl"
+    others.write_text("".join([lines[4], too_long, "{\n", *lines[5:8]]))
+    table = tmp_path / "table.csv"
+    rows = [",".join(str(value) for value in pair.values()) for pair in pairs[8:]]
+    table.write_text("\n".join(["prompt,chosen,rejected,note", *rows, "bad"]))
+    monkeypatch.setattr(json_lines, "MAX_LINE", 500)
+    places = f"{tmp_path / 'set'},{others},{table}"
+    found = prepare(places, on_bad_record="skip", test_share=0.3, length_bucket=0)
+    kept = out(found) + out(found, "comparisons_test")
+    assert {c.chosen for c in kept} <= {pair["chosen"] for pair in pairs}
+    steps = funnel(found)
+    assert (steps["in"], steps["dropped: bad record"]) == (16, 4)
+    assert len(kept) == steps["held out"] + steps["out"] >= 8
+    bad = (found / "bad_records.jsonl").read_text().splitlines()
+    where = [
+        (Path(json.loads(line)["file"]).name, json.loads(line)["line"]) for line in bad
+    ]
+    assert where == [
+        ("train.json", 1),
+        (others.name, 2),
+        (others.name, 3),
+        (table.name, 6),
+    ]
+    assert "Rows with a field that is not used: {'note': 12}" in caplog.text
 
 
 @pytest.mark.parametrize(

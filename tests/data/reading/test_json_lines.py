@@ -172,6 +172,21 @@ def test_any_bytes_as_gzip_are_read_or_named(tmp_path, data):
             assert isinstance(row, dict | RecordError)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"{}", b'{"line": 1}', b"[1]", b"null", b"half a li", b"\xff\xfe", b"[" * 9999],
+)
+def test_a_report_of_another_origin_is_kept(tmp_path, line):
+    path, report = tmp_path / "x.jsonl", tmp_path / "bad_records.jsonl"
+    path.write_bytes(GOOD + b"\nbad\n")
+    other = json.dumps({"file": "other.jsonl", "line": 3, "field": "", "reason": "r"})
+    report.write_bytes(line + b"\n" + other.encode() + b"\n")
+    for _ in range(2):
+        assert read(path, "skip", report) == [{"n": 1}]
+        assert report.read_bytes().startswith(line + b"\n" + other.encode() + b"\n")
+        assert report.read_bytes().count(b"\n") == 3
+
+
 def test_lines_that_are_not_wanted_are_not_parsed(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"n": 1}\n\nbroken\n{"n": 3}\nbroken\n')
