@@ -34,9 +34,13 @@ COMPARISON = Comparison(
 )
 CUT = dataclasses.replace(COMPARISON, ended_b=False, tokens_a=[5, 1], tokens_b=[7])
 
+CALL = ({"role": "assistant", "content": "f()", "metadata": "f"},)
+CALL = ({"role": "system", "content": "", "tools": [{"name": "f"}]}, USER, *CALL)
+
 
 @pytest.mark.parametrize(
-    "record", [Dialogue((USER, ASSISTANT), "greeting"), PROMPT, COMPARISON, CUT]
+    "record",
+    [Dialogue((USER, ASSISTANT), "greeting"), Dialogue(CALL), PROMPT, COMPARISON, CUT],
 )
 def test_what_is_written_is_read(tmp_path, record):
     path = tmp_path / "records.jsonl"
