@@ -2,7 +2,7 @@
 
 python -m benchmarks.dpo [--pairs=16] [--prompt=64] [--response=128] [--repeats=12]
 
-The compiled step of stages/dpo.py on full-length pairs: loss, gradient, AdamW.
+The compiled step of algorithms/dpo.py on full-length pairs: loss, gradient, AdamW.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from flax import nnx
 
 from benchmarks.inputs import LEARNING_RATE, plain_adamw, random_pairs
 from benchmarks.timing import measure
+from rlhf_jax.algorithms.dpo import Hyper, pair_logprobs, train_step
 from rlhf_jax.data.batching import preference_batch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.planning.flops import count_flops
-from rlhf_jax.stages.dpo import Hyper, pair_logprobs, train_step
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState
 
@@ -50,6 +50,7 @@ def main():
         gamma=0.0,
         alpha=0.0,
         beta_sft=0.0,
+        microbatches=1,
     )
     optimizer = plain_adamw()
     create = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
@@ -58,7 +59,7 @@ def main():
         reference, batch
     )
     step = jax.jit(
-        functools.partial(train_step, optimizer=optimizer, microbatches=1, hyper=hyper),
+        functools.partial(train_step, optimizer=optimizer, hyper=hyper),
         donate_argnums=0,
     )
     known = {"cached": (ref_logprobs, None), "on_the_fly": (None, reference)}

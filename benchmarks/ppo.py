@@ -21,17 +21,16 @@ from flax import nnx
 from benchmarks.inputs import random_prompts, sampling_operations
 from benchmarks.timing import measure
 from configs import ppo as ppo_config
+from rlhf_jax.algorithms import ppo
 from rlhf_jax.data.batching import prompt_batch
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
-from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.planning.flops import count_flops
-from rlhf_jax.training import optimizers, ppo
+from rlhf_jax.training import optimizers
 from rlhf_jax.training.allocator import keep_freed_memory
-from rlhf_jax.training.state import TrainState
 
 
 def main():
@@ -54,27 +53,23 @@ def main():
         minibatches=flags.minibatches,
         chunk_size=flags.chunk_size,
         beta_sft=0.0,
-        kl_ceiling=float("inf"),
+        kl_coef=0.05,
     )
-    fields = set(ppo.Hyper.__dataclass_fields__) - {"num_tokens"}
-    hyper = ppo.Hyper(
-        num_tokens=config.vocab_size, **{name: settings[name] for name in fields}
-    )
-    num_updates = settings.ppo_epochs * settings.minibatches
+    hyper = ppo.Hyper.from_config(settings, config.vocab_size)
     optimizer = optimizers.from_config(settings.optimizer)
-    rates = optimizers.learning_rates(settings.optimizer, num_updates)
+    rates = optimizers.learning_rates(settings.optimizer, hyper.num_updates)
 
     @jax.jit
     def models():
         policy = ChatGLM(config, rngs=nnx.Rngs(0))
         reward = ScoreModel(policy, rngs=nnx.Rngs(1))
         value = ScoreModel(policy, rngs=nnx.Rngs(2))
-        state = ppo.PPOState(
-            policy=TrainState.create(policy, optimizer),
-            value=TrainState.create(value, optimizer),
-            kl_coef=jnp.float32(0.05),
-            moments=init_moments(),
-            rollbacks=jnp.int32(0),
+        state = ppo.PPOState.create(
+            policy,
+            value,
+            policy_optimizer=optimizer,
+            value_optimizer=optimizer,
+            hyper=hyper,
         )
         return state, ppo.Frozen(policy, reward)
 
@@ -99,7 +94,7 @@ def main():
     score = jax.jit(functools.partial(ppo.make_experience, hyper=hyper))
     update = jax.jit(
         functools.partial(
-            ppo.update,
+            ppo.train_step,
             hyper=hyper,
             policy_optimizer=optimizer,
             value_optimizer=optimizer,

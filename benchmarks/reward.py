@@ -16,6 +16,7 @@ from flax import nnx
 
 from benchmarks.inputs import LEARNING_RATE, plain_adamw, random_pairs
 from benchmarks.timing import measure
+from rlhf_jax.algorithms.reward import Hyper, train_step
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.data.batching import packed_pairs, pad_right
 from rlhf_jax.losses.reward import ranking_loss
@@ -23,11 +24,12 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel, last_real_token
 from rlhf_jax.models.presets import preset
 from rlhf_jax.planning.flops import count_flops
-from rlhf_jax.stages.reward import train_step
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState, apply_gradients
 
-HYPER = {"margin": 0.0, "label_smoothing": 0.0, "score_regularisation": 0.01}
+HYPER = Hyper(
+    margin=0.0, label_smoothing=0.0, score_regularisation=0.01, microbatches=1
+)
 
 
 def plain_step(state, batch, learning_rate, *, optimizer):
@@ -37,7 +39,11 @@ def plain_step(state, batch, learning_rate, *, optimizer):
         values = model(batch.tokens, batch.mask)
         scores = last_real_token(values, batch.mask).reshape(-1, 2)
         out = ranking_loss(
-            chosen_scores=scores[:, 0], rejected_scores=scores[:, 1], **HYPER
+            chosen_scores=scores[:, 0],
+            rejected_scores=scores[:, 1],
+            margin=HYPER.margin,
+            label_smoothing=HYPER.label_smoothing,
+            score_regularisation=HYPER.score_regularisation,
         )
         return out.loss.mean()
 
@@ -75,7 +81,7 @@ def main():
         model = ScoreModel(ChatGLM(config, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
         return TrainState.create(model, optimizer)
 
-    shared_step = functools.partial(train_step, microbatches=1, **HYPER)
+    shared_step = functools.partial(train_step, hyper=HYPER)
     batches = {"shared": packed, "plain": plain}
     steps = {
         name: jax.jit(functools.partial(step, optimizer=optimizer), donate_argnums=0)

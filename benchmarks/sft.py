@@ -2,8 +2,8 @@
 
 python -m benchmarks.sft [--rows=16] [--length=192] [--repeats=10]
 
-The compiled step of stages/sft.py on rows without padding; the preset "benchmark" (4
-layers, width 256, vocabulary 8,192), random weights. JSON: tokens a second, seconds,
+The compiled step of algorithms/sft.py on rows without padding; the preset "benchmark"
+(4 layers, width 256, vocabulary 8,192), random weights. JSON: tokens a second, seconds,
 memory.
 """
 
@@ -17,11 +17,11 @@ from flax import nnx
 
 from benchmarks.inputs import LEARNING_RATE, plain_adamw
 from benchmarks.timing import measure
+from rlhf_jax.algorithms.sft import Hyper, train_step
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.planning.flops import count_flops
-from rlhf_jax.stages.sft import train_step
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState
 
@@ -46,9 +46,11 @@ def main():
         functools.partial(
             train_step,
             optimizer=optimizer,
-            microbatches=1,
-            num_tokens=config.vocab_size,
-            chunk_size=flags.chunk_size,
+            hyper=Hyper(
+                num_tokens=config.vocab_size,
+                chunk_size=flags.chunk_size,
+                microbatches=1,
+            ),
         ),
         donate_argnums=0,
     )

@@ -37,6 +37,7 @@ def get_config(preset="tiny"):
     # Responses an iteration: to batch_size / samples_per_prompt prompts.
     c.batch_size = 128 if preset == "tiny" else 32 if preset == "hh" else 256
     c.samples_per_prompt = 1  # "rloo" and "grpo" need 2 or more
+    c.group_epsilon = 1e-4  # grpo: added to the standard deviation of a prompt's scores
     c.ppo_epochs = 1  # passes over the responses of an iteration
     c.minibatches = 4  # updates in a pass
     c.max_prompt_tokens = lengths.prompt  # longer ones are left out
@@ -59,13 +60,15 @@ def get_config(preset="tiny"):
     c.kl_in_loss = False  # True: GRPO's k3 in the loss; False: in the rewards
     c.kl_target = 0.0  # nats a response; above 0, kl_coef adapts to it
     c.kl_horizon = 10000.0  # responses in which kl_coef moves by the whole error
-    # Nats a response above which the run goes back to its last checkpoint, with kl_coef
-    # doubled, and at the next time after max_rollbacks stops.
+    # Nats a response above which the run stops with an error, and its newest checkpoint
+    # is one below; inf: it never stops.
     c.kl_ceiling = 100.0
-    c.max_rollbacks = 0  # 0: the first KL above the ceiling stops the run
     c.gamma = 1.0  # discount of rewards, token by token
     c.lam = 0.95  # of generalised advantage estimation; 1: no bootstrapping
     c.clip_range = 0.2  # of the ratio of new and old probability
+    # What the policy's loss is a mean over: "token", all tokens of a minibatch;
+    # "response", the tokens of each response, then the responses (GRPO's paper).
+    c.loss_aggregation = "token"
     c.dual_clip = 0.0  # bound of the loss where A < 0, above 1; 0.0: none
     c.value_clip_range = 1.0 if small else 0.2  # scores of the testbed spread by 1
     c.beta_sft = 0.5  # weight of the SFT loss; the paper gives no value

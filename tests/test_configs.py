@@ -10,18 +10,11 @@ from ml_collections import ConfigDict
 from configs import common
 
 ROOT = Path(__file__).parent.parent
-STAGES = (
-    "sft",
-    "collect",
-    "reward",
-    "ppo",
-    "select_prompts",
-    "pairs",
-    "dpo",
-    "evaluate",
-    "evaluate_reward",
-    "best_of_n",
-    "alignbench",
+PREPARATIONS = ("prepare_prompts", "prepare_comparisons")  # with one preset
+STAGES = sorted(
+    path.stem
+    for path in (ROOT / "rlhf_jax" / "stages").glob("*.py")
+    if path.stem not in ("__init__", *PREPARATIONS)
 )
 EVERY = [(stage, preset) for stage in STAGES for preset in common.STAGE_PRESETS]
 EVERY += [("iterative_dpo", preset) for preset in common.STAGE_PRESETS]
@@ -68,17 +61,14 @@ def test_every_option_is_read(stage):
     source |= attributes_read(package / "training" / "workdir.py")  # config.seed
     if "init_from" in make(stage, "tiny"):
         source |= attributes_read(package / "training" / "weights.py")
-    if stage == "ppo":  # these go into its Hyper by name
-        hyper = set(
-            importlib.import_module("rlhf_jax.training.ppo").Hyper.__annotations__
-        )
-        assert hyper <= attributes_read(package / "training" / "ppo.py")
-        source |= hyper
+    algorithm = package / "algorithms" / f"{stage}.py"
+    if algorithm.is_file():
+        source |= attributes_read(algorithm)
     optimizer = attributes_read(package / "training" / "optimizers.py")
     data = attributes_read(package / "data" / "sources.py")
     config = make(stage, "tiny")
-    launcher = {"stage", "mesh"}  # read by rlhf_jax/launching/stage.py
-    launcher.add("seed")  # recorded by rlhf_jax/training/workdir.py
+    # Read by rlhf_jax/launching/stage.py, and by weights.fingerprint.
+    launcher = {"stage", "mesh", "seed"}
     for key, value in config.items():
         assert key in source | launcher, f"configs/{stage}.py: nothing reads {key}."
         if key.endswith("optimizer"):

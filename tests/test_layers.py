@@ -16,6 +16,7 @@ ALLOWED = {
     "models": {"parallel"},
     "generation": {"models", "losses", "parallel", "batches"},
     "training": {"generation", "models", "losses", "parallel", "batches"},
+    "algorithms": {"training", "generation", "losses", "batches"},
     "evaluation": {
         "generation",
         "training",
@@ -26,16 +27,16 @@ ALLOWED = {
         "batches",
     },
     "planning": {
+        "algorithms",
         "generation",
         "training",
         "models",
-        "losses",
         "parallel",
         "batches",
-        "stages",
     },
     "launching": {
         "stages",
+        "algorithms",
         "evaluation",
         "generation",
         "training",
@@ -45,6 +46,7 @@ ALLOWED = {
         "batches",
     },
     "stages": {
+        "algorithms",
         "evaluation",
         "generation",
         "training",

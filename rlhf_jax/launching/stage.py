@@ -16,7 +16,12 @@ from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.shared_work import is_first
 from rlhf_jax.training.workdir import is_finished, read_summary
 
-STAGES = tuple(module.name for module in pkgutil.iter_modules(rlhf_jax.stages.__path__))
+
+def known_stages() -> tuple[str, ...]:
+    """The modules in rlhf_jax/stages."""
+    return tuple(
+        module.name for module in pkgutil.iter_modules(rlhf_jax.stages.__path__)
+    )
 
 
 def run_stage(config: ConfigDict, workdir: str | Path) -> None:
@@ -26,8 +31,9 @@ def run_stage(config: ConfigDict, workdir: str | Path) -> None:
     Raises:
         ValueError: there is no such stage; those that there are are listed.
     """
-    if config.stage not in STAGES:
-        raise ValueError(f"{config.stage=} must be one of {', '.join(STAGES)}.")
+    if config.stage not in known_stages():
+        known = ", ".join(known_stages())
+        raise ValueError(f"{config.stage=} must be one of {known}.")
     module = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
     if "mesh" not in config:  # it works on files alone
         module.run(config, str(workdir))
@@ -51,7 +57,7 @@ def command(*stages: str) -> None:
     """The whole of a command that runs one of `stages` (any, when none is given)."""
 
     def main(config, workdir):
-        known = stages or STAGES
+        known = stages or known_stages()
         if config.stage not in known:
             raise ValueError(
                 f"{sys.argv[0]} runs {', '.join(known)}; this config is for "

@@ -58,29 +58,17 @@ def gae(
 def reference_baseline(
     *, scores: Float[Array, "*B"], reference_scores: Float[Array, "*B"]
 ) -> Float[Array, "*B"]:
-    """Subtract the score of the reference model's response to the same prompt.
+    """Subtract the score of another response to the same prompt.
 
     r(x, y) - r(x, y_ref)
 
     ChatGLM-RLHF, arXiv 2404.00934, section 3: removes what depends on the prompt
-    alone. y_ref is generated once for each prompt, before training.
+    alone. y_ref is the reference model's response, generated once for each prompt.
+    With the current policy's greedy response as y_ref the difference is the advantage
+    of ReMax: Li et al. (2023), arXiv 2310.10505.
     """
     scores = scores.astype(jnp.float32) - reference_scores.astype(jnp.float32)
     return lax.stop_gradient(scores)
-
-
-def remax_advantages(
-    *, scores: Float[Array, " B"], reference_scores: Float[Array, " B"]
-) -> Float[Array, " B"]:
-    """Subtract the score of the greedy response to the same prompt.
-
-    A = r(x, y) - r(x, y_greedy)
-
-    Li et al. (2023), arXiv 2310.10505: y_greedy comes from the current policy. With
-    the reference model's response instead it is `reference_baseline`, the idea of
-    ChatGLM-RLHF in another dress.
-    """
-    return reference_baseline(scores=scores, reference_scores=reference_scores)
 
 
 def rloo_advantages(*, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:

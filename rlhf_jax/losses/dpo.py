@@ -15,6 +15,15 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 
+class PairLogprobs(NamedTuple):
+    """Log-probabilities summed over a response, of the policy and of the reference."""
+
+    chosen: Float[Array, "*B"]
+    rejected: Float[Array, "*B"]
+    ref_chosen: Float[Array, "*B"]
+    ref_rejected: Float[Array, "*B"]
+
+
 class PreferenceLoss(NamedTuple):
     loss: Float[Array, "*B"]
     chosen_rewards: Float[Array, "*B"]  # implicit: beta log(pi / pi_ref)
@@ -24,11 +33,8 @@ class PreferenceLoss(NamedTuple):
 
 
 def dpo_loss(
+    pair: PairLogprobs,
     *,
-    chosen_logprobs: Float[Array, "*B"],
-    rejected_logprobs: Float[Array, "*B"],
-    ref_chosen_logprobs: Float[Array, "*B"],
-    ref_rejected_logprobs: Float[Array, "*B"],
     beta: Float[ArrayLike, ""],
     label_smoothing: Float[ArrayLike, ""],
 ) -> PreferenceLoss:
@@ -40,13 +46,7 @@ def dpo_loss(
     it is conservative DPO (Mitchell, 2023, https://ericmitchell.ai/cdpo.pdf,
     equation 3): a share e of the labels is taken to be wrong.
     """
-    rewards = _implicit_rewards(
-        chosen_logprobs,
-        rejected_logprobs,
-        ref_chosen_logprobs,
-        ref_rejected_logprobs,
-        beta,
-    )
+    rewards = _implicit_rewards(pair, beta)
     right, wrong = _log_sigmoids(rewards[0] - rewards[1])
     return _preference(
         -(1.0 - label_smoothing) * right - label_smoothing * wrong, rewards
@@ -54,11 +54,8 @@ def dpo_loss(
 
 
 def robust_dpo_loss(
+    pair: PairLogprobs,
     *,
-    chosen_logprobs: Float[Array, "*B"],
-    rejected_logprobs: Float[Array, "*B"],
-    ref_chosen_logprobs: Float[Array, "*B"],
-    ref_rejected_logprobs: Float[Array, "*B"],
     beta: Float[ArrayLike, ""],
     label_smoothing: float,
 ) -> PreferenceLoss:
@@ -71,24 +68,15 @@ def robust_dpo_loss(
     """
     if not 0.0 <= label_smoothing < 0.5:
         raise ValueError(f"{label_smoothing=} must be at least 0 and below 0.5.")
-    rewards = _implicit_rewards(
-        chosen_logprobs,
-        rejected_logprobs,
-        ref_chosen_logprobs,
-        ref_rejected_logprobs,
-        beta,
-    )
+    rewards = _implicit_rewards(pair, beta)
     right, wrong = _log_sigmoids(rewards[0] - rewards[1])
     loss = -(1.0 - label_smoothing) * right + label_smoothing * wrong
     return _preference(loss / (1.0 - 2.0 * label_smoothing), rewards)
 
 
 def ipo_loss(
+    pair: PairLogprobs,
     *,
-    chosen_logprobs: Float[Array, "*B"],
-    rejected_logprobs: Float[Array, "*B"],
-    ref_chosen_logprobs: Float[Array, "*B"],
-    ref_rejected_logprobs: Float[Array, "*B"],
     beta: Float[ArrayLike, ""],
 ) -> PreferenceLoss:
     """Pull the log-ratio to a fixed margin instead of to infinity.
@@ -98,23 +86,14 @@ def ipo_loss(
     Azar et al. (2023), arXiv 2310.12036, equation 17 (tau is our beta). On summed
     log-probabilities, as in the paper; TRL divides them by the length first.
     """
-    rewards = _implicit_rewards(
-        chosen_logprobs,
-        rejected_logprobs,
-        ref_chosen_logprobs,
-        ref_rejected_logprobs,
-        beta,
-    )
+    rewards = _implicit_rewards(pair, beta)
     log_ratio = (rewards[0] - rewards[1]) / beta
     return _preference((log_ratio - 1.0 / (2.0 * beta)) ** 2, rewards)
 
 
 def length_regularised_dpo_loss(
+    pair: PairLogprobs,
     *,
-    chosen_logprobs: Float[Array, "*B"],
-    rejected_logprobs: Float[Array, "*B"],
-    ref_chosen_logprobs: Float[Array, "*B"],
-    ref_rejected_logprobs: Float[Array, "*B"],
     chosen_lengths: Int[Array, "*B"],
     rejected_lengths: Int[Array, "*B"],
     beta: Float[ArrayLike, ""],
@@ -128,13 +107,7 @@ def length_regularised_dpo_loss(
     preference, the policy only the rest. The rewards returned are those of DPO,
     without the length. Park et al. (2024), arXiv 2403.19159.
     """
-    rewards = _implicit_rewards(
-        chosen_logprobs,
-        rejected_logprobs,
-        ref_chosen_logprobs,
-        ref_rejected_logprobs,
-        beta,
-    )
+    rewards = _implicit_rewards(pair, beta)
     longer = (chosen_lengths - rejected_lengths).astype(jnp.float32)
     right, _ = _log_sigmoids(rewards[0] - rewards[1] + alpha * longer)
     return _preference(-right, rewards)
@@ -165,11 +138,9 @@ def simpo_loss(
     return _preference(-right, rewards)
 
 
-def _implicit_rewards(chosen, rejected, ref_chosen, ref_rejected, beta):
-    chosen, rejected = chosen.astype(jnp.float32), rejected.astype(jnp.float32)
-    ref_chosen, ref_rejected = lax.stop_gradient(
-        (ref_chosen.astype(jnp.float32), ref_rejected.astype(jnp.float32))
-    )
+def _implicit_rewards(pair, beta):
+    chosen, rejected, *reference = (x.astype(jnp.float32) for x in pair)
+    ref_chosen, ref_rejected = lax.stop_gradient(reference)
     return beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
 
 

@@ -1,4 +1,4 @@
-"""The KL divergence from the reference: estimators, rewards that pay it, its price.
+"""The KL divergence from the reference: estimators, penalised rewards, coefficient.
 
 Letters: B batch, R response.
 """
@@ -19,16 +19,6 @@ def k1(
     average: use it in rewards, not as a loss. http://joschu.net/blog/kl-approx.html
     """
     return logprobs.astype(jnp.float32) - ref_logprobs.astype(jnp.float32)
-
-
-def k2(
-    logprobs: Float[Array, "*S"], ref_logprobs: Float[Array, "*S"]
-) -> Float[Array, "*S"]:
-    """Estimate KL(policy || reference) of each token: log(pi / pi_ref)^2 / 2.
-
-    Biased, low variance, never negative. http://joschu.net/blog/kl-approx.html
-    """
-    return 0.5 * k1(logprobs, ref_logprobs) ** 2
 
 
 def k3(

@@ -83,28 +83,6 @@ def dual_clip_policy_loss(
     )
 
 
-def reinforce_policy_loss(
-    *,
-    logprobs: Float[Array, "*S"],
-    old_logprobs: Float[Array, "*S"],
-    advantages: Float[Array, "*S"],
-    mask: Bool[Array, "*S"],
-) -> PolicyLoss:
-    """Follow the plain policy gradient: loss = -A log pi.
-
-    Right on samples from the current policy only; `old_logprobs` is for the metrics.
-    Nothing is clipped. Williams (1992), https://doi.org/10.1007/BF00992696.
-    """
-    log_ratio = _log_ratio(logprobs, old_logprobs, mask)
-    advantages = lax.stop_gradient(masked.keep(advantages, mask))
-    return PolicyLoss(
-        loss=-advantages * masked.keep(logprobs, mask),
-        ratio=jnp.exp(log_ratio),
-        clipped=jnp.zeros(mask.shape, bool),
-        approxkl=0.5 * log_ratio**2,
-    )
-
-
 def ppo_value_loss(
     *,
     values: Float[Array, "*S"],

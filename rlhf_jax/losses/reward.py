@@ -1,15 +1,13 @@
-"""Ranking losses of the reward model.
+"""The ranking loss of the reward model.
 
-Letters: B pairs or prompts, K responses to one prompt.
+Letters: B pairs.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
-
-from rlhf_jax.losses import masked
+from jaxtyping import Array, ArrayLike, Float
 
 
 class RankingLoss(NamedTuple):
@@ -17,17 +15,6 @@ class RankingLoss(NamedTuple):
     ranking: Float[Array, "*B"]
     regulariser: Float[Array, "*B"]  # unweighted
     margin: Float[Array, "*B"]  # chosen score - rejected score; right if positive
-
-
-class KWayRankingLoss(NamedTuple):
-    """Means over the pairs of one prompt; all 0 where `num_pairs` is 0."""
-
-    loss: Float[Array, " B"]
-    ranking: Float[Array, " B"]
-    regulariser: Float[Array, " B"]
-    margin: Float[Array, " B"]
-    accuracy: Float[Array, " B"]  # share of pairs in the right order
-    num_pairs: Int[Array, " B"]  # average over prompts with num_pairs > 0
 
 
 def ranking_loss(
@@ -59,38 +46,4 @@ def ranking_loss(
         ranking=ranking,
         regulariser=regulariser,
         margin=chosen - rejected,
-    )
-
-
-def kway_ranking_loss(
-    *,
-    scores: Float[Array, "B K"],
-    ranks: Int[Array, "B K"],
-    mask: Bool[Array, "B K"],
-    margin: Float[ArrayLike, ""],
-    label_smoothing: Float[ArrayLike, ""],
-    score_regularisation: Float[ArrayLike, ""],
-) -> KWayRankingLoss:
-    """Average `ranking_loss` over all pairs of a ranking, so a prompt counts once.
-
-    loss = mean over (i, j) with rank_i < rank_j of ranking_loss(r_i, r_j)
-
-    Rank 1 is best; equal ranks make no pair. InstructGPT, arXiv 2203.02155,
-    equation 1. The ChatGLM-RLHF paper has pairs only, which is K = 2.
-    """
-    scores = masked.keep(scores, mask)
-    real = mask[:, :, None] & mask[:, None, :]
-    pairs = real & (ranks[:, :, None] < ranks[:, None, :])  # [B, K, K]
-    out = ranking_loss(
-        chosen_scores=jnp.broadcast_to(scores[:, :, None], pairs.shape),
-        rejected_scores=jnp.broadcast_to(scores[:, None, :], pairs.shape),
-        margin=margin,
-        label_smoothing=label_smoothing,
-        score_regularisation=score_regularisation,
-    )
-    mean = jax.vmap(masked.mean)
-    return KWayRankingLoss(
-        *(mean(x, pairs) for x in out),
-        accuracy=mean(out.margin > 0, pairs),
-        num_pairs=jnp.sum(pairs, axis=(1, 2)),
     )

@@ -137,20 +137,29 @@ def shard_parameters(tree):
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def creator(make, *args):
+def shapes_of(make, *args):
+    """Return the shapes of what `make(*args)` makes, with the shardings of the table;
+    nothing is computed. Arguments may be shapes themselves."""
+    return shard_parameters(jax.eval_shape(make, *args))
+
+
+def creator(make, *args, donate: bool = False):
     """Compile `make`, which makes a model or a state, so that every array of its result
     lies where the table says: no array is ever whole on one device.
 
     Args:
         args: arguments of the shapes that the program will get.
+        donate: the result takes over the memory of the arguments, which nobody may
+            read afterwards.
     """
-    shapes = shard_parameters(jax.eval_shape(make, *args))
-    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))
+    shardings = jax.tree.map(lambda x: x.sharding, shapes_of(make, *args))
+    donated = tuple(range(len(args))) if donate else ()
+    return jax.jit(make, out_shardings=shardings, donate_argnums=donated)
 
 
-def create(make, *args):
+def create(make, *args, donate: bool = False):
     """Call `make(*args)` by the program of `creator`."""
-    return creator(make, *args)(*args)
+    return creator(make, *args, donate=donate)(*args)
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:

@@ -3,6 +3,8 @@ GPU. The error is perhaps a fifth; a run tells the truth."""
 
 import jax.numpy as jnp
 
+from rlhf_jax import algorithms
+from rlhf_jax.batches import Experience, PackedPairs, SFTBatch
 from rlhf_jax.generation.generate import growth
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.presets import num_parameters
@@ -18,22 +20,21 @@ def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dic
     """
     if name == "generate":
         return _generation(config, model, devices)
-    parts = config.microbatches
-    prompt = 0 if config.stage == "sft" else config.max_prompt_tokens
-    if config.stage == "ppo":
-        parts *= config.minibatches
-        length = prompt + config.max_response_tokens
-    elif config.stage == "sft":
+    batch = algorithms.find(config.stage).Batch
+    parts = config.microbatches * config.get("minibatches", 1)
+    if batch is SFTBatch:
         length = config.max_tokens
+    elif batch is Experience:
+        length = config.max_prompt_tokens + config.max_response_tokens
     else:  # two responses behind a prompt
-        length = prompt + 2 * config.max_response_tokens
+        length = config.max_prompt_tokens + 2 * config.max_response_tokens
     rows = config.batch_size / parts / devices
     tokens = rows * length
-    if name == "update" and config.stage in ("dpo", "ppo") and config.beta_sft:
+    if name == "update" and config.get("beta_sft"):
         dialogues = config.sft_batch_size / config.microbatches / devices
         tokens += dialogues * config.max_sft_tokens
     found = _layer(config, model, rows, length, tokens)
-    if config.stage != "reward":
+    if batch is not PackedPairs:
         chunk = min(config.chunk_size or length, length)
         found["logits of a chunk"] = 3 * 4 * rows * chunk * model.vocab_size
     if name != "update":

@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlhf_jax import algorithms
 from rlhf_jax.batches import (
     Experience,
     PackedPairs,
@@ -21,7 +23,6 @@ from rlhf_jax.batches import (
 )
 from rlhf_jax.generation.generate import generate_program, growth
 from rlhf_jax.generation.sampling import Sampling
-from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
@@ -31,66 +32,56 @@ from rlhf_jax.parallel.sharding import (
     ACTIVATIONS,
     activation_spec,
     decoding,
-    shard_parameters,
+    shapes_of,
 )
 from rlhf_jax.planning.roofline import Program
-from rlhf_jax.stages import dpo, reward, sft
-from rlhf_jax.training import optimizers, ppo, weights
+from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.state import TrainState
 
 
 def of(config, *, recompute: bool = True) -> list[Program]:
-    """The programs of the stage that a config is for, the longest-running ones.
+    """The programs of the stage that a config is for, the longest-running ones. Its
+    algorithm is found by its name, and its programs by the batches that it learns from.
 
     Args:
         recompute: False: nothing is computed twice; what is left is useful work.
 
     Raises:
-        ValueError: a stage without a plan, or sizes that the mesh does not share out.
+        ValueError: a stage that trains nothing, or sizes that the mesh does not share
+            out.
     """
-    stages = {"sft": of_sft, "reward": of_reward, "dpo": of_dpo, "ppo": of_ppo}
-    if config.stage not in stages:
-        raise ValueError(f"A plan is for {', '.join(stages)}, not {config.stage!r}.")
+    algorithm = algorithms.find(config.stage)
     model = preset(config.model, **weights.computation(config))
     if not recompute:
         model = dataclasses.replace(model, remat="none")
         config = config.copy_and_resolve_references()
-        config.optimizer.fused = False
-        if config.stage == "ppo":
-            config.value_optimizer.fused = False
+        for name in ("optimizer", "value_optimizer"):
+            if name in config:
+                config[name].fused = False
     check_heads(model.num_heads)
     check_layers(model.num_layers)
-    parts = config.microbatches
-    if config.stage == "ppo":
-        parts *= config.minibatches
+    parts = config.microbatches * config.get("minibatches", 1)
     check_batch("batch_size", config.batch_size, parts=parts)
-    return stages[config.stage](config, model)
+    programs = {
+        SFTBatch: of_dialogues,
+        PackedPairs: of_packed_pairs,
+        PreferenceBatch: of_preferences,
+        Experience: of_experience,
+    }
+    return programs[algorithm.Batch](algorithm, config, model)
 
 
-def of_sft(config, model: ChatGLMConfig) -> list[Program]:
+def of_dialogues(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[Program]:
     optimizer = optimizers.from_config(config.optimizer)
-    step = functools.partial(
-        sft.train_step,
-        optimizer=optimizer,
-        microbatches=config.microbatches,
-        num_tokens=model.vocab_size,
-        chunk_size=config.chunk_size,
-    )
     batch = dialogues(config.batch_size, config.max_tokens)
     arguments = (train_state(model, optimizer), batch, replicated(()))
-    return [Program("update", step, arguments, donate=True)]
+    return [update_of(algorithm, config, model, arguments, optimizer=optimizer)]
 
 
-def of_reward(config, model: ChatGLMConfig) -> list[Program]:
+def of_packed_pairs(
+    algorithm: ModuleType, config, model: ChatGLMConfig
+) -> list[Program]:
     optimizer = optimizers.from_config(config.optimizer)
-    step = functools.partial(
-        reward.train_step,
-        optimizer=optimizer,
-        microbatches=config.microbatches,
-        margin=0.0,
-        label_smoothing=0.0,
-        score_regularisation=config.score_regularisation,
-    )
     rows = config.batch_size
     shape = (rows, config.max_prompt_tokens + 2 * config.max_response_tokens)
     batch = PackedPairs(
@@ -100,27 +91,17 @@ def of_reward(config, model: ChatGLMConfig) -> list[Program]:
         ends=array((rows, 2)),
         valid=array((rows,), bool),
     )
-    state = train_state(model, optimizer, score=True)
-    return [Program("update", step, (state, batch, replicated(())), donate=True)]
+    arguments = (train_state(model, optimizer, score=True), batch, replicated(()))
+    return [update_of(algorithm, config, model, arguments, optimizer=optimizer)]
 
 
-def of_dpo(config, model: ChatGLMConfig) -> list[Program]:
+def of_preferences(
+    algorithm: ModuleType, config, model: ChatGLMConfig
+) -> list[Program]:
     optimizer = optimizers.from_config(config.optimizer)
-    fields = {f.name for f in dataclasses.fields(dpo.Hyper)} - {"num_tokens"}
-    hyper = dpo.Hyper(
-        num_tokens=model.vocab_size, **{name: config[name] for name in fields}
-    )
-    step = functools.partial(
-        dpo.train_step,
-        optimizer=optimizer,
-        microbatches=config.microbatches,
-        hyper=hyper,
-    )
     rows = config.batch_size
-    prompts, responses = (
-        (rows, config.max_prompt_tokens),
-        (rows, 2, config.max_response_tokens),
-    )
+    prompts = (rows, config.max_prompt_tokens)
+    responses = (rows, 2, config.max_response_tokens)
     batch = PreferenceBatch(
         prompts=array(prompts),
         prompt_mask=array(prompts, bool),
@@ -129,46 +110,63 @@ def of_dpo(config, model: ChatGLMConfig) -> list[Program]:
         valid=array((rows,), bool),
     )
     on_the_fly = config.reference == "on_the_fly"
+    sft_batch = None
+    if config.beta_sft:
+        sft_batch = dialogues(config.sft_batch_size, config.max_sft_tokens)
     arguments = (
         train_state(model, optimizer),
         batch,
         None if on_the_fly else array((rows, 2), jnp.float32),
-        dialogues(config.sft_batch_size, config.max_sft_tokens),
+        sft_batch,
         parameters(model) if on_the_fly else None,
         replicated(()),
     )
-    return [Program("update", step, arguments, donate=True)]
+    return [update_of(algorithm, config, model, arguments, optimizer=optimizer)]
 
 
-def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
+def update_of(
+    algorithm: ModuleType,
+    config,
+    model: ChatGLMConfig,
+    arguments: tuple,
+    *,
+    held=(),
+    **optimizers_of_step,
+) -> Program:
+    """The train step, by the names that every algorithm has."""
+    hyper = algorithm.Hyper.from_config(config, model.vocab_size)
+    step = functools.partial(algorithm.train_step, hyper=hyper, **optimizers_of_step)
+    return Program("update", step, arguments, donate=True, held=held)
+
+
+def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[Program]:
     policy_optimizer = optimizers.from_config(config.optimizer)
     value_optimizer = optimizers.from_config(config.value_optimizer)
-    fields = {f.name for f in dataclasses.fields(ppo.Hyper)} - {"num_tokens"}
-    hyper = ppo.Hyper(
-        num_tokens=model.vocab_size, **{name: config[name] for name in fields}
-    )
-    value = None
-    if config.advantage == "gae":
-        value = train_state(model, value_optimizer, score=True)
-    state = ppo.PPOState(
-        policy=train_state(model, policy_optimizer),
-        value=value,
-        kl_coef=replicated(()),
-        moments=shard_parameters(jax.eval_shape(init_moments)),
-        rollbacks=replicated((), jnp.int32),
+    hyper = algorithm.Hyper.from_config(config, model.vocab_size)
+    state = shapes_of(
+        functools.partial(
+            algorithm.PPOState.create,
+            policy_optimizer=policy_optimizer,
+            value_optimizer=value_optimizer,
+            hyper=hyper,
+        ),
+        parameters(model),
+        parameters(model, score=True) if hyper.has_critic else None,
     )
     in_8_bits = dataclasses.replace(model, quantised=True)
     stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
     if config.frozen_param_dtype == "int8":
         stored = dataclasses.replace(in_8_bits, param_dtype=model.dtype)
-    frozen = ppo.Frozen(parameters(stored), parameters(stored, score=True))
+    frozen = algorithm.Frozen(parameters(stored), parameters(stored, score=True))
     waiting = () if config.offload_frozen else frozen
     # The reference answers too: then they are on the devices, and the policy beside.
     there = frozen if config.baseline == "reference" else waiting
-    trained = () if config.offload_moments else (state.policy, value)
+    trained = () if config.offload_moments else (state.policy, state.value)
     moments = [x.opt_state for x in trained if x is not None]
-    bare = ppo.with_opt_states(state, lambda opt_state: {})  # what scoring reads
+    # Scoring reads no moments.
+    bare = algorithm.with_opt_states(state, lambda opt_state: {})
     policy = state.policy.model
+    values = () if state.value is None else state.value.model
     is_copied = config.rollout_param_dtype != "same"
     answering = parameters(in_8_bits) if is_copied else policy
     rows, width = config.batch_size, config.max_prompt_tokens
@@ -190,8 +188,8 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
         old_logprobs=number,
         ref_logprobs=number,
         advantages=number,
-        old_values=None if value is None else number,
-        returns=None if value is None else number,
+        old_values=number if hyper.has_critic else None,
+        returns=number if hyper.has_critic else None,
     )
     rooms = growth(config.max_response_tokens)
     sampling = Sampling(
@@ -206,29 +204,25 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     keys = array(keys.shape, keys.dtype)
-    updates = config.ppo_epochs * config.minibatches
+    updates = hyper.num_updates
     sft_batches = None
     if config.beta_sft:
         sft_batches = dialogues(config.sft_batch_size, config.max_sft_tokens, updates)
-    update = functools.partial(
-        ppo.update,
-        hyper=hyper,
-        policy_optimizer=policy_optimizer,
-        value_optimizer=value_optimizer,
-    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     learning_rates = (replicated((updates,)), replicated((updates,)))
     return [
-        Program(
-            "update",
-            update,
+        update_of(
+            algorithm,
+            config,
+            model,
             (state, experience, sft_batches, replicated((), key.dtype), learning_rates),
-            donate=True,
             held=waiting,
+            policy_optimizer=policy_optimizer,
+            value_optimizer=value_optimizer,
         ),
         Program(
             "score",
-            functools.partial(ppo.make_experience, hyper=hyper),
+            functools.partial(algorithm.make_experience, hyper=hyper),
             (bare, frozen, rolled, array((rows,), jnp.float32)),
             held=moments,
         ),
@@ -236,7 +230,7 @@ def of_ppo(config, model: ChatGLMConfig) -> list[Program]:
             "generate",
             functools.partial(generate_program, sampling=sampling),
             (answering, rolled.prompts, rolled.prompt_mask, keys),
-            held=(moments, value and value.model, there, policy if is_copied else ()),
+            held=(moments, values, there, policy if is_copied else ()),
             loop_steps=config.max_response_tokens // len(rooms),
             loop_reads=[
                 decoding_reads(answering.config, rows, width + room) for room in rooms
@@ -249,7 +243,7 @@ def decoding_reads(config: ChatGLMConfig, rows: int, slots: int):
     """What a step of decoding reads: the model in its `dtype`, and the whole cache."""
     model = parameters(config)
     with decoding():
-        model = shard_parameters(jax.eval_shape(ChatGLM.for_decoding, model))
+        model = shapes_of(ChatGLM.for_decoding, model)
     cache = jax.eval_shape(lambda: model.init_cache(rows, slots))
     mesh = jax.sharding.get_mesh()
 
@@ -271,12 +265,12 @@ def parameters(config: ChatGLMConfig, *, score: bool = False):
         backbone = ChatGLM(config, rngs=nnx.Rngs(0))
         return ScoreModel(backbone, rngs=nnx.Rngs(0)) if score else backbone
 
-    return shard_parameters(jax.eval_shape(make))
+    return shapes_of(make)
 
 
 def train_state(config: ChatGLMConfig, optimizer, *, score: bool = False) -> TrainState:
     create = functools.partial(TrainState.create, optimizer=optimizer)
-    return shard_parameters(jax.eval_shape(create, parameters(config, score=score)))
+    return shapes_of(create, parameters(config, score=score))
 
 
 def dialogues(rows: int, width: int, stacked: int | None = None) -> SFTBatch:

@@ -9,19 +9,17 @@ the first step the reference's log-probabilities of every pair are computed once
    loss of losses/dpo.py, + beta_sft * SFT loss.
 4. AdamW.
 At evaluation the policy answers the same prompts every time: KL(policy || reference) of
-these answers, and their length.
+these answers, and their length. The losses and the step are in algorithms/dpo.py.
 """
 
-import dataclasses
 import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from rlhf_jax.batches import PreferenceBatch
+from rlhf_jax.algorithms.dpo import LOSSES, Hyper, pair_logprobs, train_step
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, preference_batch
 from rlhf_jax.data.encoding import encode_pairs, sft_batches
@@ -29,177 +27,21 @@ from rlhf_jax.data.records import Comparison, Dialogue, Prompt
 from rlhf_jax.evaluation.answers import answer, sequence_logprobs
 from rlhf_jax.evaluation.rollouts import quality_metrics
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.generation.scoring import dialogue_logprobs, response_logprobs
-from rlhf_jax.losses import dpo as losses
-from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.parallel.mesh import check_batch
-from rlhf_jax.parallel.sharding import create, fetch, shard_batch
+from rlhf_jax.parallel.sharding import create, fetch, shapes_of, shard_batch
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, from_items, to_items, update
+from rlhf_jax.training.state import TrainState, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
-
-LOSSES = ("dpo", "robust", "ipo", "simpo", "length_regularised")
-
-
-@dataclasses.dataclass(frozen=True)
-class Hyper:
-    """The numbers that the compiled step depends on; see configs/dpo.py."""
-
-    num_tokens: int
-    chunk_size: int
-    loss: str
-    beta: float
-    label_smoothing: float
-    gamma: float
-    alpha: float
-    beta_sft: float
-
-
-def pair_logprobs(policy, batch: PreferenceBatch, *, hyper: Hyper):
-    """Summed log-probabilities [B, 2] of chosen and rejected."""
-    out = response_logprobs(
-        policy,
-        batch.prompts,
-        batch.prompt_mask,
-        batch.responses,
-        batch.response_mask,
-        temperature=1.0,
-        num_tokens=hyper.num_tokens,
-        chunk_size=hyper.chunk_size,
-    )
-    return jnp.where(batch.response_mask, out.logprobs, 0.0).sum(-1)
-
-
-def preference_loss(logprobs, ref_logprobs, lengths, hyper: Hyper):
-    """The loss that `hyper.loss` names, of arrays [B, 2] of (chosen, rejected)."""
-    policy = {
-        "chosen_logprobs": logprobs[:, 0],
-        "rejected_logprobs": logprobs[:, 1],
-        "beta": hyper.beta,
-    }
-    lengths = {"chosen_lengths": lengths[:, 0], "rejected_lengths": lengths[:, 1]}
-    if hyper.loss == "simpo":
-        return losses.simpo_loss(**policy, **lengths, gamma=hyper.gamma)
-    both = policy | {
-        "ref_chosen_logprobs": ref_logprobs[:, 0],
-        "ref_rejected_logprobs": ref_logprobs[:, 1],
-    }
-    if hyper.loss == "ipo":
-        return losses.ipo_loss(**both)
-    if hyper.loss == "length_regularised":
-        return losses.length_regularised_dpo_loss(**both, **lengths, alpha=hyper.alpha)
-    smoothed = losses.robust_dpo_loss if hyper.loss == "robust" else losses.dpo_loss
-    return smoothed(**both, label_smoothing=hyper.label_smoothing)
-
-
-def loss_fn(policy, inputs, *, reference, num_pairs, num_sft_tokens, hyper: Hyper):
-    """The share of L_preference + beta_sft * L_sft of (pairs, the reference's
-    log-probabilities of them [B, 2], SFT batch); with a model as `reference` they are
-    computed here."""
-    batch, ref_logprobs, sft = inputs
-    logprobs = pair_logprobs(policy, batch, hyper=hyper)
-    if reference is not None:
-        ref_logprobs = pair_logprobs(reference, batch, hyper=hyper)
-    lengths = batch.response_mask.sum(-1)
-    out = preference_loss(logprobs, ref_logprobs, lengths, hyper)
-    loss = Mean.of(out.loss, batch.valid)
-    metrics = {
-        "loss/dpo": loss,
-        "rewards/chosen": Mean.of(out.chosen_rewards, batch.valid),
-        "rewards/rejected": Mean.of(out.rejected_rewards, batch.valid),
-        "rewards/margins": Mean.of(out.margin, batch.valid),
-        "rewards/accuracies": Mean.of(out.accuracy, batch.valid),
-        "logps/chosen": Mean.of(logprobs[:, 0], batch.valid),
-        "logps/rejected": Mean.of(logprobs[:, 1], batch.valid),
-        "lengths/chosen": Mean.of(lengths[:, 0], batch.valid),
-        "lengths/rejected": Mean.of(lengths[:, 1], batch.valid),
-    }
-    total = loss.total / num_pairs
-    if hyper.beta_sft:
-        sft_logprobs = dialogue_logprobs(
-            policy, sft, num_tokens=hyper.num_tokens, chunk_size=hyper.chunk_size
-        )
-        metrics["loss/sft"] = Mean.of(sft_loss(logprobs=sft_logprobs), sft.loss_mask)
-        total += hyper.beta_sft * metrics["loss/sft"].total / num_sft_tokens
-    return total, metrics
-
-
-def train_step(
-    state,
-    batch,
-    ref_logprobs,
-    sft,
-    reference,
-    learning_rate,
-    *,
-    optimizer,
-    microbatches,
-    hyper: Hyper,
-):
-    share = functools.partial(
-        loss_fn,
-        reference=reference,
-        num_pairs=batch.valid.sum(),
-        num_sft_tokens=sft.loss_mask.sum() if sft else 1,
-        hyper=hyper,
-    )
-    inputs = (batch, ref_logprobs, sft)
-    optimizer = optimizer.at(learning_rate)
-    return update(share, state, inputs, optimizer=optimizer, microbatches=microbatches)
-
-
-def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):
-    """The reference's log-probabilities of all pairs: float32 [pairs, 2]."""
-    order = np.argsort(pair_lengths(pairs))
-    found = np.zeros((len(pairs), 2), np.float32)
-    for i in range(0, len(pairs), batch_size):
-        index = order[i : i + batch_size]
-        batch = shard_batch(make_batch([pairs[j] for j in index]))
-        found[index] = fetch(logprob_step(reference, batch))[: len(index)]
-    return found
-
-
-def pair_lengths(pairs) -> list[int]:
-    """The longer response of each pair, in tokens."""
-    return [max(len(chosen), len(rejected)) for _, chosen, rejected in pairs]
-
-
-def evaluate(policy, reference, ask, logprobs) -> tuple[dict, list[dict]]:
-    """KL(policy || reference) in nats, length, share that ended and (testbed) true
-    quality of the policy's own answers, and the conversations."""
-    answers = ask(policy)
-    kl = logprobs(policy, answers) - logprobs(reference, answers)
-    samples = [
-        {
-            "prompt": prompt.messages[-1]["content"],
-            "response": response.text,
-            "ended": response.ended,
-            "reward": None,
-            "kl": response_kl,
-        }
-        for prompt, response, response_kl in zip(
-            answers.prompts, answers.responses, kl.tolist(), strict=True
-        )
-    ]
-    metrics = {
-        "eval/kl": Mean.of(kl),
-        "eval/response_length": Mean.of(answers.lengths),
-        "eval/ended_fraction": Mean.of(answers.ended),
-    }
-    return metrics | quality_metrics(answers.prompts, answers.texts), samples
 
 
 def run(config, workdir: str) -> None:
     """Improve `config.init_from` (an SFT policy) on labelled pairs; leave it in
     `workdir/checkpoints`."""
     check_options(config)
-    check_batch("batch_size", config.batch_size, parts=config.microbatches)
-    if config.beta_sft:
-        check_batch("sft_batch_size", config.sft_batch_size, parts=config.microbatches)
     workdir = open_workdir(workdir, config)
 
     # Data
@@ -243,77 +85,17 @@ def run(config, workdir: str) -> None:
     eval_file = config.eval_prompts or data / "eval_prompts.jsonl"
     eval_prompts = read(eval_file, Prompt)[: config.num_eval_prompts]
 
-    # Models
-    init_key, eval_key = jax.random.split(jax.random.key(config.seed))
-    load = functools.partial(
-        weights.load_policy,
-        model=config.model,
-        num_tokens=tokenizer.vocab_size,
-        key=init_key,
-        **weights.computation(config),
-    )
-    policy = load(config.init_from)
-    reference = policy
-    if config.reference_from not in ("", config.init_from):
-        reference = load(config.reference_from)
-
     # Steps
-    hyper = Hyper(
-        num_tokens=tokenizer.vocab_size,
-        chunk_size=config.chunk_size,
-        loss=config.loss,
-        beta=config.beta,
-        label_smoothing=config.label_smoothing,
-        gamma=config.gamma,
-        alpha=config.alpha,
-        beta_sft=config.beta_sft,
-    )
+    hyper = Hyper.from_config(config, tokenizer.vocab_size)
     total_steps = config.epochs * order.batches_per_epoch
     optimizer = optimizers.from_config(config.optimizer)
     learning_rates = optimizers.learning_rates(config.optimizer, total_steps)
     step_fn = jax.jit(
-        functools.partial(
-            train_step,
-            optimizer=optimizer,
-            microbatches=config.microbatches,
-            hyper=hyper,
-        ),
+        functools.partial(train_step, optimizer=optimizer, hyper=hyper),
         donate_argnums=0,
     )
-
-    # Reference
-    ref_logprobs = None
-    if config.loss != "simpo" and config.reference == "cached":
-        ref_logprobs = cached(
-            Path(config.reference_cache or workdir / "reference_logprobs.npz"),
-            {
-                "reference": weights_fingerprint(reference),
-                "tokenizer": tokenizer.fingerprint,
-                "set of pairs": fingerprint(pairs),
-            },
-            lambda: reference_logprobs(
-                reference,
-                pairs,
-                make_batch,
-                config.batch_size,
-                jax.jit(functools.partial(pair_logprobs, hyper=hyper)),
-            ),
-        )
-    if config.reference != "on_the_fly":
-        reference = None  # its memory is free; an evaluation loads it again
-
-    # State
-    state = create(functools.partial(TrainState.create, optimizer=optimizer), policy)
-    del policy
-
-    # Restore
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
-    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
-    start = checkpoints.latest_step()
-    if start:
-        state = from_items(checkpoints.restore(start, to_items(state)))
-
-    # Evaluation: the same prompts and keys every time
+    logprob_step = jax.jit(functools.partial(pair_logprobs, hyper=hyper))
+    init_key, eval_key = jax.random.split(jax.random.key(config.seed))
     sampling = sampling_with(
         tokenizer,
         max_new_tokens=config.max_response_tokens,
@@ -336,6 +118,45 @@ def run(config, workdir: str) -> None:
         batch_size=config.batch_size,
     )
 
+    # Models
+    load_policy = functools.partial(
+        weights.load_policy,
+        model=config.model,
+        num_tokens=tokenizer.vocab_size,
+        key=init_key,
+        **weights.computation(config),
+    )
+    load_reference = functools.partial(
+        load_policy, config.reference_from or config.init_from
+    )
+    reference = load_reference() if hyper.needs_reference else None
+    ref_logprobs = None
+    if hyper.needs_reference and config.reference == "cached":
+        ref_logprobs = cached(
+            Path(config.reference_cache or workdir / "reference_logprobs.npz"),
+            {
+                "reference": weights_fingerprint(reference),
+                "tokenizer": tokenizer.fingerprint,
+                "set of pairs": fingerprint(pairs),
+            },
+            lambda: reference_logprobs(
+                reference, pairs, make_batch, config.batch_size, logprob_step
+            ),
+        )
+        reference = None  # its memory is free; an evaluation loads it again
+
+    # State
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    start = checkpoints.latest_step()
+    first_state = functools.partial(TrainState.create, optimizer=optimizer)
+    if start:
+        model = weights.shapes(checkpoints, start, "model", config)
+        items = to_items(shapes_of(first_state, model))
+        state = from_items(checkpoints.restore(start, items))
+    else:
+        state = create(first_state, load_policy(config.init_from), donate=True)
+    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
+
     # Loop
     writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
     watch = Stopwatch()
@@ -347,7 +168,7 @@ def run(config, workdir: str) -> None:
             inputs = {
                 "batch": batch,
                 "ref_logprobs": None if ref_logprobs is None else ref_logprobs[index],
-                "sft": sft.batch(step) if sft else None,
+                "sft": None if sft is None else sft.batch(step),
             }
             state, metrics = step_fn(
                 state,
@@ -361,7 +182,7 @@ def run(config, workdir: str) -> None:
             if due(step + 1, config.eval_every, total_steps):
                 eval_metrics, samples = evaluate(
                     state.model,
-                    reference or load(config.reference_from or config.init_from),
+                    load_reference() if reference is None else reference,
                     ask,
                     logprobs,
                 )
@@ -370,18 +191,64 @@ def run(config, workdir: str) -> None:
             if checkpoints.due(step + 1, config.save_every, total_steps):
                 writer.flush()
                 checkpoints.save(step + 1, to_items(state), meta)
+
+    # Hand on
     numbers = writer.flush()
     writer.close()
     checkpoints.close()
     finish(workdir, numbers)
 
 
+def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):
+    """The reference's log-probabilities of all pairs: float32 [pairs, 2]."""
+    order = np.argsort(pair_lengths(pairs))
+    found = np.zeros((len(pairs), 2), np.float32)
+    for i in range(0, len(pairs), batch_size):
+        index = order[i : i + batch_size]
+        batch = shard_batch(make_batch([pairs[j] for j in index]))
+        found[index] = fetch(logprob_step(reference, batch))[: len(index)]
+    return found
+
+
+def pair_lengths(pairs) -> list[int]:
+    """The longer response of each pair, in tokens."""
+    return [max(len(chosen), len(rejected)) for _, chosen, rejected in pairs]
+
+
+def evaluate(policy, reference, ask, logprobs) -> tuple[dict, list[dict]]:
+    """KL(policy || reference) in nats, length, share that ended and (testbed) true
+    quality of the policy's own answers, and the conversations."""
+    answers = ask(policy)
+    kl = logprobs(policy, answers) - logprobs(reference, answers)
+    samples = [
+        {
+            "prompt": prompt.messages[-1]["content"],
+            "response": response.text,
+            "ended": response.ended,
+            "reward": None,
+            "kl": response_kl,
+        }
+        for prompt, response, response_kl in zip(
+            answers.prompts, answers.responses, kl.tolist(), strict=True
+        )
+    ]
+    metrics = {
+        "eval/kl": Mean.of(kl),
+        "eval/response_length": Mean.of(answers.lengths),
+        "eval/ended_fraction": Mean.of(answers.ended),
+    }
+    return metrics | quality_metrics(answers.prompts, answers.texts), samples
+
+
 def check_options(config) -> None:
-    """Refuse values that make no sense, alone or together.
+    """Refuse options that contradict each other, before anything is read or compiled.
 
     Raises:
-        ValueError: says which, and what to write instead.
+        ValueError: says which, and what to set instead.
     """
+    check_batch("batch_size", config.batch_size, parts=config.microbatches)
+    if config.beta_sft:
+        check_batch("sft_batch_size", config.sft_batch_size, parts=config.microbatches)
     loss, label_smoothing = config.loss, config.label_smoothing
     if loss not in LOSSES:
         raise ValueError(f"{loss=} must be one of {', '.join(LOSSES)}.")

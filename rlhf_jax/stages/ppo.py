@@ -1,13 +1,13 @@
 """PPO with a reference-reward baseline, a KL penalty and an SFT term.
 
 ChatGLM-RLHF (arXiv 2404.00934), section 3. One iteration, whose functions are in
-training/ppo.py:
+algorithms/ppo.py:
 1. rollout: the policy answers a batch of prompts. So does the reference, when a prompt
    is first drawn; the reward model's score of that answer is kept.
 2. make_experience: old log-probabilities, reference log-probabilities, scores and
    values in one program. Score minus the reference answer's score at the last token,
    minus kl_coef * KL at every token; generalised advantage estimation.
-3. update: epochs x minibatches of the clipped policy loss plus beta_sft * the SFT
+3. train_step: epochs x minibatches of the clipped policy loss plus beta_sft * the SFT
    loss, and of the clipped value loss, in one program.
 
 The paper does not give kl_coef, the clip ranges, GAE's lambda or the critic's design;
@@ -18,18 +18,28 @@ Without a critic: advantage="rloo" (arXiv 2402.14740), "grpo" (2402.03300) or "r
 kl_coef * its KL (the GRPO paper has the KL in the loss: kl_in_loss), in the same
 clipped loss; there is no value model then, in memory or in the programs. ReMax's
 baseline is the policy's greedy answer (baseline="greedy"); with baseline="reference"
-it is the paper's idea in another dress: the same baseline, without a critic.
+it is the paper's baseline without a critic.
 """
 
 import dataclasses
 import functools
+import shutil
+from pathlib import Path
+from typing import NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from rlhf_jax.batches import PromptBatch
+from rlhf_jax.algorithms.ppo import (
+    Frozen,
+    Hyper,
+    PPOState,
+    make_experience,
+    train_step,
+    with_opt_states,
+)
+from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, prompt_batch, round_up
 from rlhf_jax.data.encoding import encode_prompts, sft_batches
@@ -37,13 +47,13 @@ from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.rollouts import answer_scores, evaluate
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.parallel.sharding import (
     create,
     creator,
+    shapes_of,
     shard_batch,
     to_memory,
 )
@@ -51,27 +61,22 @@ from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
-from rlhf_jax.training.ppo import (
-    Frozen,
-    Hyper,
-    PPOState,
-    make_experience,
-    update,
-    with_opt_states,
-)
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, from_items, to_items
+from rlhf_jax.training.state import from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
+
+ABOVE_CEILING = "above_kl_ceiling"  # in the workdir: a policy that stopped its run
 
 
 def run(config, workdir: str) -> None:
     """Improve `config.init_from` (an SFT policy) against `config.reward_model`; leave
-    policy ("model") and value model ("value") in `workdir/checkpoints`."""
+    policy ("model") and value model ("value") in `workdir/checkpoints`.
+
+    Raises:
+        KLCeilingError: the policy moved too far from its reference.
+    """
     check_options(config)
     workdir = open_workdir(workdir, config)
-    init_key, head_key, reference_key, rollout_key, update_key, eval_key = (
-        jax.random.split(jax.random.key(config.seed), 6)
-    )
 
     # Data
     data = sources.open_data(config.data, workdir)
@@ -101,7 +106,6 @@ def run(config, workdir: str) -> None:
         rows = [prompts[i] for i in index]
         return prompt_batch(rows, index, pad_id=tokenizer.pad_id, width=width)
 
-    num_updates = config.ppo_epochs * config.minibatches
     sft = None
     if config.beta_sft:
         sft = sft_batches(
@@ -113,8 +117,44 @@ def run(config, workdir: str) -> None:
             seed=config.seed,
         )
 
+    # Steps
+    hyper = Hyper.from_config(config, tokenizer.vocab_size)
+    total_updates = config.total_steps * hyper.num_updates
+    policy_optimizer = optimizers.from_config(config.optimizer)
+    policy_rates = optimizers.learning_rates(config.optimizer, total_updates)
+    value_optimizer = optimizers.from_config(config.value_optimizer)
+    value_rates = optimizers.learning_rates(config.value_optimizer, total_updates)
+    experience_step = jax.jit(functools.partial(make_experience, hyper=hyper))
+    update_step = jax.jit(
+        functools.partial(
+            train_step,
+            policy_optimizer=policy_optimizer,
+            value_optimizer=value_optimizer,
+            hyper=hyper,
+        ),
+        donate_argnums=0,
+    )
+    init_key, head_key, reference_key, rollout_key, update_key, eval_key = (
+        jax.random.split(jax.random.key(config.seed), 6)
+    )
+    sampling = sampling_with(
+        tokenizer,
+        max_new_tokens=config.max_response_tokens,
+        temperature=config.temperature,
+    )
+    greedy = dataclasses.replace(sampling, temperature=0.0)
+    measure = functools.partial(
+        evaluate,
+        records=eval_records,
+        prompts=eval_prompts,
+        key=eval_key,
+        sampling=sampling,
+        tokenizer=tokenizer,
+        width=width,
+    )
+
     # Models
-    load = functools.partial(
+    load_policy = functools.partial(
         weights.load_policy,
         model=config.model,
         num_tokens=tokenizer.vocab_size,
@@ -136,77 +176,19 @@ def run(config, workdir: str) -> None:
         )
     if not config.reward_model:
         logging.warning("No reward_model: a random one, good for trying out only.")
-    reference = load(reference_from, param_dtype=config.frozen_param_dtype)
+    reference = load_policy(reference_from, param_dtype=config.frozen_param_dtype)
     frozen = Frozen(reference, load_scorer(backbone=reference))
     del reference
+    memory = Memory(config, frozen)
 
-    # State
-    total_steps = config.total_steps
-    total_updates = total_steps * num_updates
-    policy_optimizer = optimizers.from_config(config.optimizer)
-    policy_rates = optimizers.learning_rates(config.optimizer, total_updates)
-    value_optimizer = optimizers.from_config(config.value_optimizer)
-    value_rates = optimizers.learning_rates(config.value_optimizer, total_updates)
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
-    waiting_room = "pinned_host" if config.offload_moments else "device"
-
-    def first_state(policy, value):
-        # Copies: the state's buffers are donated, so no other model may share them.
-        policy, value = jax.tree.map(jnp.copy, (policy, value))
-        return PPOState(
-            policy=TrainState.create(policy, policy_optimizer),
-            value=value and TrainState.create(value, value_optimizer),
-            kl_coef=jnp.float32(config.kl_coef),
-            moments=init_moments(),
-            rollbacks=jnp.int32(0),
-        )
-
-    def newest_state() -> tuple[PPOState, int]:
-        """The newest checkpoint's, else the start; and its step."""
-        policy = load(config.init_from)
-        value = load_scorer(backbone=policy) if config.advantage == "gae" else None
-        state = create(first_state, policy, value)
-        step = checkpoints.latest_step()
-        if step:
-            state = from_checkpoint(checkpoints.restore(step, to_checkpoint(state)))
-        return with_moments_in(waiting_room, state), step
-
-    state, start = newest_state()
-    meta = {"models": {"model": weights.describe(state.policy.model, tokenizer)}}
-    if state.value is not None:
-        meta["models"]["value"] = weights.describe(state.value.model, tokenizer)
-
-    # Steps
-    fields = [field.name for field in dataclasses.fields(Hyper)]
-    hyper = Hyper(
-        num_tokens=tokenizer.vocab_size,
-        **{name: config[name] for name in fields if name != "num_tokens"},
-    )
-    sampling = sampling_with(
-        tokenizer,
-        max_new_tokens=config.max_response_tokens,
-        temperature=config.temperature,
-    )
-    greedy = dataclasses.replace(sampling, temperature=0.0)
-    in_8_bits = None
-    if config.rollout_param_dtype == "int8":
-        in_8_bits = creator(quantise, state.policy.model)
-    experience_step = jax.jit(functools.partial(make_experience, hyper=hyper))
-    update_step = jax.jit(
-        functools.partial(
-            update,
-            hyper=hyper,
-            policy_optimizer=policy_optimizer,
-            value_optimizer=value_optimizer,
-        ),
-        donate_argnums=0,
-    )
-
-    # Reference answers, each when its prompt is first drawn
     def score_reference(index: np.ndarray) -> np.ndarray:
-        asked, batch = to_memory(frozen, "device"), prompts_at(index)
+        on_device = memory.frozen()
         return answer_scores(
-            asked.reference, asked.reward, batch, reference_key, sampling
+            on_device.reference,
+            on_device.reward,
+            prompts_at(index),
+            reference_key,
+            sampling,
         )
 
     reference_scores = None
@@ -223,126 +205,192 @@ def run(config, workdir: str) -> None:
             size=len(prompts),
             batch_size=config.batch_size,
         )
+    del frozen
 
-    if config.offload_frozen:
-        frozen = to_memory(frozen, "pinned_host")
+    def answer(policy, index: np.ndarray, key) -> tuple[Rollout, np.ndarray]:
+        """The policy's responses, and the scores to subtract: float32 [prompts]."""
+        batch, sampler = prompts_at(index), memory.sampler(policy)
+        several = repeat_prompts(batch, config.samples_per_prompt)
+        baseline = np.zeros(len(index), np.float32)
+        if config.baseline == "reference":
+            baseline = reference_scores.at(index)
+        responses = rollout(sampler, several, key, sampling)
+        if config.baseline == "greedy":
+            reward_model = memory.frozen().reward
+            baseline = answer_scores(sampler, reward_model, batch, key, greedy)
+        return responses, baseline
+
+    # State
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
+    start = checkpoints.latest_step()
+    first_state = functools.partial(
+        PPOState.create,
+        policy_optimizer=policy_optimizer,
+        value_optimizer=value_optimizer,
+        hyper=hyper,
+    )
+    if start:
+        policy, value = weights.shapes(checkpoints, start, "model", config), None
+        if hyper.has_critic:
+            value = weights.shapes(checkpoints, start, "value", config)
+        items = to_checkpoint(shapes_of(first_state, policy, value))
+        state = from_checkpoint(checkpoints.restore(start, items))
+    else:
+        policy = load_policy(config.init_from)
+        value = load_scorer(backbone=policy) if hyper.has_critic else None
+        state = create(first_state, policy, value, donate=True)
+    del policy, value
+    state = memory.at_rest(state)
+    meta = {"models": {"model": weights.describe(state.policy.model, tokenizer)}}
+    if state.value is not None:
+        meta["models"]["value"] = weights.describe(state.value.model, tokenizer)
 
     # Loop
-    step, watch = start, Stopwatch()
-    open_writer = functools.partial(
-        Writer,
-        workdir,
-        max_skipped=config.max_skipped_updates,
-        spike_zscore=config.spike_zscore,
-    )
-    writer = open_writer(step=step)
+    writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
+    watch = Stopwatch()
     show = {"score": "objective/baselined_scores", "kl": "objective/kl"}
-    with ProgressBar("ppo", total_steps, start, show) as bar:
-        while step < total_steps:
-            index = order.indices(step)
-            batch = prompts_at(index)
-            key = jax.random.fold_in(rollout_key, step)
-            several = repeat_prompts(batch, config.samples_per_prompt)
+    with ProgressBar("ppo", config.total_steps, start, show) as bar:
+        for step in range(start, config.total_steps):
+            # 1. The policy answers a batch of prompts.
             watch.lap()
-            baseline_scores = np.zeros(len(index), np.float32)
-            if config.baseline == "reference":
-                baseline_scores = reference_scores.at(index)
-            answering = state.policy.model
-            if in_8_bits:
-                answering = in_8_bits(answering)
-            rolled = rollout(answering, several, key, sampling)
-            if config.baseline == "greedy":
-                scorer = to_memory(frozen.reward, "device")
-                baseline_scores = answer_scores(answering, scorer, batch, key, greedy)
-            del answering  # or it stays through the update
-            num_generated = float(rolled.response_mask.sum())
+            index, key = order.indices(step), jax.random.fold_in(rollout_key, step)
+            responses, baseline = answer(state.policy.model, index, key)
+            num_generated = float(responses.response_mask.sum())
             seconds = {"time/generate": watch.lap()}
+
+            # 2. The experience: log-probabilities, scores, values, advantages.
+            baseline = np.repeat(baseline, config.samples_per_prompt)
             experience, changes, metrics = experience_step(
-                state,
-                to_memory(frozen, "device"),
-                rolled,
-                np.repeat(baseline_scores, config.samples_per_prompt),
+                state, memory.frozen(), responses, baseline
             )
             observed_kl = metrics["objective/kl"].value()
             seconds["time/score"] = watch.lap()
-
             if observed_kl > config.kl_ceiling:
                 writer.close()
-                logging.error(
-                    "Step %d: objective/kl %.1f is above kl_ceiling %.1f, with kl_coef "
-                    "%.3g. Raise kl_coef or lower optimizer.learning_rate.",
-                    step, observed_kl, config.kl_ceiling, state.kl_coef,
-                )  # fmt: skip
-                if step == 0:
-                    raise ValueError(
-                        f"{config.kl_ceiling=} is below the policy's KL of "
-                        f"{observed_kl:.1f} before any update: it starts too far from "
-                        f"its reference, {weights.fingerprint(reference_from)}."
-                    )
-                checkpoints.delete_from(step)  # that are of this policy
-                if state.rollbacks == config.max_rollbacks:
-                    checkpoints.save(step, to_checkpoint(state), meta)
-                    break
-                kl_coef, rollbacks = 2 * state.kl_coef, state.rollbacks + 1
-                state, step = newest_state()
-                state = dataclasses.replace(state, kl_coef=kl_coef, rollbacks=rollbacks)
-                writer = open_writer(step=step)
-                logging.warning("Rolled back to step %d; kl_coef %.3g.", step, kl_coef)
-                continue
+                stop_above_ceiling(
+                    config, workdir, checkpoints, step, state, meta, observed_kl
+                )
 
-            updates = slice(step * num_updates, (step + 1) * num_updates)
-            sft_batch = sft and sft.stack(updates.start, num_updates)
+            # 3. The updates: epochs x minibatches.
+            updates = slice(step * hyper.num_updates, (step + 1) * hyper.num_updates)
+            sft_batch = None
+            if sft is not None:
+                sft_batch = sft.stack(updates.start, hyper.num_updates)
             state, update_metrics = update_step(
-                with_moments_in("device", dataclasses.replace(state, **changes)),
+                memory.at_work(dataclasses.replace(state, **changes)),
                 experience,
-                sft and shard_batch(sft_batch, axis=1),
+                shard_batch(sft_batch, axis=1),
                 jax.random.fold_in(update_key, step),
                 (policy_rates[updates], value_rates[updates]),
             )
-            state = with_moments_in(waiting_room, state)
+            state = memory.at_rest(state)
             jax.block_until_ready(update_metrics)
             seconds["time/update"] = watch.lap()
+
+            # 4. Metrics, evaluation, checkpoint.
             metrics |= update_metrics | seconds
             metrics["optim/lr"] = policy_rates[updates.start]
-            metrics["optim/rollbacks"] = int(state.rollbacks)
             metrics["tokens_per_second"] = Mean(num_generated, sum(seconds.values()))
-            step += 1
-            learned_from = {"experience": experience, "sft": sft_batch}
-            bar.update(*writer.write(step, metrics, learned_from))
-            if due(step, config.eval_every, total_steps):
-                eval_metrics, samples = evaluate(
-                    state.policy.model,
-                    to_memory(frozen.reward, "device"),
-                    eval_records,
-                    eval_prompts,
-                    eval_key,
-                    sampling,
-                    tokenizer,
-                    width=width,
+            learned_from = {"batch": experience, "sft": sft_batch}
+            bar.update(*writer.write(step + 1, metrics, learned_from))
+            if due(step + 1, config.eval_every, config.total_steps):
+                eval_metrics, samples = measure(
+                    state.policy.model, memory.frozen().reward
                 )
-                writer.write(step, eval_metrics)
-                writer.write_samples(step, samples[: config.num_samples])
-            if checkpoints.due(step, config.save_every, total_steps):
-                checkpoints.save(step, to_checkpoint(state), meta, writer.flush())
+                writer.write(step + 1, eval_metrics)
+                writer.write_samples(step + 1, samples[: config.num_samples])
+            if checkpoints.due(step + 1, config.save_every, config.total_steps):
+                checkpoints.save(step + 1, to_checkpoint(state), meta, writer.flush())
+
+    # Hand on
     numbers = writer.close()
     checkpoints.close()
     finish(workdir, numbers)
 
 
-def with_moments_in(memory: str, state: PPOState) -> PPOState:
-    """The state with its optimizers' moments in a memory, see `to_memory`."""
-    return with_opt_states(state, lambda moments: to_memory(moments, memory))
+class KLCeilingError(ValueError):
+    """The policy moved farther from its reference than `kl_ceiling` allows."""
+
+
+def stop_above_ceiling(config, workdir, checkpoints, step, state, meta, kl) -> NoReturn:
+    """End a run whose policy is above the ceiling: it is kept for study, apart from the
+    run's checkpoints, of which the newest is then one below the ceiling.
+
+    Raises:
+        KLCeilingError: always.
+    """
+    told = (
+        f"Step {step} of {workdir}: objective/kl {kl:.1f} nats a response is above "
+        f"kl_ceiling {config.kl_ceiling:.1f}, with kl_coef {state.kl_coef:.3g}."
+    )
+    if step == 0:
+        raise KLCeilingError(
+            f"{told} The policy had no update yet: it starts too far from its "
+            f"reference, {weights.fingerprint(config.reference or config.init_from)}."
+        )
+    study = Path(workdir) / ABOVE_CEILING
+    if jax.process_index() == 0:
+        shutil.rmtree(study, ignore_errors=True)
+        study.mkdir()
+        shutil.copy(workdir / "config.json", study)
+        shutil.copytree(workdir / "tokenizer", study / "tokenizer")
+    above = Checkpoints(study, keep=1)
+    above.save(step, to_checkpoint(state), meta)
+    above.close()
+    checkpoints.delete_from(step)
+    below = checkpoints.latest_step()
+    checkpoints.close()
+    raise KLCeilingError(
+        f"{told} Raise kl_coef or lower optimizer.learning_rate, in another --workdir. "
+        f"The newest checkpoint below the ceiling is of step {below}; this policy is "
+        f"kept in {study}."
+    )
+
+
+class Memory:
+    """Where the models lie: on the device, or in the host's memory while others are at
+    work (`offload_frozen`, `offload_moments`); and the sampler's copy in 8 bits
+    (`rollout_param_dtype`)."""
+
+    def __init__(self, config, frozen: Frozen):
+        self._frozen_rests = "pinned_host" if config.offload_frozen else "device"
+        self._moments_rest = "pinned_host" if config.offload_moments else "device"
+        self._frozen = to_memory(frozen, self._frozen_rests)
+        self._is_copied = config.rollout_param_dtype == "int8"
+        self._in_8_bits = None  # compiled for the first policy
+
+    def frozen(self) -> Frozen:
+        """The frozen models, on the device."""
+        return to_memory(self._frozen, "device")
+
+    def sampler(self, policy):
+        """The model that answers prompts: the policy, or its copy in 8 bits."""
+        if not self._is_copied:
+            return policy
+        if self._in_8_bits is None:
+            self._in_8_bits = creator(quantise, policy)
+        return self._in_8_bits(policy)
+
+    def at_work(self, state: PPOState) -> PPOState:
+        """The state as the update needs it: all of it on the device."""
+        return with_opt_states(state, lambda moments: to_memory(moments, "device"))
+
+    def at_rest(self, state: PPOState) -> PPOState:
+        """The state between updates: the moments where they rest."""
+        rest = self._moments_rest
+        return with_opt_states(state, lambda moments: to_memory(moments, rest))
 
 
 def to_checkpoint(state: PPOState) -> dict:
+    """The state as checkpoint items, each model apart, so that it loads alone."""
     items = to_items(state.policy)
     if state.value is not None:
         items |= to_items(state.value, "value")
-    names = ("kl_coef", "moments", "rollbacks")
-    return items | {"rest": {name: getattr(state, name) for name in names}}
+    return items | {"rest": {"kl_coef": state.kl_coef, "moments": state.moments}}
 
 
 def from_checkpoint(items: dict) -> PPOState:
+    """The inverse of `to_checkpoint`."""
     value = from_items(items, "value") if "value" in items else None
     return PPOState(policy=from_items(items), value=value, **items["rest"])
 

@@ -11,6 +11,7 @@ training prompts. The best of these models is handed on; training stops when `pa
 of them in a row were no better (the paper does not say when it stops). The test pairs
 are read once, at the end. There the scores are centred as well: mean 0 over training
 responses, which in the paper's data are those of the SFT model that PPO starts from.
+The loss and the step are in algorithms/reward.py.
 """
 
 import functools
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from rlhf_jax.batches import PackedPairs
+from rlhf_jax.algorithms.reward import Hyper, train_step
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, packed_pairs
 from rlhf_jax.data.encoding import Pair, encode_pairs
@@ -29,56 +30,24 @@ from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.evaluation.intervals import pair_accuracy
 from rlhf_jax.evaluation.tables import print_held_out
-from rlhf_jax.generation.scoring import pair_scores
-from rlhf_jax.losses.reward import ranking_loss
 from rlhf_jax.parallel.mesh import check_batch
-from rlhf_jax.parallel.sharding import create, shard_batch
+from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.early_stopping import Best
-from rlhf_jax.training.metrics import Mean, Stopwatch, Writer, read_metrics
+from rlhf_jax.training.metrics import Stopwatch, Writer, read_metrics
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, from_items, to_items, update
+from rlhf_jax.training.state import TrainState, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
 
 LENGTH_WINDOW = 64  # batches: padding of hh-rlhf falls from 15 to 11 % against 16
 
 
-def loss_fn(model, batch: PackedPairs, *, num_pairs, **hyper):
-    """The batch's share of the loss, and what to log."""
-    scores = pair_scores(model, batch)
-    out = ranking_loss(
-        chosen_scores=scores[:, 0], rejected_scores=scores[:, 1], **hyper
-    )
-    loss = Mean.of(out.loss, batch.valid)
-    metrics = {
-        "loss/reward": loss,
-        "loss/ranking": Mean.of(out.ranking, batch.valid),
-        "loss/regulariser": Mean.of(out.regulariser, batch.valid),
-        "rewards/accuracies": Mean.of(out.margin > 0, batch.valid),
-        "rewards/margins": Mean.of(out.margin, batch.valid),
-        "rewards/chosen": Mean.of(scores[:, 0], batch.valid),
-        "rewards/rejected": Mean.of(scores[:, 1], batch.valid),
-        "padding": Mean.of(~batch.mask),
-    }
-    return loss.total / num_pairs, metrics
-
-
-def train_step(state, batch, learning_rate, *, optimizer, microbatches, **hyper):
-    share = functools.partial(loss_fn, num_pairs=batch.valid.sum(), **hyper)
-    optimizer = optimizer.at(learning_rate)
-    return update(share, state, batch, optimizer=optimizer, microbatches=microbatches)
-
-
 def run(config, workdir: str) -> None:
     """Train a reward model from `config.init_from` (an SFT policy) on comparisons;
     leave it in `workdir/checkpoints` and its report in `workdir/evaluation`."""
-    check_batch("batch_size", config.batch_size, parts=config.microbatches)
+    check_options(config)
     workdir = open_workdir(workdir, config)
-    if config.eval_every < 1:
-        raise ValueError(
-            f"{config.eval_every=}: the best evaluated model is the result."
-        )
 
     # Data
     data = sources.open_data(config.data, workdir)
@@ -124,48 +93,46 @@ def run(config, workdir: str) -> None:
         "batch_size": config.batch_size,
     }
 
-    # Model
-    policy_key, head_key = jax.random.split(jax.random.key(config.seed))
-    policy = weights.load_policy(
-        config.init_from,
-        model=config.model,
-        num_tokens=tokenizer.vocab_size,
-        key=policy_key,
-        **weights.computation(config),
-    )
-    model = weights.load_score_model(
-        "", backbone=policy, num_tokens=tokenizer.vocab_size, key=head_key
-    )
-    del policy
-
-    # State
+    # Steps
+    hyper = Hyper.from_config(config, tokenizer.vocab_size)
     total_steps = config.epochs * order.batches_per_epoch
     optimizer = optimizers.from_config(config.optimizer)
     learning_rates = optimizers.learning_rates(config.optimizer, total_steps)
-    state = create(functools.partial(TrainState.create, optimizer=optimizer), model)
-    best = Best.start(model)
-    del model
-
-    # Steps
     step_fn = jax.jit(
-        functools.partial(
-            train_step,
-            optimizer=optimizer,
-            microbatches=config.microbatches,
-            margin=config.margin,
-            label_smoothing=config.label_smoothing,
-            score_regularisation=config.score_regularisation,
-        ),
+        functools.partial(train_step, optimizer=optimizer, hyper=hyper),
         donate_argnums=0,
     )
 
-    # Restore
+    # Models
+    policy_key, head_key = jax.random.split(jax.random.key(config.seed))
+
+    def load_model():
+        policy = weights.load_policy(
+            config.init_from,
+            model=config.model,
+            num_tokens=tokenizer.vocab_size,
+            key=policy_key,
+            **weights.computation(config),
+        )
+        return weights.load_score_model(
+            "", backbone=policy, num_tokens=tokenizer.vocab_size, key=head_key
+        )
+
+    # State
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
-    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
     start = checkpoints.latest_step()
+    first_state = functools.partial(TrainState.create, optimizer=optimizer)
     if start:
-        items = checkpoints.restore(start, to_items(state) | {"best": best})
+        model = weights.shapes(checkpoints, start, "model", config)
+        items = to_items(shapes_of(first_state, model))
+        items |= {"best": shapes_of(Best.start, model)}
+        items = checkpoints.restore(start, items)
         state, best = from_items(items), items["best"]
+        del items
+    else:
+        state = create(first_state, load_model(), donate=True)
+        best = Best.start(state.model)
+    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
 
     # Loop
     writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
@@ -257,3 +224,16 @@ def samples(test: list[Comparison], scores: np.ndarray, count: int) -> list[dict
             strict=True,
         )
     ]
+
+
+def check_options(config) -> None:
+    """Refuse options that contradict each other, before anything is read or compiled.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    check_batch("batch_size", config.batch_size, parts=config.microbatches)
+    if config.eval_every < 1:
+        raise ValueError(
+            f"{config.eval_every=}: the best evaluated model is the result."
+        )

@@ -5,6 +5,7 @@ One step:
 2. Log-probabilities of every assistant token (its end token included).
 3. Minus their mean over the tokens of the batch, not the mean of means.
 4. AdamW.
+The loss and the step are in algorithms/sft.py.
 """
 
 import functools
@@ -13,56 +14,26 @@ import operator
 import jax
 from absl import logging
 
-from rlhf_jax.batches import SFTBatch
+from rlhf_jax.algorithms.sft import Hyper, mean_loss, train_step
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, sft_batch
 from rlhf_jax.data.encoding import encode_dialogues
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.answers import sample_conversations
-from rlhf_jax.generation.scoring import dialogue_logprobs
-from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.parallel.mesh import check_batch
-from rlhf_jax.parallel.sharding import create, shard_batch
+from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
+from rlhf_jax.training.metrics import Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, from_items, to_items, update
+from rlhf_jax.training.state import TrainState, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
-
-
-def loss_fn(policy, batch: SFTBatch, *, num_target, num_tokens, chunk_size):
-    """The batch's share of the loss, and what to log."""
-    logprobs = dialogue_logprobs(
-        policy, batch, num_tokens=num_tokens, chunk_size=chunk_size
-    )
-    loss = Mean.of(sft_loss(logprobs=logprobs), batch.loss_mask)
-    return loss.total / num_target, {"loss/sft": loss}
-
-
-def train_step(
-    state, batch, learning_rate, *, optimizer, microbatches, num_tokens, chunk_size
-):
-    share = functools.partial(
-        loss_fn,
-        num_target=batch.loss_mask.sum(),
-        num_tokens=num_tokens,
-        chunk_size=chunk_size,
-    )
-    optimizer = optimizer.at(learning_rate)
-    return update(share, state, batch, optimizer=optimizer, microbatches=microbatches)
-
-
-def evaluate(policy, batches, eval_step) -> dict:
-    """Mean loss per assistant token on held-out dialogues."""
-    losses = [eval_step(policy, shard_batch(b))[1]["loss/sft"] for b in batches]
-    return {"eval/loss": functools.reduce(operator.add, losses)}
 
 
 def run(config, workdir: str) -> None:
     """Fine-tune `config.init_from` (or random weights) on dialogues; leave the policy
     in `workdir/checkpoints`."""
-    check_batch("batch_size", config.batch_size, parts=config.microbatches)
+    check_options(config)
     workdir = open_workdir(workdir, config)
 
     # Data
@@ -86,6 +57,7 @@ def run(config, workdir: str) -> None:
         config.max_tokens,
         config.too_long,
     )
+    eval_prompts = read(data / "eval_prompts.jsonl", Prompt)
     logging.info("%d dialogues; too long: %s.", len(examples), dict(too_long) or 0)
     order = BatchOrder(
         len(examples),
@@ -101,8 +73,24 @@ def run(config, workdir: str) -> None:
         for i in range(0, len(held_out), config.batch_size)
     ]
 
-    # Model
-    policy = weights.load_policy(
+    # Steps
+    hyper = Hyper.from_config(config, tokenizer.vocab_size)
+    total_steps = config.epochs * order.batches_per_epoch
+    optimizer = optimizers.from_config(config.optimizer)
+    learning_rates = optimizers.learning_rates(config.optimizer, total_steps)
+    step_fn = jax.jit(
+        functools.partial(train_step, optimizer=optimizer, hyper=hyper),
+        donate_argnums=0,
+    )
+    eval_step = jax.jit(
+        functools.partial(
+            mean_loss, num_tokens=hyper.num_tokens, chunk_size=hyper.chunk_size
+        )
+    )
+
+    # Models
+    load_policy = functools.partial(
+        weights.load_policy,
         config.init_from,
         model=config.model,
         num_tokens=tokenizer.vocab_size,
@@ -111,36 +99,16 @@ def run(config, workdir: str) -> None:
     )
 
     # State
-    total_steps = config.epochs * order.batches_per_epoch
-    optimizer = optimizers.from_config(config.optimizer)
-    learning_rates = optimizers.learning_rates(config.optimizer, total_steps)
-    state = create(functools.partial(TrainState.create, optimizer=optimizer), policy)
-    del policy
-
-    # Steps
-    num_tokens, chunk_size = tokenizer.vocab_size, config.chunk_size
-    step_fn = jax.jit(
-        functools.partial(
-            train_step,
-            optimizer=optimizer,
-            microbatches=config.microbatches,
-            num_tokens=num_tokens,
-            chunk_size=chunk_size,
-        ),
-        donate_argnums=0,
-    )
-    eval_step = jax.jit(
-        functools.partial(
-            loss_fn, num_target=1.0, num_tokens=num_tokens, chunk_size=chunk_size
-        )
-    )
-
-    # Restore
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="-eval/loss")
-    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
     start = checkpoints.latest_step()
+    first_state = functools.partial(TrainState.create, optimizer=optimizer)
     if start:
-        state = from_items(checkpoints.restore(start, to_items(state)))
+        model = weights.shapes(checkpoints, start, "model", config)
+        items = to_items(shapes_of(first_state, model))
+        state = from_items(checkpoints.restore(start, items))
+    else:
+        state = create(first_state, load_policy(), donate=True)
+    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
 
     # Loop
     writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
@@ -156,10 +124,12 @@ def run(config, workdir: str) -> None:
                 writer.write(step + 1, evaluate(state.model, eval_batches, eval_step))
             if checkpoints.due(step + 1, config.save_every, total_steps):
                 checkpoints.save(step + 1, to_items(state), meta, writer.flush())
+
+    # Hand on
     numbers = writer.flush()
     samples = sample_conversations(
         state.model,
-        read(data / "eval_prompts.jsonl", Prompt),
+        eval_prompts,
         tokenizer,
         count=config.num_samples,
         max_prompt_tokens=config.max_prompt_tokens,
@@ -169,3 +139,18 @@ def run(config, workdir: str) -> None:
     writer.close()
     checkpoints.close()
     finish(workdir, numbers)
+
+
+def evaluate(policy, batches, eval_step) -> dict:
+    """Mean loss per assistant token on held-out dialogues."""
+    losses = [eval_step(policy, shard_batch(batch)) for batch in batches]
+    return {"eval/loss": functools.reduce(operator.add, losses)}
+
+
+def check_options(config) -> None:
+    """Refuse options that contradict each other, before anything is read or compiled.
+
+    Raises:
+        ValueError: says which, and what to set instead.
+    """
+    check_batch("batch_size", config.batch_size, parts=config.microbatches)

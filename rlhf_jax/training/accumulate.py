@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def value_and_grad(loss_fn: Callable, model, batch, *, microbatches: int):
-    """The gradient of a batch, computed `microbatches` rows-slices at a time.
+    """The gradient of a batch, computed in `microbatches` parts, one at a time.
 
     Args:
         loss_fn: `(model, batch) -> (loss, metrics)`. The loss is a *share*: it is

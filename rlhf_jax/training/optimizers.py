@@ -15,7 +15,7 @@ from rlhf_jax.parallel.layers import split
 class Optimizer:
     """A rule for one layer, applied to every layer and every parameter outside them.
 
-    To all layers at once (`state.update`) or to one after another inside the
+    To all layers at once (`state.optimizer_step`) or to one after another inside the
     backward pass (`parallel.fused_update`): state and result are the same.
     """
 

@@ -23,11 +23,11 @@ BOUNDS = {
     "at least 0": (
         lambda x: 0 <= x < math.inf,
         """alpha beta_sft chunk_size clip_norm dual_clip eval_every gamma kl_coef
-        kl_target length_bucket margin max_per_intent max_retries max_rollbacks
+        kl_target length_bucket margin max_per_intent max_retries
         min_characters min_margin min_per_intent missing_end_penalty noise num_probes
         num_samples patience prompt_price response_price save_every
         score_regularisation seed spending_limit spike_zscore temperature tie_margin
-        top_k warmup_steps weight_decay epsilon learning_rate""",
+        top_k warmup_steps weight_decay epsilon group_epsilon learning_rate""",
     ),
     "above 0": (
         lambda x: 0 < x < math.inf,
@@ -69,6 +69,7 @@ CHOICES = {
     "clip": ("global", "per_layer"),
     "decay": ("constant", "linear", "cosine"),
     "dtype": FLOATS,
+    "loss_aggregation": ("token", "response"),
     "frozen_param_dtype": (*FLOATS, "int8"),
     "moment_dtype": FLOATS,
     "name": ("adamw", "adafactor", "sgd"),

@@ -33,8 +33,13 @@ class TrainState:
         return cls(jnp.int32(0), jnp.int32(0), model, optimizer.init(model))
 
 
-def update(
-    loss_fn: Callable, state: TrainState, batch, *, optimizer: Optimizer, microbatches
+def optimizer_step(
+    loss_fn: Callable,
+    state: TrainState,
+    batch,
+    *,
+    optimizer: Optimizer,
+    microbatches: int,
 ) -> tuple[TrainState, dict]:
     """One optimizer step down `loss_fn(model, batch) -> (loss, metrics)`, see
     `accumulate.value_and_grad`: with the whole gradient, or fused into its computation.
@@ -66,8 +71,8 @@ def update(
 def apply_gradients(
     state: TrainState, loss, gradients, optimizer: Optimizer
 ) -> tuple[TrainState, dict]:
-    """One optimizer update. A loss or a gradient that is not finite changes nothing but
-    counts.
+    """One optimizer update. A loss or a gradient that is not finite leaves parameters
+    and moments unchanged; only the counters advance.
 
     Returns the new state and the metrics `optim/grad_norm` (before clipping) and
     `optim/skipped` (non-finite updates in a row so far).

@@ -23,7 +23,7 @@ from rlhf_jax.models.inputs import check_finite
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.mesh import check_heads, check_layers
-from rlhf_jax.parallel.sharding import create, shard_parameters
+from rlhf_jax.parallel.sharding import create, shapes_of
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
 
 
@@ -82,8 +82,7 @@ def load_model(
     `workdir_of`), or of a Hugging Face folder.
 
     Args:
-        item: which of the checkpoint's models ("model", or "policy" and "value" after
-            PPO: "model" is the policy there too).
+        item: which of the checkpoint's models: "model", or after PPO "value" as well.
         dtype, param_dtype: override the recorded compute and storage types.
         fields: other fields of the model's config that `computation` gives.
 
@@ -274,20 +273,31 @@ def _load_ours(folder, which, item, overrides):
     checkpoints = Checkpoints(folder, keep=None)
     step = checkpoints.find(which)
     record = _record(checkpoints, step, item, folder)
-    config = _config(record, overrides, folder)
+    like = _shapes(record, _config(record, overrides, folder))
+    model = checkpoints.restore(step, {item: like})[item]
+    checkpoints.close()
+    check_finite(model, f"{folder}/checkpoints/{step}")
+    logging.info("Loaded %s of %s at step %d.", item, folder, step)
+    return model
 
+
+def shapes(checkpoints: Checkpoints, step: int, item: str, config):
+    """The shapes of a checkpoint's model, sharded, as a stage's config computes with
+    it: what to restore into."""
+    record = _record(checkpoints, step, item, checkpoints.folder)
+    return _shapes(
+        record, _config(record, computation(config), checkpoints.folder)
+    )
+
+
+def _shapes(record: dict, config: ChatGLMConfig):
     def build():
         backbone = ChatGLM(config, rngs=nnx.Rngs(0))
         if record["kind"] == "ChatGLM":
             return backbone
         return ScoreModel(backbone, rngs=nnx.Rngs(0))
 
-    like = shard_parameters(jax.eval_shape(build))
-    model = checkpoints.restore(step, {item: like})[item]
-    checkpoints.close()
-    check_finite(model, f"{folder}/checkpoints/{step}")
-    logging.info("Loaded %s of %s at step %d.", item, folder, step)
-    return model
+    return shapes_of(build)
 
 
 def _record(checkpoints: Checkpoints, step: int, item: str, folder) -> dict:
@@ -298,7 +308,7 @@ def _record(checkpoints: Checkpoints, step: int, item: str, folder) -> dict:
 
 
 def _config(record: dict, overrides: dict, folder) -> ChatGLMConfig:
-    # Attention belongs to a machine, not to a checkpoint.
+    # The attention implementation depends on the machine: it is never restored.
     fields = record["config"] | {"attention": "xla"} | overrides
     fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
     if "rotary_dims" in fields:  # records of version 0.1

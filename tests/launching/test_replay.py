@@ -47,7 +47,7 @@ BATCHES = {
         "sft": SFT,
     },
     "ppo": {
-        "experience": Experience(
+        "batch": Experience(
             ids(B, P),
             real(B, P),
             ids(B, R),

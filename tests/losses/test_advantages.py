@@ -11,7 +11,6 @@ from rlhf_jax.losses.advantages import (
     init_moments,
     normalise,
     reference_baseline,
-    remax_advantages,
     rloo_advantages,
     update_moments,
 )
@@ -184,7 +183,7 @@ def test_no_gradient_flows_through_advantages():
             )
             + jnp.sum(rloo_advantages(scores=x) ** 2)
             + jnp.sum(grpo_advantages(scores=x, epsilon=1e-4) ** 2)
-            + jnp.sum(remax_advantages(scores=x[0], reference_scores=x[1]))
+            + jnp.sum(reference_baseline(scores=x[0], reference_scores=x[1]))
             + jnp.sum(normalise(x, moments) ** 2)
         )
 
@@ -198,12 +197,11 @@ def test_reference_baseline_is_zero_at_the_reference():
     )
 
 
-def test_reference_baseline_and_remax_subtract_the_other_score():
+def test_reference_baseline_subtracts_the_other_score():
     # 1.5 - 2 = -0.5 and -1 - (-4) = 3.
     scores, others = jnp.array([1.5, -1.0]), jnp.array([2.0, -4.0])
-    for function in (reference_baseline, remax_advantages):
-        got = function(scores=scores, reference_scores=others)
-        np.testing.assert_array_equal(got, [-0.5, 3.0])
+    got = reference_baseline(scores=scores, reference_scores=others)
+    np.testing.assert_array_equal(got, [-0.5, 3.0])
 
 
 def test_reference_baseline_removes_what_depends_on_the_prompt_alone():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.losses.dpo import (
+    PairLogprobs,
     dpo_loss,
     ipo_loss,
     length_regularised_dpo_loss,
@@ -89,7 +90,10 @@ LOSSES = {
 
 
 def call(loss, arguments):
-    return loss(**{name: jnp.array(x) for name, x in arguments.items()})
+    arrays = {name: jnp.array(x) for name, x in arguments.items()}
+    if NAMES[2] not in arrays:  # without a reference
+        return loss(**arrays)
+    return loss(PairLogprobs(*(arrays.pop(name) for name in NAMES)), **arrays)
 
 
 def gradients(loss, arguments):
@@ -183,14 +187,13 @@ def test_gradient_anywhere_is_the_closed_form_of_the_paper():
 def test_dpo_of_hand_written_numbers():
     # log-ratios 2 and -1, beta 1/2: rewards 1 and -1/2, margin 3/2, and
     # -log sigmoid(3/2) = log(1 + exp(-3/2)) = log 1.223130 = 0.201413.
-    out = dpo_loss(
-        chosen_logprobs=jnp.array([-3.0]),
-        rejected_logprobs=jnp.array([-5.0]),
-        ref_chosen_logprobs=jnp.array([-5.0]),
-        ref_rejected_logprobs=jnp.array([-4.0]),
-        beta=0.5,
-        label_smoothing=0.0,
+    pair = PairLogprobs(
+        chosen=jnp.array([-3.0]),
+        rejected=jnp.array([-5.0]),
+        ref_chosen=jnp.array([-5.0]),
+        ref_rejected=jnp.array([-4.0]),
     )
+    out = dpo_loss(pair, beta=0.5, label_smoothing=0.0)
     np.testing.assert_allclose(
         out, [[0.201413], [1.0], [-0.5], [1.5], [1.0]], rtol=1e-5
     )

@@ -6,7 +6,6 @@ import pytest
 from rlhf_jax.losses.kl import (
     clip_scores,
     k1,
-    k2,
     k3,
     missing_end_penalty,
     penalised_rewards,
@@ -44,17 +43,16 @@ def slow_rewards(logprobs, ref_logprobs, mask, scores, kl_coef):
 
 
 def test_estimators_are_zero_at_equality():
-    for estimator in (k1, k2, k3):
+    for estimator in (k1, k3):
         got = estimator(jnp.array(LOGPROBS), jnp.array(LOGPROBS))
         np.testing.assert_array_equal(got, 0.0)
 
 
 def test_estimators_of_hand_written_numbers():
-    # pi = 1/2, pi_ref = 1/4: log ratio log 2 = 0.693147, its square half 0.240227,
-    # s = 1/2: 1/2 - 1 + 0.693147 = 0.193147.
+    # pi = 1/2, pi_ref = 1/4: log ratio log 2 = 0.693147; s = 1/2 and
+    # 1/2 - 1 + 0.693147 = 0.193147.
     logprobs, ref = jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25]))
     np.testing.assert_allclose(k1(logprobs, ref), [0.693147], rtol=1e-5)
-    np.testing.assert_allclose(k2(logprobs, ref), [0.240227], rtol=1e-5)
     np.testing.assert_allclose(k3(logprobs, ref), [0.193147], rtol=1e-5)
 
 
@@ -66,20 +64,18 @@ def test_k1_and_k3_average_to_the_kl_under_the_policy():
         np.testing.assert_allclose(np.sum(policy * each), kl, rtol=1e-5)
 
 
-def test_k2_and_k3_are_never_negative():
-    for estimator in (k2, k3):
-        each = estimator(jnp.array(LOGPROBS), jnp.array(REF_LOGPROBS))
-        assert (np.asarray(each) >= 0).all()
+def test_k3_is_never_negative():
+    each = k3(jnp.array(LOGPROBS), jnp.array(REF_LOGPROBS))
+    assert (np.asarray(each) >= 0).all()
 
 
-@pytest.mark.parametrize("estimator", [k2, k3])
-def test_gradient_of_the_estimators_for_losses_equals_finite_differences(estimator):
+def test_gradient_of_k3_equals_finite_differences():
     def slow(x, ref):
         d = x - ref
-        return np.sum(d**2 / 2 if estimator is k2 else np.exp(-d) - 1 + d)
+        return np.sum(np.exp(-d) - 1 + d)
 
     x, ref = LOGPROBS.astype(np.float64), REF_LOGPROBS.astype(np.float64)
-    gradient = jax.grad(lambda x: jnp.sum(estimator(x, jnp.array(REF_LOGPROBS))))(
+    gradient = jax.grad(lambda x: jnp.sum(k3(x, jnp.array(REF_LOGPROBS))))(
         jnp.array(LOGPROBS)
     )
     way, eps = RNG.normal(size=x.shape), 1e-6

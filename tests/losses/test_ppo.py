@@ -11,7 +11,6 @@ from rlhf_jax.losses.ppo import (
     explained_variance,
     ppo_policy_loss,
     ppo_value_loss,
-    reinforce_policy_loss,
 )
 
 RNG = np.random.default_rng(0)
@@ -60,11 +59,6 @@ def slow_ppo(arguments, dual_clip=np.inf):
     return loss, clipped
 
 
-def slow_reinforce(arguments):
-    loss = -arguments["advantages"].astype(np.float64) * arguments["logprobs"]
-    return np.where(arguments["mask"], loss, 0), np.zeros(MASK.shape, bool)
-
-
 def slow_value(arguments):
     loss, clipped = np.zeros(MASK.shape), np.zeros(MASK.shape, bool)
     for i in zip(*np.nonzero(arguments["mask"]), strict=True):
@@ -80,10 +74,9 @@ def slow_value(arguments):
 LOSSES = {
     "ppo": (ppo, slow_ppo, POLICY, "logprobs"),
     "dual": (dual, partial(slow_ppo, dual_clip=1.5), POLICY, "logprobs"),
-    "reinforce": (reinforce_policy_loss, slow_reinforce, POLICY, "logprobs"),
     "value": (value, slow_value, VALUE, "values"),
 }
-POLICY_LOSSES = ["ppo", "dual", "reinforce"]
+POLICY_LOSSES = ["ppo", "dual"]
 
 
 def call(loss, arguments):
@@ -116,8 +109,7 @@ def test_loss_equals_the_slow_reference(name):
     out, (expected, clipped) = call(loss, arguments), slow(arguments)
     np.testing.assert_allclose(out.loss, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(out.clipped, clipped)
-    if name != "reinforce":
-        assert 0 < clipped.sum() < MASK.sum()
+    assert 0 < clipped.sum() < MASK.sum()
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -1,35 +1,19 @@
-import itertools
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from jax.test_util import check_grads
 
-from rlhf_jax.losses.reward import kway_ranking_loss, ranking_loss
+from rlhf_jax.losses.reward import ranking_loss
 
 RNG = np.random.default_rng(0)
 CHOSEN = RNG.normal(1.0, 2.0, 6).astype(np.float32)
 REJECTED = RNG.normal(0.0, 2.0, 6).astype(np.float32)
 SETTINGS = {"margin": 0.3, "label_smoothing": 0.1, "score_regularisation": 0.05}
 PAPER = {"margin": 0.0, "label_smoothing": 0.0, "score_regularisation": 0.0}
-# A full ranking, ties, a masked response, one real response, none.
-SCORES = RNG.normal(0.0, 2.0, (5, 4)).astype(np.float32)
-RANKS = np.array([[2, 1, 4, 3], [1, 1, 2, 2], [3, 1, 2, 1], [1, 2, 3, 4], [1, 2, 3, 4]])
-MASK = np.array(
-    [[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=bool
-)
 
 
 @jax.jit
 def pairs(chosen, rejected, **settings):
     return ranking_loss(chosen_scores=chosen, rejected_scores=rejected, **settings)
-
-
-@jax.jit
-def kway(scores, ranks, mask, **settings):
-    return kway_ranking_loss(scores=scores, ranks=ranks, mask=mask, **settings)
 
 
 def slow_loss(chosen, rejected, *, margin, label_smoothing, score_regularisation):
@@ -141,69 +125,3 @@ def test_scores_in_bfloat16_are_compared_in_float32():
     # Neither 273 nor 17^2 = 289 exists in bfloat16.
     np.testing.assert_array_equal(out.margin, [273.0])
     np.testing.assert_array_equal(out.regulariser, [65536.0 + 289.0])
-
-
-@pytest.mark.parametrize("settings", [PAPER, SETTINGS])
-def test_kway_loss_equals_the_slow_loop_over_pairs(settings):
-    out = kway(SCORES, RANKS, MASK, **settings)
-    for b in range(5):
-        losses, margins = [], []
-        for i, j in itertools.permutations(range(4), 2):
-            if MASK[b, i] and MASK[b, j] and RANKS[b, i] < RANKS[b, j]:
-                losses.append(slow_loss(SCORES[b, i], SCORES[b, j], **settings))
-                margins.append(float(SCORES[b, i]) - float(SCORES[b, j]))
-        assert out.num_pairs[b] == len(losses)
-        np.testing.assert_allclose(out.loss[b], np.mean(losses or [0]), rtol=1e-5)
-        np.testing.assert_allclose(out.margin[b], np.mean(margins or [0]), rtol=1e-5)
-        accuracy = np.mean([m > 0 for m in margins] or [0])
-        np.testing.assert_allclose(out.accuracy[b], accuracy, rtol=1e-6)
-
-
-def test_equal_scores_are_in_no_order():
-    ranks, mask = np.array([[1, 2, 3]]), np.ones((1, 3), bool)
-    out = kway(np.ones((1, 3), np.float32), ranks, mask, **PAPER)
-    assert (out.num_pairs[0], out.accuracy[0]) == (3, 0.0)
-
-
-def test_kway_loss_of_two_responses_is_the_pair_loss():
-    scores = np.stack([REJECTED, CHOSEN], axis=1)
-    ranks, mask = np.tile([2, 1], (6, 1)), np.ones((6, 2), bool)
-    out = kway(scores, ranks, mask, **SETTINGS)
-    expected = pairs(CHOSEN, REJECTED, **SETTINGS)
-    for name in expected._fields:
-        np.testing.assert_allclose(
-            getattr(out, name), getattr(expected, name), rtol=1e-6
-        )
-
-
-def test_kway_loss_ignores_the_order_of_responses_and_appended_padding():
-    out = kway(SCORES, RANKS, MASK, **SETTINGS)
-    order = [2, 0, 3, 1]
-    permuted = kway(SCORES[:, order], RANKS[:, order], MASK[:, order], **SETTINGS)
-    pad = partial(np.pad, pad_width=((0, 0), (0, 2)))
-    padded = kway(pad(SCORES, constant_values=9.0), pad(RANKS), pad(MASK), **SETTINGS)
-    for other in (permuted, padded):
-        for x, y in zip(other, out, strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-
-
-def test_kway_gradient_equals_finite_differences():
-    def total(scores):
-        return kway(scores, RANKS, MASK, **SETTINGS).loss.sum()
-
-    check_grads(total, (SCORES,), order=1, modes=["rev"], eps=1e-2, rtol=1e-3)
-
-
-@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
-def test_masked_garbage_changes_neither_loss_nor_gradient(garbage):
-    @jax.jit
-    @jax.value_and_grad
-    def total(scores):
-        return jnp.sum(kway(scores, RANKS, MASK, **SETTINGS).loss)
-
-    clean = np.where(MASK, SCORES, 0).astype(np.float32)
-    dirty = np.where(MASK, SCORES, garbage).astype(np.float32)
-    (expected, expected_gradient), (got, gradient) = total(clean), total(dirty)
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
-    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)
-    np.testing.assert_array_equal(np.asarray(gradient)[~MASK], 0.0)

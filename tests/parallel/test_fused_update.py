@@ -16,7 +16,7 @@ from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import adafactor, adamw, sgd
-from rlhf_jax.training.state import TrainState, update
+from rlhf_jax.training.state import TrainState, optimizer_step
 from tests.trees import assert_trees_close
 
 NUM_TOKENS = 60
@@ -61,7 +61,9 @@ def score_loss(model, batch):
 def train(loss_fn, model, batches, optimizer):
     @jax.jit
     def step(state, batch):
-        return update(loss_fn, state, batch, optimizer=optimizer, microbatches=1)
+        return optimizer_step(
+            loss_fn, state, batch, optimizer=optimizer, microbatches=1
+        )
 
     state = TrainState.create(model, optimizer)
     for batch in batches:

@@ -11,16 +11,14 @@ import pytest
 from flax import nnx
 
 from configs import ppo as ppo_config
+from rlhf_jax.algorithms import dpo, ppo, reward, sft
 from rlhf_jax.batches import PackedPairs, PreferenceBatch, Rollout, SFTBatch
 from rlhf_jax.generation.generate import generate_program
 from rlhf_jax.generation.sampling import Sampling
-from rlhf_jax.losses.advantages import init_moments
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import shard_batch, shard_parameters
-from rlhf_jax.stages import dpo, reward, sft
-from rlhf_jax.training import ppo
 from rlhf_jax.training.optimizers import sgd
 from rlhf_jax.training.state import TrainState
 from tests.models.families import FAMILIES, random_model, random_tokens
@@ -61,9 +59,7 @@ def sft_step(model, batch, optimizer=SGD):
         batch,
         1.0,
         optimizer=optimizer,
-        microbatches=1,
-        num_tokens=60,
-        chunk_size=4,
+        hyper=sft.Hyper(num_tokens=60, chunk_size=4, microbatches=1),
     )
     return model(batch.tokens, batch.mask), state, metrics
 
@@ -88,10 +84,12 @@ def reward_step(model, batch):
         batch,
         1.0,
         optimizer=SGD,
-        microbatches=1,
-        margin=0.0,
-        label_smoothing=0.0,
-        score_regularisation=0.1,
+        hyper=reward.Hyper(
+            margin=0.0,
+            label_smoothing=0.0,
+            score_regularisation=0.1,
+            microbatches=1,
+        ),
     )
     return state, metrics
 
@@ -117,6 +115,7 @@ def dpo_step(model, batch):
         gamma=0.0,
         alpha=0.0,
         beta_sft=0.5,
+        microbatches=1,
     )
     reference = jax.tree.map(lambda x: 0.9 * x, model)
     return dpo.train_step(
@@ -127,7 +126,6 @@ def dpo_step(model, batch):
         reference,
         1.0,
         optimizer=SGD,
-        microbatches=1,
         hyper=hyper,
     )
 
@@ -149,22 +147,17 @@ def rollouts(config) -> tuple[Rollout, SFTBatch]:
 def ppo_step(model, batch):
     rolled, sft_batch = batch
     config = ppo_config.get_config("tiny")
-    config.minibatches, config.whiten_advantages = 1, True
-    fields = {f.name for f in dataclasses.fields(ppo.Hyper)} - {"num_tokens"}
-    hyper = ppo.Hyper(num_tokens=60, **{name: config[name] for name in fields})
+    config.update(minibatches=1, whiten_advantages=True, kl_coef=0.1)
+    hyper = ppo.Hyper.from_config(config, 60)
     scorer = ScoreModel(model, rngs=nnx.Rngs(0))
-    state = ppo.PPOState(
-        policy=TrainState.create(model, SGD),
-        value=TrainState.create(scorer, SGD),
-        kl_coef=jnp.float32(0.1),
-        moments=init_moments(),
-        rollbacks=jnp.int32(0),
+    state = ppo.PPOState.create(
+        model, scorer, policy_optimizer=SGD, value_optimizer=SGD, hyper=hyper
     )
     reference = jax.tree.map(lambda x: 0.9 * x, model)
     experience, _, metrics = ppo.make_experience(
         state, ppo.Frozen(reference, scorer), rolled, jnp.zeros(ROWS), hyper=hyper
     )
-    state, update_metrics = ppo.update(
+    state, update_metrics = ppo.train_step(
         state,
         experience,
         jax.tree.map(lambda x: x[None], sft_batch),

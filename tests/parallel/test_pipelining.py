@@ -12,7 +12,7 @@ from rlhf_jax.parallel.mesh import check_layers, make_mesh
 from rlhf_jax.parallel.sharding import parameter_spec, shard_batch
 from rlhf_jax.planning.hlo import collectives
 from rlhf_jax.stages import ppo
-from rlhf_jax.training.state import update
+from rlhf_jax.training.state import optimizer_step
 from tests.parallel.test_meshes import (
     FUSED,
     assert_a_mesh_changes_no_number,
@@ -89,4 +89,4 @@ def test_what_a_pipeline_cannot_do_is_refused():
         with pytest.raises(ValueError, match=r"PPO has no pipeline.* 80 %"):
             ppo.check_options(None)
         with pytest.raises(ValueError, match=r"optimizer.fused .* pipe to 1"):
-            update(None, None, None, optimizer=FUSED, microbatches=1)
+            optimizer_step(None, None, None, optimizer=FUSED, microbatches=1)

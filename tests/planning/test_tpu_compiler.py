@@ -33,6 +33,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import dpo, ppo, reward
 from configs import sft as sft_config
+from rlhf_jax.algorithms import sft
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.models.attention import attend
 from rlhf_jax.models.chatglm import ChatGLM
@@ -47,7 +48,6 @@ from rlhf_jax.planning.roofline import (
     compile_with_text,
     memory_of,
 )
-from rlhf_jax.stages import sft
 from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState
 
@@ -96,9 +96,9 @@ def compiled(optimizer):
         step = functools.partial(
             sft.train_step,
             optimizer=optimizer,
-            microbatches=1,
-            num_tokens=config.vocab_size,
-            chunk_size=CHUNK,
+            hyper=sft.Hyper(
+                num_tokens=config.vocab_size, chunk_size=CHUNK, microbatches=1
+            ),
         )
         lowered = jax.jit(step, donate_argnums=0).lower(
             state, SFTBatch(tokens, mask, mask), jax.ShapeDtypeStruct((), jnp.float32)

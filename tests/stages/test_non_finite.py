@@ -59,7 +59,7 @@ def test_ppo_skips_an_iteration_that_is_not_finite_and_goes_on(
     assert suspect_steps(workdir) == ["step_000002"]
     batch, record = suspects.load_batch(workdir / "suspects/step_000002.npz")
     assert "loss/policy nan" in record["reason"]
-    assert np.isnan(batch["experience"]["advantages"]).any()
+    assert np.isnan(batch["batch"]["advantages"]).any()
 
 
 def test_sft_that_has_diverged_stops_with_its_last_finite_parameters(

@@ -3,16 +3,18 @@
 import functools
 import importlib
 import json
+import pkgutil
 
 import jax
 import numpy as np
 import pytest
 
+from rlhf_jax import algorithms
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import read_metrics
 from rlhf_jax.training.weights import load_model
 
-TRAINED = ("sft", "reward", "ppo", "dpo")
+TRAINED = [module.name for module in pkgutil.iter_modules(algorithms.__path__)]
 MEASURED = ("time/", "tokens_per_second")  # of the machine, not of the run
 
 

@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rlhf_jax.algorithms import ppo
 from rlhf_jax.batches import PromptBatch, SFTBatch
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
-from rlhf_jax.training import ppo
 from rlhf_jax.training.optimizers import adamw
-from rlhf_jax.training.state import TrainState
 
 NUM_TOKENS = 30
 HYPER = ppo.Hyper(
@@ -25,11 +24,13 @@ HYPER = ppo.Hyper(
     chunk_size=0,
     advantage="gae",
     samples_per_prompt=1,
+    group_epsilon=1e-4,
     normalise_scores=False,
     whiten_rewards=False,
     whiten_advantages=False,
     missing_end_penalty=0.5,
     score_clip=10.0,
+    kl_coef=0.05,
     kl_in_loss=False,
     kl_target=0.0,
     kl_horizon=100.0,
@@ -37,6 +38,7 @@ HYPER = ppo.Hyper(
     lam=0.95,
     clip_range=0.2,
     dual_clip=0.0,
+    loss_aggregation="token",
     value_clip_range=0.2,
     beta_sft=0.0,
     ppo_epochs=1,
@@ -81,12 +83,12 @@ def make_models(dtype="float32"):
 def make_state(*, kl_coef=0.05, critic=True, dtype="float32"):
     policy, reward, value = make_models(dtype)
     tx = optimizer()
-    state = ppo.PPOState(
-        TrainState.create(policy, tx),
-        TrainState.create(value, tx) if critic else None,
-        jnp.float32(kl_coef),
-        ppo.advantages_.init_moments(),
-        jnp.int32(0),
+    state = ppo.PPOState.create(
+        policy,
+        value if critic else None,
+        policy_optimizer=tx,
+        value_optimizer=tx,
+        hyper=changed(kl_coef=kl_coef),
     )
     return state, ppo.Frozen(policy, reward), tx
 
@@ -112,7 +114,7 @@ def update_step(hyper):
     tx = optimizer()
     return jax.jit(
         functools.partial(
-            ppo.update, hyper=hyper, policy_optimizer=tx, value_optimizer=tx
+            ppo.train_step, hyper=hyper, policy_optimizer=tx, value_optimizer=tx
         )
     )
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.algorithms import ppo
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
-from rlhf_jax.training import ppo
 from rlhf_jax.training.accumulate import value_and_grad
-from tests.training.ppo_parts import (
+from tests.algorithms.ppo_parts import (
     HYPER,
     NUM_TOKENS,
     ROWS,
@@ -122,7 +122,7 @@ def test_microbatches_change_no_gradient_and_no_loss():
     assert len(set(np.asarray(experience.response_mask).sum(-1))) > 1
     share = functools.partial(
         ppo.policy_loss_fn,
-        num_tokens=experience.response_mask.sum(),
+        count=experience.response_mask.sum(),
         num_sft_tokens=sft.loss_mask.sum(),
         kl_coef=state.kl_coef,
         hyper=hyper,

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.algorithms import ppo
 from rlhf_jax.data.batching import pad_right
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.models.heads import ScoreModel, last_real_token
-from rlhf_jax.training import ppo
-from tests.training.ppo_parts import (
+from tests.algorithms.ppo_parts import (
     ROWS,
     SAMPLING,
     changed,

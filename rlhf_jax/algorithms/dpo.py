@@ -1,0 +1,213 @@
+"""DPO and its relatives: the options, the loss with its SFT term, the train step.
+
+ChatGLM-RLHF (arXiv 2404.00934), section 4; DPO: arXiv 2305.18290, equation 7.
+
+Letters: B pairs.
+"""
+
+import dataclasses
+import functools
+
+import jax
+from jaxtyping import Array, Float
+
+from rlhf_jax.algorithms.sft import mean_loss
+from rlhf_jax.batches import PreferenceBatch, SFTBatch
+from rlhf_jax.generation.scoring import response_logprobs
+from rlhf_jax.losses import dpo as losses
+from rlhf_jax.losses import masked
+from rlhf_jax.training.metrics import Mean
+from rlhf_jax.training.optimizers import Optimizer
+from rlhf_jax.training.state import TrainState, optimizer_step
+
+Batch = PreferenceBatch  # the kind of batch that `train_step` learns from
+LOSSES = ("dpo", "robust", "ipo", "simpo", "length_regularised")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """Options of DPO on which the compiled step depends; configs/dpo.py explains them.
+
+    `num_tokens` is the size of the tokenizer's vocabulary.
+    """
+
+    num_tokens: int
+    chunk_size: int
+    loss: str
+    beta: float
+    label_smoothing: float
+    gamma: float
+    alpha: float
+    beta_sft: float
+    microbatches: int
+
+    @classmethod
+    def from_config(cls, config, num_tokens: int) -> "Hyper":
+        return cls(
+            num_tokens=num_tokens,
+            chunk_size=config.chunk_size,
+            loss=config.loss,
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            gamma=config.gamma,
+            alpha=config.alpha,
+            beta_sft=config.beta_sft,
+            microbatches=config.microbatches,
+        )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares the policy with a reference."""
+        return self.loss != "simpo"
+
+
+def pair_logprobs(
+    policy, batch: PreferenceBatch, *, hyper: Hyper
+) -> Float[Array, "B 2"]:
+    """The summed log-probabilities of chosen and rejected, float32."""
+    out = response_logprobs(
+        policy,
+        batch.prompts,
+        batch.prompt_mask,
+        batch.responses,
+        batch.response_mask,
+        temperature=1.0,
+        num_tokens=hyper.num_tokens,
+        chunk_size=hyper.chunk_size,
+    )
+    return masked.keep(out.logprobs, batch.response_mask).sum(-1)
+
+
+def preference_loss(
+    logprobs: Float[Array, "B 2"],
+    ref_logprobs: Float[Array, "B 2"] | None,
+    lengths: Array,
+    hyper: Hyper,
+) -> losses.PreferenceLoss:
+    """The loss that `hyper.loss` names, of (chosen, rejected).
+
+    Raises:
+        ValueError: the loss needs `ref_logprobs`.
+    """
+    both_lengths = {"chosen_lengths": lengths[:, 0], "rejected_lengths": lengths[:, 1]}
+    if not hyper.needs_reference:
+        return losses.simpo_loss(
+            chosen_logprobs=logprobs[:, 0],
+            rejected_logprobs=logprobs[:, 1],
+            beta=hyper.beta,
+            gamma=hyper.gamma,
+            **both_lengths,
+        )
+    if ref_logprobs is None:
+        raise ValueError(
+            f"loss={hyper.loss!r} needs the reference's log-probabilities; a run with "
+            "reference='on_the_fly' does not save them."
+        )
+    pair = losses.PairLogprobs(
+        chosen=logprobs[:, 0],
+        rejected=logprobs[:, 1],
+        ref_chosen=ref_logprobs[:, 0],
+        ref_rejected=ref_logprobs[:, 1],
+    )
+    if hyper.loss == "ipo":
+        return losses.ipo_loss(pair, beta=hyper.beta)
+    if hyper.loss == "length_regularised":
+        return losses.length_regularised_dpo_loss(
+            pair, beta=hyper.beta, alpha=hyper.alpha, **both_lengths
+        )
+    smoothed = {"dpo": losses.dpo_loss, "robust": losses.robust_dpo_loss}[hyper.loss]
+    return smoothed(pair, beta=hyper.beta, label_smoothing=hyper.label_smoothing)
+
+
+def loss_fn(
+    policy,
+    inputs: tuple[PreferenceBatch, Float[Array, "B 2"] | None, SFTBatch | None],
+    *,
+    reference,
+    num_pairs: jax.Array,
+    num_sft_tokens: jax.Array | None,
+    hyper: Hyper,
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """The share of L_preference + beta_sft * L_sft of a part of a batch, and metrics.
+
+    Args:
+        inputs: the pairs, the reference's log-probabilities of them, and the SFT batch
+            (None: without the SFT term).
+        reference: a model that computes the log-probabilities here; None: they are in
+            `inputs`.
+        num_pairs: the number of valid pairs of the whole batch.
+        num_sft_tokens: the number of tokens of the whole SFT batch that carry loss.
+    """
+    batch, ref_logprobs, sft_batch = inputs
+    logprobs = pair_logprobs(policy, batch, hyper=hyper)
+    if reference is not None:
+        ref_logprobs = pair_logprobs(reference, batch, hyper=hyper)
+    lengths = batch.response_mask.sum(-1)
+    out = preference_loss(logprobs, ref_logprobs, lengths, hyper)
+    loss = Mean.of(out.loss, batch.valid)
+    total = loss.total / num_pairs
+    metrics = {
+        "loss/dpo": loss,
+        "rewards/chosen": Mean.of(out.chosen_rewards, batch.valid),
+        "rewards/rejected": Mean.of(out.rejected_rewards, batch.valid),
+        "rewards/margins": Mean.of(out.margin, batch.valid),
+        "rewards/accuracies": Mean.of(out.accuracy, batch.valid),
+        "logps/chosen": Mean.of(logprobs[:, 0], batch.valid),
+        "logps/rejected": Mean.of(logprobs[:, 1], batch.valid),
+        "lengths/chosen": Mean.of(lengths[:, 0], batch.valid),
+        "lengths/rejected": Mean.of(lengths[:, 1], batch.valid),
+    }
+    if sft_batch is not None:
+        sft_loss = mean_loss(
+            policy, sft_batch, num_tokens=hyper.num_tokens, chunk_size=hyper.chunk_size
+        )
+        total += hyper.beta_sft * sft_loss.total / num_sft_tokens
+        metrics["loss/sft"] = sft_loss
+    return total, metrics
+
+
+def batch_loss(
+    policy,
+    batch: PreferenceBatch,
+    *,
+    hyper: Hyper,
+    ref_logprobs: Float[Array, "B 2"] | None = None,
+    sft: SFTBatch | None = None,
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """The loss of a whole batch, and metrics."""
+    return loss_fn(
+        policy,
+        (batch, ref_logprobs, sft),
+        reference=None,
+        num_pairs=batch.valid.sum(),
+        num_sft_tokens=None if sft is None else sft.loss_mask.sum(),
+        hyper=hyper,
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: PreferenceBatch,
+    ref_logprobs: Float[Array, "B 2"] | None,
+    sft: SFTBatch | None,
+    reference,
+    learning_rate: jax.Array,
+    *,
+    optimizer: Optimizer,
+    hyper: Hyper,
+) -> tuple[TrainState, dict]:
+    """One optimizer step, and its metrics; see `loss_fn` for the arguments."""
+    share = functools.partial(
+        loss_fn,
+        reference=reference,
+        num_pairs=batch.valid.sum(),
+        num_sft_tokens=None if sft is None else sft.loss_mask.sum(),
+        hyper=hyper,
+    )
+    return optimizer_step(
+        share,
+        state,
+        (batch, ref_logprobs, sft),
+        optimizer=optimizer.at(learning_rate),
+        microbatches=hyper.microbatches,
+    )

@@ -1,0 +1,87 @@
+"""Supervised fine-tuning: the options, the loss and the train step.
+
+Next-token loss on the assistant's tokens, as a mean over the tokens of the batch.
+PPO and DPO add `mean_loss` of another batch to their losses.
+"""
+
+import dataclasses
+import functools
+
+import jax
+
+from rlhf_jax.batches import SFTBatch
+from rlhf_jax.generation.scoring import dialogue_logprobs
+from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.training.metrics import Mean
+from rlhf_jax.training.optimizers import Optimizer
+from rlhf_jax.training.state import TrainState, optimizer_step
+
+Batch = SFTBatch  # the kind of batch that `train_step` learns from
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """Options of SFT on which the compiled step depends; configs/sft.py explains them.
+
+    `num_tokens` is the size of the tokenizer's vocabulary.
+    """
+
+    num_tokens: int
+    chunk_size: int
+    microbatches: int
+
+    @classmethod
+    def from_config(cls, config, num_tokens: int) -> "Hyper":
+        return cls(
+            num_tokens=num_tokens,
+            chunk_size=config.chunk_size,
+            microbatches=config.microbatches,
+        )
+
+
+def mean_loss(policy, batch: SFTBatch, *, num_tokens: int, chunk_size: int) -> Mean:
+    """The mean of -log p over the tokens that carry loss, float32."""
+    logprobs = dialogue_logprobs(
+        policy, batch, num_tokens=num_tokens, chunk_size=chunk_size
+    )
+    return Mean.of(sft_loss(logprobs=logprobs), batch.loss_mask)
+
+
+def loss_fn(
+    policy, batch: SFTBatch, *, num_target: jax.Array, hyper: Hyper
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """The share of the loss of a part of a batch, and metrics.
+
+    Args:
+        num_target: the number of tokens of the whole batch that carry loss.
+    """
+    loss = mean_loss(
+        policy, batch, num_tokens=hyper.num_tokens, chunk_size=hyper.chunk_size
+    )
+    return loss.total / num_target, {"loss/sft": loss}
+
+
+def batch_loss(
+    policy, batch: SFTBatch, *, hyper: Hyper
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """The loss of a whole batch, and metrics."""
+    return loss_fn(policy, batch, num_target=batch.loss_mask.sum(), hyper=hyper)
+
+
+def train_step(
+    state: TrainState,
+    batch: SFTBatch,
+    learning_rate: jax.Array,
+    *,
+    optimizer: Optimizer,
+    hyper: Hyper,
+) -> tuple[TrainState, dict]:
+    """One optimizer step, and its metrics."""
+    share = functools.partial(loss_fn, num_target=batch.loss_mask.sum(), hyper=hyper)
+    return optimizer_step(
+        share,
+        state,
+        batch,
+        optimizer=optimizer.at(learning_rate),
+        microbatches=hyper.microbatches,
+    )
