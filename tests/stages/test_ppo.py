@@ -280,7 +280,7 @@ def test_a_run_above_the_kl_ceiling_fails_and_hands_on_a_policy_below_it(
     rates = optimizers.learning_rates
 
     def jump(optimizer, total):  # the first update is next to nothing
-        found = rates(optimizer, total)
+        found = rates(optimizer, total).copy()
         found[config.minibatches :] = 0.1
         return found
 
