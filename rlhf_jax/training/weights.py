@@ -285,9 +285,7 @@ def shapes(checkpoints: Checkpoints, step: int, item: str, config):
     """The shapes of a checkpoint's model, sharded, as a stage's config computes with
     it: what to restore into."""
     record = _record(checkpoints, step, item, checkpoints.folder)
-    return _shapes(
-        record, _config(record, computation(config), checkpoints.folder)
-    )
+    return _shapes(record, _config(record, computation(config), checkpoints.folder))
 
 
 def _shapes(record: dict, config: ChatGLMConfig):
