@@ -47,6 +47,26 @@ def prepare(tmp_path):
     return run
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "x.jsonl", "set/train.json"])
+def test_files_and_folders_of_any_kind_hold_prompts(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    rows = [{"prompt": "NA", "system": "Be brief."}, {"prompt": "5", "system": None}]
+    cells = "\n".join(f"{row['prompt']},{row['system'] or ''}" for row in rows)
+    lines = "\n".join(map(json.dumps, rows))
+    content = {"csv": f"prompt,system\n{cells}", "json": json.dumps(rows)}
+    path.write_text(content.get(name.rpartition(".")[2], lines))
+    origin = path.parent if path.parent != tmp_path else path
+    config = config_file.get_config()
+    found = prepare_prompts.read(str(origin), config, tmp_path / "bad.jsonl")
+    assert [[m["content"] for m in prompt.messages] for prompt in found] == [
+        ["Be brief.", "NA"],
+        ["5"],
+    ]
+    with pytest.raises(FileNotFoundError, match="There is no file or folder"):
+        prepare_prompts.read(f"{origin}.none", config, tmp_path / "bad.jsonl")
+
+
 def dropped(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "dropped.jsonl").open()]
 
