@@ -58,7 +58,6 @@ def run(config, workdir: str) -> None:
     model = weights.load_model(
         config.policy, dtype=config.dtype, param_dtype=config.dtype
     )
-    weights.check_vocabulary(model.config, tokenizer.vocab_size, config.policy)
 
     # Answers
     answers = answer(

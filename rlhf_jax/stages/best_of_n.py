@@ -18,7 +18,6 @@ from rlhf_jax.evaluation.best_of_n import expected_of_best, kl_of_best, plot
 from rlhf_jax.evaluation.win_rate import mean_with_interval
 from rlhf_jax.files import write_text
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training import weights
 from rlhf_jax.training.inputs import agree
@@ -59,13 +58,6 @@ def run(config, workdir: str) -> None:
         weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
         for folder in (config.policy, config.reward_model)
     )
-    if isinstance(policy, ScoreModel) or not isinstance(reward_model, ScoreModel):
-        raise ValueError(
-            f"{config.policy} must be a language model and {config.reward_model} a "
-            "reward model."
-        )
-    for model, folder in ((policy, config.policy), (reward_model, config.reward_model)):
-        weights.check_vocabulary(model.config, tokenizer.vocab_size, folder)
 
     # Answers
     sampling = sampling_with(

@@ -104,9 +104,6 @@ def run(config, workdir: str) -> None:
     reward_model = None
     if config.reward_model:
         reward_model = load(config.reward_model)
-        weights.check_vocabulary(
-            reward_model.config, tokenizer.vocab_size, config.reward_model
-        )
     score = functools.partial(
         scores, reward_model, pad_id=tokenizer.pad_id, batch_size=config.batch_size
     )

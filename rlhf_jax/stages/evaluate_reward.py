@@ -12,7 +12,6 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.encoding import encode_pairs
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
-from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.terminal import listed, print_markdown
 from rlhf_jax.training import weights
 from rlhf_jax.training.inputs import agree
@@ -58,9 +57,6 @@ def run(config, workdir: str) -> None:
     model = weights.load_model(
         config.reward_model, dtype=config.dtype, param_dtype=config.dtype
     )
-    if not isinstance(model, ScoreModel):
-        raise ValueError(f"{config.reward_model} is a language model: it has no score.")
-    weights.check_vocabulary(model.config, tokenizer.vocab_size, config.reward_model)
 
     # Scores
     scores = score_pairs(

@@ -26,11 +26,14 @@ from rlhf_jax.data.reading.json_lines import each_good
 from rlhf_jax.data.reading.layouts import prompt_in
 from rlhf_jax.data.reading.rows import sources
 from rlhf_jax.data.records import Prompt, write_records
-from rlhf_jax.data.sources import fingerprints, tokenizer_of
+from rlhf_jax.data.sources import (
+    fingerprints,
+    tokenizer_fingerprint,
+    tokenizer_of,
+)
 from rlhf_jax.data.tokenizers.chat import encode_prompt, encode_response
 from rlhf_jax.files import write_json, write_text, writing_whole
 from rlhf_jax.generation.scoring import response_scores
-from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.parallel.sharding import fetch
 from rlhf_jax.shared_work import is_first
 from rlhf_jax.terminal import listed
@@ -132,10 +135,9 @@ def make_scorer(config, ask) -> prompt_quality.Scorer | None:
 
 def load_head(folder: str, config):
     """A reward model as a function of a question and texts: float32 [texts]."""
-    model = weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
-    if not isinstance(model, ScoreModel):
-        raise ValueError(f"{folder} is a language model: it has no score.")
     tokenizer = tokenizer_of(folder)
+    weights.check_models(tokenizer, tokenizer_fingerprint, reward_models=[folder])
+    model = weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
     step = jax.jit(response_scores)
 
     def scores(question: Prompt, texts: list[str]) -> np.ndarray:

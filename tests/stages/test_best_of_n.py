@@ -18,6 +18,7 @@ def models(monkeypatch):
     policy = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
     known = {"policy": policy, "reward": ScoreModel(policy, rngs=nnx.Rngs(1))}
     monkeypatch.setattr(best_of_n.weights, "load_model", lambda name, **_: known[name])
+    monkeypatch.setattr(best_of_n.weights, "check_models", lambda *_, **__: None)
 
 
 def test_the_score_rises_with_n_and_the_curve_starts_at_the_mean(
@@ -53,9 +54,10 @@ def test_a_prompt_that_comes_twice_is_one_prompt_for_the_intervals(
     assert "n = 3 prompts" in (tmp_path / "run" / "best_of_n.md").read_text()
 
 
-def test_a_reward_model_does_not_answer(models, stage_config, tmp_path):
-    config = stage_config("best_of_n", policy="reward", reward_model="policy")
-    with pytest.raises(ValueError, match="reward must be a language model"):
+def test_a_language_model_does_not_score(model_folders, stage_config, tmp_path):
+    policy, other = model_folders
+    config = stage_config("best_of_n", policy=policy, reward_model=other)
+    with pytest.raises(ValueError, match="is a language model, not a reward model"):
         best_of_n.run(config, str(tmp_path))
     config = stage_config("best_of_n")
     with pytest.raises(ValueError, match=r"Give config\.policy"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import algorithms
+from rlhf_jax.data.sources import tokenizer_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import read_metrics
 from rlhf_jax.training.weights import load_model
@@ -55,7 +56,10 @@ def test_a_run_leaves_its_files(stage, whole):
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     assert all(np.isfinite(x) for line in lines for x in line.values())
     assert json.loads((workdir / "summary.json").read_text())
-    assert Checkpoints(workdir, keep=None).latest_step() == len(lines)
+    checkpoints = Checkpoints(workdir, keep=None)
+    assert checkpoints.latest_step() == len(lines)
+    recorded = checkpoints.meta(len(lines))["models"].values()
+    assert {x["tokenizer"] for x in recorded} == {tokenizer_fingerprint(workdir)}
     assert load_model(workdir) is not None
     samples = (workdir / "samples.jsonl").read_text().splitlines()
     assert {"step", "prompt", "response", "reward"} <= set(json.loads(samples[0]))
