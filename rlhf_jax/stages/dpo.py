@@ -142,6 +142,7 @@ def run(config, workdir: str) -> None:
             lambda: reference_logprobs(
                 reference, pairs, make_batch, config.batch_size, logprob_step
             ),
+            shape=(len(pairs), 2),
         )
         reference = None  # its memory is free; an evaluation loads it again
 

@@ -24,7 +24,7 @@ def cached(
     made_from: dict[str, str],
     compute: Callable[[], np.ndarray],
     *,
-    shape: tuple[int, ...] | None = None,
+    shape: tuple[int, ...],
 ) -> np.ndarray:
     """The array of a .npz file, or `compute()`, which is then kept there.
 

@@ -126,6 +126,7 @@ def child(case: str, folder: Path) -> None:
     workdir = folder / case.removesuffix(" again")
     workdir.mkdir(exist_ok=True)
     checksums.write = slowly
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `&` has it ignored
     preemption.install()
     jax.config.update("jax_platforms", "cpu")
     if case == "no front door":  # a notebook, or a test: all threads have to end

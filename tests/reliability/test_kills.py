@@ -53,6 +53,8 @@ def start(tmp_path_factory):
     environment = {**os.environ, "HOME": str(home), "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `&` has it ignored
+
     def start(workdir: Path, script="pipeline.py", config=CONFIG) -> subprocess.Popen:
         command = [sys.executable, f"launch/{script}", f"--config={config}"]
         with (workdir.parent / f"{workdir.name}.log").open("a") as log:
