@@ -13,7 +13,7 @@ from rlhf_jax.data.encoding import encode_pairs
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.terminal import listed, print_markdown
-from rlhf_jax.training import weights
+from rlhf_jax.training import options, weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
@@ -79,5 +79,6 @@ def check_options(config) -> None:
     Raises:
         ValueError: says which, and what to set instead.
     """
+    options.one_of(config, "too_long", ("drop", "truncate_prompt"))
     if not config.reward_model:
         raise ValueError("Give config.reward_model: a workdir of stages/reward.py.")

@@ -32,7 +32,7 @@ from rlhf_jax.evaluation.intervals import pair_accuracy
 from rlhf_jax.evaluation.tables import print_held_out
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
-from rlhf_jax.training import optimizers, weights
+from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.early_stopping import Best
 from rlhf_jax.training.metrics import Stopwatch, Writer, read_metrics
@@ -233,6 +233,7 @@ def check_options(config) -> None:
         ValueError: says which, and what to set instead.
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
+    options.one_of(config, "too_long", ("drop", "truncate_prompt"))
     if config.eval_every < 1:
         raise ValueError(
             f"{config.eval_every=}: the best evaluated model is the result."
