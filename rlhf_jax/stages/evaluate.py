@@ -41,8 +41,6 @@ from rlhf_jax.evaluation.win_rate import (
     win_rate,
 )
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training import options, weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir, read_summary
@@ -61,10 +59,6 @@ def run(config, workdir: str) -> None:
         print_table(read_summary(workdir))
         return
     baseline = next(iter(models))
-    for folder in models.values():
-        weights.check_kind(folder, ChatGLM)
-    if config.reward_model:
-        weights.check_kind(config.reward_model, ScoreModel)
     answer_key, probe_key, second_key = jax.random.split(jax.random.key(config.seed), 3)
 
     # Data
