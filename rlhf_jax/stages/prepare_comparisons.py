@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from rlhf_jax.data.cleaning import comparison_report
 from rlhf_jax.data.cleaning.annotator_quality import Limits, agreement
