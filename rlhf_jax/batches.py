@@ -36,7 +36,7 @@ class PromptBatch:
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
-    index: Int[Array, "B"]
+    index: Int[Array, " B"]
 
 
 @_batch
@@ -50,7 +50,7 @@ class PreferenceBatch:
     prompt_mask: Bool[Array, "B P"]
     responses: Int[Array, "B 2 R"]
     response_mask: Bool[Array, "B 2 R"]
-    valid: Bool[Array, "B"]
+    valid: Bool[Array, " B"]
 
 
 @_batch
@@ -63,7 +63,7 @@ class PackedPairs:
     mask: Bool[Array, "B T"]
     segments: Int[Array, "B T"]
     ends: Int[Array, "B 2"]
-    valid: Bool[Array, "B"]
+    valid: Bool[Array, " B"]
 
 
 @_batch
@@ -76,7 +76,7 @@ class Rollout:
     responses: Int[Array, "B R"]
     response_mask: Bool[Array, "B R"]
     logprobs: Float[Array, "B R"]
-    ended: Bool[Array, "B"]
+    ended: Bool[Array, " B"]
 
 
 @_batch
@@ -100,7 +100,7 @@ def pack(
     prompt_mask: Bool[Array, "B P"],
     responses: Int[Array, "B K R"],
     response_mask: Bool[Array, "B K R"],
-) -> tuple[Int[Array, "B T"], Bool[Array, "B T"], Int[np.ndarray, "T"]]:
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"], Int[np.ndarray, " T"]]:
     """Lay K responses behind their one prompt: tokens and mask [B, P + K R], and the
     segments [P + K R] of every row.
 

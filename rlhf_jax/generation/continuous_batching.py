@@ -46,9 +46,9 @@ class Rows(NamedTuple):
 
     logits: Float[Array, "B V"]
     cache: KVCache
-    live: Bool[Array, "B"]
-    index: Int[Array, "B"]  # the prompt's place
-    length: Int[Array, "B"]  # of the response so far
+    live: Bool[Array, " B"]
+    index: Int[Array, " B"]  # the prompt's place
+    length: Int[Array, " B"]  # of the response so far
 
 
 def sample_groups(

@@ -36,8 +36,8 @@ class Generation(NamedTuple):
     mask: Bool[Array, "B R"]
     logprobs: Float[Array, "B R"]
     model_logprobs: Float[Array, "B R"]
-    lengths: Int[Array, "B"]
-    ended: Bool[Array, "B"]
+    lengths: Int[Array, " B"]
+    ended: Bool[Array, " B"]
 
 
 class Decoding(NamedTuple):
@@ -46,7 +46,7 @@ class Decoding(NamedTuple):
     step: Int[Array, ""]
     logits: Float[Array, "B V"]
     cache: KVCache
-    live: Bool[Array, "B"]
+    live: Bool[Array, " B"]
     tokens: Int[Array, "B R"]
     mask: Bool[Array, "B R"]
     logprobs: Float[Array, "B R"]
@@ -57,7 +57,7 @@ def generate(
     model: ChatGLM,
     tokens: Int[Array | np.ndarray, "B P"],
     mask: Bool[Array | np.ndarray, "B P"],
-    key: Key[Array, ""] | Key[Array, "B"],
+    key: Key[Array, ""] | Key[Array, " B"],
     sampling: Sampling,
 ) -> Generation:
     """Answer a batch of left-padded prompts.
@@ -193,7 +193,7 @@ def check_prompts(model: ChatGLM, tokens, mask, sampling: Sampling) -> None:
         check_inputs(np.asarray(tokens), np.asarray(mask), model.config)
 
 
-def split_by_row(key: Key[Array, ""] | Key[Array, "B"], rows: int) -> Key[Array, "B"]:
+def split_by_row(key: Key[Array, ""] | Key[Array, " B"], rows: int) -> Key[Array, " B"]:
     """Return one key a row: the given ones, or a single key split."""
     if key.ndim:
         return key

@@ -87,16 +87,16 @@ class Sampled(NamedTuple):
     """Tokens with their log-probabilities: `logprobs` under the distribution that was
     sampled from, `model_logprobs` under the plain model (temperature 1, no filter)."""
 
-    tokens: Int[Array, "B"]
-    logprobs: Float[Array, "B"]
-    model_logprobs: Float[Array, "B"]
+    tokens: Int[Array, " B"]
+    logprobs: Float[Array, " B"]
+    model_logprobs: Float[Array, " B"]
 
 
 def sample(
     logits: Float[Array, "B V"],
-    keys: Key[Array, "B"],
+    keys: Key[Array, " B"],
     sampling: Sampling,
-    allow_stop: Bool[Array, ""] | Bool[Array, "B"],
+    allow_stop: Bool[Array, ""] | Bool[Array, " B"],
 ) -> Sampled:
     """Sample one token for each row, with that row's own key."""
     logits = logits.astype(jnp.float32)[:, : sampling.num_tokens]

@@ -19,9 +19,9 @@ SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
 def visible(
     mask: Bool[Array, "B S"],
     *,
-    query_slots: Int[Array, "T"],
+    query_slots: Int[Array, " T"],
     segments: Int[Array, "B S"] | None = None,
-    context: Int[Array, "B"] | None = None,
+    context: Int[Array, " B"] | None = None,
 ) -> Bool[Array, "B T S"]:
     """Which slots each query sees: real, and not later than itself.
 
@@ -47,7 +47,7 @@ def visible(
 
 
 def causal(
-    length: int, segments: Int[np.ndarray, "T"] | None = None
+    length: int, segments: Int[np.ndarray, " T"] | None = None
 ) -> Bool[np.ndarray, "T T"]:
     """What `visible` can be, for rows without padding that have the same segments."""
     seen = np.tril(np.ones((length, length), bool))

@@ -74,7 +74,7 @@ class ChatGLM(nnx.Module):
         tokens: Int[Array, "B T"],
         mask: Bool[Array, "B T"] | None = None,
         *,
-        segments: Int[Array, "B T"] | Int[np.ndarray, "T"] | None = None,
+        segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Logits in float32; see `hidden`."""
         hidden = self.hidden(tokens, mask, segments=segments)
@@ -91,7 +91,7 @@ class ChatGLM(nnx.Module):
         tokens: Int[Array, "B T"],
         mask: Bool[Array, "B T"] | None = None,
         *,
-        segments: Int[Array, "B T"] | Int[np.ndarray, "T"] | None = None,
+        segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm.
 

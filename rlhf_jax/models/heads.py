@@ -59,7 +59,7 @@ class ScoreModel(nnx.Module):
         tokens: Int[Array, "B T"],
         mask: Bool[Array, "B T"] | None = None,
         *,
-        segments: Int[Array, "B T"] | Int[np.ndarray, "T"] | None = None,
+        segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
     ) -> Float[Array, "B T"]:
         hidden = self.backbone.hidden(tokens, mask, segments=segments)
         return self.head(hidden) - jax.lax.stop_gradient(self.offset[...])
@@ -77,7 +77,7 @@ def without_head(model: ChatGLM) -> ChatGLM:
 
 def last_real_token(
     values: Shaped[Array, "B T"], mask: Bool[Array, "B T"]
-) -> Shaped[Array, "B"]:
+) -> Shaped[Array, " B"]:
     """The value at each row's last real token, wherever the padding is."""
     slots = jnp.arange(mask.shape[1])[None]
     last = jnp.where(mask, slots, 0).max(axis=1, keepdims=True)

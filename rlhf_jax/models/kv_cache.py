@@ -24,8 +24,8 @@ class KVCache(NamedTuple):
     values: tuple | Array  # Float[Array, "B K S H"], one per layer or stacked
     mask: Bool[Array, "B S"]
     index: Int[Array, ""]
-    context: Int[Array, "B"]
-    mask_place: Int[Array, "B"]
+    context: Int[Array, " B"]
+    mask_place: Int[Array, " B"]
 
     @property
     def length(self) -> int:
@@ -87,7 +87,7 @@ def shift(cache: KVCache, slots: int) -> KVCache:
 
 
 def replace_rows(
-    cache: KVCache, rows: Int[Array, "G"], new: KVCache, *, slot: int
+    cache: KVCache, rows: Int[Array, " G"], new: KVCache, *, slot: int
 ) -> KVCache:
     """The same with what `new` has read in place of these rows, from `slot` on. Rows
     that the cache does not have are left out."""

@@ -39,7 +39,7 @@ def prefix(
     *,
     start_token: int,
     mask_tokens: tuple[int, ...],
-) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
     """The context's length c and the mask token's place m of each row of ChatGLM-6B.
 
     Args:
@@ -67,8 +67,8 @@ def prefix(
 
 def two_axes(
     places: Int[Array, "B T"],
-    context: Int[Array, "B"],
-    mask_place: Int[Array, "B"],
+    context: Int[Array, " B"],
+    mask_place: Int[Array, " B"],
 ) -> Int[Array, "B T 2"]:
     """The two positions of each token of ChatGLM-6B."""
     beyond = places - context[:, None] + 1

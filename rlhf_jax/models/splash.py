@@ -30,7 +30,7 @@ def splash_attend(
     values: Float[Array, "B K T H"],
     *,
     mask: Bool[Array, "B T"],
-    segments: Int[np.ndarray, "T"] | None = None,
+    segments: Int[np.ndarray, " T"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
     """What `attention.attend` gives at real tokens, whose `mask` is True.

@@ -134,6 +134,6 @@ def test_a_loss_that_is_not_finite_changes_nothing(clip, fused):
 def test_accumulation_and_a_fused_update_exclude_each_other():
     optimizer = dataclasses.replace(SGD, fused=True)
     state = TrainState.create(model(), optimizer)
-    step = functools.partial(update, optimizer=optimizer, microbatches=2)
+    step = functools.partial(optimizer_step, optimizer=optimizer, microbatches=2)
     with pytest.raises(ValueError, match="microbatches=1"):
         step(language_loss, state, dialogues())
