@@ -236,6 +236,13 @@ def test_a_judge_that_never_says_anything_is_one_clear_line(judged, service):
         judged("marks")
 
 
+def test_pairs_without_any_verdict_are_no_ties(judged, service, caplog):
+    service.speak = lambda messages: "Hard to say."
+    with pytest.raises(ValueError, match=r"on any of \d prompts whose answers differ"):
+        judged("pairs")
+    assert "verdicts cannot be read" in caplog.text and "Hard to say." in caplog.text
+
+
 def test_a_judge_that_is_not_there_is_known_at_once(judged, service, tmp_path):
     with pytest.raises(ValueError, match=r"Cannot reach http://127.0.0.1:1/"):
         judged("marks", url="http://127.0.0.1:1/v1", max_retries=1)
