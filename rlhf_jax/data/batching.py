@@ -5,6 +5,7 @@ restarts and in every process of a run, so the step number is the position in th
 stream.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -73,6 +74,20 @@ class BatchOrder:
                 [part[np.argsort(self._lengths[part], kind="stable")] for part in parts]
             )
         return rng.permutation(order.reshape(-1, self.batch_size))
+
+
+def number_repeats(index: np.ndarray, size: int) -> np.ndarray:
+    """Give what stands in a batch several times a number of its own each time.
+
+    The first `i` of a data set of `size` stays `i`, the second becomes `i + size`, ...:
+    places in the data set repeated without end. Keys derived from them differ.
+    """
+    seen: Counter[int] = Counter()
+    numbered = []
+    for i in index.tolist():
+        numbered.append(i + size * seen[i])
+        seen[i] += 1
+    return np.asarray(numbered, index.dtype)
 
 
 def round_up(length: int, multiple: int) -> int:

@@ -13,6 +13,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from rlhf_jax.losses import masked
 
+EQUAL = 1e-6  # eight times the rounding error of a float32
+
 
 class Advantages(NamedTuple):
     advantages: Float[Array, " R"]
@@ -138,11 +140,12 @@ def update_moments(
 def normalise(x: Float[Array, "*S"], moments: RunningMoments) -> Float[Array, "*S"]:
     """Move x by the running mean and scale it by the running standard deviation.
 
-    (x - mean) / std; while the variance is 0 (fewer than two different numbers
-    seen), std is taken as 1.
+    (x - mean) / std; while all numbers seen are equal, std is taken as 1. Equal means
+    that their std is at most EQUAL times their mean: the rounding of a running mean
+    leaves as much.
     """
-    variance = moments.m2 / jnp.maximum(moments.count, 1)
-    std = jnp.where(variance > 0, jnp.sqrt(variance), 1.0)
+    std = jnp.sqrt(moments.m2 / jnp.maximum(moments.count, 1))
+    std = jnp.where(std > EQUAL * jnp.abs(moments.mean), std, 1.0)
     return lax.stop_gradient((x.astype(jnp.float32) - moments.mean) / std)
 
 

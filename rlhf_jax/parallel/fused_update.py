@@ -38,8 +38,9 @@ def fused_update(
             another.
         optimizer: a `training.optimizers.Optimizer`.
 
-    A loss that is not finite changes nothing. Nor does such a gradient where clipping
-    is global; else it leaves alone its own layer, and with it those below.
+    A loss that is not finite changes nothing. With global clipping, neither does a
+    gradient that is not finite; otherwise that layer and the layers below it stay as
+    they are, and the layers above are updated.
     """
     layers, rest = split(model)
     first = {n: x for n, x in rest.items() if n.split(".")[-1] == "embedding"}

@@ -22,19 +22,19 @@ from absl import logging
 from rlhf_jax.algorithms.dpo import LOSSES, Hyper, pair_logprobs, train_step
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, preference_batch
-from rlhf_jax.data.encoding import encode_pairs, sft_batches
+from rlhf_jax.data.encoding import encode_pairs, encode_prompts, sft_batches
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt
 from rlhf_jax.evaluation.answers import answer, sequence_logprobs
 from rlhf_jax.evaluation.rollouts import quality_metrics
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.sharding import create, fetch, shapes_of, shard_batch
-from rlhf_jax.training import optimizers, weights
+from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, from_items, to_items
+from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
 
 
@@ -84,6 +84,10 @@ def run(config, workdir: str) -> None:
         )
     eval_file = config.eval_prompts or data / "eval_prompts.jsonl"
     eval_prompts = read(eval_file, Prompt)[: config.num_eval_prompts]
+    if config.eval_every:
+        eval_prompts, _ = encode_prompts(
+            eval_prompts, tokenizer, config.max_prompt_tokens
+        )
 
     # Steps
     hyper = Hyper.from_config(config, tokenizer.vocab_size)
@@ -195,6 +199,7 @@ def run(config, workdir: str) -> None:
 
     # Hand on
     numbers = writer.flush()
+    check_learned(state)
     writer.close()
     checkpoints.close()
     finish(workdir, numbers)
@@ -248,6 +253,8 @@ def check_options(config) -> None:
         ValueError: says which, and what to set instead.
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
+    options.fused_updates(config)
+    weights.computation(config)
     if config.beta_sft:
         check_batch("sft_batch_size", config.sft_batch_size, parts=config.microbatches)
     loss, label_smoothing = config.loss, config.label_smoothing

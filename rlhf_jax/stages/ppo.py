@@ -23,6 +23,7 @@ it is the paper's baseline without a critic.
 
 import dataclasses
 import functools
+import math
 import shutil
 from pathlib import Path
 from typing import NoReturn
@@ -41,7 +42,12 @@ from rlhf_jax.algorithms.ppo import (
 )
 from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.data import sources
-from rlhf_jax.data.batching import BatchOrder, prompt_batch, round_up
+from rlhf_jax.data.batching import (
+    BatchOrder,
+    number_repeats,
+    prompt_batch,
+    round_up,
+)
 from rlhf_jax.data.encoding import encode_prompts, sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.rollouts import answer_scores, evaluate
@@ -62,7 +68,7 @@ from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import from_items, to_items
+from rlhf_jax.training.state import check_learned, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
 
 ABOVE_CEILING = "above_kl_ceiling"  # in the workdir: a policy that stopped its run
@@ -103,7 +109,7 @@ def run(config, workdir: str) -> None:
     )
 
     def prompts_at(index: np.ndarray) -> PromptBatch:
-        rows = [prompts[i] for i in index]
+        rows = [prompts[i % len(prompts)] for i in index]
         return prompt_batch(rows, index, pad_id=tokenizer.pad_id, width=width)
 
     sft = None
@@ -209,7 +215,8 @@ def run(config, workdir: str) -> None:
 
     def answer(policy, index: np.ndarray, key) -> tuple[Rollout, np.ndarray]:
         """The policy's responses, and the scores to subtract: float32 [prompts]."""
-        batch, sampler = prompts_at(index), memory.sampler(policy)
+        batch = prompts_at(number_repeats(index, len(prompts)))
+        sampler = memory.sampler(policy)
         several = repeat_prompts(batch, config.samples_per_prompt)
         baseline = np.zeros(len(index), np.float32)
         if config.baseline == "reference":
@@ -277,13 +284,13 @@ def run(config, workdir: str) -> None:
             if sft is not None:
                 sft_batch = sft.stack(updates.start, hyper.num_updates)
             state, update_metrics = update_step(
-                memory.at_work(dataclasses.replace(state, **changes)),
+                memory.at_work(state),
                 experience,
                 shard_batch(sft_batch, axis=1),
                 jax.random.fold_in(update_key, step),
                 (policy_rates[updates], value_rates[updates]),
             )
-            state = memory.at_rest(state)
+            state = memory.at_rest(dataclasses.replace(state, **changes))
             jax.block_until_ready(update_metrics)
             seconds["time/update"] = watch.lap()
 
@@ -304,6 +311,7 @@ def run(config, workdir: str) -> None:
 
     # Hand on
     numbers = writer.close()
+    check_learned(state.policy, *[state.value] * hyper.has_critic)
     checkpoints.close()
     finish(workdir, numbers)
 
@@ -412,6 +420,8 @@ def check_options(config) -> None:
     options.multiple_of(config, "batch_size", "samples_per_prompt")
     parts = config.minibatches * config.microbatches
     check_batch("batch_size", config.batch_size, parts=parts)
+    options.fused_updates(config)
+    weights.computation(config)
     if config.beta_sft:
         check_batch("sft_batch_size", config.sft_batch_size, parts=config.microbatches)
     if config.advantage in ("rloo", "grpo"):
@@ -433,5 +443,12 @@ def check_options(config) -> None:
         )
     if config.whiten_rewards and config.advantage != "gae":
         raise ValueError("whiten_rewards needs the token rewards of advantage='gae'.")
+    if config.temperature <= 0:
+        raise ValueError(
+            f"{config.temperature=}: PPO learns from samples, and greedy answers are "
+            "none: set it above 0, 1.0 for the policy's own distribution."
+        )
+    if math.isnan(config.kl_ceiling):
+        raise ValueError(f"{config.kl_ceiling=}: set a number, or inf for no ceiling.")
     if 0 < config.dual_clip <= 1:
         raise ValueError(f"{config.dual_clip=} must be above 1, or 0 for none.")

@@ -35,9 +35,14 @@ from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.early_stopping import Best
-from rlhf_jax.training.metrics import Stopwatch, Writer, read_metrics
+from rlhf_jax.training.metrics import (
+    NonFiniteError,
+    Stopwatch,
+    Writer,
+    read_metrics,
+)
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, from_items, to_items
+from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
 
 LENGTH_WINDOW = 64  # batches: padding of hh-rlhf falls from 15 to 11 % against 16
@@ -159,6 +164,9 @@ def run(config, workdir: str) -> None:
 
     # Hand on: without further steps the checkpoint that was restored is the last
     if step > start:
+        check_learned(state)
+        if not np.isfinite(best.score):
+            raise NonFiniteError("No evaluation had an accuracy to choose a model by.")
         model = best.model
         sample = pairs[: config.num_centring_pairs]
         model.offset[...] = jnp.float32(score_pairs(model, sample, **padding).mean())
@@ -234,6 +242,8 @@ def check_options(config) -> None:
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
     options.one_of(config, "too_long", ("drop", "truncate_prompt"))
+    options.fused_updates(config)
+    weights.computation(config)
     if config.eval_every < 1:
         raise ValueError(
             f"{config.eval_every=}: the best evaluated model is the result."

@@ -22,11 +22,11 @@ from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.answers import sample_conversations
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
-from rlhf_jax.training import optimizers, weights
+from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, from_items, to_items
+from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
 
 
@@ -127,6 +127,7 @@ def run(config, workdir: str) -> None:
 
     # Hand on
     numbers = writer.flush()
+    check_learned(state)
     samples = sample_conversations(
         state.model,
         eval_prompts,
@@ -154,3 +155,5 @@ def check_options(config) -> None:
         ValueError: says which, and what to set instead.
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
+    options.fused_updates(config)
+    weights.computation(config)

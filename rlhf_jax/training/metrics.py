@@ -168,7 +168,7 @@ class Writer:
             losses = {k: v for k, v in self._numbers.items() if k.startswith("loss")}
             raise NonFiniteError(
                 f"Step {self._step} of {self.workdir}: the gradient was not finite "
-                f"{skipped:.0f} times in a row; none of these updates was applied. "
+                f"{skipped:.0f} times in a row; such gradients are not applied. "
                 f"Losses: {losses}. Lower optimizer.learning_rate, or look at the data "
                 f"in {suspects.FOLDER}/ with launch/replay.py."
             )

@@ -15,8 +15,11 @@ from rlhf_jax.parallel.layers import split
 class Optimizer:
     """A rule for one layer, applied to every layer and every parameter outside them.
 
-    To all layers at once (`state.optimizer_step`) or to one after another inside the
-    backward pass (`parallel.fused_update`): state and result are the same.
+    It is applied to all layers at once (`state.optimizer_step`), or to one after
+    another inside the backward pass (`parallel.fused_update`). State and result are the
+    same, but for a gradient that is not finite where no norm of the whole gradient is
+    taken (`needs_norm`): then the fused update is applied to the layers above the first
+    bad one, and to those alone.
     """
 
     rule: optax.GradientTransformation  # gradient to direction

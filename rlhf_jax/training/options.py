@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.pipelining import pipe_size
 
 # What a number may be, in words and as a test (not a number passes none), and the keys
 # it holds for, wherever they stand in a config.
@@ -134,6 +135,27 @@ def leaves(config: ConfigDict, where: str) -> Iterator[tuple[str, object]]:
             yield from leaves(value, f"{where}.{name}")
         else:
             yield f"{where}.{name}", value
+
+
+def fused_updates(config) -> None:
+    """Refuse a fused update where it is not possible.
+
+    Raises:
+        ValueError: says which optimizer, and what to set instead.
+    """
+    for name, optimizer in config.items():
+        if not name.endswith("optimizer") or not optimizer.fused:
+            continue
+        if pipe_size() > 1:
+            raise ValueError(
+                f"{name}.fused updates one layer after another, a pipeline's stages "
+                "all at once: set it to False, or the mesh's pipe to 1."
+            )
+        if config.microbatches != 1:
+            raise ValueError(
+                f"microbatches={config.microbatches} add up a whole gradient, which "
+                f"{name}.fused never holds: set microbatches=1."
+            )
 
 
 def one_of(config, name: str, known: tuple) -> None:

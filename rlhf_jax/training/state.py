@@ -13,15 +13,17 @@ from rlhf_jax.parallel.layers import join, split
 from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.parallel.sharding import constrain_parameters
 from rlhf_jax.training.accumulate import value_and_grad
-from rlhf_jax.training.metrics import Mean
+from rlhf_jax.training.metrics import Mean, NonFiniteError
 from rlhf_jax.training.optimizers import Optimizer
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """A model with its optimizer. `step` counts updates tried, `skipped` those that
-    were not applied because loss or gradient was not finite, in a row."""
+    """A model with its optimizer. `step` counts updates tried, `skipped` those in a row
+    whose loss or gradient was not finite. Such an update is not applied; a fused one
+    without global clipping leaves out the layers that it would have harmed (see
+    `Optimizer`)."""
 
     step: Int[Array, ""]
     skipped: Int[Array, ""]
@@ -102,6 +104,23 @@ def _advance(state: TrainState, model, opt_state, norm) -> tuple[TrainState, dic
     model, opt_state = constrain_parameters((model, opt_state))
     new = TrainState(state.step + 1, skipped, model, opt_state)
     return new, {"optim/grad_norm": Mean.of(norm), "optim/skipped": skipped}
+
+
+def check_learned(*states: TrainState) -> None:
+    """Refuse to hand on a model that no update has reached.
+
+    Raises:
+        NonFiniteError: all updates that were tried had a loss or gradient that was not
+            finite.
+    """
+    for state in states:
+        tried = int(state.step)
+        if 0 < tried == int(state.skipped):
+            raise NonFiniteError(
+                f"None of {tried} updates was applied: the loss or the gradient was "
+                "never finite. Lower optimizer.learning_rate, or look at a batch in "
+                "suspects/ with launch/replay.py."
+            )
 
 
 def to_items(state: TrainState, name: str = "model") -> dict:

@@ -15,7 +15,7 @@ from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
-from rlhf_jax.training.optimizers import adamw
+from rlhf_jax.training.optimizers import adamw, sgd
 
 NUM_TOKENS = 30
 HYPER = ppo.Hyper(
@@ -58,6 +58,11 @@ SAMPLING = Sampling(
 ROWS = 8
 
 
+# A step of it is the gradient times the learning rate: no rounding error is divided by
+# its own size, as that of a key's bias is in Adam.
+SGD = sgd(None, clip_norm=0.0)
+
+
 def optimizer():
     return adamw(
         None,
@@ -80,9 +85,9 @@ def make_models(dtype="float32"):
     return policy, reward, ScoreModel(policy, rngs=nnx.Rngs(2))
 
 
-def make_state(*, kl_coef=0.05, critic=True, dtype="float32"):
+def make_state(*, kl_coef=0.05, critic=True, dtype="float32", tx=None):
     policy, reward, value = make_models(dtype)
-    tx = optimizer()
+    tx = tx or optimizer()
     state = ppo.PPOState.create(
         policy,
         value if critic else None,
@@ -110,8 +115,8 @@ def experience_step(hyper):
 
 
 @functools.cache
-def update_step(hyper):
-    tx = optimizer()
+def update_step(hyper, tx=None):
+    tx = tx or optimizer()
     return jax.jit(
         functools.partial(
             ppo.train_step, hyper=hyper, policy_optimizer=tx, value_optimizer=tx
@@ -130,10 +135,12 @@ def experience_of(state, frozen, prompts, hyper=HYPER, baseline=0.0):
     return rolled, *experience_step(hyper)(state, frozen, rolled, scores)
 
 
-def update(state, experience, hyper=HYPER, seed=1, sft=None, learning_rate=1e-3):
+def update(
+    state, experience, hyper=HYPER, seed=1, sft=None, learning_rate=1e-3, tx=None
+):
     key, num_updates = jax.random.key(seed), hyper.ppo_epochs * hyper.minibatches
     rates = jnp.full(num_updates, learning_rate)
-    return update_step(hyper)(state, experience, sft, key, (rates, rates))
+    return update_step(hyper, tx)(state, experience, sft, key, (rates, rates))
 
 
 def same(a, b) -> bool:
@@ -145,5 +152,6 @@ def make_sft(rows=ROWS, length=7):
     rng = np.random.default_rng(1)
     mask = np.arange(length)[None] < rng.integers(2, length + 1, (rows, 1))
     tokens = np.where(mask, rng.integers(4, NUM_TOKENS, (rows, length)), 0)
-    loss_mask = mask & (np.arange(length) > 0)
+    # Neither the prompt nor an answer in the middle: those of another turn.
+    loss_mask = mask & np.isin(np.arange(length), (2, 5, 6))
     return SFTBatch(jnp.asarray(tokens, jnp.int32), jnp.asarray(mask), loss_mask)

@@ -310,6 +310,22 @@ def test_masked_garbage_never_enters_the_running_moments(garbage):
     np.testing.assert_allclose(same, moments)
 
 
+@pytest.mark.parametrize("size", [1, 3, 7, 100, 1000])
+@pytest.mark.parametrize("score", [0.3, -7.7, 1e4, 1e-5, 0.0])
+def test_equal_scores_are_normalised_to_zero_in_batches_of_any_size(size, score):
+    """Compiled, where the mean of equal numbers is rounded."""
+
+    @jax.jit
+    def seen(moments, x):
+        return update_moments(moments, x, jnp.ones(x.shape, bool))
+
+    x, moments = jnp.full(size, score, jnp.float32), init_moments()
+    for _ in range(20):
+        moments = seen(moments, x)
+        limit = 1e-5 * max(abs(score), 1e-30)
+        assert np.abs(normalise(x, moments)).max() <= limit
+
+
 def test_normalising_before_two_different_numbers_were_seen_only_shifts():
     x = jnp.array([5.0, 7.0])
     np.testing.assert_array_equal(normalise(x, init_moments()), x)

@@ -76,8 +76,8 @@ def test_sft_that_has_diverged_stops_with_its_last_finite_parameters(
     workdir = tmp_path / "run"
     with pytest.raises(
         NonFiniteError,
-        match=r"Step 4 of .*run: the gradient was not finite 3 times in a row; none of "
-        r"these updates was applied\..*Lower optimizer.learning_rate.*replay\.py",
+        match=r"Step 4 of .*run: the gradient was not finite 3 times in a row; such "
+        r"gradients are not applied\..*Lower optimizer.learning_rate.*replay\.py",
     ):
         sft.run(config, str(workdir))
 

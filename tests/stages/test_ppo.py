@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from configs import ppo as ppo_config
-from rlhf_jax.data.records import Prompt, read_records
+from rlhf_jax.data.batching import BatchOrder
+from rlhf_jax.data.encoding import sft_batches
+from rlhf_jax.data.records import Dialogue, Prompt, read_records, write_records
 from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
@@ -16,7 +18,7 @@ from rlhf_jax.evaluation.rollouts import scored_rollouts
 from rlhf_jax.stages import ppo
 from rlhf_jax.training import optimizers
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.metrics import MEASURED, Writer, read_metrics
+from rlhf_jax.training.metrics import MEASURED, Mean, Writer, read_metrics
 from rlhf_jax.training.weights import load_model
 from rlhf_jax.training.workdir import is_finished
 
@@ -31,15 +33,19 @@ from rlhf_jax.training.workdir import is_finished
         ({"advantage": "remax", "baseline": "none"}, "baseline='greedy'"),
         ({"advantage": "remax", "whiten_rewards": True}, "advantage='gae'"),
         ({"dual_clip": 0.5}, "above 1"),
+        ({"temperature": 0.0}, "learns from samples"),
+        ({"kl_ceiling": float("nan")}, "inf for no ceiling"),
         ({"samples_per_prompt": 3}, "multiple of samples_per_prompt=3"),
         ({"minibatches": 3}, "batch_size=128 does not divide"),
         ({"microbatches": 3}, "batch_size=128 does not divide"),
         ({"microbatches": 16}, "sft_batch_size=8 does not divide"),
+        ({"value_optimizer.fused": True, "microbatches": 2}, "value_optimizer.fused"),
+        ({"attention": "splash"}, "not for float32 on cpu"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(fields, message, tmp_path):
     config = ppo_config.get_config("tiny")
-    config.update(fields)
+    config.update_from_flattened_dict(fields)
     with pytest.raises(ValueError, match=message):
         ppo.run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -309,3 +315,100 @@ def test_a_policy_that_starts_above_the_ceiling_is_refused(stage_config, tmp_pat
     with pytest.raises(ppo.KLCeilingError, match="had no update yet"):
         ppo.run(config, str(tmp_path / "run"))
     assert not is_finished(tmp_path / "run")
+
+
+def test_what_each_iteration_hands_to_the_update(
+    stage_config, data_folder, tmp_path, monkeypatch
+):
+    """Two iterations with two samples a prompt, whose programs do nothing but note what
+    they are given: baselines by prompt, and keys, rates and SFT batches of their own."""
+    baselines, updates = [], []
+
+    def make_experience(state, frozen, rollout, baseline_scores, *, hyper):
+        baselines.append(baseline_scores)
+        return None, {}, {"objective/kl": Mean.of(np.zeros(1))}
+
+    def train_step(state, experience, sft, key, learning_rates, **_):
+        updates.append((sft, jax.random.key_data(key).tolist(), learning_rates))
+        return state, {}
+
+    class Uncompiled:
+        """The stage's jax, whose jit leaves these two functions as they are."""
+
+        def __getattr__(self, name):
+            return getattr(jax, name)
+
+        def jit(self, function, **options):
+            noted = function.func in (make_experience, train_step)
+            return function if noted else jax.jit(function, **options)
+
+    monkeypatch.setattr(ppo, "make_experience", make_experience)
+    monkeypatch.setattr(ppo, "train_step", train_step)
+    monkeypatch.setattr(ppo, "jax", Uncompiled())
+    config = stage_config(
+        "ppo", samples_per_prompt=2, eval_every=0, save_every=0, sft_batch_size=8
+    )
+    config.optimizer.decay = "linear"
+    ppo.run(config, str(tmp_path / "run"))
+
+    order = BatchOrder(16, batch_size=4, seed=config.seed)
+    with np.load(tmp_path / "run" / "reference_scores.npz") as file:
+        scores = file["values"]
+    assert len(set(scores[order.indices(0)])) == 4
+    for step, given in enumerate(baselines):
+        expected = scores[order.indices(step)].repeat(2)
+        np.testing.assert_array_equal(given, expected)
+
+    tokenizer = tokenizer_of(tmp_path / "run")
+    batches = sft_batches(
+        read_records(data_folder / "sft.jsonl", Dialogue),
+        tokenizer,
+        max_tokens=config.max_sft_tokens,
+        multiple=config.pad_to_multiple,
+        batch_size=config.sft_batch_size,
+        seed=config.seed,
+    )
+    count = config.ppo_epochs * config.minibatches
+    rates = [
+        optimizers.learning_rates(x, 2 * count)
+        for x in (config.optimizer, config.value_optimizer)
+    ]
+    assert len(updates) == 2
+    for step, (stacked, _, given) in enumerate(updates):
+        for i in range(count):
+            number = step * count + i
+            expected = batches.batch(number).tokens
+            np.testing.assert_array_equal(stacked.tokens[i], expected)
+            for model in range(2):
+                assert given[model][i] == rates[model][number]
+    assert updates[0][1] != updates[1][1]
+    assert not np.array_equal(updates[0][0].tokens, updates[1][0].tokens)
+    assert len({*rates[0], *rates[1]}) > 2 * count
+
+
+def test_prompts_that_fill_a_batch_are_answered_apart(
+    stage_config, data_folder, tmp_path, monkeypatch
+):
+    """Three prompts in a batch of eight: no two rows have the same key."""
+    seen, roll = [], ppo.rollout
+
+    def roll_and_note(model, batch, key, sampling):
+        seen.append((np.asarray(batch.prompts), np.asarray(batch.index)))
+        return roll(model, batch, key, sampling)
+
+    monkeypatch.setattr(ppo, "rollout", roll_and_note)
+    prompts = read_records(data_folder / "prompts.jsonl", Prompt)[:3]
+    write_records(tmp_path / "prompts.jsonl", prompts)
+    config = stage_config(
+        "ppo",
+        prompts=str(tmp_path / "prompts.jsonl"),
+        baseline="none",
+        total_steps=1,
+        eval_every=0,
+        save_every=0,
+        beta_sft=0.0,
+    )
+    ppo.run(config, str(tmp_path / "run"))
+    ((rows, index),) = seen
+    assert len({tuple(row) for row in rows}) == 3
+    assert len(set(index.tolist())) == 8
