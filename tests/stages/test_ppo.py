@@ -320,8 +320,8 @@ def test_a_policy_that_starts_above_the_ceiling_is_refused(stage_config, tmp_pat
 def test_what_each_iteration_hands_to_the_update(
     stage_config, data_folder, tmp_path, monkeypatch
 ):
-    """Two iterations with two samples a prompt, whose programs do nothing but note what
-    they are given: baselines by prompt, and keys, rates and SFT batches of their own."""
+    """Two iterations with two samples a prompt, whose programs do nothing but note
+    what they get: baselines by prompt, and keys, rates and SFT batches of their own."""
     baselines, updates = [], []
 
     def make_experience(state, frozen, rollout, baseline_scores, *, hyper):
