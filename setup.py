@@ -78,6 +78,8 @@ setup(
             "pyyaml>=6",
             "ruff>=0.9",
         ],
+        # colabs/ on a machine of one's own.
+        "notebook": ["jupyterlab>=4"],
         # The page on which people compare responses.
         "annotate": [GRADIO],
         # Live comparison with the published torch implementations.

@@ -1,5 +1,6 @@
 """Run a batch again that a run found suspect: what in it is wrong?
 
+python launch/replay.py --workdir=runs/sft --batch=newest
 python launch/replay.py --workdir=runs/sft --batch=runs/sft/suspects/step_000012.npz
 
 A run saves the batch of a step whose loss or gradient was not finite, or whose loss
@@ -28,5 +29,7 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The folder of the run.", required=True)
-    flags.DEFINE_string("batch", None, "A file of its suspects/.", required=True)
+    flags.DEFINE_string(
+        "batch", None, "A file of its suspects/, or newest.", required=True
+    )
     cli.command(main)

@@ -40,6 +40,7 @@ from rlhf_jax.data.tokenizers.tokenizer import (
 )
 from rlhf_jax.files import write_json
 from rlhf_jax.shared_work import first_makes, is_first
+from rlhf_jax.terminal import listed
 
 FOLDER = ("sft.jsonl", "sft_test.jsonl", "prompts.jsonl", "eval_prompts.jsonl")
 KINDS = {  # the files of a data folder that several stages read
@@ -208,7 +209,7 @@ class Reader:
             counts += Counter({f"left out: {x}": n for x, n in found.left_out.items()})
             counts.update(f"rows with an unused field: {x}" for x in found.unused)
         if counts:
-            logging.info("%s: %d read; %s.", path, len(records), dict(counts))
+            logging.info("%s: %d read; %s.", path, len(records), listed(counts))
         if not records:
             raise RecordError(f"{path} holds no {kind.__name__.lower()}s to use.")
         self.fingerprints[str(path)] = fingerprint(path)

@@ -25,11 +25,16 @@ def replay(workdir: Path, path: Path) -> dict:
     """Loss, metrics, gradient norm, the names of parameters whose gradient is not
     finite, and the loss of every row, "rows"; and the record of the batch.
 
+    Args:
+        path: of the batch; "newest" takes the last that the run kept.
+
     Raises:
         ValueError: no run of a stage that trains, or not a batch that it saved.
     """
     config = read_config(workdir)
     algorithm = algorithms.find(config.stage)
+    if path == Path("newest"):
+        path = newest_batch(workdir)
     parts, record = suspects.load_batch(path)
     tokenizer = load_tokenizer(workdir / "tokenizer")
     folder = workdir if has_checkpoint(workdir) else config.init_from
@@ -60,6 +65,21 @@ def replay(workdir: Path, path: Path) -> dict:
         "rows": rows,
         "texts": [text_of(inputs["batch"], i, tokenizer) for i in range(count)],
     }
+
+
+def newest_batch(workdir: Path) -> Path:
+    """The batch of the last step that a run found suspect.
+
+    Raises:
+        ValueError: there is none.
+    """
+    batches = sorted((workdir / suspects.FOLDER).glob("*.npz"))
+    if not batches:
+        raise ValueError(
+            f"--batch=newest: {workdir} has kept no batch in {suspects.FOLDER}/: no "
+            "step stood out. config.spike_zscore says what does."
+        )
+    return batches[-1]
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -24,6 +24,7 @@ from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt
 from rlhf_jax.evaluation.candidates import sample_candidates
+from rlhf_jax.terminal import listed
 from rlhf_jax.training import weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
@@ -104,12 +105,7 @@ def run(config, workdir: str) -> None:
         dropped = len(pairs) + num_known + repeats - len(tasks)
         report["dropped: identical or empty"] = dropped
         report |= {"known answers": num_known, "repeats": repeats, "tasks": len(tasks)}
-        logging.info(
-            "Annotation tasks: %s. Next: python launch/annotate.py --workdir=%s, or "
-            "launch/exchange.py for Label Studio and Argilla.",
-            report,
-            workdir,
-        )
+        logging.info("Tasks for people: %s.", listed(report))
         finish(workdir, report)
         return
 
@@ -121,12 +117,7 @@ def run(config, workdir: str) -> None:
         stream="collect",
     )
     write_records(workdir / "comparisons.jsonl", comparisons)
-    logging.info(
-        "Collected: %s. Next: launch/prepare_comparisons.py with "
-        "--config.comparisons=%s.",
-        report,
-        workdir / "comparisons.jsonl",
-    )
+    logging.info("Collected: %s.", listed(report))
     finish(workdir, report)
 
 

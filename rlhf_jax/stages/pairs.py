@@ -20,6 +20,7 @@ from rlhf_jax.data.cleaning import pair_rules
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, fields_of, write_records
 from rlhf_jax.evaluation.candidates import candidate_scores, sample_candidates
+from rlhf_jax.terminal import listed
 from rlhf_jax.training import weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
@@ -109,10 +110,10 @@ def run(config, workdir: str) -> None:
     }
     report |= {f"dropped: {reason}": n for reason, n in dropped.items()}
     report["kept"] = len(kept)
-    logging.info("Pairs: %s", report)
+    logging.info("Pairs: %s.", listed(report))
     if not len(kept):
         raise ValueError(
-            f"No pair is left: {report}. Is {config.min_margin=} too high?"
+            f"No pair is left: {listed(report)}. Is {config.min_margin=} too high?"
         )
 
     # Comparisons

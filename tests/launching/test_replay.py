@@ -109,3 +109,11 @@ def test_the_row_that_is_not_finite_is_found(workdir, capsys):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no run: it has no config\.json"):
         replay.replay(tmp_path, tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("workdir", ["sft"], indirect=True)
+def test_the_newest_batch_is_found(workdir):
+    suspects.save_batch(workdir, 9, BATCHES["sft"], "loss/x nan")
+    assert replay.newest_batch(workdir).name == "step_000009.npz"
+    with pytest.raises(ValueError, match=r"has kept no batch in suspects/"):
+        replay.newest_batch(workdir / "suspects")

@@ -174,7 +174,7 @@ def test_greedy_responses_are_identical_and_leave_no_pair(
     stage_config, reward_model, tmp_path
 ):
     config = stage_config("pairs", reward_model=reward_model, temperature=0.0)
-    with pytest.raises(ValueError, match=r"No pair is left.*identical responses': 16"):
+    with pytest.raises(ValueError, match=r"No pair is left.*identical responses 16"):
         run(config, tmp_path / "run")
 
 

@@ -25,6 +25,7 @@ from rlhf_jax.data.records import (
     write_records,
 )
 from rlhf_jax.files import write_json
+from rlhf_jax.terminal import listed
 
 TRAIN_FILES = ("sft.jsonl", "comparisons.jsonl", "prompts.jsonl")
 TEST_FILES = ("sft_test.jsonl", "comparisons_test.jsonl", "eval_prompts.jsonl")
@@ -122,7 +123,7 @@ def write_data_folder(
         what = f"{origin} ({name}: {dict(counts[name])})"
         _write_part(folder, part, what, name == "test")
     write_json(folder / "source.json", counts)
-    logging.info("Read from %s: %s", origin, counts)
+    logging.info("Read from %s: %s.", origin, listed(counts))
     return counts
 
 
