@@ -6,13 +6,14 @@ import shlex
 import sys
 from pathlib import Path
 
+import jax
 from absl import logging
 
 from rlhf_jax.evaluation.report.page import write_report
-from rlhf_jax.launching import closing
+from rlhf_jax.launching import closing, stage
 from rlhf_jax.launching.chat import open_checkpoint
 from rlhf_jax.launching.jobs import Job
-from rlhf_jax.launching.stage import run_stage
+from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.workdir import read_summary
 from tests.commands import check_flags, typed
 from tests.reliability.smallest import BATCH_SIZES, SMALL
@@ -86,23 +87,25 @@ def test_the_commands_run_in_their_order(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(logging, "info", info)
     monkeypatch.chdir(tmp_path)
+    one = make_mesh((1, 1, 1), jax.devices()[:1])
+    monkeypatch.setattr(stage, "make_mesh", lambda sizes: one)
     for flags in commands():
         for path in paths_of(flags):
             assert (tmp_path / path.removeprefix("runs/")).exists(), path
         config = small(flags, tmp_path)
         folder = tmp_path / flags["workdir"].removeprefix("runs/")
-        run_stage(config, folder)
+        stage.run_stage(config, folder)
         following = closing.next_command(config, folder, "tiny", {})
         words = shlex.split(following.replace("\\\n", " "))
         check_flags(words[1], words[2:])
     shown = capsys.readouterr().out
-    for stage in (
+    for said in (
         "sft: held-out loss",
         "collect: ",
         "reward: agrees with",
         "evaluate: ",
     ):
-        assert f"\n{stage}" in f"\n{shown}", stage
+        assert f"\n{said}" in f"\n{shown}", said
     for text in (shown, *logged):
         assert "{'" not in text and "Counter(" not in text
     models = read_summary(tmp_path / "evaluate")["models"]

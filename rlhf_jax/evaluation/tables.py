@@ -34,11 +34,6 @@ def print_table(summary: dict) -> None:
 def print_held_out(reward: dict) -> None:
     """Print a reward model's accuracy on held-out comparisons, from its summary, beside
     what it has to beat."""
-    print(held_out(reward))
-
-
-def held_out(reward: dict) -> str:
-    """What `print_held_out` says, in lines of a terminal."""
     rivals = ("always_longer", "always_shorter", "bag_of_words")
     known = [name for name in rivals if f"eval/{name}" in reward]
     beside = ", ".join(
@@ -47,7 +42,7 @@ def held_out(reward: dict) -> str:
     accuracy, low, high = (
         reward[f"eval/accuracy{side}"] for side in ("", "_low", "_high")
     )
-    return (
+    print(
         f"Reward model: agrees with {accuracy:.1%} [{low:.1%}, {high:.1%}] of "
         f"{reward['eval/pairs']:,.0f} held-out\ncomparisons; {beside}."
     )

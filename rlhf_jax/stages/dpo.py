@@ -29,10 +29,11 @@ from rlhf_jax.evaluation.rollouts import quality_metrics
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.sharding import create, fetch, shapes_of, shard_batch
+from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
+from rlhf_jax.training.metrics import Mean, Rate, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
@@ -59,7 +60,7 @@ def run(config, workdir: str) -> None:
         max_prompt_tokens=config.max_prompt_tokens,
         max_response_tokens=config.max_response_tokens,
     )
-    logging.info("%d pairs; dropped: %s.", len(pairs), dict(dropped))
+    logging.info("%d pairs; dropped: %s.", len(pairs), listed(dropped))
     order = BatchOrder(
         len(pairs),
         batch_size=config.batch_size,
@@ -164,7 +165,6 @@ def run(config, workdir: str) -> None:
 
     # Loop
     writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
-    watch = Stopwatch()
     show = {"loss": "loss/dpo", "margin": "rewards/margins"}
     with ProgressBar("dpo", total_steps, start, show) as bar:
         for step in range(start, total_steps):
@@ -182,7 +182,7 @@ def run(config, workdir: str) -> None:
                 learning_rate=learning_rates[step],
             )
             metrics["optim/lr"] = learning_rates[step]
-            metrics["tokens_per_second"] = watch.rate(batch.response_mask.sum())
+            metrics["tokens_per_second"] = Rate(batch.response_mask.sum())
             bar.update(*writer.write(step + 1, metrics, inputs))
             if due(step + 1, config.eval_every, total_steps):
                 eval_metrics, samples = evaluate(

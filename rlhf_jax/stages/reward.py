@@ -29,18 +29,13 @@ from rlhf_jax.data.encoding import Pair, encode_pairs
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.evaluation.intervals import pair_accuracy
-from rlhf_jax.evaluation.tables import print_held_out
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
+from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.early_stopping import Best
-from rlhf_jax.training.metrics import (
-    NonFiniteError,
-    Stopwatch,
-    Writer,
-    read_metrics,
-)
+from rlhf_jax.training.metrics import NonFiniteError, Rate, Writer, read_metrics
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
@@ -84,7 +79,7 @@ def run(config, workdir: str) -> None:
     }
     if (data / "source.json").is_file():  # what was left out before
         counts["source"] = json.loads((data / "source.json").read_text())
-    logging.info("Pairs: %s", counts)
+    logging.info("Pairs: %s.", listed(counts))
     order = BatchOrder(
         len(pairs),
         batch_size=config.batch_size,
@@ -141,7 +136,6 @@ def run(config, workdir: str) -> None:
 
     # Loop
     writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
-    watch = Stopwatch()
     show = {"loss": "loss/ranking", "accuracy": "rewards/accuracies"}
     is_done = start == total_steps or best.is_final(config.patience)
     step = start
@@ -150,10 +144,10 @@ def run(config, workdir: str) -> None:
             batch = packed_pairs([pairs[i] for i in order.indices(step)], **padding)
             state, metrics = step_fn(state, shard_batch(batch), learning_rates[step])
             metrics["optim/lr"] = learning_rates[step]
-            metrics["tokens_per_second"] = watch.rate(batch.mask.sum())
+            metrics["tokens_per_second"] = Rate(batch.mask.sum())
             step += 1
             bar.update(*writer.write(step, metrics, {"batch": batch}))
-            if due(step, config.eval_every, total_steps):
+            if due(step, config.eval_every or total_steps, total_steps):
                 found = validate(state.model, validation, padding)
                 best = best.update(state.model, found["validation/accuracy"])
                 writer.write(step, found)
@@ -182,7 +176,6 @@ def run(config, workdir: str) -> None:
     checkpoints.close()
     summary = read_metrics(workdir)[-1] | {"pairs": counts}
     finish(workdir, summary)
-    print_held_out(summary)
 
 
 def split_by_prompt(
@@ -235,16 +228,12 @@ def samples(test: list[Comparison], scores: np.ndarray, count: int) -> list[dict
 
 
 def check_options(config) -> None:
-    """Refuse options that contradict each other, before anything is read or compiled.
+    """Refuse what cannot be done, before anything is read or compiled.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: says which value, and what it can be.
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
     options.one_of(config, "too_long", ("drop", "truncate_prompt"))
     options.fused_updates(config)
     weights.computation(config)
-    if config.eval_every < 1:
-        raise ValueError(
-            f"{config.eval_every=}: the best evaluated model is the result."
-        )

@@ -22,9 +22,10 @@ from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.answers import sample_conversations
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
+from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.metrics import Stopwatch, Writer
+from rlhf_jax.training.metrics import Rate, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
 from rlhf_jax.training.workdir import due, finish, open_workdir
@@ -58,7 +59,7 @@ def run(config, workdir: str) -> None:
         config.too_long,
     )
     eval_prompts = read(data / "eval_prompts.jsonl", Prompt)
-    logging.info("%d dialogues; too long: %s.", len(examples), dict(too_long) or 0)
+    logging.info("%d dialogues; too long: %s.", len(examples), listed(too_long))
     order = BatchOrder(
         len(examples),
         batch_size=config.batch_size,
@@ -112,13 +113,12 @@ def run(config, workdir: str) -> None:
 
     # Loop
     writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
-    watch = Stopwatch()
     with ProgressBar("sft", total_steps, start, {"loss": "loss/sft"}) as bar:
         for step in range(start, total_steps):
             batch = make_batch([examples[i] for i in order.indices(step)])
             state, metrics = step_fn(state, shard_batch(batch), learning_rates[step])
             metrics["optim/lr"] = learning_rates[step]
-            metrics["tokens_per_second"] = watch.rate(batch.mask.sum())
+            metrics["tokens_per_second"] = Rate(batch.mask.sum())
             bar.update(*writer.write(step + 1, metrics, {"batch": batch}))
             if due(step + 1, config.eval_every, total_steps):
                 writer.write(step + 1, evaluate(state.model, eval_batches, eval_step))

@@ -73,10 +73,6 @@ class Stopwatch:
         self._last, seconds = now, now - self._last
         return seconds
 
-    def rate(self, count) -> Rate:
-        """`count` a second, see `Rate`."""
-        return Rate(count)
-
 
 def to_floats(metrics: dict) -> dict[str, float]:
     """Fetch a dict of `Mean`s and scalars in one transfer."""

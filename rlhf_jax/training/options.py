@@ -40,8 +40,9 @@ BOUNDS = {
         lambda x: 0 <= x <= 1,
         """careless_share confidence contradictory_share final good_share
         identity_share json_share known_share lam max_contradicted max_similarity
-        min_known_right min_score padded_share repeat_share sloppy_share tie_share""",
+        min_known_right min_score padded_share sloppy_share tie_share""",
     ),
+    "from 0 to 0.5": (lambda x: 0 <= x <= 0.5, "repeat_share"),
     "from 0 to below 1": (lambda x: 0 <= x < 1, "b1 b2 test_share validation_share"),
     "from 0 to below 0.5": (lambda x: 0 <= x < 0.5, "label_smoothing"),
 }

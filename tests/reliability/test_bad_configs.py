@@ -90,7 +90,6 @@ CONFIGS = [
     ("sft", "data.tokenizer", "nowhere", r"No tokenizer in any|no tokenizer"),
     ("sft", "model", "gpt2", r"No preset 'gpt2'\. Known: benchmark, chatglm"),
     ("sft", "init_from", "nowhere", r"nowhere holds no model"),
-    ("reward", "eval_every", 0, r"config.eval_every=0: the best evaluated model"),
     (
         "reward",
         "validation_share",

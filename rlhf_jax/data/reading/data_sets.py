@@ -120,7 +120,7 @@ def write_data_folder(
             counts[name] += count
     _hold_out(records["train"], records["test"], test_share, origin)
     for name, part in records.items():
-        what = f"{origin} ({name}: {dict(counts[name])})"
+        what = f"{origin} ({name}: {listed(counts[name])})"
         _write_part(folder, part, what, name == "test")
     write_json(folder / "source.json", counts)
     logging.info("Read from %s: %s.", origin, listed(counts))
