@@ -18,6 +18,7 @@ from rlhf_jax.data.tokenizers.chat import (
 )
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.shared_work import share_out
+from rlhf_jax.terminal import listed
 
 Example = tuple[list[int], list[bool]]  # token ids, and which of them carry loss
 Pair = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
@@ -168,7 +169,7 @@ def encode_pairs(
     both = zip(comparisons, encoded, strict=True)
     kept = [(comparison, tuple(pair)) for comparison, (pair, _) in both if pair]
     if not kept:
-        raise ValueError(f"No comparison can be trained on; dropped: {dict(counts)}.")
+        raise ValueError(f"No comparison can be trained on; dropped: {listed(counts)}.")
     return [c for c, _ in kept], [pair for _, pair in kept], counts
 
 

@@ -90,7 +90,7 @@ def test_only_a_response_that_ended_has_an_end_token_and_it_counts(
     limit = max(map(len, expected))
     _, ((_, *found),), _ = encode([given], tokenizer, response=limit)
     assert found == expected
-    with pytest.raises(ValueError, match="'response too long': 1"):
+    with pytest.raises(ValueError, match="response too long 1"):
         encode([given], tokenizer, response=limit - 1)
 
 
@@ -152,7 +152,7 @@ def test_a_last_turn_that_does_not_fit_drops_the_pair(tokenizer):
 
 
 def test_when_nothing_is_left_the_reasons_are_told(tokenizer):
-    with pytest.raises(ValueError, match=r"dropped: .*'tie': 2"):
+    with pytest.raises(ValueError, match=r"dropped: .*tie 2"):
         encode([comparison(preference="tie")] * 2, tokenizer)
     with pytest.raises(ValueError, match="must be 'drop' or 'truncate_prompt'"):
         encode([comparison()], tokenizer, too_long="cut")
