@@ -18,8 +18,9 @@ def get_config(preset="tiny"):
     c.questions = ""  # data_v1.1_release.jsonl of github.com/THUDM/AlignBench
     c.judge = "marks"  # "none": only answers, for the benchmark's own judge.py
     c.service = common.chat_service(max_tokens=2048)  # the paper's: gpt-4-0613
-    c.batch_size = 32  # questions at a time
-    # The longest question has 2,811 characters.
+    c.batch_size = 32  # questions at a time [1, 2**20]
+    # The longest question has 2,811 characters. [1, 2**20]
     c.max_prompt_tokens = 64 if common.is_small(preset) else 3072
-    c.max_response_tokens = common.lengths(preset).generated  # where generation stops
+    # where generation stops [1, 2**20]
+    c.max_response_tokens = common.lengths(preset).generated
     return c

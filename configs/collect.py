@@ -16,20 +16,20 @@ def get_config(preset="tiny"):
     lengths = common.lengths(preset)
     # A .jsonl file of prompts; "" means comparison_prompts.jsonl of the data folder.
     c.prompts = ""
-    # Samples so many responses to each prompt.
+    # Samples so many responses to each prompt. [1, 1024]
     c.num_responses = 4
-    # Decodes so many responses side by side.
+    # Decodes so many responses side by side. [1, 2**20]
     c.batch_size = 64
-    # Leaves out prompts that are longer, in tokens.
+    # Leaves out prompts that are longer, in tokens. [1, 2**20]
     c.max_prompt_tokens = lengths.prompt
-    # Cuts a response at so many tokens, its end token included.
+    # Cuts a response at so many tokens, its end token included. [1, 2**20]
     c.max_response_tokens = lengths.generated
-    # Divides the logits before sampling; 0 takes the likeliest token.
+    # Divides the logits before sampling; 0 takes the likeliest token. [0, inf)
     c.temperature = 1.0
-    # Samples among so many of the likeliest tokens; 0 means all.
+    # Samples among so many of the likeliest tokens; 0 means all. [0, inf)
     c.top_k = 0
     # Samples among the likeliest tokens that together reach this probability; 1 means
-    # all.
+    # all. (0, 1]
     c.top_p = 1.0
     # Who compares: "testbed" leaves comparisons.jsonl, "people" leaves tasks.jsonl
     # for launch/annotate.py.
@@ -38,9 +38,9 @@ def get_config(preset="tiny"):
     # testbed's own.
     c.known_comparisons = ""
     # Adds tasks with a known answer, which measure the annotators, as this share of
-    # the pairs; for people.
+    # the pairs; for people. [0, 1]
     c.known_share = 0.1
     # Shows an annotator tasks again in the other order, as this share of the pairs;
-    # for people.
+    # for people. [0, 0.5]
     c.repeat_share = 0.1
     return c

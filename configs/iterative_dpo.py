@@ -16,13 +16,14 @@ from configs import common, dpo, pairs
 def get_config(preset="tiny"):
     common.check_preset(preset, common.STAGE_PRESETS, "iterative_dpo")
     c = ConfigDict()
-    c.seed = 0  # round r samples its pairs and orders its batches with seed + r
+    # round r samples its pairs and orders its batches with seed + r [0, inf)
+    c.seed = 0
     c.data = common.data(preset)  # of every round
     c.init_from = ""  # the SFT policy: a workdir or a Hugging Face folder
     c.reward_model = ""  # a workdir; labels the pairs of every round
-    c.rounds = 3  # of sampling pairs and training on them
+    c.rounds = 3  # of sampling pairs and training on them [1, 1024]
     c.reference = "first"  # of every round: init_from; or "previous": the round's start
     c.pairs = pairs.get_config(preset)
     c.dpo = dpo.get_config(preset)
-    c.dpo.epochs = 1  # the pairs are fresh every round
+    c.dpo.epochs = 1  # the pairs are fresh every round [1, 2**20]
     return c

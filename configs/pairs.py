@@ -15,32 +15,34 @@ def get_config(preset="tiny"):
     c.prompts = ""
     # The workdir of a reward model (stages/reward.py), which labels the pairs.
     c.reward_model = ""
-    # Samples so many responses to each prompt.
+    # Samples so many responses to each prompt. [1, 1024]
     c.num_responses = 4
     # Decodes so many responses side by side, and scores those of so many prompts at
-    # once.
+    # once. [1, 2**20]
     c.batch_size = 64
-    # Leaves out prompts that are longer, in tokens.
+    # Leaves out prompts that are longer, in tokens. [1, 2**20]
     c.max_prompt_tokens = lengths.prompt
-    # Cuts a response at so many tokens, its end token included.
+    # Cuts a response at so many tokens, its end token included. [1, 2**20]
     c.max_response_tokens = lengths.generated
-    # Divides the logits before sampling; 0 takes the likeliest token.
+    # Divides the logits before sampling; 0 takes the likeliest token. [0, inf)
     c.temperature = 1.0
-    # Samples among so many of the likeliest tokens; 0 means all.
+    # Samples among so many of the likeliest tokens; 0 means all. [0, inf)
     c.top_k = 0
     # Samples among the likeliest tokens that together reach this probability; 1 means
-    # all.
+    # all. (0, 1]
     c.top_p = 1.0
     # The responses that make a pair: "ranks", "random" or "every"
     # (data/cleaning/pair_rules.py).
     c.rule = "ranks"
     # The rank of the chosen response, 0 for the best; read by the rule "ranks".
+    # (-inf, inf)
     c.chosen_rank = 0
     # The rank of the rejected response: -1 for the worst, num_responses // 2 for the
-    # median; read by the rule "ranks".
+    # median; read by the rule "ranks". (-inf, inf)
     c.rejected_rank = -1
     # Subtracted from the score of a response that was cut at its limit, as in PPO.
+    # [0, inf)
     c.missing_end_penalty = 1.0
-    # Leaves out pairs whose scores differ by no more than this.
+    # Leaves out pairs whose scores differ by no more than this. [0, inf)
     c.min_margin = 0.0
     return c

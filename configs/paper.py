@@ -168,11 +168,11 @@ def get_config(preset="tiny"):
     common.check_preset(preset, PRESETS, "paper")
     c = ConfigDict()
     c.data = common.data(preset)
-    c.seed = 0  # of the intervals within a run
+    c.seed = 0  # of the intervals within a run [0, inf)
     c.seeds = (0, 1, 2, 3, 4)  # each with its own world, models and runs
     c.claims = (1, 2, 3, 4, 5, 6)  # of MEASURES, to be shown; 7: beyond the paper
     c.results = "results"  # the folder of the tables and plots
-    c.workers = 2  # runs at a time; each has its share of the cores
+    c.workers = 2  # runs at a time; each has its share of the cores [1, 1024]
     return c
 
 

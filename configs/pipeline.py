@@ -25,7 +25,7 @@ PRESETS = ("tiny", "hh")
 def get_config(preset="tiny"):
     common.check_preset(preset, PRESETS, "pipeline")
     c = ConfigDict()
-    # The seed of every stage and of the testbed.
+    # The seed of every stage and of the testbed. [0, inf)
     c.seed = 0
     c.data = common.data(preset)
     # Trains the reward model on the data folder's comparisons, not on newly collected

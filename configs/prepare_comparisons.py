@@ -20,7 +20,7 @@ def get_config(preset="default"):
     c = ConfigDict()
     c.stage = "prepare_comparisons"  # module in rlhf_jax/stages
     tiny = preset == "tiny"
-    # Decides which pairs length balancing drops.
+    # Decides which pairs length balancing drops. [0, inf)
     c.seed = 0
     # Files .jsonl, .json, .csv, .tsv or .parquet with commas between, or data sets: a
     # folder, "hf:NAME[:SUBSET]" or "tfds:NAME" (data/reading/rows.py).
@@ -35,13 +35,13 @@ def get_config(preset="default"):
     # The folder of a tokenizer or of a model, in whose tokens lengths are counted; ""
     # trains one on the responses.
     c.tokenizer = ""
-    # The number of tokens of a tokenizer that is trained here.
+    # The number of tokens of a tokenizer that is trained here. [1, 2**20]
     c.vocab_size = 2048
     c.annotators = annotators()
-    # Holds out this share of the conversations; they are not balanced by length.
+    # Holds out this share of the conversations; they are not balanced by length. [0, 1)
     c.test_share = {"tiny": 0.1, "hh": 0.0}.get(preset, 0.05)
     # The width of a bucket of length balancing, in tokens; 0 means no balancing. The
-    # paper gives no width, and it matters little.
+    # paper gives no width, and it matters little. [0, inf)
     c.length_bucket = 4 if tiny else 10
     return c
 
@@ -51,10 +51,12 @@ def annotators() -> ConfigDict:
     guesses gets half of the answers right and contradicts half of the repeats."""
     c = ConfigDict()
     # Leaves out an annotator whose share of known answers right is certainly lower.
+    # [0, 1]
     c.min_known_right = 0.8
     # Leaves out an annotator whose share of contradicted repeats is certainly higher.
+    # [0, 1]
     c.max_contradicted = 0.3
     # The confidence of the two-sided interval that "certainly" means: at 0.9, an honest
-    # annotator at the limit is left out once in twenty.
+    # annotator at the limit is left out once in twenty. [0, 1]
     c.confidence = 0.9
     return c

@@ -19,20 +19,21 @@ def get_config(preset="tiny"):
     # trying out.
     c.reward_model = ""
     # Samples so many responses to each prompt: the paper's K, whose value it does not
-    # give.
+    # give. [1, inf)
     c.samples_per_prompt = 4
     # Drops prompts whose scores have a smaller variance: on the testbed, a quarter of
-    # them. The scale is the reward model's; summary.json has the quantiles.
+    # them. The scale is the reward model's; summary.json has the quantiles. [0, inf)
     c.epsilon = 0.25
     # Decodes so many responses side by side, and scores those of so many prompts at
-    # once.
+    # once. [1, 2**20]
     c.batch_size = 64
-    # Leaves out prompts that are longer, in tokens.
+    # Leaves out prompts that are longer, in tokens. [1, 2**20]
     c.max_prompt_tokens = lengths.prompt
-    # Cuts a response at so many tokens, its end token included.
+    # Cuts a response at so many tokens, its end token included. [1, 2**20]
     c.max_response_tokens = lengths.generated
-    # Divides the logits before sampling; take that of PPO.
+    # Divides the logits before sampling; take that of PPO. [0, inf)
     c.temperature = 1.0
     # Subtracted from the score of a response that was cut at its limit, as in PPO.
+    # [0, inf)
     c.missing_end_penalty = 1.0
     return c

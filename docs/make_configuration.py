@@ -5,12 +5,8 @@ python docs/make_configuration.py
 A key's reason is the comment on its line, or the comment lines right above it.
 """
 
-import ast
 import importlib
-import io
-import re
 import sys
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for configs/, which is no part of the package
 
 from configs import common, ppo  # noqa: E402
-from rlhf_jax.training import options  # noqa: E402
+from rlhf_jax.training import config_comments, options  # noqa: E402
 
 PAGE = ROOT / "docs" / "configuration.md"
 COMMON = ROOT / "configs" / "common.py"
@@ -135,32 +131,11 @@ def table(rows: dict[str, str], flat: dict[str, dict]) -> str:
 
 
 def comments(path: Path, function: str = "") -> dict[str, str]:
-    """The reason of every `c.KEY = ...` of a config file, of one function or all."""
-    source = path.read_text(encoding="utf-8")
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    notes = {  # line -> its comment, and whether it has nothing else
-        token.start[0]: (token.string.strip("# "), token.line.lstrip()[0] == "#")
-        for token in tokens
-        if token.type == tokenize.COMMENT
+    """The reason of every `c.KEY = ...`, without its bounds, for a table."""
+    found = config_comments.comments(path, function)
+    return {
+        k: config_comments.split(x)[0].replace("|", "\\|") for k, x in found.items()
     }
-    found = {}
-    functions = [
-        node
-        for node in ast.parse(source).body
-        if isinstance(node, ast.FunctionDef) and function in ("", node.name)
-    ]
-    for node in (n for f in functions for n in ast.walk(f)):
-        if not isinstance(node, ast.Assign):
-            continue
-        key = re.fullmatch(r"c\.([\w.]+)", ast.unparse(node.targets[0]))
-        if key:
-            reason = [notes.get(node.end_lineno, ("", False))[0]]
-            line = node.lineno - 1
-            while notes.get(line, ("", False))[1]:
-                reason.insert(0, notes[line][0])
-                line -= 1
-            found[key.group(1)] = " ".join(filter(None, reason)).replace("|", "\\|")
-    return found
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -222,10 +197,8 @@ def _bound(key: str) -> str:
     name = key.rpartition(".")[2]
     if name in options.CHOICES:
         return ", ".join(options.CHOICES[name])
-    return next(
-        (words for words, (_, keys) in options.BOUNDS.items() if name in keys.split()),
-        "",
-    )
+    interval = config_comments.intervals().get(name)
+    return "" if interval is None else interval.words
 
 
 if __name__ == "__main__":

@@ -443,7 +443,7 @@ def check_options(config) -> None:
         )
     if config.whiten_rewards and config.advantage != "gae":
         raise ValueError("whiten_rewards needs the token rewards of advantage='gae'.")
-    if config.temperature <= 0:
+    if config.temperature == 0:
         raise ValueError(
             f"{config.temperature=}: PPO learns from samples, and greedy answers are "
             "none: set it above 0, 1.0 for the policy's own distribution."

@@ -48,7 +48,7 @@ def computation(config) -> dict:
     fitting = {"tpu": "splash", "gpu": "cudnn" if sixteen_bits else "xla"}
     fitting = fitting.get(platform, "xla")
     attention = fitting if config.attention == "auto" else config.attention
-    if attention not in ("xla", fitting):
+    if attention in ("splash", "cudnn") and attention != fitting:
         raise ValueError(
             f"{config.attention=} is not for {config.dtype} on {platform}: set 'auto', "
             "'splash' on TPUs, 'cudnn' in 16 bits on GPUs, or 'xla'."

@@ -6,11 +6,12 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 from rlhf_jax.launching import cli
-from rlhf_jax.training import options
+from rlhf_jax.training import config_comments, options
 
 ROOT = Path(__file__).parents[2]
 NAN, INF = float("nan"), float("inf")
@@ -265,7 +266,11 @@ ABSURD = {  # whole numbers and others, and which keys may have them
     int: [1 << 31, 1 << 32, 1 << 64, 10**21],
     float: [1e39, 1e300, -1e39],
 }
-ANY = {*options.FREE.split(), "score_clip"}
+ANY = {  # keys whose float may be as large as it likes
+    key
+    for key, interval in config_comments.intervals().items()
+    if np.isinf(interval.low) or (np.isinf(interval.high) and interval.has_high)
+}
 
 
 @pytest.mark.parametrize(("stage", "key", "value"), numbers())
@@ -296,8 +301,39 @@ def test_every_number_of_every_config_has_a_bound():
         for key, value in options.leaves(config, path.stem):
             if isinstance(value, int | float) and not isinstance(value, bool):
                 found.add(key.rpartition(".")[2])
-    bounded = {k for _, keys in options.BOUNDS.values() for k in keys.split()}
-    assert found <= bounded | set(options.FREE.split())
+    assert found <= set(config_comments.intervals())
+
+
+def test_a_key_has_the_same_bounds_wherever_it_stands():
+    found = {}
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        for key, comment in config_comments.comments(path).items():
+            interval = config_comments.split(comment)[1]
+            name = key.rpartition(".")[2]
+            if interval is not None:
+                assert found.setdefault(name, interval) == interval, f"{path}: {key}"
+    assert len(found) > 80
+
+
+@pytest.mark.parametrize(
+    ("comment", "words", "inside", "outside"),
+    [
+        ("Of it. [0, 1]", "from 0 to 1", [0, 1], [-0.1, 1.1, NAN]),
+        ("[0, 1)", "from 0 to below 1", [0, 0.5], [1, NAN]),
+        ("(0, 1]", "above 0 and at most 1", [1], [0, 2]),
+        ("x [1, inf)", "at least 1", [1, 5], [0, INF]),
+        ("(0, inf]", "above 0, perhaps inf", [1, INF], [0, NAN]),
+        ("[1, 2**20]", "from 1 to 1,048,576", [1, 1 << 20], [0, (1 << 20) + 1]),
+        ("(-inf, inf]", "a number", [-1, INF], [NAN]),
+    ],
+)
+def test_bounds_are_read_from_the_end_of_a_comment(comment, words, inside, outside):
+    rest, interval = config_comments.split(comment)
+    assert rest in ("", "Of it.", "x")
+    assert interval.words == words
+    assert all(x in interval for x in inside)
+    assert not any(x in interval for x in outside)
+    assert config_comments.split("no bounds (see below)")[1] is None
 
 
 # --- The command line: arguments, message ---
