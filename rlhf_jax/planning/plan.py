@@ -1,6 +1,7 @@
 """The plan of a run: each of its programs on given chips, and the table of them."""
 
 import dataclasses
+import importlib.util
 
 import jax
 from jax.experimental import topologies
@@ -41,9 +42,7 @@ def plan(
         jax.config.update("jax_num_cpu_devices", int(shape))  # stand for them
         devices = jax.devices()
     else:
-        devices = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology
-        ).devices
+        devices = tpu_devices(topology)
     mesh = make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
         both = zip(
@@ -57,6 +56,26 @@ def plan(
                 roofline.plan(*pair, CHIPS[kind], num_chips=mesh.size) for pair in both
             ]
     return plans, dict(mesh.shape)
+
+
+def tpu_devices(topology: str) -> list:
+    """The chips of a topology, by the TPU's compiler.
+
+    Raises:
+        ValueError: the compiler is not installed, or knows no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            f"--topology={topology}: there is no compiler for TPUs here. Install it, "
+            "in an environment of its own: pip install -e '.[tpu-plan]'."
+        )
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=topology
+        ).devices
+    except Exception as error:  # of whatever kind the compiler likes
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--topology={topology}: {reason}") from error
 
 
 def by_arithmetic(config, program: Program, useful: Program, gpu: Chip) -> Plan:

@@ -35,6 +35,8 @@ class ProgressBar:
         self._step: int | None = None  # whose numbers were shown last
         self._numbers = ""
         self._bar = None
+        if start:
+            logging.info("%s goes on from step %d of %d.", stage, start, total)
         if sys.stderr.isatty():
             self._bar = Progress(
                 TextColumn("[bold]{task.description:8}"),

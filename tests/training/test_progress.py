@@ -42,6 +42,7 @@ def test_what_was_done_is_shown(lines, first, last, shown):
 
 def test_a_run_that_had_nothing_to_do_or_failed_claims_no_step(lines):
     steps(9, 9, 9)
+    lines.clear()  # what a resumed run says
     with pytest.raises(RuntimeError):
         steps(0, 3, 3, fails=True)
     assert lines == []
@@ -53,3 +54,9 @@ def test_a_terminal_shows_the_last_step(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     steps(0, 3, 3)
     assert "3/3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("first", "last"), [(4, 5), (9, 9)])
+def test_a_resumed_run_says_where_it_goes_on(lines, first, last):
+    steps(first, last, 9)
+    assert lines[0] == f"sft goes on from step {first} of 9."
