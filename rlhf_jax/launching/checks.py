@@ -56,14 +56,13 @@ def check_stage(
     """
     options.check(config)
     module = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
-    check_options = getattr(module, "check_options", lambda config: None)
     if on_mesh and "mesh" in config:
         with jax.set_mesh(make_mesh(config.mesh)):
-            check_options(config)
+            module.check_options(config)
             if "attention" in config:
                 weights.computation(config)
     else:
-        check_options(config)
+        module.check_options(config)
     if not results(Path(workdir)):
         _check_inputs(config, list(later))
 

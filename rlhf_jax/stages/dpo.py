@@ -33,10 +33,11 @@ from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import Mean, Rate, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
-from rlhf_jax.training.workdir import due, finish, open_workdir
+from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
@@ -44,6 +45,8 @@ def run(config, workdir: str) -> None:
     `workdir/checkpoints`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
+    if done_before(workdir):
+        return
 
     # Data
     data = sources.open_data(config.data, workdir)
@@ -89,6 +92,12 @@ def run(config, workdir: str) -> None:
         eval_prompts, _ = encode_prompts(
             eval_prompts, tokenizer, config.max_prompt_tokens
         )
+    agree(
+        workdir,
+        read.fingerprints,
+        tokenizer=tokenizer.fingerprint,
+        models=[config.init_from, config.reference_from],
+    )
 
     # Steps
     hyper = Hyper.from_config(config, tokenizer.vocab_size)

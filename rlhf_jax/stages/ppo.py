@@ -66,10 +66,11 @@ from rlhf_jax.parallel.sharding import (
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import check_learned, from_items, to_items
-from rlhf_jax.training.workdir import due, finish, open_workdir
+from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 ABOVE_CEILING = "above_kl_ceiling"  # in the workdir: a policy that stopped its run
 
@@ -83,6 +84,8 @@ def run(config, workdir: str) -> None:
     """
     check_options(config)
     workdir = open_workdir(workdir, config)
+    if done_before(workdir):
+        return
 
     # Data
     data = sources.open_data(config.data, workdir)
@@ -122,6 +125,12 @@ def run(config, workdir: str) -> None:
             batch_size=config.sft_batch_size,
             seed=config.seed,
         )
+    agree(
+        workdir,
+        read.fingerprints,
+        tokenizer=tokenizer.fingerprint,
+        models=[config.init_from, config.reward_model, config.reference],
+    )
 
     # Steps
     hyper = Hyper.from_config(config, tokenizer.vocab_size)

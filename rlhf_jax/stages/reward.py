@@ -35,10 +35,11 @@ from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.early_stopping import Best
+from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import NonFiniteError, Rate, Writer, read_metrics
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
-from rlhf_jax.training.workdir import due, finish, open_workdir
+from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 LENGTH_WINDOW = 64  # batches: padding of hh-rlhf falls from 15 to 11 % against 16
 
@@ -48,6 +49,8 @@ def run(config, workdir: str) -> None:
     leave it in `workdir/checkpoints` and its report in `workdir/evaluation`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
+    if done_before(workdir):
+        return
 
     # Data
     data = sources.open_data(config.data, workdir)
@@ -92,6 +95,12 @@ def run(config, workdir: str) -> None:
         "multiple": config.pad_to_multiple,
         "batch_size": config.batch_size,
     }
+    agree(
+        workdir,
+        read.fingerprints,
+        tokenizer=tokenizer.fingerprint,
+        models=[config.init_from],
+    )
 
     # Steps
     hyper = Hyper.from_config(config, tokenizer.vocab_size)

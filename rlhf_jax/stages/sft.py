@@ -25,10 +25,11 @@ from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
 from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import Rate, Writer
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
-from rlhf_jax.training.workdir import due, finish, open_workdir
+from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
@@ -36,6 +37,8 @@ def run(config, workdir: str) -> None:
     in `workdir/checkpoints`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
+    if done_before(workdir):
+        return
 
     # Data
     data = sources.open_data(config.data, workdir)
@@ -73,6 +76,12 @@ def run(config, workdir: str) -> None:
         make_batch(held_out[i : i + config.batch_size], batch_size=config.batch_size)
         for i in range(0, len(held_out), config.batch_size)
     ]
+    agree(
+        workdir,
+        read.fingerprints,
+        tokenizer=tokenizer.fingerprint,
+        models=[config.init_from],
+    )
 
     # Steps
     hyper = Hyper.from_config(config, tokenizer.vocab_size)
