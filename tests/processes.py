@@ -52,6 +52,31 @@ def start_two(config: dict, workdir: Path) -> list[subprocess.Popen]:
     return [start(config, workdir, 1, *place, f"--process_id={i}") for i in (0, 1)]
 
 
+def run_two(stages: Path) -> list[subprocess.Popen]:
+    """The stages of a file, see tests/run_stages.py, in two processes with a device
+    each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    program = [sys.executable, "-m", "tests.run_stages", str(stages), address, "2"]
+    return [
+        subprocess.Popen(
+            [*program, str(index)],
+            cwd=ROOT,
+            env=os.environ
+            | {
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": "1",
+                "HOME": str(stages.parent),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+
+
 def finish(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output

@@ -5,16 +5,19 @@ A command checks all of its stages before it starts the first one.
 
 import contextlib
 import importlib
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.tokenizers.tokenizer import has_tokenizer
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.presets import num_parameters, preset
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.stages.evaluate import parse_models
 from rlhf_jax.training import options, weights
@@ -61,10 +64,39 @@ def check_stage(
             module.check_options(config)
             if "attention" in config:
                 weights.computation(config)
+            _check_memory(config)
     else:
         module.check_options(config)
     if not results(Path(workdir)):
         _check_inputs(config, list(later))
+
+
+def _check_memory(config: ConfigDict) -> None:
+    """Refuse random weights of a model that the devices of the run cannot hold: the
+    least that they take is counted, the weights and AdamW's moments."""
+    if config.get("init_from", "given"):
+        return
+    each = jnp.dtype(config.param_dtype).itemsize
+    if "optimizer" in config and config.optimizer.name == "adamw":
+        each += 4 + jnp.dtype(config.optimizer.moment_dtype).itemsize
+    count = num_parameters(preset(config.model))
+    needed, there = each * count, device_memory()
+    if needed > there:
+        raise ValueError(
+            f"config.model={config.model!r} has {count / 1e9:.1f} billion parameters: "
+            f"the run keeps at least {needed / 1e9:.0f} GB, and its devices have "
+            f"{there / 1e9:.0f} GB. Choose a smaller model, or more devices."
+        )
+
+
+def device_memory() -> float:
+    """Bytes of all devices of the run together; of CPUs the memory of the machine."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return machine * jax.process_count()
+    limit = (device.memory_stats() or {}).get("bytes_limit", math.inf)
+    return limit * jax.device_count()
 
 
 @contextlib.contextmanager
