@@ -250,3 +250,36 @@ def test_the_corrected_command_is_taken(stage, fields, given, tmp_path, monkeypa
     recorded = json.loads((workdir / "config.json").read_text())["config"]
     expected = json.loads(config_of(stage, {}, given).to_json_best_effort())
     assert recorded == expected
+
+
+READERS = [x for x in STAGES if x not in ("prepare_comparisons", "best_of_n")]
+
+
+@pytest.mark.parametrize("stage", READERS)
+def test_a_run_does_not_go_on_with_changed_data(stage, given, tmp_path, monkeypatch):
+    """Every file that a stage reads is known when it goes on."""
+    own = given | {DATA: shutil.copytree(given[DATA], tmp_path / "data")}
+    module = importlib.import_module(f"rlhf_jax.stages.{stage}")
+    real, workdir = module.agree, tmp_path / "run"
+
+    def agree(*args, **more):
+        real(*args, **more)
+        raise PastTheOpening
+
+    monkeypatch.setattr(module, "agree", agree)
+    config = config_of(stage, {"judge": "none"} if stage == "alignbench" else {}, own)
+    with pytest.raises(PastTheOpening):
+        start(config, workdir)
+    (workdir / "metrics.jsonl").write_text('{"step": 1}\n')  # it has begun
+    with pytest.raises(PastTheOpening):
+        start(config, workdir)
+    read = json.loads((workdir / "inputs.json").read_text())["files"]
+    assert read
+    for name in read:
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text + "\n")
+        with pytest.raises(ValueError, match="have changed since: .*" + name):
+            start(config, workdir)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(PastTheOpening):
+        start(config, workdir)
