@@ -1,14 +1,16 @@
 """What a user's mistake on the command line says."""
 
+import logging as standard_logging
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import logging
 
 import rlhf_jax
-from rlhf_jax.launching.cli import check_config_flags, read_config_file
+from rlhf_jax.launching.cli import _Line, check_config_flags, read_config_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,3 +125,21 @@ def test_help_with_a_config_lists_its_keys():
 @pytest.mark.parametrize("script", ["train", "annotate"])
 def test_a_command_says_its_version(script):
     assert said_by(script, "--version").startswith(f"rlhf_jax {rlhf_jax.__version__}, ")
+
+
+@pytest.mark.parametrize(
+    ("level", "verbosity", "line"),
+    [
+        ("INFO", logging.INFO, r"\d\d:\d\d:\d\d sft 1/2"),
+        ("WARNING", logging.INFO, r"\d\d:\d\d:\d\d warning: sft 1/2"),
+        ("INFO", logging.DEBUG, r"\d\d:\d\d:\d\d sft\.py:82 sft 1/2"),
+    ],
+)
+def test_a_log_line_begins_with_the_time_alone(level, verbosity, line, monkeypatch):
+    monkeypatch.setattr(logging, "get_verbosity", lambda: verbosity)
+    level = standard_logging.getLevelName(level)
+    record = standard_logging.LogRecord(
+        "absl", level, "a/sft.py", 82, "sft %d/2", (1,), None
+    )
+    shown = _Line(datefmt="%H:%M:%S").format(record)
+    assert re.fullmatch(line, shown), shown

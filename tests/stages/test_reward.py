@@ -111,6 +111,15 @@ def test_training_stops_and_hands_on_the_best_model(
     assert "eval/accuracy" in summary and "loss/ranking" in summary
 
 
+def test_without_eval_every_the_end_alone_is_measured(
+    run_of, stage_config, tmp_path, monkeypatch
+):
+    config = stage_config("reward", eval_every=0)
+    found = read_metrics(run_of(config, tmp_path / "run", [0.6], monkeypatch))
+    measured = ["validation/accuracy" in line for line in found]
+    assert len(measured) > 1 and measured == [*[False] * (len(measured) - 1), True]
+
+
 def test_scores_are_centred_on_training_responses_and_the_report_is_told(
     stage_config, tmp_path, data_folder
 ):
