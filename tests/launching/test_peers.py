@@ -103,7 +103,10 @@ PROCESS = """
     import sys, time
     import numpy as np
     from jax.experimental import multihost_utils
+    from ml_collections import ConfigDict
+    from rlhf_jax import files
     from rlhf_jax.launching import processes
+    from rlhf_jax.training.workdir import open_workdir
 
     address, index, what = sys.argv[1:]
     given = {"coordinator": address, "num_processes": 2, "process_id": int(index)}
@@ -111,6 +114,13 @@ PROCESS = """
         processes.join(given)
         multihost_utils.process_allgather(np.int32(1))
         print("joined", flush=True)
+        if what == "differ":
+            open_workdir("run", ConfigDict({"seed": int(index)}))
+        if what == "write":
+            for _ in range(50):
+                multihost_utils.process_allgather(np.int32(1))
+                files.write_text("file.txt", index)
+            what = "end"
         while what != "end":
             if what == "together":
                 multihost_utils.process_allgather(np.int32(1))
@@ -119,11 +129,12 @@ PROCESS = """
 """
 
 
-def start_two(port: int, what: str) -> list[subprocess.Popen]:
+def start_two(port: int, what: str, folder: Path = ROOT) -> list[subprocess.Popen]:
     program = [sys.executable, "-c", textwrap.dedent(PROCESS), f"localhost:{port}"]
     return [
         subprocess.Popen(
             [*program, str(index), what],
+            cwd=folder,
             env={"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -152,3 +163,20 @@ def test_processes_that_end_together_miss_no_one(port):
     for process in start_two(port, "end"):
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
+
+
+def test_processes_with_different_configs_are_refused_in_all(port, tmp_path):
+    for process in start_two(port, "differ", tmp_path):
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "Process 1 differs from process 0" in said
+        assert "config.seed: 0 -> 1" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_all_processes_write_is_that_of_the_first(port, tmp_path):
+    for process in start_two(port, "write", tmp_path):
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert (tmp_path / "file.txt").read_text() == "0"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
