@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.losses.advantages import (
+    RunningMoments,
     gae,
     grpo_advantages,
     init_moments,
@@ -324,6 +325,19 @@ def test_equal_scores_are_normalised_to_zero_in_batches_of_any_size(size, score)
         moments = seen(moments, x)
         limit = 1e-5 * max(abs(score), 1e-30)
         assert np.abs(normalise(x, moments)).max() <= limit
+
+
+def test_the_rounding_of_a_running_mean_is_no_spread_and_a_small_spread_is_one():
+    """Equal scores of 0.3 whose mean is one rounding off, as a compiler leaves it."""
+    x = np.full(5, 0.3, np.float32)
+    rounded = float(np.nextafter(x[0], np.float32(1)))
+    m2 = 200 * (rounded - float(x[0])) ** 2
+    moments = RunningMoments(*map(jnp.float32, (200.0, rounded, m2)))
+    assert m2 > 0
+    np.testing.assert_allclose(normalise(jnp.asarray(x), moments), 0.0, atol=1e-6)
+    near = jnp.array([0.3 - 1e-4, 0.3 + 1e-4])
+    moments = update_moments(init_moments(), near, jnp.ones(2, bool))
+    np.testing.assert_allclose(normalise(near, moments), [-1.0, 1.0], rtol=1e-2)
 
 
 def test_normalising_before_two_different_numbers_were_seen_only_shifts():
