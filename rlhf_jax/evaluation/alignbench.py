@@ -6,14 +6,15 @@ Aggregated as its show_result.py does, a mean of means:
     reasoning = mean of 2 categories, language = mean of 6
     category = mean over its questions
 
-so a question of a small category weighs more than one of a large one. Files have its
-layout: model_answer/NAME.jsonl for its judge.py, judgment/NAME.jsonl for its
-show_result.py.
+so a question of a small category weighs more than one of a large category. The files
+have the benchmark's layout: model_answer/NAME.jsonl for its judge.py,
+judgment/NAME.jsonl for its show_result.py.
 
-The judge is asked for the dimensions that the benchmark names, in words of our own (its
-repository states no licence). For its own words run its judge.py on model_answer/.
-Where no mark can be read the benchmark counts -1; here the question is left out of
-judgment/, so that show_result.py says what is said here, and counted.
+The judge marks the dimensions that the benchmark names; the wording of the request is
+our own, because the benchmark's repository states no licence. For the original wording
+run the benchmark's judge.py on model_answer/. Where no mark can be read the benchmark
+counts -1; here the question is counted as unmarked and left out of judgment/, so that
+show_result.py gives the numbers that are given here.
 """
 
 import json
@@ -41,7 +42,7 @@ _FACTS = ("事实正确性", "满足用户需求", "清晰度", "完备性")
 _LOGIC = ("事实正确性", "满足用户需求", "逻辑连贯性", "完备性")
 _ADVICE = ("事实正确性", "满足用户需求", "公平与可负责程度", "创造性")
 _WRITING = ("事实正确性", "满足用户需求", "逻辑连贯性", "创造性", "丰富度")
-# By subcategory where it differs from its category.
+# The dimensions of a subcategory that differ from those of its category.
 _DIMENSIONS = {
     "数学计算": _LOGIC,
     "逻辑推理": _LOGIC,
@@ -54,7 +55,7 @@ _DIMENSIONS = {
 
 
 class Question(NamedTuple):
-    """One line of the published file; `record` is all of it."""
+    """One line of the published file; `record` holds the whole line."""
 
     id: int
     category: str
@@ -70,17 +71,17 @@ class Question(NamedTuple):
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """What the judge marks beside the overall quality."""
+        """The dimensions that the judge marks besides the overall quality."""
         by_category = _DIMENSIONS.get(self.category, _FACTS)
         return _DIMENSIONS.get(self.subcategory, by_category)
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """The questions of data_release.jsonl or data_v1.1_release.jsonl.
+    """Read the questions of data_release.jsonl or data_v1.1_release.jsonl.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        RecordError: a line is no question of the benchmark, or stands twice.
+        FileNotFoundError: the file does not exist.
+        RecordError: a line is not a question of the benchmark, or occurs twice.
     """
     seen = set()
 
@@ -101,7 +102,7 @@ def read_questions(path: str | Path) -> list[Question]:
 
 
 def aggregate(categories: Sequence[str], marks: Sequence[float]) -> dict:
-    """The benchmark's numbers; None where a category has no mark.
+    """Return the benchmark's numbers; None where a category has no mark.
 
     Returns:
         overall; low and high, its 95 % interval (the questions of each category as a
@@ -109,14 +110,14 @@ def aggregate(categories: Sequence[str], marks: Sequence[float]) -> dict:
         each category has.
     """
     categories, marks = np.asarray(categories), np.asarray(marks, np.float64)
-    found, error, count = {}, {}, {}
+    means, error, count = {}, {}, {}
     for name in CATEGORIES:
         some = marks[(categories == name) & ~np.isnan(marks)]
         count[name] = len(some)
-        found[name] = float(some.mean()) if len(some) else None
+        means[name] = float(some.mean()) if len(some) else None
         error[name] = some.var(ddof=1) / len(some) if len(some) > 1 else math.nan
     groups = {
-        group: _mean([found[name] for name in names]) for group, names in GROUPS.items()
+        group: _mean([means[name] for name in names]) for group, names in GROUPS.items()
     }
     overall = _mean(list(groups.values()))
     variance = sum(
@@ -125,19 +126,19 @@ def aggregate(categories: Sequence[str], marks: Sequence[float]) -> dict:
         for name in names
     )
     half = 1.96 * math.sqrt(variance)
-    known = overall is not None and math.isfinite(half)
+    has_interval = overall is not None and math.isfinite(half)
     return {
         "overall": overall,
-        "low": overall - half if known else None,
-        "high": overall + half if known else None,
+        "low": overall - half if has_interval else None,
+        "high": overall + half if has_interval else None,
         "groups": groups,
-        "categories": found,
+        "categories": means,
         "questions": count,
     }
 
 
 def answer_record(question: Question, model: str, answer: str) -> dict:
-    """A line of model_answer/NAME.jsonl."""
+    """Return a line of model_answer/NAME.jsonl."""
     return question.record | {
         "model_id": model,
         "answer_id": f"{question.id}_{model}",
@@ -148,14 +149,14 @@ def answer_record(question: Question, model: str, answer: str) -> dict:
 def judgment_record(
     answered: dict,
     dimensions: Sequence[str],
-    asked: str,
+    request: str,
     verdict: str,
     marks: dict[str, float],
 ) -> dict:
-    """A line of judgment/NAME.jsonl."""
+    """Return a line of judgment/NAME.jsonl."""
     return answered | {
         "dimensions": list(dimensions),
-        "judge_prompt": asked,
+        "judge_prompt": request,
         "judgment": verdict,
         "rating": marks,
         "score": marks[OVERALL],
@@ -168,27 +169,27 @@ def write_lines(path: Path, records: Sequence[dict]) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def markdown(model: str, found: dict) -> str:
-    """The benchmark's table, overall first."""
-    columns = {"总分": found["overall"]}
+def markdown(model: str, numbers: dict) -> str:
+    """Return the benchmark's table in Markdown, the overall mark first."""
+    columns = {"总分": numbers["overall"]}
     for group, names in GROUPS.items():
-        columns[group] = found["groups"][group]
-        columns |= {name: found["categories"][name] for name in names}
+        columns[group] = numbers["groups"][group]
+        columns |= {name: numbers["categories"][name] for name in names}
     cells = ["" if x is None else f"{x:.2f}" for x in columns.values()]
     lines = [["模型", *columns], ["---"] * (len(cells) + 1), [model, *cells]]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def headline(model: str, found: dict) -> str:
-    """The overall mark in a line, with its interval and what it rests on."""
-    n = sum(found["questions"].values())
-    if found["overall"] is None:
-        missing = [name for name, mean in found["categories"].items() if mean is None]
+def headline(model: str, numbers: dict) -> str:
+    """Return one line: the overall mark, its interval and the number of questions."""
+    n = sum(numbers["questions"].values())
+    if numbers["overall"] is None:
+        missing = [name for name, mean in numbers["categories"].items() if mean is None]
         return f"{model}: no overall mark of {n} questions, none in {missing}."
     bounds = ""
-    if found["low"] is not None:
-        bounds = f" [{found['low']:.2f}, {found['high']:.2f}], 95 %,"
-    return f"{model}: {found['overall']:.2f}{bounds} of 10, n = {n} questions."
+    if numbers["low"] is not None:
+        bounds = f" [{numbers['low']:.2f}, {numbers['high']:.2f}], 95 %,"
+    return f"{model}: {numbers['overall']:.2f}{bounds} of 10, n = {n} questions."
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""A model's answers to a set of prompts, and what other models think of them."""
+"""A model's answers to prompts, their scores and their log-probabilities."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from rlhf_jax.parallel.sharding import fetch
 
 
 class Answers(NamedTuple):
-    """A model's answers to prompts, sampled: each has its token ids."""
+    """One sampled answer of a model to each prompt, with token ids."""
 
     prompts: list[Prompt]
     prompt_ids: list[list[int]]
@@ -36,12 +36,12 @@ class Answers(NamedTuple):
 
     @property
     def response_ids(self) -> list[list[int]]:
-        """Token ids, the end token of an answer that ended included."""
+        """The token ids of each answer, with the end token where the answer ended."""
         return [response.tokens for response in self.responses]
 
     @property
     def ended(self) -> np.ndarray:
-        """Which answers ended by themselves, before their limit: bool [prompts]."""
+        """True for answers that ended before the length limit: bool [prompts]."""
         return np.array([response.ended for response in self.responses])
 
     @property
@@ -59,7 +59,7 @@ def answer(
     max_prompt_tokens: int,
     batch_size: int,
 ) -> Answers:
-    """Answer every prompt that fits."""
+    """Sample an answer to every prompt of at most `max_prompt_tokens` tokens."""
     kept, prompt_ids = encode_prompts(prompts, tokenizer, max_prompt_tokens)
     ids = sample_responses(model, prompt_ids, key, sampling, batch_size=batch_size)
     return Answers(kept, prompt_ids, [sampled_response(i, tokenizer) for i in ids])
@@ -74,7 +74,8 @@ def sample_conversations(
     max_prompt_tokens: int,
     max_response_tokens: int,
 ) -> list[dict]:
-    """Greedy answers to the first prompts that fit, as records for samples.jsonl."""
+    """Answer the first `count` prompts that fit greedily; return records for
+    samples.jsonl."""
     fitting = (
         prompt
         for prompt in prompts
@@ -92,7 +93,7 @@ def sample_conversations(
         model,
         chosen,
         tokenizer,
-        jax.random.key(0),  # greedy: nothing is drawn from it
+        jax.random.key(0),  # greedy decoding draws nothing from the key
         sampling,
         max_prompt_tokens=max_prompt_tokens,
         batch_size=len(chosen),
@@ -111,7 +112,7 @@ def sample_conversations(
 def scores(
     reward_model: ScoreModel, answers: Answers, *, pad_id: int, batch_size: int
 ) -> np.ndarray:
-    """The reward model's score of each answer: float32 [prompts]."""
+    """Return the reward model's score of each answer: float32 [prompts]."""
 
     def score(model, *batch):
         return response_scores(model, *batch)[:, 0]
@@ -128,7 +129,8 @@ def sequence_logprobs(
     pad_id: int,
     batch_size: int,
 ) -> np.ndarray:
-    """The summed log-probability of each answer at temperature 1: float32 [prompts]."""
+    """Return the summed log-probability of each answer at temperature 1:
+    float32 [prompts]."""
 
     def logprob(model, prompts, prompt_mask, responses, response_mask):
         out = response_logprobs(
@@ -147,7 +149,8 @@ def sequence_logprobs(
 
 
 def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
-    """`function(model, prompts, prompt_mask, responses [B, 1, R], mask)` over all."""
+    """Apply `function(model, prompts, prompt_mask, responses [B, 1, R], mask)` to all
+    answers, `batch_size` at a time; the last batch is filled with the first answers."""
     count = len(answers.prompts)
     prompt_width = round_up(max(map(len, answers.prompt_ids)), 16)
     width = round_up(max(map(len, answers.response_ids)), 16)
@@ -164,7 +167,8 @@ def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
 
 
 def write_answers(path: Path, answers: Answers, **columns: np.ndarray) -> None:
-    """One JSON line an answer: prompt, response and the given numbers, null for NaN."""
+    """Write one JSON line per answer: the prompt, the response and the given numbers,
+    null for NaN."""
     with writing_whole(path) as file:
         for i, prompt in enumerate(answers.prompts):
             record = {

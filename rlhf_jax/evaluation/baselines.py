@@ -1,4 +1,4 @@
-"""What a reward model has to beat: scorers that know nothing of language."""
+"""Baselines that a reward model must beat: length, and a bag of words."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,9 @@ FOLDS = 5
 
 
 def rival_margins(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, np.ndarray]:
-    """Margins [N] of the baselines on test pairs: always the longer response, always
-    the shorter, and bags of words where there are prompts enough to learn from."""
+    """Return the margins [N] of the baselines on the test pairs: always the longer
+    response, always the shorter, and a bag of words where there are enough training
+    prompts."""
     longer = np.array([len(chosen) - len(rejected) for _, chosen, rejected in test])
     rivals = {"always_longer": longer, "always_shorter": -longer}
     words = bag_of_words_margins(train, test)
@@ -25,17 +26,18 @@ def rival_margins(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, np.n
 def bag_of_words_margins(
     train: Sequence[Pair], test: Sequence[Pair]
 ) -> np.ndarray | None:
-    """Margins [N] of a logistic regression on how often each token occurs in a
-    response; its regularisation is chosen on the training pairs, by prompt.
+    """Return the margins [N] of a logistic regression on how often each token occurs in
+    a response, None with fewer training prompts than folds.
 
-    None with fewer training prompts than folds.
+    The regularisation is chosen by cross-validation on the training pairs, split by
+    prompt.
     """
     prompts = [tuple(prompt) for prompt, _, _ in train]
     if len(set(prompts)) < FOLDS:
         logging.warning("No bag-of-words baseline: fewer than %d prompts.", FOLDS)
         return None
     width = 1 + max(max(map(max, pair)) for pair in (*train, *test))
-    # A pair in the other order is the opposite example: half of them are turned round,
+    # A pair in reverse order is the opposite example: every second pair is reversed,
     # and there is no intercept.
     sign = np.where(np.arange(len(train)) % 2, 1.0, -1.0)
     search = GridSearchCV(
@@ -49,7 +51,8 @@ def bag_of_words_margins(
 
 
 def _count_differences(pairs: Sequence[Pair], width: int) -> sparse.csr_array:
-    """Tokens of chosen less tokens of rejected: float [pairs, vocabulary]."""
+    """Return the token counts of chosen minus those of rejected: float [pairs,
+    vocabulary]."""
     rows, columns, values = [], [], []
     for i, (_, chosen, rejected) in enumerate(pairs):
         rows += [i] * (len(chosen) + len(rejected))

@@ -1,9 +1,9 @@
-"""Best of n: the reward model picks one of n samples; what does the truth say?
+"""Best of n: the true quality of the sample that a reward model picks out of n.
 
-As n grows the picked score rises by construction. Where true quality stops rising or
-falls, the reward model is over-optimised (Gao et al., arXiv 2210.10760).
+The score of the picked sample rises with n by construction. Where true quality stops
+rising or falls, the reward model is over-optimised (Gao et al., arXiv 2210.10760).
 
-Letters: N prompts, S samples to each, of which every subset of n is one draw.
+Letters: N prompts, S samples to each; every subset of n of the S samples is one draw.
 """
 
 import math
@@ -17,11 +17,11 @@ from rlhf_jax.files import writing_whole
 
 
 def expected_of_best(scores: np.ndarray, values: np.ndarray, *, n: int) -> np.ndarray:
-    """The expected value of the sample with the highest score of n: float [N].
+    """Return the expected value of the sample with the highest score of n: float [N].
 
-    Exact over all subsets of n of the S samples, hence unbiased: of samples ranked from
-    0 by score, the one of rank i is the best of C(i, n - 1) of C(S, n) subsets. Samples
-    of one score share the mean of their values.
+    The mean is exact over all subsets of n of the S samples, hence unbiased: with the
+    samples ranked from 0 by score, sample i is the best in C(i, n - 1) of the C(S, n)
+    subsets. Samples of equal score share the mean of their values.
 
     Args:
         scores, values: float [N, S].
@@ -34,7 +34,8 @@ def expected_of_best(scores: np.ndarray, values: np.ndarray, *, n: int) -> np.nd
     ranked = np.sort(scores, axis=1)
     expected = np.empty(len(scores))
     for i, (row, ranks) in enumerate(zip(scores, ranked, strict=True)):
-        # The chance that the best score is this one, spread over those that have it.
+        # The probability of each score to be the best, shared by the samples of that
+        # score.
         first, last = (np.searchsorted(ranks, row, side) for side in ("left", "right"))
         chance = (below[last] - below[first]) / (last - first)
         expected[i] = chance @ values[i]
@@ -42,13 +43,13 @@ def expected_of_best(scores: np.ndarray, values: np.ndarray, *, n: int) -> np.nd
 
 
 def kl_of_best(n: int) -> float:
-    """KL(best of n || policy) in nats: log n - (n - 1) / n, an upper bound that is
-    tight while samples do not repeat (arXiv 2401.01879)."""
+    """Return an upper bound of KL(best of n || policy) in nats, log n - (n - 1) / n,
+    which is tight while samples do not repeat (arXiv 2401.01879)."""
     return math.log(n) - (n - 1) / n
 
 
 def plot(curve: list[dict], path: Path) -> None:
-    """True quality and score against KL, from rows as of stages/best_of_n.py."""
+    """Plot true quality and score against KL, from the rows of stages/best_of_n.py."""
     kl = [row["kl"] for row in curve]
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()

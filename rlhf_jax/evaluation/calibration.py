@@ -1,8 +1,9 @@
-"""Whether a reward model knows how sure it can be.
+"""Calibration of a reward model: confidence against accuracy.
 
-The Bradley-Terry model behind the ranking loss says that the response with the higher
-score is the better one with probability sigmoid(|margin|): its confidence, between 1/2
-and 1. Calibrated, it is right as often as it says (Guo et al., arXiv 1706.04599).
+Under the Bradley-Terry model of the ranking loss the response with the higher score is
+the better one with probability sigmoid(|margin|): the confidence, between 1/2 and 1. A
+calibrated model is right as often as its confidence says (Guo et al., arXiv
+1706.04599).
 """
 
 from collections.abc import Hashable, Sequence
@@ -12,19 +13,19 @@ from scipy.special import expit
 
 from rlhf_jax.evaluation.intervals import pair_accuracy
 
-NUM_BINS = 10  # of equal width between 1/2 and 1
+NUM_BINS = 10  # bins of equal width between 1/2 and 1
 
 
 def reliability(margins: np.ndarray, prompts: Sequence[Hashable] | None = None) -> dict:
-    """Confidence against accuracy.
+    """Compare confidence with accuracy, in bins of confidence.
 
     Args:
-        prompts: of each margin; None: every pair has its own.
+        prompts: the prompt of each margin; None gives every pair its own prompt.
 
     Returns:
         expected_error: the mean over pairs of their bin's |accuracy - confidence|.
-        bins: for each that is not empty, mean confidence, and what `pair_accuracy`
-            says: accuracy, its interval and the number of pairs.
+        bins: for each bin that is not empty, the mean confidence and the result of
+            `pair_accuracy`: accuracy, its interval and the number of pairs.
     """
     prompts = range(len(margins)) if prompts is None else prompts
     confidence = expit(np.abs(margins))

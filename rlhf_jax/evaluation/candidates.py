@@ -1,5 +1,5 @@
-"""K responses of a policy to each prompt, and their scores: what annotators compare,
-what pairs are made of, and what prompts are selected by.
+"""K responses of a policy to each prompt, and their scores. Annotators compare them,
+preference pairs consist of them, and prompts are selected by their scores.
 
 Letters: N prompts, K responses to each.
 """
@@ -22,7 +22,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.parallel.sharding import fetch
 
-_MULTIPLE = 16  # tokens, to which widths are rounded up
+_MULTIPLE = 16  # tokens; widths are rounded up to a multiple
 _score = jax.jit(response_scores)
 
 
@@ -36,11 +36,12 @@ def sample_candidates(
     batch_size: int,
     **sampling,
 ) -> list[list[Response]]:
-    """`count` responses to each prompt (token ids).
+    """Sample `count` responses to each prompt (token ids).
 
     Args:
-        batch_size: rows that decode side by side.
-        sampling: as of `sampling_with`: max_new_tokens, temperature, top_k, top_p.
+        batch_size: the number of rows that decode side by side.
+        sampling: arguments of `sampling_with`: max_new_tokens, temperature, top_k,
+            top_p.
     """
     groups = sample_groups(
         policy,
@@ -62,11 +63,11 @@ def candidate_scores(
     batch_size: int,
     end_penalty: float,
 ) -> np.ndarray:
-    """The score of every candidate, float32 [N, K], as PPO rewards it: read at its last
-    token, less `end_penalty` where it was cut.
+    """Return the score of every candidate, float32 [N, K], as in PPO: read at the
+    candidate's last token, minus `end_penalty` where the candidate was cut.
 
     Args:
-        batch_size: prompts that are scored at once, each with its K candidates.
+        batch_size: the number of prompts scored at once, each with its K candidates.
     """
     prompt_width = round_up(max(map(len, prompts)), _MULTIPLE)
     longest = max(len(one.tokens) for group in candidates for one in group)

@@ -1,6 +1,6 @@
-"""What many seeds say of a claim: an effect, its interval, and whether it holds.
+"""Claims over many seeds: an effect, its interval, and whether the claim holds.
 
-Arms are compared seed by seed (each seed has its own world and annotators), so the
+Runs are compared seed by seed (each seed has its own world and annotators), so the
 interval is Student's t over the paired differences.
 """
 
@@ -11,16 +11,20 @@ from scipy import stats
 
 
 class Effect(NamedTuple):
-    """The mean over seeds and its 95 % interval."""
+    """The mean difference over seeds and its 95 % interval."""
 
     mean: float
     low: float
     high: float
-    values: tuple[float, ...]  # one a seed
+    values: tuple[float, ...]  # the difference of each seed
 
     @classmethod
     def of(cls, values) -> "Effect":
-        """Raises ValueError where one seed alone cannot have an interval."""
+        """Return the mean of the differences, one per seed, with its interval.
+
+        Raises:
+            ValueError: there are fewer than two seeds, which have no interval.
+        """
         values = np.asarray(values, np.float64)
         if values.ndim != 1 or len(values) < 2:
             raise ValueError(f"An interval needs two seeds or more, not {values.size}.")
@@ -38,7 +42,7 @@ Verdict = Literal["holds", "not shown", "the opposite"]
 def verdict(
     effect: Effect, expected: Literal["above", "below"], bound: float = 0.0
 ) -> Verdict:
-    """Whether the whole interval lies on the expected side of `bound`.
+    """Return "holds" if the whole interval lies on the expected side of `bound`.
 
     For "no loss of more than x", expect "above" with the bound -x.
     """

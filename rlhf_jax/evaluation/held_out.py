@@ -1,4 +1,4 @@
-"""A reward model on held-out comparisons: its scores, and everything known of them."""
+"""A reward model on held-out comparisons: its scores and their report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +28,8 @@ def score_pairs(
     multiple: int,
     batch_size: int,
 ) -> np.ndarray:
-    """Scores of chosen and rejected: float32 [N, 2]. Pairs of similar length go
-    together, widths are rounded up to `multiple` tokens."""
+    """Return the scores of chosen and rejected: float32 [N, 2]. Pairs of similar length
+    share a batch, whose width is rounded up to a multiple of `multiple` tokens."""
     order = np.argsort([sum(map(len, pair)) for pair in pairs], kind="stable")
     scores = np.empty((len(pairs), 2), np.float32)
     for i in range(0, len(pairs), batch_size):
@@ -51,12 +51,12 @@ def evaluate_held_out(
     train_pairs: Sequence[Pair],
     folder: Path,
 ) -> dict[str, float]:
-    """Write the report of `reward_report` into `folder`; return its headline.
+    """Write the report of `reward_report` into `folder`; return its headline numbers.
 
     Args:
         scores: float [N, 2].
         comparisons, pairs: the same N comparisons as text and as token ids.
-        train_pairs: what the bag-of-words baseline learns from.
+        train_pairs: the training data of the bag-of-words baseline.
     """
     rivals = rival_margins(train_pairs, pairs)
     report = assess(scores, judged_pairs(comparisons, pairs), rivals)
@@ -67,7 +67,8 @@ def evaluate_held_out(
 def judged_pairs(
     comparisons: Sequence[Comparison], pairs: Sequence[Pair]
 ) -> JudgedPairs:
-    """What is known of comparisons; their true quality where all are the testbed's."""
+    """Return the prompts, intents and lengths of comparisons, and the true qualities
+    where all comparisons belong to the testbed."""
     qualities = None
     if all(c.prompt.task is not None for c in comparisons):
         qualities = np.array(

@@ -1,4 +1,4 @@
-"""Intervals of shares of pairs: how sure an accuracy on held-out pairs is."""
+"""Confidence intervals of the accuracy on held-out pairs."""
 
 from collections.abc import Hashable, Sequence
 
@@ -8,11 +8,11 @@ import numpy as np
 def pair_accuracy(
     margins: np.ndarray, prompts: Sequence[Hashable] | None = None
 ) -> dict[str, float]:
-    """The share of margins [N] that are right, with its 95 % interval.
+    """Return the share of margins [N] that are right, with its 95 % interval.
 
-    Wilson's interval for as many independent pairs as these are worth: pairs of one
-    prompt that are right or wrong together count for less (a design effect, as in
-    surveys). Without `prompts` every pair is its own.
+    The interval is Wilson's for the effective number of independent pairs: pairs of one
+    prompt that are right or wrong together count for less (the design effect of
+    surveys). Without `prompts` all pairs are independent.
     """
     right = half_right(margins)
     accuracy = right.mean()
@@ -21,8 +21,8 @@ def pair_accuracy(
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     index = np.array([place[prompt] for prompt in prompts])
     by_prompt = np.bincount(index, right - accuracy)
-    independent, found = ((right - accuracy) ** 2).sum(), (by_prompt**2).sum()
-    design_effect = max(1.0, found / independent) if independent > 0 else 1.0
+    independent, clustered = ((right - accuracy) ** 2).sum(), (by_prompt**2).sum()
+    design_effect = max(1.0, clustered / independent) if independent > 0 else 1.0
     low, high = wilson(accuracy, len(right) / design_effect)
     return {
         "accuracy": float(accuracy),
@@ -33,15 +33,15 @@ def pair_accuracy(
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` independent cases."""
+    """Return Wilson's 95 % interval of a share of `count` independent cases."""
     z = 1.959964
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count)
     half *= np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    # It holds the share, also where rounding says otherwise.
+    # The interval contains the share in spite of rounding.
     return float(min(centre - half, share)), float(max(centre + half, share))
 
 
 def half_right(margins: np.ndarray) -> np.ndarray:
-    """1 where a margin is positive, 1/2 where it is 0, else 0."""
+    """Return 1 where a margin is positive, 1/2 where it is 0, else 0."""
     return (np.sign(margins) + 1) / 2

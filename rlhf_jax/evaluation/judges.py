@@ -1,17 +1,17 @@
 """Judges of answers, behind one call: `judge(answers, references) -> float [N, K]`.
 
-`answers` are K models' to the same N prompts; `references`, N texts that the judge may
-look at, or None. The more of a column, the better; NaN where there is no verdict.
+`answers` holds the answers of K models to the same N prompts; `references`, N texts
+that the judge may see, or None. Higher is better; NaN where there is no verdict.
 
-- `by_truth`: true quality, in the testbed.
-- `by_reward_model`: its score.
-- `by_marks`: a chat model marks each answer from 1 to 10, a reference in sight.
-- `by_pairs`: a chat model compares two answers (K = 2) in both orders; the share of the
-  two that each wins, a tie half of one. Swapping cancels a liking for a position
-  (Zheng et al., arXiv 2306.05685).
+- `by_truth`: the true quality, in the testbed.
+- `by_reward_model`: the reward model's score.
+- `by_marks`: a chat model marks each answer from 1 to 10 and sees the reference.
+- `by_pairs`: a chat model compares two answers (K = 2) in both orders; the value is the
+  share of the two comparisons that an answer wins, a tie counting as half. Swapping
+  cancels position bias (Zheng et al., arXiv 2306.05685).
 
-Chat models are asked through a function of conversations, `ChatClient.answers`, which
-gives "" where there was no answer.
+Chat models are called through a function of conversations, `ChatClient.answers`, which
+returns "" where there was no answer.
 """
 
 import json
@@ -42,7 +42,7 @@ VERDICTS = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
 def by_truth(answers, references=None) -> np.ndarray:
-    """The testbed's true quality.
+    """Return the true quality of each answer.
 
     Raises:
         ValueError: a prompt is not the testbed's.
@@ -54,7 +54,8 @@ def by_truth(answers, references=None) -> np.ndarray:
 
 
 def check_truth(prompts: Sequence[Prompt]) -> None:
-    """Raise ValueError where the quality of an answer is not known."""
+    """Raise ValueError unless all prompts are the testbed's, which knows the
+    quality."""
     if any(prompt.task is None for prompt in prompts):
         raise ValueError(
             "judge='testbed' needs prompts of the testbed. For others set "
@@ -77,12 +78,12 @@ def by_reward_model(model: ScoreModel, *, pad_id: int, batch_size: int) -> Judge
 
 def by_marks(ask: Ask) -> Judge:
     def judge(answers, references=None):
-        asked = [
+        requests = [
             mark_messages(prompt, text, reference)
             for given in answers
             for prompt, text, reference in _rows(given, references)
         ]
-        verdicts = ask(asked)
+        verdicts = ask(requests)
         marks = np.array([read_marks(verdict, OVERALL)[1] for verdict in verdicts])
         tell_unread(verdicts, ~np.isnan(marks))
         return marks.reshape(len(answers), -1).T
@@ -91,7 +92,8 @@ def by_marks(ask: Ask) -> Judge:
 
 
 def by_pairs(ask: Ask) -> Judge:
-    """Where both answers are the same nobody is asked: a tie."""
+    """Return a judge that compares two answers; identical answers are a tie without a
+    request."""
 
     def judge(answers, references=None):
         ours, theirs = answers
@@ -102,11 +104,11 @@ def by_pairs(ask: Ask) -> Judge:
             )
         ]
         differ = [i for i, (_, one, other, _) in enumerate(rows) if one != other]
-        asked = [pair_messages(*rows[i]) for i in differ]
+        requests = [pair_messages(*rows[i]) for i in differ]
         for i in differ:
             prompt, one, other, reference = rows[i]
-            asked.append(pair_messages(prompt, other, one, reference))
-        verdicts = ask(asked) if asked else []
+            requests.append(pair_messages(prompt, other, one, reference))
+        verdicts = ask(requests) if requests else []
         said = np.array([read_pair(verdict) for verdict in verdicts])
         tell_unread(verdicts, ~np.isnan(said))
         first, second = said.reshape(2, -1)
@@ -124,8 +126,9 @@ def mark_messages(
     dimensions: Sequence[str] = DIMENSIONS,
     overall: str = OVERALL,
 ) -> list[Message]:
-    """A request for marks from 1 to 10, by dimensions and overall. What is judged goes
-    in as JSON, so that it is seen as text and not as orders to follow."""
+    """Return a request for marks from 1 to 10, by dimension and overall. The judged
+    texts are sent as JSON, so that the judge reads them as data, not as
+    instructions."""
     example = json.dumps(dict.fromkeys([*dimensions, overall], 5), ensure_ascii=False)
     beside = "a reference answer of high quality and " if reference else ""
     sight = "Compare it with the reference, which would get 8. " if reference else ""
@@ -148,7 +151,7 @@ def mark_messages(
 def pair_messages(
     prompt: Prompt, first: str, second: str, reference: str
 ) -> list[Message]:
-    """A request to say which answer is better; see `mark_messages`."""
+    """Return a request to name the better answer; see `mark_messages`."""
     beside = ", a reference answer of high quality" if reference else ""
     order = (
         f"You compare two answers. You are given JSON with a conversation{beside} and "
@@ -165,18 +168,19 @@ def pair_messages(
 
 
 def read_marks(verdict: str, overall: str) -> tuple[dict[str, float], float]:
-    """The marks by name in the last object of a verdict that has the overall one, and
-    the overall mark; NaN unless it is from 1 to 10."""
-    found = [numbers(value) for value in objects_in(verdict)]
-    marks = next((x for x in reversed(found) if overall in x), {})
+    """Return the marks by name from the last JSON object in a verdict that has the
+    overall mark, and the overall mark, NaN unless it is from 1 to 10."""
+    objects = [numbers(value) for value in objects_in(verdict)]
+    marks = next((x for x in reversed(objects) if overall in x), {})
     mark = marks.get(overall, np.nan)
     return marks, mark if 1 <= mark <= 10 else np.nan
 
 
 def read_pair(verdict: str) -> float:
-    """1 where the first answer won, 0 where the second, 0.5 for a tie, NaN for none."""
-    found = re.findall(r"\[\[\s*(first|second|tie)\s*\]\]", verdict.lower())
-    return VERDICTS[found[-1]] if found else np.nan
+    """Return 1 where the first answer won, 0 where the second won, 0.5 for a tie and
+    NaN for a text without a verdict."""
+    verdicts = re.findall(r"\[\[\s*(first|second|tie)\s*\]\]", verdict.lower())
+    return VERDICTS[verdicts[-1]] if verdicts else np.nan
 
 
 def _messages(order: str, judged: dict) -> list[Message]:

@@ -1,8 +1,7 @@
-"""How well scores agree with preferences, from arrays to numbers.
+"""Agreement of scores with preferences: numbers computed from arrays.
 
-Arrays [N, 2] have a row for each pair of responses: chosen, rejected. A margin is
-what a scorer gives chosen less what it gives rejected: right if positive, half right
-if 0.
+Arrays [N, 2] have a row for each pair of responses: chosen, rejected. A margin is the
+score of chosen minus the score of rejected: right if positive, half right if 0.
 """
 
 from collections.abc import Hashable, Sequence
@@ -13,29 +12,29 @@ import numpy as np
 from rlhf_jax.evaluation.calibration import reliability
 from rlhf_jax.evaluation.intervals import half_right, pair_accuracy
 
-# Buckets of the difference of lengths, in tokens, by their lowest.
+# Lower ends of the buckets of the difference of lengths, in tokens.
 LENGTH_EDGES = (0, 1, 10, 20, 40, 80, 160)
 LENGTH_NAMES = ("0", "1-9", "10-19", "20-39", "40-79", "80-159", "160+")
 
 
 class JudgedPairs(NamedTuple):
-    """Held-out pairs, and what is known of them besides their scores."""
+    """Held-out pairs with all that is known of them besides their scores."""
 
-    prompts: Sequence[Hashable]  # pairs of one prompt share their key
-    intents: Sequence[str]  # "": unknown
-    lengths: np.ndarray  # int [N, 2], tokens
-    qualities: np.ndarray | None  # float [N, 2], where the truth is known
+    prompts: Sequence[Hashable]  # keys, equal for pairs of one prompt
+    intents: Sequence[str]  # "" where the intent is unknown
+    lengths: np.ndarray  # int [N, 2], lengths of the responses in tokens
+    qualities: np.ndarray | None  # float [N, 2], true qualities, or None
 
 
 def assess(
     scores: np.ndarray, pairs: JudgedPairs, rivals: dict[str, np.ndarray]
 ) -> dict:
-    """All that is reported of a reward model, as a tree for JSON.
+    """Return the report of a reward model as a tree for JSON.
 
     Args:
         scores: float [N, 2].
-        rivals: margins [N] of baselines by name, whose accuracy stands beside every
-            accuracy of the scores.
+        rivals: the margins [N] of baselines by name; the accuracy of each baseline is
+            reported beside every accuracy of the scores.
     """
     margins = scores[:, 0] - scores[:, 1]
     report = {
@@ -62,9 +61,10 @@ def assess(
 
 
 def truth(scores: np.ndarray, pairs: JudgedPairs) -> dict:
-    """Agreement with true quality: how often the better of a pair scores higher (pairs
-    of equal quality left out), and correlations; those of quality with length tell how
-    much of the scores' would be deserved."""
+    """Return the agreement with true quality: how often the better response of a pair
+    scores higher (pairs of equal quality are left out), and correlations. The
+    correlation of quality with length shows how much of the scores' correlation with
+    length is justified."""
     better = np.sign(pairs.qualities[:, 0] - pairs.qualities[:, 1])
     rows = np.flatnonzero(better)
     margins = (better * (scores[:, 0] - scores[:, 1]))[rows]
@@ -76,7 +76,7 @@ def truth(scores: np.ndarray, pairs: JudgedPairs) -> dict:
 
 
 def headline(report: dict) -> dict[str, float]:
-    """The numbers of a report that summaries quote."""
+    """Return the numbers of a report that summaries quote."""
     scores, length = report["scores"], report["length_correlation"]
     numbers = report["accuracy"]["all"] | {
         "margin": scores["margin"],
@@ -87,16 +87,16 @@ def headline(report: dict) -> dict[str, float]:
         "calibration_error": report["calibration"]["expected_error"],
     }
     if "truth" in report:
-        found = report["truth"]
+        quality = report["truth"]
         for name in ("accuracy", "accuracy_low", "accuracy_high"):
-            numbers[f"true_{name}"] = found[name]
-        numbers["true_correlation"] = found["correlation"]["responses"]
-        numbers["true_length_correlation"] = found["length_correlation"]["responses"]
+            numbers[f"true_{name}"] = quality[name]
+        numbers["true_correlation"] = quality["correlation"]["responses"]
+        numbers["true_length_correlation"] = quality["length_correlation"]["responses"]
     return numbers
 
 
 def groups(pairs: JudgedPairs) -> dict[str, np.ndarray]:
-    """Name -> rows [M] of every group of pairs that is reported."""
+    """Return the reported groups of pairs: name to row indices [M]."""
     difference = pairs.lengths[:, 0] - pairs.lengths[:, 1]
     bucket = np.searchsorted(LENGTH_EDGES, np.abs(difference), side="right") - 1
     intents = np.array(pairs.intents)
@@ -111,10 +111,10 @@ def groups(pairs: JudgedPairs) -> dict[str, np.ndarray]:
 
 
 def correlations(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Pearson's correlation of x and y, both [N, 2]: over all responses, and of the
-    differences inside pairs (each pair in both orders), where prompts cancel out.
+    """Return Pearson's correlation of x and y, both [N, 2]: over all responses, and of
+    the differences within pairs (each pair in both orders), where prompts cancel out.
 
-    0 where one of them does not vary.
+    The correlation is 0 where x or y is constant.
     """
     both = np.stack([x.ravel(), y.ravel()]).astype(np.float64)
     inside = np.stack([x[:, 0] - x[:, 1], y[:, 0] - y[:, 1]]).astype(np.float64)

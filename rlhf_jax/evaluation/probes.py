@@ -1,4 +1,4 @@
-"""Probes by rule of what a model must not forget: its name, and answering in JSON."""
+"""Probes, by rule, of two abilities that a model must keep: its name, and JSON."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,8 @@ PROBES = ("identity", "json")
 
 
 def share_passed(probe: str, texts: Sequence[str], *, model_name: str) -> float:
-    """The share of the answers that say the model's name, or that are valid JSON."""
+    """Return the share of the answers that pass: that contain the model's name, or that
+    are valid JSON."""
     if probe == "identity":
         passed = [is_identity(text, model_name) for text in texts]
     else:

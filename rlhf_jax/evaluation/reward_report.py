@@ -1,6 +1,6 @@
-"""What a person reads of a reward model: report.md with tables and a reliability plot.
+"""The report of a reward model: report.md, with tables and a reliability plot.
 
-Also report.json, the same numbers, and errors.jsonl, the pairs that it got most wrong.
+report.json holds the same numbers, errors.jsonl the pairs with the largest errors.
 """
 
 import json
@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.files import write_json, write_text, writing_whole
 
-NUM_ERRORS = 50  # in errors.jsonl
-NUM_SHOWN = 10  # of them in report.md
-SHOWN_CHARACTERS = 300  # of each text there
+NUM_ERRORS = 50  # pairs in errors.jsonl
+NUM_SHOWN = 10  # pairs of errors.jsonl that report.md shows
+SHOWN_CHARACTERS = 300  # characters of each text in report.md
 
 
 def write_report(
@@ -40,7 +40,7 @@ def write_report(
 
 
 def worst_errors(scores: np.ndarray, comparisons: Sequence[Comparison]) -> list[dict]:
-    """The wrongly ordered pairs, the largest difference of scores first."""
+    """Return the wrongly ordered pairs, the largest difference of scores first."""
     margins = scores[:, 0] - scores[:, 1]
     worst = [i for i in np.argsort(margins, kind="stable") if margins[i] < 0]
     return [
@@ -57,7 +57,7 @@ def worst_errors(scores: np.ndarray, comparisons: Sequence[Comparison]) -> list[
 
 
 def markdown(report: dict, errors: list[dict]) -> str:
-    """The report as tables; baselines stand beside every accuracy."""
+    """Return the report as tables, with the baselines beside every accuracy."""
     measured = ("accuracy", "accuracy_low", "accuracy_high", "pairs")
     rivals = [key for key in report["accuracy"]["all"] if key not in measured]
     header = ["pairs", "n", "accuracy [95 %]", *(r.replace("_", " ") for r in rivals)]
@@ -108,7 +108,8 @@ def markdown(report: dict, errors: list[dict]) -> str:
 
 
 def plot_reliability(calibration: dict, path: Path) -> None:
-    """Accuracy against confidence with 95 % intervals, above the number of pairs."""
+    """Plot accuracy against confidence with 95 % intervals, above the number of
+    pairs."""
     bins = calibration["bins"]
     confidence, accuracy, pairs = (
         np.array([b[key] for b in bins]) for key in ("confidence", "accuracy", "pairs")

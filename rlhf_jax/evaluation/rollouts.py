@@ -1,4 +1,4 @@
-"""Responses with their scores, to all prompts of a data set or to a few."""
+"""Responses with their scores, to all prompts of a data set or to some."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -24,15 +24,15 @@ from rlhf_jax.training.metrics import Mean
 class ScoredRollout(NamedTuple):
     """K responses to each of n prompts, on the host."""
 
-    index: np.ndarray  # int [n], the prompts' places in the data set
-    rollout: Rollout  # rows n * K, the responses to one prompt side by side
-    scores: np.ndarray  # float32 [n, K]
+    index: np.ndarray  # int [n], positions of the prompts in the data set
+    rollout: Rollout  # n * K rows, the K responses to one prompt adjacent
+    scores: np.ndarray  # float32 [n, K], scores of the responses
 
 
 @jax.jit
-def rollout_scores(reward_model: ScoreModel, rolled: Rollout) -> jax.Array:
-    """The score of each response: float32 [B]."""
-    return response_scores(reward_model, *one_response(rolled))[:, 0]
+def rollout_scores(reward_model: ScoreModel, responses: Rollout) -> jax.Array:
+    """Return the score of each response: float32 [B]."""
+    return response_scores(reward_model, *one_response(responses))[:, 0]
 
 
 def scored_rollouts(
@@ -48,8 +48,8 @@ def scored_rollouts(
 ) -> Iterator[ScoredRollout]:
     """Answer every prompt and score the answers, `batch_size` prompts at a time.
 
-    All batches have one shape: the last is filled with prompts from the beginning,
-    whose answers are dropped.
+    All batches have one shape: the last batch is filled with the first prompts, whose
+    extra answers are dropped.
     """
     for first in range(0, len(prompts), batch_size):
         index = np.arange(first, first + batch_size) % len(prompts)
@@ -57,14 +57,14 @@ def scored_rollouts(
         batch: PromptBatch = prompt_batch(
             [prompts[i] for i in index], index, pad_id=sampling.pad_id, width=width
         )
-        rolled = rollout(
+        responses = rollout(
             policy, repeat_prompts(batch, samples_per_prompt), key, sampling
         )
-        scores = fetch(rollout_scores(reward_model, rolled))
+        scores = fetch(rollout_scores(reward_model, responses))
         rows = real * samples_per_prompt
         yield ScoredRollout(
             index=index[:real],
-            rollout=jax.tree.map(lambda x, rows=rows: x[:rows], fetch(rolled)),
+            rollout=jax.tree.map(lambda x, rows=rows: x[:rows], fetch(responses)),
             scores=scores.reshape(batch_size, samples_per_prompt)[:real],
         )
 
@@ -76,7 +76,7 @@ def answer_scores(
     key: jax.Array,
     sampling: Sampling,
 ) -> np.ndarray:
-    """The score of one answer to each prompt of a batch: float32 [B]."""
+    """Return the score of one answer to each prompt of a batch: float32 [B]."""
     return fetch(rollout_scores(reward_model, rollout(policy, batch, key, sampling)))
 
 
@@ -91,14 +91,15 @@ def evaluate(
     *,
     width: int,
 ) -> tuple[dict[str, Mean], list[dict]]:
-    """Score and length on held-out prompts, and the conversations as records for
-    samples.jsonl; the same prompts and keys every time. In the testbed also the true
-    quality, which nothing but the report of the run reads.
+    """Return the scores and lengths on held-out prompts as metrics, and the
+    conversations as records for samples.jsonl. The prompts and random keys are the same
+    at every call. In the testbed the metrics include the true quality, which only the
+    report of the run reads.
 
     Args:
-        records, prompts: the same prompts, as they were written and as token ids.
+        records, prompts: the same prompts as records and as token ids.
     """
-    (found,) = scored_rollouts(
+    (batch,) = scored_rollouts(
         policy,
         reward_model,
         prompts,
@@ -108,22 +109,22 @@ def evaluate(
         batch_size=len(prompts),
         width=width,
     )
-    lengths = found.rollout.response_mask.sum(-1)
+    lengths = batch.rollout.response_mask.sum(-1)
     samples = [
         {
             "prompt": tokenizer.decode(prompt),
             "response": decode_response(
-                found.rollout.responses[i, : lengths[i]], tokenizer
+                batch.rollout.responses[i, : lengths[i]], tokenizer
             ),
-            "ended": bool(found.rollout.ended[i]),
-            "reward": float(found.scores[i, 0]),
+            "ended": bool(batch.rollout.ended[i]),
+            "reward": float(batch.scores[i, 0]),
         }
         for i, prompt in enumerate(prompts)
     ]
     metrics = {
-        "eval/scores": Mean.of(found.scores),
+        "eval/scores": Mean.of(batch.scores),
         "eval/response_length": Mean.of(lengths),
-        "eval/ended_fraction": Mean.of(found.rollout.ended),
+        "eval/ended_fraction": Mean.of(batch.rollout.ended),
     }
     metrics |= quality_metrics(records, [sample["response"] for sample in samples])
     return metrics, samples
@@ -132,7 +133,7 @@ def evaluate(
 def quality_metrics(
     prompts: Sequence[Prompt], answers: Sequence[str]
 ) -> dict[str, Mean]:
-    """The mean true quality of answers, in the testbed; nothing elsewhere."""
+    """Return the mean true quality of answers in the testbed, no metric elsewhere."""
     if any(prompt.task is None for prompt in prompts):
         return {}
     return {"eval/quality": Mean.of(list(map(true_quality, prompts, answers)))}

@@ -1,10 +1,10 @@
-"""Win, tie and lose of one model against another on the same prompts.
+"""Wins, ties and losses of one model against another on the same prompts.
 
-A result is 1 for a win, 0 for a tie, -1 for a loss, NaN where the judge gave no verdict
-(left out). Where a judge saw both orders of two answers, it is the mean of the two.
+A result is 1 for a win, 0 for a tie, -1 for a loss, and NaN without a verdict (left
+out). Where a judge saw two answers in both orders, the result is the mean of the two.
 
-Intervals are of 95 %, by the percentile bootstrap over prompts: what both models
-answered to a prompt stays together, and so do several results of one prompt.
+Intervals are of 95 %, by the percentile bootstrap over prompts: both models' answers to
+a prompt, and all results of one prompt, are resampled together.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -18,10 +18,10 @@ FIT_RESAMPLES = 200  # where every resample takes a fit
 
 
 def results(ours: np.ndarray, theirs: np.ndarray, *, tie_margin: float) -> np.ndarray:
-    """The result on each prompt, float [N], from the quality of the answers.
+    """Return the result on each prompt, float [N], from the quality of the answers.
 
     Args:
-        tie_margin: differences up to it are ties.
+        tie_margin: the largest difference of quality that is a tie.
     """
     difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
     result = (difference > tie_margin).astype(float) - (difference < -tie_margin)
@@ -31,14 +31,15 @@ def results(ours: np.ndarray, theirs: np.ndarray, *, tie_margin: float) -> np.nd
 def win_rate(
     result: np.ndarray, *, seed: int, prompts: Sequence[Hashable] | None = None
 ) -> dict[str, float]:
-    """Shares of results won, tied and lost, and wins minus losses ("net"), each with
-    its interval; "n", the number of results, and "prompts", that of their prompts.
+    """Return the shares of results won, tied and lost, and wins minus losses ("net"),
+    each with its interval; "n", the number of results; and "prompts", the number of
+    their prompts.
 
     Args:
-        prompts: of each result; None: every result has its own.
+        prompts: the prompt of each result; None gives every result its own prompt.
 
     Raises:
-        ValueError: there is no result at all.
+        ValueError: all results are NaN.
     """
     result, prompts = _judged(result, prompts)
     shares = {
@@ -51,11 +52,11 @@ def win_rate(
     low, high = interval(
         lambda rows: values[rows].mean(0), len(result), seed=seed, prompts=prompts
     )
-    found: dict[str, float] = {"prompts": len(set(prompts)), "n": len(result)}
+    numbers: dict[str, float] = {"prompts": len(set(prompts)), "n": len(result)}
     for i, name in enumerate(shares):
-        found[name] = float(values[:, i].mean())
-        found[f"{name}_low"], found[f"{name}_high"] = float(low[i]), float(high[i])
-    return found
+        numbers[name] = float(values[:, i].mean())
+        numbers[f"{name}_low"], numbers[f"{name}_high"] = float(low[i]), float(high[i])
+    return numbers
 
 
 def by_group(
@@ -65,14 +66,14 @@ def by_group(
     seed: int,
     prompts: Sequence[Hashable] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """`win_rate` for each group of prompts, such as their intents; groups without any
-    verdict are left out."""
-    groups, found = np.asarray(groups), {}
+    """Return the `win_rate` of each group of prompts, such as an intent; groups without
+    any verdict are left out."""
+    groups, rates = np.asarray(groups), {}
     for name in np.unique(groups[~np.isnan(result)]):
         rows = np.flatnonzero(groups == name)
         some = prompts and [prompts[i] for i in rows]
-        found[str(name)] = win_rate(result[rows], seed=seed, prompts=some)
-    return found
+        rates[str(name)] = win_rate(result[rows], seed=seed, prompts=some)
+    return rates
 
 
 def length_controlled(
@@ -82,15 +83,15 @@ def length_controlled(
     seed: int,
     prompts: Sequence[Hashable] | None = None,
 ) -> dict[str, float]:
-    """Wins minus losses if both answers were equally long, with its interval.
+    """Return wins minus losses if both answers were equally long, with the interval.
 
-    A logistic regression of the result (a tie is half a win) on the difference of the
-    lengths in its standard deviations, squashed by tanh, read at difference 0; as the
-    length-controlled AlpacaEval does (arXiv 2404.04475), without its terms for the
-    prompt's difficulty.
+    The result (a tie is half a win) is regressed by a logistic regression on the
+    difference of lengths, divided by its standard deviation and squashed by tanh; the
+    prediction at difference 0 is the value. This is the length-controlled AlpacaEval
+    (arXiv 2404.04475) without its terms for the prompt's difficulty.
 
     Args:
-        length_difference: ours minus theirs, in tokens: float [N].
+        length_difference: our length minus theirs, in tokens: float [N].
     """
     judged = ~np.isnan(result)
     difference = np.asarray(length_difference, np.float64)[judged]
@@ -104,20 +105,20 @@ def length_controlled(
 
         def loss(weights):
             logits = weights[0] + weights[1] * feature_
-            # A light prior, so that a model that always wins has a finite rating.
+            # A weak prior keeps the coefficients finite for a model that always wins.
             prior = 0.5 * np.square(weights).sum() / 100
             wrong = special.expit(logits) - won_
             slope = np.array([wrong.sum(), wrong @ feature_]) + weights / 100
             return np.logaddexp(0, logits).sum() - won_ @ logits + prior, slope
 
-        found = optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS")
-        return 2 * special.expit(found.x[0]) - 1
+        fit = optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS")
+        return 2 * special.expit(fit.x[0]) - 1
 
     low, high = interval(
         net, len(won), seed=seed, prompts=prompts, resamples=FIT_RESAMPLES
     )
-    found = {"net": float(net(np.arange(len(won)))), "net_low": low, "net_high": high}
-    return {f"length_controlled_{name}": float(x) for name, x in found.items()}
+    numbers = {"net": float(net(np.arange(len(won)))), "net_low": low, "net_high": high}
+    return {f"length_controlled_{name}": float(x) for name, x in numbers.items()}
 
 
 def bradley_terry(
@@ -127,12 +128,12 @@ def bradley_terry(
     seed: int,
     prompts: Sequence[Hashable] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Ratings of more than two models in Elo points, their mean 0 (Bradley and Terry),
-    each with its interval, and "n", the prompts with any result.
+    """Return the Bradley-Terry ratings of more than two models in Elo points with mean
+    0, each with its interval, and "n", the number of prompts with any result.
 
     Args:
-        result: of the first against the second on the same N prompts, float [N]. A tie
-            counts as half a win for each.
+        result: a function of two names to the results of the first against the second
+            on the same N prompts, float [N]. A tie counts as half a win for each.
     """
     pairs = [(i, j) for i in range(len(names)) for j in range(i)]
     won = np.stack([(result(names[i], names[j]) + 1) / 2 for i, j in pairs], axis=1)
@@ -158,10 +159,11 @@ def bradley_terry(
 def mean_with_interval(
     values: np.ndarray, *, seed: int, prompts: Sequence[Hashable] | None = None
 ) -> dict[str, float]:
-    """Mean and its interval, of the values that are not NaN, and their number "n".
+    """Return the mean of the values that are not NaN, its interval, and the number of
+    these values, "n".
 
     Args:
-        prompts: of each value; None: every value has its own.
+        prompts: the prompt of each value; None gives every value its own prompt.
 
     Raises:
         ValueError: all are NaN.
@@ -186,22 +188,23 @@ def interval(
     prompts: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % percentile bootstrap over prompts: low and high.
+    """Return the low and high end of the 95 % percentile bootstrap over prompts.
 
     Args:
-        statistic: of the rows that a resample drew, int [M], out of `count`.
-        prompts: of each row; rows of one prompt are drawn together.
+        statistic: a function of the rows of a resample, int [M], out of `count`.
+        prompts: the prompt of each row; rows of one prompt are drawn together.
     """
     groups = _groups(range(count) if prompts is None else prompts)
     alone = len(groups) == count
     rng = np.random.default_rng(seed)
-    found = []
+    values = []
     for _ in range(resamples):
         drawn = rng.integers(len(groups), size=len(groups))
         rows = drawn if alone else np.concatenate([groups[i] for i in drawn])
-        found.append(statistic(rows))
-    # Weibull's places, k / (n + 1): others make intervals of few resamples too narrow.
-    low, high = np.quantile(found, (0.025, 0.975), axis=0, method="weibull")
+        values.append(statistic(rows))
+    # Weibull's plotting positions, k / (n + 1): other quantile definitions make the
+    # intervals of few resamples too narrow.
+    low, high = np.quantile(values, (0.025, 0.975), axis=0, method="weibull")
     return low, high
 
 
@@ -213,7 +216,7 @@ def _groups(prompts: Sequence[Hashable]) -> list[np.ndarray]:
 
 
 def _judged(result, prompts):
-    """The results that there are, and their prompts."""
+    """Return the results that are not NaN, and their prompts."""
     result = np.asarray(result, np.float64)
     judged = np.flatnonzero(~np.isnan(result))
     if not len(judged):

@@ -1,16 +1,16 @@
-"""Responses to many prompts through few rows: where a response has ended, the next
-prompt takes its row ("continuous batching").
+"""Continuous batching: responses to many prompts through few rows. When a response has
+ended, the next prompt takes its row.
 
-Rows decode a round of STEPS tokens at a time. Before each round, free rows are given to
-the next prompts of the queue. Three programs are compiled, for empty rows, for reading
-prompts and for a round, whatever the number of prompts and the lengths of their
+Rows decode a round of STEPS tokens at a time. Before each round, free rows are assigned
+to the next prompts of the queue. Three programs are compiled, for empty rows, for
+reading prompts and for a round, whatever the number of prompts and the lengths of their
 responses.
 
 The cache has room for a prompt, a response and a round. All rows write into the same
-slot; after a round everything moves to the front by its STEPS slots, and what falls off
-there belongs to no response that goes on.
+slot; after a round the whole cache moves to the front by STEPS slots, and the slots
+dropped there belong to no unfinished response.
 
-Letters: B rows, G rows that are given away together, P prompt, V vocabulary.
+Letters: B rows, G rows that are assigned together, P prompt, V vocabulary.
 """
 
 import functools
@@ -37,18 +37,20 @@ from rlhf_jax.parallel.sharding import (
     shard_batch,
 )
 
-STEPS = 16  # of a round
-GROUPS = 4  # rows are given away by the quarter: a smaller group costs as much to read
+STEPS = 16  # tokens per row that a round decodes
+# Rows are assigned in groups of a quarter of the batch: the prefill of a smaller group
+# takes as long.
+GROUPS = 4
 
 
 class Rows(NamedTuple):
-    """What goes from round to round. `logits` are for the token that is drawn next."""
+    """The state carried from round to round; `logits` are those of the next token."""
 
     logits: Float[Array, "B V"]
     cache: KVCache
     live: Bool[Array, " B"]
-    index: Int[Array, " B"]  # the prompt's place
-    length: Int[Array, " B"]  # of the response so far
+    index: Int[Array, " B"]  # positions of the prompts
+    length: Int[Array, " B"]  # tokens of the responses so far
 
 
 def sample_groups(
@@ -60,7 +62,7 @@ def sample_groups(
     count: int,
     batch_size: int,
 ) -> list[list[list[int]]]:
-    """`count` responses to each prompt, as `sample_responses` gives them."""
+    """Sample `count` responses to each prompt; see `sample_responses`."""
     repeated = [prompt for prompt in prompts for _ in range(count)]
     flat = sample_responses(model, repeated, key, sampling, batch_size=batch_size)
     return [flat[i : i + count] for i in range(0, len(flat), count)]
@@ -74,15 +76,15 @@ def sample_responses(
     *,
     batch_size: int,
 ) -> list[list[int]]:
-    """One response to each prompt, as token ids without padding: what `generate` gives
-    with the keys `row_keys(key, place of the prompt)`. A response that ended holds its
-    stop token, last; one that was cut at `sampling.max_new_tokens` holds none.
+    """Sample one response to each prompt, as token ids without padding: the responses
+    of `generate` with the keys `row_keys(key, position of the prompt)`. A response that
+    ended includes its stop token; one cut at `sampling.max_new_tokens` has none.
 
     Args:
-        batch_size: rows that decode side by side.
+        batch_size: the number of rows that decode side by side.
 
     Raises:
-        ValueError: as `generate`.
+        ValueError: see `generate`.
     """
     if not prompts:
         return []
@@ -93,14 +95,14 @@ def sample_responses(
     live = np.zeros(batch_size, bool)
     rows = _make_rows(model, shard_batch(live), sampling, width=tokens.shape[1])
     responses = [[] for _ in prompts]
-    answering = np.zeros(batch_size, int)  # the prompt in each row
+    answering = np.zeros(batch_size, int)  # the position of each row's prompt
     queue = deque(range(len(prompts)))
     while queue or live.any():
         while queue and (~live).sum() >= min(group, len(queue)):
             index = [queue.popleft() for _ in range(min(group, len(queue)))]
             free = np.flatnonzero(~live)[: len(index)]
             answering[free], live[free] = index, True
-            # Fewer have the same shape: what is left over goes into no row.
+            # A smaller group has the same shape: its padding is assigned to no row.
             rest = group - len(index)
             index = np.pad(index, (0, rest), mode="edge")
             free = np.pad(free, (0, rest), constant_values=batch_size)
@@ -111,12 +113,12 @@ def sample_responses(
         drawn, real, live = fetch((drawn, real, rows.live))
         for row in np.flatnonzero(real.any(axis=1)):
             responses[answering[row]] += drawn[row, real[row]].tolist()
-        live = live.copy()  # to be written to
+        live = live.copy()  # fetched arrays are read-only
     return responses
 
 
 def _pad_prompts(prompts: list[list[int]], pad_id: int):
-    """Left-padded tokens, and which are real: [N, P]."""
+    """Return left-padded tokens and their mask: [N, P]."""
     width = -(-max(map(len, prompts)) // 8) * 8
     tokens = np.full((len(prompts), width), pad_id, np.int32)
     mask = np.zeros((len(prompts), width), bool)
@@ -127,7 +129,7 @@ def _pad_prompts(prompts: list[list[int]], pad_id: int):
 
 
 def _for_decoding(model: ChatGLM) -> ChatGLM:
-    """The model as every round reads it: cast and laid out once."""
+    """Return the model as every round reads it: cast and laid out once."""
     model = model.for_decoding()
     return model if jax.sharding.get_mesh().empty else _lay_out(model)
 
@@ -140,7 +142,7 @@ def _lay_out(model: ChatGLM) -> ChatGLM:
 
 @functools.partial(jax.jit, static_argnames=("sampling", "width"))
 def _make_rows(model: ChatGLM, live, sampling: Sampling, *, width: int) -> Rows:
-    """Rows without a prompt: none of [B] is live."""
+    """Return B rows without a prompt, none of them live."""
     batch, before = len(live), sampling.max_new_tokens + width
     cache = model.init_cache(batch, before + STEPS)
     return _constrain(
@@ -158,7 +160,8 @@ def _make_rows(model: ChatGLM, live, sampling: Sampling, *, width: int) -> Rows:
 def _prefill_rows(
     model: ChatGLM, rows: Rows, free, index, tokens, mask, sampling: Sampling
 ) -> Rows:
-    """Read prompts [G, P], whose places are `index` [G], into the free rows [G]."""
+    """Read prompts [G, P], at positions `index` [G] of the queue, into free rows
+    [G]."""
     hidden, read = model.decode(tokens, mask, model.init_cache(*tokens.shape))
     cache = kv_cache.replace_rows(rows.cache, free, read, slot=sampling.max_new_tokens)
 
@@ -178,7 +181,8 @@ def _prefill_rows(
 
 @functools.partial(jax.jit, static_argnames="sampling", donate_argnames="rows")
 def _decode_round(model: ChatGLM, rows: Rows, key, sampling: Sampling):
-    """STEPS tokens [B, STEPS] of every row, and which of them belong to a response."""
+    """Decode STEPS tokens of every row, [B, STEPS]; return the tokens and the mask of
+    those that belong to a response."""
     keys = row_keys(key, rows.index)
 
     def step(rows, _):
@@ -198,7 +202,7 @@ def _decode_round(model: ChatGLM, rows: Rows, key, sampling: Sampling):
 
 
 def _constrain(rows: Rows) -> Rows:
-    """Rows over the devices as `constrain` says: the same after every program."""
+    """Shard the rows over the devices by `constrain`, alike after every program."""
 
     def cached(x, *names):
         return constrain(x, *["layers"] * (x.ndim - 4), "batch", "kv_heads", *names)

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-NEVER = -1e30  # a finite minus infinity: exp gives 0, and 0 * NEVER is no nan
-SMALLEST = float(np.finfo(np.float32).tiny)  # what is below, devices take for 0
-BLOCK = 128  # tokens whose probabilities are summed before those of all
+NEVER = -1e30  # a finite minus infinity: exp(NEVER) is 0, and 0 * NEVER is not NaN
+SMALLEST = float(np.finfo(np.float32).tiny)  # devices flush smaller numbers to 0
+BLOCK = 128  # tokens per block of the cumulative distribution
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to sample. Hashable: every value is compiled into the program.
+    """The options of sampling. Hashable, since each is compiled into the program.
 
     Args:
         max_new_tokens: the length at which a response is cut.
@@ -27,10 +27,11 @@ class Sampling:
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens that together reach this probability
             (arXiv 1904.09751), after top-k; 1 keeps all.
-        min_new_tokens: no stop token before this many tokens.
-        stop_ids: tokens that end a response (they belong to it).
-        pad_id: what follows the end.
-        num_tokens: logits from here on belong to no token (padded vocabularies).
+        min_new_tokens: the number of tokens before which no stop token is sampled.
+        stop_ids: the tokens that end a response and belong to it.
+        pad_id: the token after the end of a response.
+        num_tokens: the size of the vocabulary; the logits beyond it (of a padded
+            vocabulary) belong to no token.
     """
 
     max_new_tokens: int
@@ -70,7 +71,8 @@ def sampling_with(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Sampling:
-    """Sampling with the ids of a tokenizer; from the whole distribution unless said."""
+    """Return the options of sampling with a tokenizer's ids, by default from the whole
+    distribution."""
     return Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -84,8 +86,9 @@ def sampling_with(
 
 
 class Sampled(NamedTuple):
-    """Tokens with their log-probabilities: `logprobs` under the distribution that was
-    sampled from, `model_logprobs` under the plain model (temperature 1, no filter)."""
+    """Sampled tokens with their log-probabilities: `logprobs` under the distribution
+    that was sampled from, `model_logprobs` under the model at temperature 1 without
+    top-k and top-p."""
 
     tokens: Int[Array, " B"]
     logprobs: Float[Array, " B"]
@@ -98,7 +101,7 @@ def sample(
     sampling: Sampling,
     allow_stop: Bool[Array, ""] | Bool[Array, " B"],
 ) -> Sampled:
-    """Sample one token for each row, with that row's own key."""
+    """Sample one token for each row with the row's own key."""
     logits = logits.astype(jnp.float32)[:, : sampling.num_tokens]
     stops = jnp.isin(jnp.arange(sampling.num_tokens), jnp.array(sampling.stop_ids, int))
     allowed = jnp.where(stops[None] & ~allow_stop.reshape(-1, 1), NEVER, logits)
@@ -113,8 +116,9 @@ def sample(
 
 
 def _heat(logits, temperature):
-    """Logits over the temperature. Only differences matter: at a temperature other than
-    1 they are taken from the largest, so that none overflows. NEVER stays as it is."""
+    """Divide logits by the temperature. At a temperature other than 1 the row's largest
+    logit is subtracted first, so that no quotient overflows; the distribution depends
+    on differences alone. NEVER stays unchanged."""
     if temperature == 1:
         return logits
     largest = logits.max(-1, keepdims=True)
@@ -125,7 +129,7 @@ def _heat(logits, temperature):
 def filter_logits(
     logits: Float[Array, "B V"], sampling: Sampling
 ) -> Float[Array, "B V"]:
-    """Put NEVER at the logits that top-k and top-p exclude. Ties are kept."""
+    """Replace the logits that top-k and top-p exclude with NEVER. Ties are kept."""
     if not sampling.top_k and sampling.top_p == 1:
         return logits
     if not sampling.top_k:
@@ -134,27 +138,29 @@ def filter_logits(
     kept = best
     if sampling.top_p < 1:
         probabilities = jax.nn.softmax(best, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities  # first: 0
+        before = (
+            jnp.cumsum(probabilities, axis=-1) - probabilities
+        )  # 0 for the likeliest
         kept = jnp.where(before < max(sampling.top_p, SMALLEST), best, jnp.inf)
-    # Not the last column: the compiler would sort all logits for it.
+    # A minimum instead of the last column, for which the compiler sorts all logits.
     return jnp.where(logits >= kept.min(-1, keepdims=True), logits, NEVER)
 
 
 def _nucleus(logits, top_p):
-    """Which tokens [B, V] are the likeliest that together reach `top_p`.
+    """Return the mask [B, V] of the likeliest tokens that together reach `top_p`.
 
-    By bisection, for sorting a vocabulary takes longer than all of a model: of the
-    numbers that a float32 can be, the largest such that the tokens from it on reach
-    `top_p`. As integers, their bits have the order of the numbers.
+    The threshold is the largest float32 logit such that the tokens at or above it reach
+    `top_p`. The search is a bisection over the bits of the logits, mapped to integers
+    of the same order, because sorting a vocabulary takes longer than a whole model.
     """
-    logits = jnp.where(logits == 0, 0.0, logits)  # -0.0 is 0.0, with other bits
+    logits = jnp.where(logits == 0, 0.0, logits)  # -0.0 equals 0.0 and has other bits
     bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     order = jnp.where(bits < sign, bits | sign, ~bits)
     probabilities = jax.nn.softmax(logits, axis=-1)
 
     def halve(_, bounds):
-        low, high = bounds  # from low on they reach it, from high on they do not
+        low, high = bounds  # tokens from low on reach top_p, from high on not
         middle = low + (high - low) // 2
         mass = jnp.where(order >= middle[:, None], probabilities, 0.0).sum(-1)
         reached = mass >= top_p
@@ -166,11 +172,12 @@ def _nucleus(logits, top_p):
 
 
 def _categorical(logits, keys):
-    """Invert the cumulative distribution at one uniform number a row.
+    """Sample by inverting the cumulative distribution at one uniform number per row.
 
-    One random number instead of V (the Gumbel trick), and running sums over blocks of
-    the vocabulary and then within one, make this several times faster on a CPU; the
-    resolution of a float32 uniform, 2^-23, is far below sampling noise.
+    One random number instead of the V of the Gumbel trick, and cumulative sums over
+    blocks of the vocabulary and then within one block, make sampling several times
+    faster on a CPU; the resolution of a float32 uniform, 2^-23, is far below sampling
+    noise.
     """
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     weights = jnp.pad(weights, ((0, 0), (0, -logits.shape[-1] % BLOCK)))
@@ -184,8 +191,8 @@ def _categorical(logits, keys):
 
 
 def _first_above(cumulative, target):
-    """The first index [B] at which the sum [B, N] exceeds the target [B], or, where
-    rounding has it that none does, the last that adds to the sum."""
+    """Return the first index [B] at which the cumulative sum [B, N] exceeds the target
+    [B]; where rounding leaves no such index, the last index that adds to the sum."""
     first = (cumulative <= target[:, None]).sum(-1, dtype=jnp.int32)
     last = (cumulative < cumulative[:, -1:]).sum(-1, dtype=jnp.int32)
     return jnp.minimum(first, last)

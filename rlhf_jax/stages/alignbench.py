@@ -1,6 +1,6 @@
 """Answer AlignBench greedily and have the answers marked (evaluation/alignbench.py).
 
-Leaves model_answer/NAME.jsonl and judgment/NAME.jsonl in the benchmark's own layout,
+Writes model_answer/NAME.jsonl and judgment/NAME.jsonl in the benchmark's own layout,
 result.md and summary.json.
 """
 
@@ -64,7 +64,7 @@ def run(config, workdir: str) -> None:
         model,
         [question.prompt for question in questions],
         tokenizer,
-        jax.random.key(config.seed),  # greedy: nothing is drawn from it
+        jax.random.key(config.seed),  # greedy decoding draws nothing from the key
         sampling_with(
             tokenizer, max_new_tokens=config.max_response_tokens, temperature=0.0
         ),
@@ -72,22 +72,22 @@ def run(config, workdir: str) -> None:
         batch_size=config.batch_size,
     )
     by_id = {str(question.id): question for question in questions}
-    asked = [by_id[prompt.id] for prompt in answers.prompts]
-    if len(asked) < len(questions):
+    fitting = [by_id[prompt.id] for prompt in answers.prompts]
+    if len(fitting) < len(questions):
         logging.warning(
             "%d of %d questions are longer than max_prompt_tokens=%d and left out: the "
             "numbers are not comparable with published ones.",
-            len(questions) - len(asked), len(questions), config.max_prompt_tokens,
+            len(questions) - len(fitting), len(questions), config.max_prompt_tokens,
         )  # fmt: skip
     answered = [
         alignbench.answer_record(question, name, text)
-        for question, text in zip(asked, answers.texts, strict=True)
+        for question, text in zip(fitting, answers.texts, strict=True)
     ]
     path = workdir / "model_answer" / f"{name}.jsonl"
     alignbench.write_lines(path, answered)
     summary = {
         "model": weights.fingerprint(config.policy),
-        "too_long": len(questions) - len(asked),
+        "too_long": len(questions) - len(fitting),
         "answer_length": float(answers.lengths.mean()),
     }
     if ask is None:
@@ -98,7 +98,7 @@ def run(config, workdir: str) -> None:
     in_chinese = functools.partial(mark_messages, overall=alignbench.OVERALL)
     requests = [
         in_chinese(question.prompt, text, question.reference, question.dimensions)
-        for question, text in zip(asked, answers.texts, strict=True)
+        for question, text in zip(fitting, answers.texts, strict=True)
     ]
     verdicts = ask(requests)
     read = [read_marks(verdict, alignbench.OVERALL) for verdict in verdicts]
@@ -114,7 +114,7 @@ def run(config, workdir: str) -> None:
     judgments = [
         alignbench.judgment_record(
             answered[i],
-            asked[i].dimensions,
+            fitting[i].dimensions,
             "\n\n".join(message["content"] for message in requests[i]),
             verdicts[i],
             read[i][0],
@@ -123,25 +123,25 @@ def run(config, workdir: str) -> None:
     ]
     path = workdir / "judgment" / f"{name}.jsonl"
     alignbench.write_lines(path, judgments)
-    found = alignbench.aggregate([question.category for question in asked], scores)
-    if len(judged) < len(asked):
+    numbers = alignbench.aggregate([question.category for question in fitting], scores)
+    if len(judged) < len(fitting):
         logging.warning(
             "%d of %d answers have no mark and are left out.",
-            len(asked) - len(judged), len(asked),
+            len(fitting) - len(judged), len(fitting),
         )  # fmt: skip
-    table = alignbench.markdown(name, found)
+    table = alignbench.markdown(name, numbers)
     write_text(workdir / "result.md", table)
     print_markdown(table)
-    print(alignbench.headline(name, found))
-    without = {"without_verdict": len(asked) - len(judged)}
-    finish(workdir, summary | without | found)
+    print(alignbench.headline(name, numbers))
+    without = {"without_verdict": len(fitting) - len(judged)}
+    finish(workdir, summary | without | numbers)
 
 
 def check_options(config) -> None:
-    """Refuse options that make no sense, before anything is read.
+    """Refuse invalid options before anything is read.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the option and says what to set instead.
     """
     options.one_of(config, "judge", ("marks", "none"))
     if not config.policy or not config.questions:

@@ -1,9 +1,9 @@
-"""Best of n on the testbed: how far can this reward model be trusted?
+"""Best of n on the testbed: how far a reward model can be trusted.
 
 1. A policy answers every prompt `num_samples` times.
-2. The reward model scores the answers; the true scorer judges them.
-3. For n = 1, 2, 4, ... the expected true quality of the answer that the reward model
-   likes best of n, beside its score and the best that could be picked.
+2. The reward model scores the answers; the testbed gives their true quality.
+3. For n = 1, 2, 4, ..., the expected true quality and the expected score of the answer
+   that the reward model ranks first of n, beside the best true quality of n.
 """
 
 import jax
@@ -25,7 +25,7 @@ from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
-    """Measure `config.reward_model` on answers of `config.policy`; leave summary.json,
+    """Measure `config.reward_model` on answers of `config.policy`; write summary.json,
     best_of_n.md and best_of_n.png."""
     check_options(config)
     workdir = open_workdir(workdir, config)
@@ -45,7 +45,9 @@ def run(config, workdir: str) -> None:
     prompts = read(config.prompts or data / "eval_prompts.jsonl", Prompt)
     prompts = prompts[: config.num_prompts]
     if any(prompt.task is None for prompt in prompts):
-        raise ValueError("Best of n needs the truth: prompts of the testbed.")
+        raise ValueError(
+            "Best of n needs the true quality of answers, hence prompts of the testbed."
+        )
     agree(
         workdir,
         read.fingerprints,
@@ -79,7 +81,7 @@ def run(config, workdir: str) -> None:
     ).reshape(-1, config.num_samples)
     quality = np.array(list(map(true_quality, answers.prompts, answers.texts)))
     quality = quality.reshape(scored.shape)
-    # A prompt may come twice.
+    # The same prompt may occur twice in the file.
     keys = [tuple(ids) for ids in answers.prompt_ids[:: config.num_samples]]
     logging.info("Judged %d answers to %d prompts.", scored.size, len(scored))
 
@@ -101,7 +103,7 @@ def run(config, workdir: str) -> None:
 
 
 def table(curve: list[dict]) -> str:
-    """The curve in Markdown; intervals of 95 % over prompts."""
+    """Return the curve in Markdown, with 95 % intervals over prompts."""
     lines = [
         f"Means over n = {curve[0]['quality']['n']} prompts [95 % intervals].",
         "",
@@ -118,10 +120,10 @@ def table(curve: list[dict]) -> str:
 
 
 def check_options(config) -> None:
-    """Refuse options that make no sense, before anything is read.
+    """Refuse invalid options before anything is read.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the option and says what to set instead.
     """
     if not config.policy or not config.reward_model:
         raise ValueError("Give config.policy and config.reward_model: their workdirs.")

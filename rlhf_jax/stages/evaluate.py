@@ -1,15 +1,16 @@
-"""Evaluate checkpoints: did alignment help?
+"""Evaluate checkpoints against each other on held-out prompts.
 
 1. Every model answers the same held-out prompts, sampled with the same keys.
 2. A judge (evaluation/judges.py) gives each answer a quality, or compares two: the
-   testbed's true scorer, a chat model by HTTP, or the reward model (which is no
-   independent judge of what was trained against it).
-3. Against the first model: win / tie / lose with 95 % bootstrap intervals over
-   prompts, by intent and at equal length; KL(model || first model) on the model's own
-   answers, in nats. With more than two models, their Bradley-Terry ratings.
-4. Probes (testbed): does the model still know its name, does it answer in JSON?
-5. With a reward model: the score of every answer, and how much its mean differs from
-   intent to intent, as it is and minus the score of the first model's answer.
+   testbed's true quality, a chat model by HTTP, or the reward model (which is not an
+   independent judge of a policy trained against it).
+3. Each model is compared with the first: win / tie / lose with 95 % bootstrap intervals
+   over prompts, by intent and at equal length; KL(model || first model) on the model's
+   own answers, in nats. More than two models also get Bradley-Terry ratings.
+4. Probes (testbed) test that a model still knows its name and still answers in JSON.
+5. A reward model, where there is one, scores every answer; the variance of the mean
+   score between intents is reported for the scores themselves and for the scores minus
+   those of the first model's answers.
 """
 
 import functools
@@ -49,7 +50,7 @@ JUDGES = ("testbed", "reward_model", "marks", "pairs")
 
 
 def run(config, workdir: str) -> None:
-    """Evaluate the models of `config.models`; leave answers and summary.json."""
+    """Evaluate the models of `config.models`; write their answers and summary.json."""
     check_options(config)
     models = parse_models(config.models)
     workdir = open_workdir(
@@ -121,8 +122,8 @@ def run(config, workdir: str) -> None:
         batch_size=config.batch_size,
     )
     first = load(models[baseline])
-    # The log-probabilities are those of temperature 1: where answers are sampled at
-    # another, their mean ratio is no KL divergence.
+    # The log-probabilities are at temperature 1: the mean log-ratio of answers sampled
+    # at another temperature does not estimate the KL divergence.
     log_ratio = "kl" if config.temperature == 1 else "log_ratio"
     summary = {"models": {}, "judge": config.judge, "baseline": baseline}
     answers, qualities, rewards = {}, {}, {}
@@ -138,41 +139,41 @@ def run(config, workdir: str) -> None:
 
     for name, folder in models.items():
         model = first if name == baseline else load(folder)
-        found = answers[name] = answer_all(
+        given = answers[name] = answer_all(
             model,
             prompts,
             key=answer_key,
             sampling=sampling(temperature=config.temperature),
         )
-        ratio = logprobs(model, found) - logprobs(first, found)
-        columns = {log_ratio: ratio, "tokens": found.lengths}
-        keys = [tuple(ids) for ids in found.prompt_ids]  # a prompt may come twice
+        ratio = logprobs(model, given) - logprobs(first, given)
+        columns = {log_ratio: ratio, "tokens": given.lengths}
+        keys = [tuple(ids) for ids in given.prompt_ids]  # a prompt may occur twice
         by_prompt = {"seed": config.seed, "prompts": keys}
         row = {
             "checkpoint": weights.fingerprint(folder),
-            "length": float(found.lengths.mean()),
-            "ended": float(found.ended.mean()),
+            "length": float(given.lengths.mean()),
+            "ended": float(given.ended.mean()),
             log_ratio: float(ratio.mean()),
         }
         if config.judge != "pairs":
-            columns["quality"] = qualities[name] = judge([found])[:, 0]
+            columns["quality"] = qualities[name] = judge([given])[:, 0]
             row["quality"] = mean_with_interval(qualities[name], **by_prompt)
             row["without_verdict"] = int(np.isnan(qualities[name]).sum())
         if reward_model is not None:
-            columns["score"] = rewards[name] = score(found)
-            row |= score_spread(rewards[name], rewards[baseline], found.prompts)
+            columns["score"] = rewards[name] = score(given)
+            row |= score_spread(rewards[name], rewards[baseline], given.prompts)
         if name != baseline:
             columns["result"] = result = compare(name, baseline)
-            longer = found.lengths - answers[baseline].lengths
-            intents = [prompt.intent for prompt in found.prompts]
+            longer = given.lengths - answers[baseline].lengths
+            intents = [prompt.intent for prompt in given.prompts]
             row["against_baseline"] = win_rate(result, **by_prompt)
             row["against_baseline"] |= length_controlled(result, longer, **by_prompt)
             row["by_intent"] = by_group(result, intents, **by_prompt)
             row["without_verdict"] = int(np.isnan(result).sum())
-        write_answers(workdir / f"answers_{name}.jsonl", found, **columns)
+        write_answers(workdir / f"answers_{name}.jsonl", given, **columns)
         greedy = sampling(temperature=0.0)
-        for probe, asked in probes.items():
-            texts = answer_all(model, asked, key=probe_key, sampling=greedy).texts
+        for probe, questions in probes.items():
+            texts = answer_all(model, questions, key=probe_key, sampling=greedy).texts
             model_name = config.data.testbed.model_name
             row[f"{probe}_probes"] = share_passed(probe, texts, model_name=model_name)
         summary["models"][name] = row
@@ -186,7 +187,8 @@ def run(config, workdir: str) -> None:
     if len(models) > 2:
         summary["ratings"] = bradley_terry(list(models), compare, **by_prompt)
 
-    # Reward model against the truth, on two answers of the first model to each prompt
+    # Reward model against true quality, on two answers of the first model to each
+    # prompt
     if reward_model is not None and config.judge == "testbed":
         hot = sampling(temperature=1.0)
         pair = [
@@ -203,8 +205,8 @@ def run(config, workdir: str) -> None:
 
 
 def parse_models(text: str) -> dict[str, str]:
-    """ "sft=runs/sft,ppo=runs/ppo" as a dict; the first is what others are compared
-    with."""
+    """Parse "sft=runs/sft,ppo=runs/ppo" into a dict from name to folder; the others are
+    compared with the first."""
     models = {}
     for part in filter(None, text.split(",")):
         name, _, folder = part.partition("=")
@@ -231,8 +233,8 @@ def make_judge(config, ask, reward_model, pad_id: int) -> judges.Judge:
 
 
 def check_verdicts(won: np.ndarray, ours: Answers, theirs: Answers) -> None:
-    """Raise ValueError where a judge said nothing on all answers that differ: those
-    that are the same would pass as a result."""
+    """Raise ValueError where no two differing answers have a verdict: the ties of the
+    identical answers alone would pass as a result."""
     same = [a == b for a, b in zip(ours.texts, theirs.texts, strict=True)]
     if not all(same) and np.isnan(won[~np.array(same)]).all():
         raise ValueError(
@@ -242,24 +244,35 @@ def check_verdicts(won: np.ndarray, ours: Answers, theirs: Answers) -> None:
         )
 
 
-def score_spread(found, baseline, prompts) -> dict[str, float]:
-    """Mean score, and its variance between intents: plain, and minus the score of the
-    baseline's answer to the same prompt (claim 3 of ChatGLM-RLHF's section 3)."""
+def score_spread(scores, baseline, prompts) -> dict[str, float]:
+    """Return the mean score and the variance of the mean between intents: of the scores
+    and of the scores minus those of the baseline's answers to the same prompts (claim 3
+    of ChatGLM-RLHF's section 3).
+
+    Args:
+        scores, baseline: float [N].
+    """
     intents = np.array([prompt.intent for prompt in prompts])
 
     def between(values):
         return float(np.var([values[intents == i].mean() for i in np.unique(intents)]))
 
     return {
-        "score": float(found.mean()),
-        "score_variance_between_intents": between(found),
-        "baselined_score_variance_between_intents": between(found - baseline),
+        "score": float(scores.mean()),
+        "score_variance_between_intents": between(scores),
+        "baselined_score_variance_between_intents": between(scores - baseline),
     }
 
 
-def agreement(truth: np.ndarray, found: np.ndarray, pair: list[Answers]) -> dict | None:
-    """How scores `found` order two answers where the `truth`, both [N, 2], tells them
-    apart; None where it never does."""
+def agreement(
+    truth: np.ndarray, scores: np.ndarray, pair: list[Answers]
+) -> dict | None:
+    """Report how often scores order two answers as their true quality does, over the
+    prompts whose two answers differ in quality; None where there is no such prompt.
+
+    Args:
+        truth, scores: float [N, 2].
+    """
     differ = np.flatnonzero(truth[:, 0] != truth[:, 1])
     if not differ.size:
         return None
@@ -277,14 +290,14 @@ def agreement(truth: np.ndarray, found: np.ndarray, pair: list[Answers]) -> dict
         qualities=None,
     )
     longer = {"always_longer": lengths[:, 0] - lengths[:, 1]}
-    return headline(assess(in_order(found), pairs, longer))
+    return headline(assess(in_order(scores), pairs, longer))
 
 
 def check_options(config) -> None:
-    """Refuse options that make no sense, before anything is read.
+    """Refuse invalid options before anything is read.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the option and says what to set instead.
     """
     options.one_of(config, "judge", JUDGES)
     if config.judge == "reward_model" and not config.reward_model:

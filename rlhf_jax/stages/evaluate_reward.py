@@ -1,7 +1,8 @@
-"""Evaluate a reward model on any comparisons: the report that training ends with.
+"""Evaluate a reward model on any comparisons, with the report that ends its training.
 
-Accuracy with intervals, by intent, by length and by who is longer, beside baselines;
-correlation of score and length; calibration; the worst errors.
+The report holds accuracy with intervals, by intent, by length and by which response is
+longer, beside baselines; the correlation of score and length; calibration; and the
+worst errors.
 """
 
 import functools
@@ -19,7 +20,7 @@ from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
-    """Evaluate `config.reward_model`; leave summary.json and the folder evaluation."""
+    """Evaluate `config.reward_model`; write summary.json and the folder evaluation."""
     check_options(config)
     workdir = open_workdir(workdir, config)
     if done_before(workdir):
@@ -74,10 +75,10 @@ def run(config, workdir: str) -> None:
 
 
 def check_options(config) -> None:
-    """Refuse options that make no sense, before anything is read.
+    """Refuse invalid options before anything is read.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the option and says what to set instead.
     """
     options.one_of(config, "too_long", ("drop", "truncate_prompt"))
     if not config.reward_model:

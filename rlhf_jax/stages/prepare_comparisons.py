@@ -1,14 +1,15 @@
-"""Raw comparisons to a clean, length-balanced set, and what was dropped and why.
+"""Make a clean, length-balanced set of raw comparisons; report the drops by reason.
 
 1. Read the comparisons once, as columns of numbers (data/cleaning/votes.py).
-2. Clean: careless annotators, contradictions, ties and cycles go
+2. Drop careless annotators, contradictions, ties and cycles
    (data/cleaning/filters.py).
 3. Hold out a share of the conversations; balance the others by length
    (ChatGLM-RLHF, arXiv 2404.00934, section 2; data/cleaning/length_balance.py).
-4. Read the rows of those that are left again, and write them.
+4. Read the rows of the kept comparisons again, and write these comparisons.
 
-Leaves comparisons.jsonl, comparisons_test.jsonl (cleaned, not balanced), report.json,
-report.md and length_difference.png. What is read twice must not change in between.
+Writes comparisons.jsonl, comparisons_test.jsonl (cleaned, not balanced), report.json,
+report.md and length_difference.png. The files are read twice and must not change in
+between.
 """
 
 import contextlib
@@ -42,11 +43,11 @@ from rlhf_jax.shared_work import first_does
 from rlhf_jax.terminal import listed
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
-TRAINED_ON = 20_000  # comparisons, whose responses a tokenizer is trained on
+TRAINED_ON = 20_000  # the number of comparisons that a tokenizer is trained on
 
 
 def run(config, workdir: str) -> None:
-    """Prepare `config.comparisons` into `workdir`."""
+    """Clean `config.comparisons` and write the sets into `workdir`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
     if done_before(workdir):
@@ -55,7 +56,7 @@ def run(config, workdir: str) -> None:
 
 
 def prepare(config, workdir: Path) -> dict[str, int]:
-    """Write the sets and their report; returns how many comparisons each step left."""
+    """Write the sets and their report; return how many comparisons each step left."""
     # Read
     tokenizer = open_tokenizer(config, workdir)
     left_out, sizes = Counter(), array("q")
@@ -128,7 +129,8 @@ def prepare(config, workdir: Path) -> dict[str, int]:
 
 
 def open_tokenizer(config, workdir: Path) -> Tokenizer:
-    """That of `config.tokenizer`, or one trained on the first responses."""
+    """Return the tokenizer of `config.tokenizer`, or one trained on the first
+    responses."""
     if config.tokenizer:
         return tokenizer_of(config.tokenizer)
     folder = workdir / "tokenizer"
@@ -140,20 +142,26 @@ def open_tokenizer(config, workdir: Path) -> Tokenizer:
 
 
 def read(config, left_out: Counter, sizes: array, report: Path) -> Iterator[Comparison]:
-    """The comparisons of all files, bad records treated as the config says; what is
-    left out is counted by reason, and `sizes` notes how many each row held."""
+    """Yield the comparisons of all files; `config.on_bad_record` governs bad records.
+
+    Args:
+        left_out: is filled with the number of rows left out, by reason.
+        sizes: is filled with the number of comparisons of each row.
+        report: the file that lists bad records.
+    """
     unused = Counter()
 
     def scanned(origin: str) -> Rows:
         for row in scan(origin, config.split):
-            left_out["bad record"] += 1  # until it turns out to be good
+            left_out["bad record"] += 1  # taken back once the row proves good
             sizes.append(0)
             yield row
 
     def convert(row: dict) -> tuple[list[Comparison], Counter]:
-        found = records_of(row, config.layout)
-        unused.update(found.unused)
-        return [as_kind(record, Comparison) for record in found.records], found.left_out
+        parsed = records_of(row, config.layout)
+        unused.update(parsed.unused)
+        comparisons = [as_kind(record, Comparison) for record in parsed.records]
+        return comparisons, parsed.left_out
 
     for origin in origins(config):
         for comparisons, without in each_good(
@@ -172,7 +180,12 @@ def read(config, left_out: Counter, sizes: array, report: Path) -> Iterator[Comp
 
 
 def read_again(config, sizes: array, keep: np.ndarray) -> Iterator[Comparison | None]:
-    """The same comparisons; None in rows of which `keep` (bool [N]) keeps none."""
+    """Yield the same N comparisons again, and None for each comparison of a row that
+    `keep` (bool [N]) drops whole.
+
+    Raises:
+        ValueError: the file changed since it was first read.
+    """
     ends = np.cumsum(sizes)
     kept = np.append(0, np.cumsum(keep))
     wanted = (kept[ends] > kept[ends - np.array(sizes)]).tolist()
@@ -191,7 +204,7 @@ def read_again(config, sizes: array, keep: np.ndarray) -> Iterator[Comparison | 
 
 
 def readable(config) -> Iterator[Comparison]:
-    """The comparisons that can be read; `read` tells of the others."""
+    """Yield the comparisons that can be read; `read` reports the bad records."""
     for origin in origins(config):
         for _, row in scan(origin, config.split):
             if isinstance(row, dict):
@@ -204,7 +217,8 @@ def origins(config) -> list[str]:
 
 
 def named(origin: str, split: str) -> str:
-    """The one file of a folder's split, or the origin: for messages."""
+    """Return the name of an origin for messages: the file of a folder's split where
+    there is only one, else the origin itself."""
     names = (
         [name for name, _ in sources(origin, split)] if Path(origin).is_dir() else []
     )
@@ -212,8 +226,8 @@ def named(origin: str, split: str) -> str:
 
 
 def scan(origin: str, split: str, wanted: Iterator[bool] | None = None) -> Rows:
-    """The rows of a file or of one split of a data set; those that are not `wanted`
-    come as None, and as lines of JSON are not parsed."""
+    """Return the rows of a file or of one split of a data set. Rows that are not
+    `wanted` are None, and such lines of JSON are not parsed."""
     path = Path(origin)
     if ending(path) == ".jsonl" and not path.is_dir():
         return scan_json_lines(origin, wanted)
@@ -224,10 +238,10 @@ def scan(origin: str, split: str, wanted: Iterator[bool] | None = None) -> Rows:
 
 
 def check_options(config) -> None:
-    """Refuse options that make no sense, before anything is read.
+    """Refuse invalid options before anything is read.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the option and says what to set instead.
     """
     if not origins(config):
         raise ValueError("Set config.comparisons: files, or a data set.")

@@ -1,12 +1,15 @@
-"""Prompts worth asking, and what was dropped and why.
+"""Select the prompts that are worth asking; report the drops by reason.
 
 ChatGLM-RLHF (arXiv 2404.00934), section 1:
 1. Read prompts from files or data sets.
-2. Rules: too short, too long, wrong language, duplicates and near-duplicates.
-3. Quality: clear intention, clear semantics, answerability, by `config.scorer`.
-4. Intents: at most so many prompts of each; those that fall short are reported.
+2. Drop prompts that are too short, too long, in the wrong language, duplicates or
+   near-duplicates.
+3. Drop prompts of low quality: clear intention, clear semantics and answerability,
+   scored by `config.scorer`.
+4. Keep at most `max_per_intent` prompts of each intent; report intents that have fewer
+   than `min_per_intent`.
 
-Leaves prompts.jsonl, dropped.jsonl (with the reason), report.json and report.md.
+Writes prompts.jsonl, dropped.jsonl (with the reason), report.json and report.md.
 """
 
 import functools
@@ -45,7 +48,7 @@ SCORERS = ("rules", "judge", "heads", "none")
 
 
 def run(config, workdir: str) -> None:
-    """Filter `config.prompts` into `workdir`."""
+    """Filter `config.prompts` and write the kept prompts into `workdir`."""
     check_options(config)
     workdir = open_workdir(
         workdir, config, free=[f"judge.{name}" for name in FREE_SETTINGS]
@@ -106,7 +109,8 @@ def run(config, workdir: str) -> None:
 
 
 def read(origin: str, config, report: Path) -> list[Prompt]:
-    """The prompts of a file, or of one split of a data set."""
+    """Return the prompts of a file or of one split of a data set; `report` is the file
+    that lists bad records."""
     return [
         prompt
         for source, rows in sources(origin, config.split)
@@ -121,7 +125,11 @@ def read(origin: str, config, report: Path) -> list[Prompt]:
 
 
 def make_scorer(config, ask) -> prompt_quality.Scorer | None:
-    """Scores by `config.scorer`; `ask` puts questions to the judge."""
+    """Return the function that scores prompts by `config.scorer`, None for "none".
+
+    Args:
+        ask: sends questions to the judge; None with another scorer.
+    """
     if config.scorer == "none":
         return None
     if config.scorer == "rules":
@@ -134,31 +142,32 @@ def make_scorer(config, ask) -> prompt_quality.Scorer | None:
 
 
 def load_head(folder: str, config):
-    """A reward model as a function of a question and texts: float32 [texts]."""
+    """Load a reward model as a function from a question and texts to their scores:
+    float32 [texts]."""
     tokenizer = tokenizer_of(folder)
     weights.check_models(tokenizer, tokenizer_fingerprint, reward_models=[folder])
     model = weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
     step = jax.jit(response_scores)
 
     def scores(question: Prompt, texts: list[str]) -> np.ndarray:
-        asked = encode_prompt(question.messages, tokenizer)
+        prompt = encode_prompt(question.messages, tokenizer)
         encoded = [encode_response(text, tokenizer) for text in texts]
-        found = []
+        batches = []
         for i in range(0, len(encoded), config.batch_size):
             index = np.arange(i, i + config.batch_size) % len(encoded)
             batch = [encoded[j] for j in index]
             width = round_up(max(map(len, batch)), config.pad_to_multiple)
-            prompts = pad_left([asked] * len(batch), len(asked), tokenizer.pad_id)
+            prompts = pad_left([prompt] * len(batch), len(prompt), tokenizer.pad_id)
             tokens, mask = pad_right(batch, width, tokenizer.pad_id)
             scored = fetch(step(model, *prompts, tokens[:, None], mask[:, None]))
-            found.append(scored[:, 0])
-        return np.concatenate(found)[: len(texts)]
+            batches.append(scored[:, 0])
+        return np.concatenate(batches)[: len(texts)]
 
     return scores
 
 
 def write_dropped(path: Path, prompts, reasons, scores) -> None:
-    """A line for each prompt that was dropped: why, its scores, and what it says."""
+    """Write a line for each dropped prompt: the reason, its scores and its messages."""
     with writing_whole(path) as file:
         for i in np.flatnonzero(reasons != ""):
             marks = [None if np.isnan(mark) else float(mark) for mark in scores[i]]
@@ -173,7 +182,7 @@ def write_dropped(path: Path, prompts, reasons, scores) -> None:
 
 
 def write_report(intents, reasons, minimum: int, workdir: Path) -> dict:
-    """Print the funnel and the intents; write report.json and report.md."""
+    """Print the counts by step and by intent; write report.json and report.md."""
     counts = Counter(reasons)
     steps = {"in": len(intents)}
     steps |= {f"dropped: {why}": n for why, n in sorted(counts.items()) if why}
@@ -208,7 +217,11 @@ def write_report(intents, reasons, minimum: int, workdir: Path) -> dict:
 
 
 def heads_of(config) -> dict[str, str]:
-    """Of each criterion the folder of the reward model that scores it."""
+    """Parse `config.heads`: for each criterion, the folder of its reward model.
+
+    Raises:
+        ValueError: a criterion is missing, or there is an unknown one.
+    """
     names = prompt_quality.CRITERIA
     folders = dict(part.partition("=")[::2] for part in config.heads.split(","))
     if set(folders) != set(names):
@@ -218,10 +231,10 @@ def heads_of(config) -> dict[str, str]:
 
 
 def check_options(config) -> None:
-    """Refuse options that make no sense, before anything is read.
+    """Refuse invalid options before anything is read.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the option and says what to set instead.
     """
     if not config.prompts:
         raise ValueError("Set config.prompts: files, or a data set.")

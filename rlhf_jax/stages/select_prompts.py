@@ -1,14 +1,14 @@
 """Prompt selection: leave out prompts whose responses all score alike.
 
-ChatGLM-RLHF (arXiv 2404.00934), section 3. There is nothing to learn from a prompt on
-which the policy's responses do not differ in the reward model's eyes:
+ChatGLM-RLHF (arXiv 2404.00934), section 3. The policy learns nothing from a prompt
+whose responses all have the same score:
 1. The policy answers every prompt `samples_per_prompt` times.
 2. The reward model scores the answers as PPO does: at the last token, less
    `missing_end_penalty` where an answer was cut at its limit.
 3. Prompts whose scores have a variance below `epsilon` are dropped.
-Leaves `prompts.jsonl`, for config.prompts of PPO; `rollouts.jsonl`, every prompt's
-variance and its responses, each with its score and whether it ended; and
-`summary.json`, what was kept by intent, and how variances are distributed.
+Writes `prompts.jsonl`, for config.prompts of PPO; `rollouts.jsonl`, with every prompt's
+variance and its responses, their scores and whether they ended; and `summary.json`,
+with the prompts kept by intent and the distribution of the variances.
 
 The paper gives neither the number of samples nor epsilon.
 """
@@ -30,12 +30,12 @@ from rlhf_jax.training import weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
-QUANTILES = (0, 5, 10, 25, 50, 75, 90, 100)  # per cent
-NUM_BINS = 20
+QUANTILES = (0, 5, 10, 25, 50, 75, 90, 100)  # of the variances, in per cent
+NUM_BINS = 20  # bins of the histogram of variances
 
 
 def run(config, workdir: str) -> None:
-    """Select prompts for `config.init_from`, as `config.reward_model` scores it."""
+    """Select prompts for `config.init_from` by the scores of `config.reward_model`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
     if done_before(workdir):
@@ -98,7 +98,7 @@ def run(config, workdir: str) -> None:
     write_rollouts(workdir / "rollouts.jsonl", prompts, responses, scores)
 
     # Selection
-    variances = scores.var(axis=1)  # of the samples: divided by K
+    variances = scores.var(axis=1)  # sums of squares divided by K, not by K - 1
     keep = variances >= config.epsilon
     if not keep.any():
         raise ValueError(
@@ -117,7 +117,7 @@ def run(config, workdir: str) -> None:
 
 
 def write_rollouts(path: Path, prompts, responses, scores: np.ndarray) -> None:
-    """Write one line a prompt."""
+    """Write one line per prompt: its variance, scores and responses."""
     with writing_whole(path) as file:
         for prompt, group, row in zip(prompts, responses, scores, strict=True):
             record = {
@@ -134,14 +134,14 @@ def write_rollouts(path: Path, prompts, responses, scores: np.ndarray) -> None:
 def selection_report(
     prompts: Sequence[Prompt], variances: np.ndarray, keep: np.ndarray
 ) -> dict:
-    """Counts of what was kept and dropped, whole and by intent; quantiles and a
-    histogram of the variances."""
+    """Return the counts of kept and dropped prompts, overall and by intent, and the
+    quantiles and a histogram of the variances."""
     counts, edges = np.histogram(variances, bins=NUM_BINS)
     intents = np.array([prompt.intent for prompt in prompts])
     return {
         "kept": int(keep.sum()),
         "dropped": int((~keep).sum()),
-        # Of the rollouts that one pass over all the prompts would take.
+        # The share of the rollouts in one pass over all the prompts.
         "rollouts saved": float((~keep).mean()),
         "by intent": {
             str(intent): {
@@ -159,10 +159,10 @@ def selection_report(
 
 
 def check_options(config) -> None:
-    """Refuse options that make no sense, before anything is read.
+    """Refuse invalid options before anything is read.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the option and says what to set instead.
     """
     if config.samples_per_prompt < 2:
         raise ValueError(
