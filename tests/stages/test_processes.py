@@ -58,7 +58,7 @@ def every_stage(root: Path) -> list[tuple[str, dict, str]]:
         "dpo": data | {"init_from": policy} | pairs,
         "select_prompts": both | {"epsilon": 0.0},
         "evaluate": data | judged | {"models": f"sft={policy},dpo={root / 'dpo'}"},
-        "evaluate_reward": data | {"reward_model": scorer},
+        "evaluate_reward": data | {"reward_model": scorer, "max_response_tokens": 64},
         "best_of_n": data | {"policy": policy, "reward_model": scorer},
         "prepare_prompts": {
             "prompts": str(root / "sft" / "data" / "prompts.jsonl"),
