@@ -8,6 +8,7 @@ log-probability, its reward, the value of the state before it.
 """
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
+@typing.dataclass_transform(frozen_default=True)
 def _batch(cls):
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "models": {"parallel"},
     "generation": {"models", "losses", "parallel", "batches"},
     "training": {"generation", "models", "losses", "parallel", "batches"},
-    "algorithms": {"training", "generation", "losses", "batches"},
+    "algorithms": {"training", "models", "generation", "losses", "batches"},
     "evaluation": {
         "generation",
         "training",

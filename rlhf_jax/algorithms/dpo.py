@@ -16,6 +16,7 @@ from rlhf_jax.batches import PreferenceBatch, SFTBatch
 from rlhf_jax.generation.scoring import response_logprobs
 from rlhf_jax.losses import dpo as losses
 from rlhf_jax.losses import masked
+from rlhf_jax.models.policy import Policy
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, optimizer_step
@@ -62,7 +63,7 @@ class Hyper:
 
 
 def pair_logprobs(
-    policy, batch: PreferenceBatch, *, hyper: Hyper
+    policy: Policy, batch: PreferenceBatch, *, hyper: Hyper
 ) -> Float[Array, "B 2"]:
     """The summed log-probabilities of chosen and rejected, float32."""
     out = response_logprobs(
@@ -120,7 +121,7 @@ def preference_loss(
 
 
 def loss_fn(
-    policy,
+    policy: Policy,
     inputs: tuple[PreferenceBatch, Float[Array, "B 2"] | None, SFTBatch | None],
     *,
     reference,

@@ -26,6 +26,8 @@ from rlhf_jax.generation.scoring import (
 from rlhf_jax.losses import advantages as estimators
 from rlhf_jax.losses import kl, masked
 from rlhf_jax.losses import ppo as losses
+from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.policy import Policy
 from rlhf_jax.training.accumulate import in_parts
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
@@ -162,8 +164,8 @@ def with_opt_states(state: PPOState, change: Callable[[dict], dict]) -> PPOState
 class Frozen:
     """Frozen models: the reference of the KL and the reward model."""
 
-    reference: object
-    reward: object
+    reference: Policy
+    reward: ScoreModel
 
 
 class Judged(NamedTuple):
@@ -176,7 +178,7 @@ class Judged(NamedTuple):
     values: Float[Array, "B R"] | None  # None without a critic
 
 
-def policy_logprobs(policy, batch: Rollout | Experience, *, hyper: Hyper):
+def policy_logprobs(policy: Policy, batch: Rollout | Experience, *, hyper: Hyper):
     """Log-probability and entropy [B, R] of the response tokens, at the temperature of
     the rollout."""
     out = response_logprobs(
@@ -395,7 +397,7 @@ def aggregate_count(mask: Bool[Array, "B R"], *, hyper: Hyper) -> jax.Array:
 
 
 def policy_loss_fn(
-    policy,
+    policy: Policy,
     inputs: tuple[Experience, SFTBatch | None],
     *,
     count: jax.Array,
@@ -470,7 +472,7 @@ def value_loss_fn(
 
 
 def batch_loss(
-    policy, batch: Experience, *, hyper: Hyper, sft: SFTBatch | None = None
+    policy: Policy, batch: Experience, *, hyper: Hyper, sft: SFTBatch | None = None
 ) -> tuple[jax.Array, dict[str, Mean]]:
     """The policy's loss of a whole experience at the first coefficient of the KL, and
     metrics."""

@@ -12,6 +12,7 @@ import jax
 from rlhf_jax.batches import SFTBatch
 from rlhf_jax.generation.scoring import dialogue_logprobs
 from rlhf_jax.losses.sft import sft_loss
+from rlhf_jax.models.policy import Policy
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, optimizer_step
@@ -39,7 +40,9 @@ class Hyper:
         )
 
 
-def mean_loss(policy, batch: SFTBatch, *, num_tokens: int, chunk_size: int) -> Mean:
+def mean_loss(
+    policy: Policy, batch: SFTBatch, *, num_tokens: int, chunk_size: int
+) -> Mean:
     """The mean of -log p over the tokens that carry loss, float32."""
     logprobs = dialogue_logprobs(
         policy, batch, num_tokens=num_tokens, chunk_size=chunk_size
@@ -48,7 +51,7 @@ def mean_loss(policy, batch: SFTBatch, *, num_tokens: int, chunk_size: int) -> M
 
 
 def loss_fn(
-    policy, batch: SFTBatch, *, num_target: jax.Array, hyper: Hyper
+    policy: Policy, batch: SFTBatch, *, num_target: jax.Array, hyper: Hyper
 ) -> tuple[jax.Array, dict[str, Mean]]:
     """The share of the loss of a part of a batch, and metrics.
 
@@ -62,7 +65,7 @@ def loss_fn(
 
 
 def batch_loss(
-    policy, batch: SFTBatch, *, hyper: Hyper
+    policy: Policy, batch: SFTBatch, *, hyper: Hyper
 ) -> tuple[jax.Array, dict[str, Mean]]:
     """The loss of a whole batch, and metrics."""
     return loss_fn(policy, batch, num_target=batch.loss_mask.sum(), hyper=hyper)

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.batches import Experience, PackedPairs, Rollout, SFTBatch, pack
 from rlhf_jax.losses import logprobs as logprobs_
-from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.policy import Policy
 
 
 def one_response(batch: Rollout | Experience) -> tuple[Array, Array, Array, Array]:
@@ -22,7 +22,7 @@ def one_response(batch: Rollout | Experience) -> tuple[Array, Array, Array, Arra
 
 
 def response_logprobs(
-    policy: ChatGLM,
+    policy: Policy,
     prompts: Int[Array, "B P"],
     prompt_mask: Bool[Array, "B P"],
     responses: Int[Array, "B K R"],
@@ -50,7 +50,7 @@ def response_logprobs(
 
 
 def dialogue_logprobs(
-    policy: ChatGLM, batch: SFTBatch, *, num_tokens: int, chunk_size: int
+    policy: Policy, batch: SFTBatch, *, num_tokens: int, chunk_size: int
 ) -> Float[Array, "B T"]:
     """Compute the log-probability of every token of a dialogue, float32; index 0 is
     0."""
