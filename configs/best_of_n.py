@@ -15,17 +15,17 @@ def get_config(preset="tiny"):
     c.policy = ""
     # The workdir of a reward model (stages/reward.py), which picks the best.
     c.reward_model = ""
-    # A .jsonl file of prompts; "" means eval_prompts.jsonl of the data folder.
+    # A .jsonl file of prompts; "" takes eval_prompts.jsonl of the data folder.
     c.prompts = ""
-    # Takes so many prompts, the first ones. [1, 2**24]
+    # Takes this many prompts, the first ones. [1, 2**24]
     c.num_prompts = 200
-    # Samples so many responses to each prompt: the largest n. [0, inf)
+    # Samples this many responses to each prompt: the largest n. [0, inf)
     c.num_samples = 64
-    # Decodes, and scores, so many responses at once. [1, 2**20]
+    # Decodes, and then scores, this many responses at once. [1, 2**20]
     c.batch_size = 128
     # Leaves out prompts that are longer, in tokens. [1, 2**20]
     c.max_prompt_tokens = lengths.prompt
-    # Cuts a response at so many tokens, its end token included. [1, 2**20]
+    # Cuts a response at this many tokens, its end token included. [1, 2**20]
     c.max_response_tokens = lengths.generated
     # Divides the logits before sampling; 0 takes the likeliest token. [0, inf)
     c.temperature = 1.0

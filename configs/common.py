@@ -1,4 +1,4 @@
-"""What the configs share: presets by name, and the fields that every stage has."""
+"""Fields that the configs share, and their presets."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,18 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.models.presets import PRESETS
 
-# "tiny": the testbed, a small model, minutes on a CPU. "hh": the same model size on
-# real comparisons. The published sizes: the paper's settings on a pod.
+# "tiny" is a small model on the testbed, minutes on a CPU; "hh" a model of the same
+# size on real comparisons; the published sizes have the paper's settings, for a pod.
 SMALL = ("micro", "tiny", "benchmark")
 PUBLISHED = tuple(name for name in PRESETS if name not in SMALL)
 STAGE_PRESETS = ("tiny", "hh", *PUBLISHED)
 
 
-def check_preset(preset: str, known: tuple[str, ...], file: str) -> None:
-    if preset not in known:
+def check_preset(preset: str, presets: tuple[str, ...], file: str) -> None:
+    if preset not in presets:
         raise ValueError(
-            f"configs/{file}.py has no preset {preset!r}; it has: {', '.join(known)}. "
-            f"Write --config=configs/{file}.py:{known[0]}."
+            f"configs/{file}.py has no preset {preset!r}; it has: "
+            f"{', '.join(presets)}. Write --config=configs/{file}.py:{presets[0]}."
         )
 
 
@@ -29,49 +29,66 @@ def stage(name: str, preset: str) -> ConfigDict:
     """The fields of every stage."""
     check_preset(preset, STAGE_PRESETS, name)
     c = ConfigDict()
-    c.stage = name  # module in rlhf_jax/stages
-    c.seed = 0  # every random number of the run comes from it [0, inf)
-    # Sizes of data, fsdp and tensor (rlhf_jax/parallel/mesh.py); -1: the rest. A
-    # fourth, of pipe, makes SFT, reward model and DPO a pipeline.
+    # The module in rlhf_jax/stages.
+    c.stage = name
+    # The seed of every random number of the run. [0, inf)
+    c.seed = 0
+    # The sizes of the mesh axes data, fsdp and tensor (rlhf_jax/parallel/mesh.py); -1
+    # takes the remaining devices. A fourth size, of the axis pipe, makes SFT, reward
+    # model and DPO a pipeline.
     c.mesh = (1, -1, 1)
-    c.dtype = "float32" if is_small(preset) else "bfloat16"  # of the computation
+    # The dtype of the computation.
+    c.dtype = "float32" if is_small(preset) else "bfloat16"
     c.data = data(preset)
     return c
 
 
 def with_model(c: ConfigDict, preset: str) -> ConfigDict:
     """Fields of stages that start from a policy."""
-    # A stage's workdir, for its newest checkpoint; WORKDIR/checkpoints/120, or, of SFT
-    # and PPO, WORKDIR/checkpoints/best; a Hugging Face folder; "": random weights.
+    # The start of the policy: the workdir of a stage, for its newest checkpoint;
+    # WORKDIR/checkpoints/120 or, after SFT and PPO, WORKDIR/checkpoints/best; or a
+    # Hugging Face folder. "" makes random weights.
     c.init_from = ""
-    c.model = "tiny" if is_small(preset) else preset  # made when init_from is ""
-    c.param_dtype = "float32"  # of the stored weights
-    c.scan_layers = not is_small(preset)  # compile one layer and loop, or all
-    c.remat = "none" if is_small(preset) else "full"  # computed again: or "dots"
-    # "xla"; "splash" on TPUs; "cudnn" on GPUs, in 16 bits; "auto": what fits.
+    # The preset of the model that is made when init_from is "".
+    c.model = "tiny" if is_small(preset) else preset
+    # The dtype of the stored weights.
+    c.param_dtype = "float32"
+    # True compiles one layer and loops over the layers; False compiles every layer
+    # separately.
+    c.scan_layers = not is_small(preset)
+    # The activations that the backward pass computes again to save memory: "none";
+    # "dots", all but the results of matrix products; "full", all of a layer.
+    c.remat = "none" if is_small(preset) else "full"
+    # The implementation of attention: "xla"; "splash" on TPUs; "cudnn" on GPUs in 16
+    # bits; "auto" takes the one that suits the machine.
     c.attention = "xla" if is_small(preset) else "auto"
     return c
 
 
 def with_training(c: ConfigDict) -> ConfigDict:
     """Fields of stages that train."""
-    c.microbatches = 1  # gradients are added over so many parts of a batch [1, inf)
-    c.max_skipped_updates = 10  # non-finite updates in a row that stop the run [1, inf)
-    # A loss so many standard deviations above the last 100's mean is flagged, and its
-    # batch saved for launch/replay.py; 0.0: none. [0, inf)
+    # Splits a batch into this many parts, whose gradients are added, to save memory.
+    # [1, inf)
+    c.microbatches = 1
+    # Stops the run after this many non-finite updates in a row. [1, inf)
+    c.max_skipped_updates = 10
+    # Flags a loss this many standard deviations above the mean of the last 100, and
+    # saves its batch for launch/replay.py; 0.0 flags none. [0, inf)
     c.spike_zscore = 8.0
-    c.keep_checkpoints = 2  # the newest; of SFT and PPO the best one besides [1, inf)
+    # Keeps this many of the newest checkpoints; SFT and PPO also keep the best one.
+    # [1, inf)
+    c.keep_checkpoints = 2
     return c
 
 
 class Lengths(NamedTuple):
-    """Limits in tokens: what is longer is counted, and left out unless a config's
-    `too_long` says otherwise."""
+    """Limits in tokens. Longer texts are counted, and left out unless the `too_long` of
+    a config says otherwise."""
 
     dialogue: int
     prompt: int
-    response: int  # in comparisons
-    generated: int
+    response: int  # of a comparison
+    generated: int  # the limit of sampled responses
 
 
 def lengths(preset: str) -> Lengths:
@@ -80,25 +97,33 @@ def lengths(preset: str) -> Lengths:
 
 
 def chunk_size(preset: str) -> int:
-    """Positions of a row projected to the vocabulary at once; 0: all."""
+    """Return how many positions of a row are projected to the vocabulary at once; 0 is
+    all of them."""
     return 0 if is_small(preset) else 512
 
 
 def data(preset: str) -> ConfigDict:
     c = ConfigDict()
-    # "testbed"; a file or folder of your own (docs/your_own_data.md); "hf:NAME",
+    # "testbed"; a file or folder of your own (docs/your_own_data.md); or "hf:NAME",
     # "hf:NAME:SUBSET" or "tfds:NAME" for a published data set.
     c.path = "" if preset == "hh" else "testbed"
-    # The layout of a data set's rows, one of docs/data_formats.md; "": that of each row
-    # is found from its fields.
+    # The layout of the rows of a data set, one of docs/data_formats.md; "" recognises
+    # the layout of each row by its fields.
     c.layout = ""
-    c.train_split = "train"  # name of the training part of a folder or data set
-    c.test_split = "test"  # name of its held-out part; "": test_share is held out
-    # Share of the conversations held out of a file, or where test_split is "". [0, 1)
+    # The name of the training part of a folder or data set.
+    c.train_split = "train"
+    # The name of the held-out part; "" holds out test_share of the training part.
+    c.test_split = "test"
+    # The share of the conversations held out of a file, or of a data set where
+    # test_split is "". [0, 1)
     c.test_share = 0.05
-    c.on_bad_record = "error"  # or "skip": left out; bad_records.jsonl lists them
-    c.tokenizer = ""  # a tokenizer folder; "": the start model's, else one is trained
-    # of a tokenizer trained here [1, 2**20]
+    # The treatment of a bad record: "error" stops the run; "skip" leaves the record out
+    # and lists it in bad_records.jsonl.
+    c.on_bad_record = "error"
+    # The folder of a tokenizer; "" takes the tokenizer of the start model, or trains
+    # one where there is none.
+    c.tokenizer = ""
+    # The number of tokens of a tokenizer that is trained here. [1, 2**20]
     c.vocab_size = 2048 if preset == "hh" else 1024
     c.testbed = testbed()
     c.annotators = annotators()
@@ -108,78 +133,133 @@ def data(preset: str) -> ConfigDict:
 def testbed() -> ConfigDict:
     """The synthetic world (rlhf_jax/data/testbed/world.py)."""
     c = ConfigDict()
-    c.seed = 0  # another seed, another world [0, inf)
-    c.model_name = "Glim"  # what the model learns to call itself
-    c.num_sft = 6000  # demonstrations [1, 2**24]
-    c.num_sft_test = 400  # held-out demonstrations [1, 2**24]
-    c.num_comparison_prompts = 1400  # whose answers are compared [1, 2**24]
-    c.num_rl_prompts = 1000  # of PPO and of DPO's pairs [1, 2**24]
-    c.num_eval_prompts = 400  # held out [1, 2**24]
-    c.num_probes = 20  # of each capability [0, 2**20]
-    c.good_share = 0.4  # of the demonstrations; the others are padded or sloppy [0, 1]
-    c.padded_share = 0.3  # right and too long [0, 1]
-    c.sloppy_share = 0.3  # short of what was asked [0, 1]
-    c.identity_share = 0.04  # of all demonstrations: who are you? [0, 1]
-    c.json_share = 0.06  # of all demonstrations: answers in JSON [0, 1]
+    # The seed of the synthetic world: its facts, prompts and demonstrations. [0, inf)
+    c.seed = 0
+    # The name that the model learns to give itself.
+    c.model_name = "Glim"
+    # The number of demonstrations. [1, 2**24]
+    c.num_sft = 6000
+    # The number of held-out demonstrations. [1, 2**24]
+    c.num_sft_test = 400
+    # The number of prompts whose answers are compared. [1, 2**24]
+    c.num_comparison_prompts = 1400
+    # The number of prompts of PPO and of DPO's pairs. [1, 2**24]
+    c.num_rl_prompts = 1000
+    # The number of held-out prompts. [1, 2**24]
+    c.num_eval_prompts = 400
+    # The number of probes of each capability (name, JSON); 0 makes none. [0, 2**20]
+    c.num_probes = 20
+    # The share of good answers among the demonstrations of the intents. [0, 1]
+    c.good_share = 0.4
+    # The share of correct but too long answers among the demonstrations of the intents.
+    # [0, 1]
+    c.padded_share = 0.3
+    # The share of incomplete answers among the demonstrations of the intents. [0, 1]
+    c.sloppy_share = 0.3
+    # The share of questions for the model's name among all demonstrations. [0, 1]
+    c.identity_share = 0.04
+    # The share of answers in JSON among all demonstrations. [0, 1]
+    c.json_share = 0.06
     return c
 
 
 def annotators() -> ConfigDict:
-    """Who compares in the testbed (rlhf_jax/data/testbed/annotators.py)."""
+    """The simulated annotators (rlhf_jax/data/testbed/annotators.py)."""
     c = ConfigDict()
-    c.seed = 0  # who they are, and what they say [0, inf)
-    c.num_annotators = 20  # who share the comparisons [1, 2**20]
-    c.careless_share = 0.1  # answer at random [0, 1]
-    c.contradictory_share = 0.1  # prefer in circles [0, 1]
-    c.tie_share = 0.3  # of the honest: those who call ties [0, 1]
-    c.sharpness = 1.5  # logits a point of true quality (0, inf)
-    c.length_bias = 0.06  # logits a word more (-inf, inf)
-    c.position_bias = 0.0  # logits for what stands first (-inf, inf)
-    c.noise = 0.5  # standard deviation, logits [0, inf)
-    c.tie_margin = 0.5  # logits below which ties are called [0, inf)
+    # The seed of the annotators' kinds and of their choices. [0, inf)
+    c.seed = 0
+    # The number of annotators who share the comparisons. [1, 2**20]
+    c.num_annotators = 20
+    # The share of the annotators who choose at random. [0, 1]
+    c.careless_share = 0.1
+    # The share of the annotators who often prefer in circles. [0, 1]
+    c.contradictory_share = 0.1
+    # The share of the honest annotators who call ties. [0, 1]
+    c.tie_share = 0.3
+    # The effect of true quality on a choice, in logits per point of quality. (0, inf)
+    c.sharpness = 1.5
+    # The preference for longer responses, in logits per word of difference. (-inf, inf)
+    c.length_bias = 0.06
+    # The preference for the response shown first, in logits. (-inf, inf)
+    c.position_bias = 0.0
+    # The standard deviation of the noise of a choice, in logits. [0, inf)
+    c.noise = 0.5
+    # The difference, in logits, below which annotators who call ties call one. [0, inf)
+    c.tie_margin = 0.5
     return c
 
 
 def chat_service(max_tokens: int) -> ConfigDict:
     """An OpenAI-compatible service that judges (rlhf_jax/data/chat_client.py)."""
     c = ConfigDict()
-    c.url = "http://127.0.0.1:8000/v1"  # up to and with /v1
-    c.model = ""  # as the service calls it
-    c.api_key_variable = ""  # of the environment; "": the service asks for none
-    c.max_tokens = max_tokens  # of a verdict [1, 2**20]
-    # As the service calls it ("max_completion_tokens"); "": it is not sent, and the
-    # spending limit rests on max_tokens as an estimate.
+    # The address of the service, up to and including /v1.
+    c.url = "http://127.0.0.1:8000/v1"
+    # The name of the model at the service.
+    c.model = ""
+    # The environment variable that holds the API key; "" sends no key.
+    c.api_key_variable = ""
+    # The largest number of tokens of a verdict. [1, 2**20]
+    c.max_tokens = max_tokens
+    # The name of the field for max_tokens in a request, "max_completion_tokens" for
+    # some services; "" does not send the limit, and the spending limit then takes
+    # max_tokens as an estimate.
     c.max_tokens_field = "max_tokens"
-    c.temperature = 0.0  # 0: the likeliest verdict [0, inf)
-    c.temperature_field = "temperature"  # as the service calls it; "": it is not sent
-    c.prompt_price = 0.0  # per million tokens; 0: free [0, inf)
-    c.response_price = 0.0  # per million tokens [0, inf)
-    # in the currency of the prices; holds over restarts [0, inf)
+    # The temperature of the judge; 0 takes the likeliest verdict. [0, inf)
+    c.temperature = 0.0
+    # The name of the field for temperature in a request; "" does not send the
+    # temperature.
+    c.temperature_field = "temperature"
+    # The price of a million prompt tokens, in any currency; 0 means free. [0, inf)
+    c.prompt_price = 0.0
+    # The price of a million response tokens, in the same currency; 0 means free.
+    # [0, inf)
+    c.response_price = 0.0
+    # The most to spend, in the same currency, over all starts of the run. [0, inf)
     c.spending_limit = 1.0
-    # of a request whose failure may pass, with pauses up to 60 s [0, inf)
+    # Repeats a request that failed for a passing reason at most this many times, with
+    # pauses of up to 60 seconds; 0 repeats none. [0, inf)
     c.max_retries = 6
-    c.timeout = 120.0  # seconds for the whole answer of one try (0, inf)
-    c.workers = 8  # requests under way at once [1, 1024]
+    # The time limit for the complete answer to one request, in seconds. (0, inf)
+    c.timeout = 120.0
+    # Sends this many requests at the same time. [1, 1024]
+    c.workers = 8
     return c
 
 
 def optimizer(learning_rate: float) -> ConfigDict:
-    """See rlhf_jax/training/optimizers.py."""
+    """An optimizer (rlhf_jax/training/optimizers.py)."""
     c = ConfigDict()
-    c.name = "adamw"  # "adamw", "adafactor" (least memory; no b1, b2, eps) or "sgd"
-    c.learning_rate = learning_rate  # the highest, after warm-up [0, inf)
-    c.warmup_steps = 10  # from 0 to the learning rate [0, inf)
-    c.decay = "cosine"  # "constant", "linear" or "cosine"
-    c.final = 0.1  # of the learning rate, at the last step [0, 1]
-    c.b1 = 0.9  # decay of the first moment [0, 1)
-    c.b2 = 0.95  # decay of the second moment [0, 1)
-    c.eps = 1e-8  # added to its root (0, inf)
-    c.weight_decay = 0.1  # of matrices; embeddings, norms and biases have none [0, inf)
-    c.moment_dtype = "float32"  # of AdamW's first moment; "bfloat16" saves memory
-    c.clip_norm = 1.0  # 0: no clipping [0, inf)
-    # By the norm of the whole gradient, or "per_layer". Where the update is fused, the
-    # whole gradient's norm takes a backward pass more.
+    # The optimizer: "adamw"; "adafactor", which takes the least memory and does not
+    # read b1, b2 and eps; or "sgd".
+    c.name = "adamw"
+    # The highest learning rate, reached after the warm-up. [0, inf)
+    c.learning_rate = learning_rate
+    # Raises the learning rate linearly from 0 over this many steps; 0 starts at the
+    # full learning rate. [0, inf)
+    c.warmup_steps = 10
+    # The decay of the learning rate after the warm-up: "constant", "linear" or
+    # "cosine".
+    c.decay = "cosine"
+    # The learning rate at the last step, as a share of the highest. [0, 1]
+    c.final = 0.1
+    # The decay rate of Adam's first moment, per step. [0, 1)
+    c.b1 = 0.9
+    # The decay rate of Adam's second moment, per step. [0, 1)
+    c.b2 = 0.95
+    # The number added to the square root of Adam's second moment, against division by
+    # zero. (0, inf)
+    c.eps = 1e-8
+    # The weight decay of the matrices; embeddings, norms and biases have none. 0 turns
+    # it off. [0, inf)
+    c.weight_decay = 0.1
+    # The dtype of AdamW's first moment; "bfloat16" saves memory.
+    c.moment_dtype = "float32"
+    # Scales gradients of a larger L2 norm down to this norm; 0 does not clip. [0, inf)
+    c.clip_norm = 1.0
+    # The norm that is clipped: "global", of the whole gradient, or "per_layer". A fused
+    # update with "global" needs one more backward pass.
     c.clip = "global"
-    # Inside the backward pass: the gradient of one layer exists at a time.
+    # True updates each layer inside the backward pass, so that only one layer's
+    # gradient exists at a time.
     c.fused = False
     return c

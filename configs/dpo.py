@@ -11,35 +11,63 @@ def get_config(preset="tiny"):
     c = common.stage("dpo", preset)
     common.with_model(c, preset)
     common.with_training(c)
-    # Positions projected to the vocabulary at once; 0: all. [0, inf)
+    # Projects this many positions of a row to the vocabulary at once, to save memory; 0
+    # projects all of them at once. [0, inf)
     c.chunk_size = common.chunk_size(preset)
     small, lengths = common.is_small(preset), common.lengths(preset)
     c.optimizer = common.optimizer(1.5e-4 if small else 1e-6)
-    c.pairs = ""  # labelled pairs; "": the data folder's comparisons.jsonl
-    c.epochs = 2 if small else 1  # passes over the data [1, 2**20]
-    c.batch_size = 32 if small else 128  # pairs [1, 2**20]
-    c.max_prompt_tokens = lengths.prompt  # longer ones are left out [1, 2**20]
-    # Of a pair: longer ones are left out; and of an evaluation's answers. [1, 2**20]
+    # A .jsonl file of labelled pairs; "" takes comparisons.jsonl of the data folder.
+    c.pairs = ""
+    # The number of passes over the data. [1, 2**20]
+    c.epochs = 2 if small else 1
+    # The number of pairs of an update. [1, 2**20]
+    c.batch_size = 32 if small else 128
+    # Leaves out pairs whose prompt is longer, in tokens. [1, 2**20]
+    c.max_prompt_tokens = lengths.prompt
+    # Leaves out pairs with a longer response, in tokens; also cuts the answers of an
+    # evaluation. [1, 2**20]
     c.max_response_tokens = lengths.response
-    # Widths of batches: few widths, few programs. [1, 65536]
+    # Rounds the widths of batches up to a multiple of this many tokens: few widths need
+    # few compiled programs. [1, 65536]
     c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128
-    # "dpo", "robust", "ipo", "simpo" or "length_regularised": see losses/dpo.py
+    # The loss: "dpo", "robust", "ipo", "simpo" or "length_regularised"
+    # (rlhf_jax/losses/dpo.py).
     c.loss = "dpo"
-    # the pull to the reference; the paper gives no value; simpo wants 2 (0, inf)
+    # The strength of the pull to the reference; the paper gives no value. SimPO works
+    # with values about 2. (0, inf)
     c.beta = 0.1
-    # share of wrong labels: conservative for dpo, robust [0, 0.5)
+    # The share of the labels taken to be wrong, for "dpo" (then conservative DPO) and
+    # "robust". [0, 0.5)
     c.label_smoothing = 0.0
-    c.gamma = 0.0  # simpo: the margin to reach [0, inf)
-    c.alpha = 0.0  # length_regularised: a token's price [0, inf)
-    c.reference = "cached"  # its log-probabilities, once; "on_the_fly": every step
-    c.reference_cache = ""  # a .npz file that runs may share; "": in the workdir
-    c.reference_from = ""  # a policy; "": init_from
-    c.beta_sft = 0.5  # weight of the SFT loss; the paper gives no value [0, inf)
-    c.sft_batch_size = 8 if small else 32  # dialogues a step [1, 2**20]
-    c.max_sft_tokens = lengths.dialogue  # longer dialogues are left out [1, 2**20]
-    c.eval_every = 500  # steps, and at the end; 0: never [0, inf)
-    c.eval_prompts = ""  # a .jsonl file; "": the data folder's eval_prompts.jsonl
-    c.num_eval_prompts = 128  # answered at an evaluation, for KL and length [1, 2**24]
-    c.num_samples = 8  # of these conversations written [0, inf)
-    c.save_every = 500  # steps, and at the end; 0: never [0, inf)
+    # The margin of the rewards that SimPO aims at; 0 means none. [0, inf)
+    c.gamma = 0.0
+    # The penalty per token of difference in length, for "length_regularised"; 0 means
+    # none. [0, inf)
+    c.alpha = 0.0
+    # The log-probabilities of the reference: "cached" computes them once, "on_the_fly"
+    # at every step.
+    c.reference = "cached"
+    # A .npz file for the cached log-probabilities, which runs may share; "" keeps them
+    # in the workdir.
+    c.reference_cache = ""
+    # The reference policy: a workdir or a Hugging Face folder; "" takes init_from.
+    c.reference_from = ""
+    # The weight of the SFT loss; 0 turns the term off. The paper gives no value.
+    # [0, inf)
+    c.beta_sft = 0.5
+    # The number of dialogues of the SFT term in an update. [1, 2**20]
+    c.sft_batch_size = 8 if small else 32
+    # Leaves out dialogues of the SFT term that are longer, in tokens. [1, 2**20]
+    c.max_sft_tokens = lengths.dialogue
+    # Evaluates every this many steps and at the end; 0 never evaluates. [0, inf)
+    c.eval_every = 500
+    # A .jsonl file of evaluation prompts; "" takes eval_prompts.jsonl of the data
+    # folder.
+    c.eval_prompts = ""
+    # Answers this many prompts at an evaluation, for KL and length. [1, 2**24]
+    c.num_eval_prompts = 128
+    # Writes this many of these conversations to samples.jsonl; 0 writes none. [0, inf)
+    c.num_samples = 8
+    # Saves a checkpoint every this many steps and at the end; 0 saves none. [0, inf)
+    c.save_every = 500
     return c

@@ -11,14 +11,24 @@ from configs import common
 def get_config(preset="tiny"):
     c = common.stage("evaluate_reward", preset)
     small = common.is_small(preset)
-    c.reward_model = ""  # a workdir of stages/reward.py or a Hugging Face folder
-    c.comparisons = ""  # a .jsonl file; "": the data folder's comparisons_test.jsonl
-    c.comparisons_train = ""  # what the bag-of-words baseline learns from
-    c.batch_size = 32 if small else 128  # pairs [1, 2**20]
-    # limits that leave out little, whatever the source [1, 2**20]
+    # The reward model: a workdir of stages/reward.py or a Hugging Face folder.
+    c.reward_model = ""
+    # A .jsonl file of comparisons; "" takes comparisons_test.jsonl of the data folder.
+    c.comparisons = ""
+    # A .jsonl file of comparisons that train the bag-of-words baseline; "" takes
+    # comparisons.jsonl of the data folder.
+    c.comparisons_train = ""
+    # Scores this many pairs at once. [1, 2**20]
+    c.batch_size = 32 if small else 128
+    # Limits prompts to this many tokens; too_long decides on longer ones. The default
+    # leaves out few, whatever the source. [1, 2**20]
     c.max_prompt_tokens = 1024
-    c.max_response_tokens = 1024  # longer ones are left out [1, 2**20]
-    c.too_long = "drop"  # or "truncate_prompt": without its oldest turns
-    # Widths of batches: few widths, few programs. [1, 65536]
+    # Leaves out pairs with a longer response, in tokens. [1, 2**20]
+    c.max_response_tokens = 1024
+    # The treatment of pairs whose prompt is too long: "drop" leaves them out,
+    # "truncate_prompt" removes the oldest turns.
+    c.too_long = "drop"
+    # Rounds the widths of batches up to a multiple of this many tokens: few widths need
+    # few compiled programs. [1, 65536]
     c.pad_to_multiple = 32 if small else 128
     return c

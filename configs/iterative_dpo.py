@@ -1,7 +1,7 @@
-"""Iterative DPO: each round's policy samples the pairs that the next one learns from.
+"""Iterative DPO: the policy of each round samples the pairs of the next round.
 
-As in "Iterative Preference Learning from Human Feedback" (arXiv 2312.11456) and
-"Self-Rewarding Language Models" (arXiv 2401.10020), with a reward model that stays.
+After "Iterative Preference Learning from Human Feedback" (arXiv 2312.11456) and
+"Self-Rewarding Language Models" (arXiv 2401.10020), with a fixed reward model.
 
 Run: python launch/iterate.py --config=configs/iterative_dpo.py:tiny \
          --workdir=runs/iterate --config.init_from=runs/sft \
@@ -16,14 +16,23 @@ from configs import common, dpo, pairs
 def get_config(preset="tiny"):
     common.check_preset(preset, common.STAGE_PRESETS, "iterative_dpo")
     c = ConfigDict()
-    # round r samples its pairs and orders its batches with seed + r [0, inf)
+    # The seed of the first round; round r samples its pairs and orders its batches with
+    # seed + r. [0, inf)
     c.seed = 0
-    c.data = common.data(preset)  # of every round
-    c.init_from = ""  # the SFT policy: a workdir or a Hugging Face folder
-    c.reward_model = ""  # a workdir; labels the pairs of every round
-    c.rounds = 3  # of sampling pairs and training on them [1, 1024]
-    c.reference = "first"  # of every round: init_from; or "previous": the round's start
+    # The data of every round.
+    c.data = common.data(preset)
+    # The SFT policy: a workdir or a Hugging Face folder.
+    c.init_from = ""
+    # The workdir of the reward model, which labels the pairs of every round.
+    c.reward_model = ""
+    # The number of rounds, each of which samples pairs and trains on them. [1, 1024]
+    c.rounds = 3
+    # The reference of every round: "first" is init_from, "previous" the policy that the
+    # round starts from.
+    c.reference = "first"
     c.pairs = pairs.get_config(preset)
     c.dpo = dpo.get_config(preset)
-    c.dpo.epochs = 1  # the pairs are fresh every round [1, 2**20]
+    # Passes over the pairs of a round once, since every round samples new pairs.
+    # [1, 2**20]
+    c.dpo.epochs = 1
     return c

@@ -1,4 +1,4 @@
-"""Pairs of a policy's responses, labelled by a reward model: what DPO learns from.
+"""Pairs of a policy's responses, labelled by a reward model, for DPO.
 
 Run: python launch/collect.py --config=configs/pairs.py:tiny --workdir=runs/pairs \
          --config.init_from=runs/sft --config.reward_model=runs/reward
@@ -11,22 +11,22 @@ def get_config(preset="tiny"):
     c = common.stage("pairs", preset)
     common.with_model(c, preset)
     lengths = common.lengths(preset)
-    # A .jsonl file of prompts; "" means prompts.jsonl of the data folder.
+    # A .jsonl file of prompts; "" takes prompts.jsonl of the data folder.
     c.prompts = ""
     # The workdir of a reward model (stages/reward.py), which labels the pairs.
     c.reward_model = ""
-    # Samples so many responses to each prompt. [1, 1024]
+    # Samples this many responses to each prompt. [1, 1024]
     c.num_responses = 4
-    # Decodes so many responses side by side, and scores those of so many prompts at
-    # once. [1, 2**20]
+    # Decodes this many responses side by side, and scores the responses of this many
+    # prompts at once. [1, 2**20]
     c.batch_size = 64
     # Leaves out prompts that are longer, in tokens. [1, 2**20]
     c.max_prompt_tokens = lengths.prompt
-    # Cuts a response at so many tokens, its end token included. [1, 2**20]
+    # Cuts a response at this many tokens, its end token included. [1, 2**20]
     c.max_response_tokens = lengths.generated
     # Divides the logits before sampling; 0 takes the likeliest token. [0, inf)
     c.temperature = 1.0
-    # Samples among so many of the likeliest tokens; 0 means all. [0, inf)
+    # Samples among this many of the likeliest tokens; 0 means all. [0, inf)
     c.top_k = 0
     # Samples among the likeliest tokens that together reach this probability; 1 means
     # all. (0, 1]
@@ -40,9 +40,10 @@ def get_config(preset="tiny"):
     # The rank of the rejected response: -1 for the worst, num_responses // 2 for the
     # median; read by the rule "ranks". (-inf, inf)
     c.rejected_rank = -1
-    # Subtracted from the score of a response that was cut at its limit, as in PPO.
-    # [0, inf)
+    # The penalty subtracted from the score of a response that was cut at its limit, in
+    # units of the score. [0, inf)
     c.missing_end_penalty = 1.0
-    # Leaves out pairs whose scores differ by no more than this. [0, inf)
+    # Leaves out pairs whose scores differ by this much or less; 0 leaves out equal
+    # scores. [0, inf)
     c.min_margin = 0.0
     return c

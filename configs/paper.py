@@ -1,9 +1,9 @@
-"""The claims of ChatGLM-RLHF (arXiv 2404.00934) in the small: the runs that show them.
+"""The claims of ChatGLM-RLHF (arXiv 2404.00934) on the testbed, and their runs.
 
 Run: python launch/reproduce.py --config=configs/paper.py:tiny --workdir=runs/paper
 
 Every seed has its own world, annotators, SFT model, comparisons and reward model. The
-runs of a claim differ in the fields named here and in nothing else.
+runs of a claim differ only in the fields named here.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# What each claim compares: reward models, or policies against SFT.
+# The runs that each claim compares: reward models, or policies against SFT.
 PRESETS = ("tiny",)
 REWARD_MODELS = {
     1: ("reward", "reward_unbalanced"),
@@ -24,14 +24,14 @@ POLICIES = {
     4: ("ppo", "ppo_no_sft"),
     5: ("ppo", "dpo"),
     6: ("ppo", "ppo_selected"),
-    7: ("rloo", "grpo", "remax", "ipo"),  # not of the paper: other ways to align
+    7: ("rloo", "grpo", "remax", "ipo"),  # other algorithms than the paper's
 }
 
 
 class Measure(NamedTuple):
-    """A number of one run minus that of another, seed by seed.
+    """The difference between a number of one run and of another, seed by seed.
 
-    `ours` and `theirs` name a run and a key of its summary.json, "run:key.key"; "":
+    `ours` and `theirs` name a run and a key of its summary.json, "run:key.key"; "" is
     zero. The claim expects the difference "above" or "below" `bound`.
     """
 
@@ -168,18 +168,23 @@ def get_config(preset="tiny"):
     common.check_preset(preset, PRESETS, "paper")
     c = ConfigDict()
     c.data = common.data(preset)
-    c.seed = 0  # of the intervals within a run [0, inf)
-    c.seeds = (0, 1, 2, 3, 4)  # each with its own world, models and runs
-    c.claims = (1, 2, 3, 4, 5, 6)  # of MEASURES, to be shown; 7: beyond the paper
-    c.results = "results"  # the folder of the tables and plots
-    c.workers = 2  # runs at a time; each has its share of the cores [1, 1024]
+    # The seed of the bootstrap intervals within a run. [0, inf)
+    c.seed = 0
+    # The seeds, each with its own world, annotators, models and runs.
+    c.seeds = (0, 1, 2, 3, 4)
+    # The claims of MEASURES to show; claim 7 is not of the paper.
+    c.claims = (1, 2, 3, 4, 5, 6)
+    # The folder of the tables and plots.
+    c.results = "results"
+    # Does this many runs at the same time, each on its share of the cores. [1, 1024]
+    c.workers = 2
     return c
 
 
 def runs(claims: Sequence[int]) -> dict[str, dict]:
-    """name -> its config file, and the fields that it changes. "@name" stands for the
-    folder of another run, which comes first. The policies of `claims` are evaluated
-    together."""
+    """Return the runs by name, each with its config file and the fields that it
+    changes. "@name" stands for the folder of another run, which is done first. The
+    policies of `claims` are evaluated together."""
     start, scorer = {"init_from": "@sft"}, {"reward_model": "@reward"}
 
     def prepared(**fields):
@@ -206,7 +211,7 @@ def runs(claims: Sequence[int]) -> dict[str, dict]:
         pairs = "@pairs/comparisons.jsonl"
         return {"config": "dpo.py:tiny", "pairs": pairs, **start, **fields}
 
-    found = {
+    table = {
         "sft": {"config": "sft.py:tiny"},
         "collect": {"config": "collect.py:tiny", **start},
         "prepared": prepared(),
@@ -234,15 +239,15 @@ def runs(claims: Sequence[int]) -> dict[str, dict]:
         "ipo": dpo(loss="ipo"),
     }
     for name in {name for names in REWARD_MODELS.values() for name in names}:
-        found[f"evaluate_{name}"] = {
+        table[f"evaluate_{name}"] = {
             "config": "evaluate.py:tiny",
             "models": "sft=@sft",
             "reward_model": f"@{name}",
         }
     policies = ["sft", *(name for claim in claims for name in POLICIES.get(claim, ()))]
-    found["evaluate"] = {
+    table["evaluate"] = {
         "config": "evaluate.py:tiny",
         "models": ",".join(f"{name}=@{name}" for name in dict.fromkeys(policies)),
         **scorer,
     }
-    return found
+    return table

@@ -28,15 +28,16 @@ def get_config(preset="tiny"):
     # The seed of every stage and of the testbed. [0, inf)
     c.seed = 0
     c.data = common.data(preset)
-    # Trains the reward model on the data folder's comparisons, not on newly collected
-    # ones.
+    # True trains the reward model on the comparisons of the data folder, False on newly
+    # collected ones.
     c.human_comparisons = preset == "hh"
     c.sft = sft.get_config(preset)
     c.collect = collect.get_config(preset)
     c.prepare_comparisons = prepare_comparisons.get_config(preset)
     c.reward = reward.get_config(preset)
     c.ppo = ppo.get_config(preset)
-    c.pairs = pairs.get_config(preset)  # what DPO learns from
+    # The pairs that DPO trains on.
+    c.pairs = pairs.get_config(preset)
     c.dpo = dpo.get_config(preset)
     c.evaluate = evaluate.get_config(preset)
     return c

@@ -1,4 +1,4 @@
-"""Raw comparisons to a clean, length-balanced set: files to files.
+"""Make a clean, length-balanced set of raw comparisons, from files to files.
 
 Run: python launch/prepare_comparisons.py --config=configs/prepare_comparisons.py \
          --workdir=runs/prepared --config.comparisons=answers.jsonl,more.jsonl.gz
@@ -11,26 +11,29 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# "tiny": what collect leaves on the testbed. "hh": a set whose test split is its own.
+# "tiny" suits the comparisons of collect on the testbed; "hh" a data set that has a
+# test split.
 PRESETS = ("default", *common.STAGE_PRESETS)
 
 
 def get_config(preset="default"):
     common.check_preset(preset, PRESETS, "prepare_comparisons")
     c = ConfigDict()
-    c.stage = "prepare_comparisons"  # module in rlhf_jax/stages
+    # The module in rlhf_jax/stages.
+    c.stage = "prepare_comparisons"
     tiny = preset == "tiny"
-    # Decides which pairs length balancing drops. [0, inf)
+    # The seed of length balancing: which pairs are dropped. [0, inf)
     c.seed = 0
-    # Files .jsonl, .json, .csv, .tsv or .parquet with commas between, or data sets: a
+    # Files .jsonl, .json, .csv, .tsv or .parquet, separated by commas, or data sets: a
     # folder, "hf:NAME[:SUBSET]" or "tfds:NAME" (data/reading/rows.py).
     c.comparisons = ""
     # The split of a data set that is read.
     c.split = "train"
-    # The layout of the rows (data/reading/layouts.py); "" finds it from their fields.
+    # The layout of the rows (data/reading/layouts.py); "" recognises it by their
+    # fields.
     c.layout = ""
-    # What a bad record does: "error" stops the run, "skip" leaves it out and lists
-    # it in bad_records.jsonl.
+    # The treatment of a bad record: "error" stops the run; "skip" leaves the record out
+    # and lists it in bad_records.jsonl.
     c.on_bad_record = "error"
     # The folder of a tokenizer or of a model, in whose tokens lengths are counted; ""
     # trains one on the responses.
@@ -40,15 +43,16 @@ def get_config(preset="default"):
     c.annotators = annotators()
     # Holds out this share of the conversations; they are not balanced by length. [0, 1)
     c.test_share = {"tiny": 0.1, "hh": 0.0}.get(preset, 0.05)
-    # The width of a bucket of length balancing, in tokens; 0 means no balancing. The
-    # paper gives no width, and it matters little. [0, inf)
+    # The width of a bucket of length balancing, in tokens; 0 turns balancing off. The
+    # paper gives no width, and the results differ little between widths. [0, inf)
     c.length_bucket = 4 if tiny else 10
     return c
 
 
 def annotators() -> ConfigDict:
-    """When an annotator is out (rlhf_jax/data/cleaning/annotator_quality.py). Who
-    guesses gets half of the answers right and contradicts half of the repeats."""
+    """The limits of annotators (rlhf_jax/data/cleaning/annotator_quality.py). An
+    annotator who guesses gets half of the known answers right and contradicts half of
+    the repeats."""
     c = ConfigDict()
     # Leaves out an annotator whose share of known answers right is certainly lower.
     # [0, 1]

@@ -13,26 +13,50 @@ def get_config(preset="tiny"):
     common.with_training(c)
     small, lengths = common.is_small(preset), common.lengths(preset)
     c.optimizer = common.optimizer(5e-4 if small else 1e-5)
-    c.comparisons = ""  # a .jsonl file; "": the data folder's comparisons.jsonl
-    c.comparisons_test = ""  # held out; "": the data folder's comparisons_test.jsonl
+    # A .jsonl file of comparisons; "" takes comparisons.jsonl of the data folder.
+    c.comparisons = ""
+    # A .jsonl file of held-out comparisons; "" takes comparisons_test.jsonl of the data
+    # folder.
+    c.comparisons_test = ""
     human = preset == "hh"  # few comparisons
-    # Of the training prompts, to choose the best model by. [0, 1)
+    # Holds out this share of the training prompts, to choose the best model by. [0, 1)
     c.validation_share = {"hh": 0.1, "tiny": 0.05}.get(preset, 0.01)
-    c.too_long = "truncate_prompt" if human else "drop"  # whole turns, the oldest first
-    c.epochs = 2 if human else 1  # passes over the data [1, 2**20]
-    c.batch_size = 32 if small else 128  # pairs [1, 2**20]
-    c.max_prompt_tokens = lengths.prompt  # of longer ones too_long decides [1, 2**20]
-    # 96 % of hh-rlhf [1, 2**20]
+    # The treatment of pairs whose prompt is too long: "drop" leaves them out,
+    # "truncate_prompt" removes whole turns, the oldest first.
+    c.too_long = "truncate_prompt" if human else "drop"
+    # The number of passes over the data. [1, 2**20]
+    c.epochs = 2 if human else 1
+    # The number of pairs of an update. [1, 2**20]
+    c.batch_size = 32 if small else 128
+    # Limits prompts to this many tokens; too_long decides on longer ones. [1, 2**20]
+    c.max_prompt_tokens = lengths.prompt
+    # Leaves out pairs with a longer response, in tokens; 192 keeps 96 % of hh-rlhf.
+    # [1, 2**20]
     c.max_response_tokens = 192 if human else lengths.response
-    # Widths of batches: few widths, few programs. [1, 65536]
+    # Rounds the widths of batches up to a multiple of this many tokens: few widths need
+    # few compiled programs. [1, 65536]
     c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128
-    c.score_regularisation = 0.01  # the paper gives no value [0, inf)
-    c.margin = 0.0  # that the score of chosen shall have over rejected [0, inf)
-    c.label_smoothing = 0.0  # the share of comparisons taken to be wrong [0, 0.5)
-    c.num_centring_pairs = 512  # whose mean score becomes 0 at the end [1, inf)
-    # steps; validation; 0: at the end alone [0, inf)
+    # The weight of the squared scores in the loss; 0 turns it off. The paper gives no
+    # value. [0, inf)
+    c.score_regularisation = 0.01
+    # The difference of scores that the loss asks of chosen over rejected; 0 means none.
+    # [0, inf)
+    c.margin = 0.0
+    # The share of the comparisons taken to be wrong. [0, 0.5)
+    c.label_smoothing = 0.0
+    # Shifts the scores at the end so that their mean over this many pairs is 0.
+    # [1, inf)
+    c.num_centring_pairs = 512
+    # Validates every this many steps and at the end; 0 validates at the end alone.
+    # [0, inf)
     c.eval_every = 50 if small else 100
-    c.patience = 3 if human else 0  # evaluations none of them better; 0: go on [0, inf)
-    c.save_every = 500  # steps; the end is always saved [0, inf)
-    c.num_samples = 8  # held-out pairs written with their scores at the end [0, inf)
+    # Stops after this many validations in a row without a better one; 0 never stops
+    # early. [0, inf)
+    c.patience = 3 if human else 0
+    # Saves a checkpoint every this many steps; 0 saves none but the last, which is
+    # always saved. [0, inf)
+    c.save_every = 500
+    # Writes this many held-out pairs with their scores at the end; 0 writes none.
+    # [0, inf)
+    c.num_samples = 8
     return c

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from configs/*.py: every key, its defaults, its reason.
+"""Write docs/configuration.md from configs/*.py: every key, its defaults, its comment.
 
 python docs/make_configuration.py
 
@@ -25,8 +25,8 @@ PRESETS = {"tiny": "tiny", "hh": "hh", "chatglm3_6b": "published"}
 OTHER_PRESETS = {"paper": ("tiny",), "pipeline": ("tiny", "hh")}
 OTHER_PRESETS |= dict.fromkeys(("prepare_prompts", "prepare_comparisons"), ("default",))
 
-# What several configs have, as functions of configs/common.py: how it is called, and
-# the prefix of its keys.
+# The functions of configs/common.py whose keys are shared by configs: their name on the
+# page, and the prefix of their keys.
 SHARED = {
     "stage": ("every stage", ""),
     "with_model": ("stages that start from a policy", ""),
@@ -49,12 +49,13 @@ python launch/train.py --config=configs/sft.py:tiny --workdir=runs/short \\
     --config.epochs=1 --config.optimizer.learning_rate=1e-3 --config.mesh='(1, 1, 1)'
 ```
 
-An unknown key is refused with the nearest known one; so is a value out of its bounds,
-before anything is read. The resolved config of a run is its `config.json`.
+An unknown key is refused, and the error names the nearest existing one; a value out of
+its bounds is refused before anything is read. The resolved config of a run is its
+`config.json`.
 
-`tiny` is the testbed on a CPU, `hh` real comparisons with a model as small;
-"published" are the published sizes with the paper's settings, which differ in `model`
-alone: {published}. Where presets differ, `tiny` comes first.
+`tiny` is the testbed on a CPU; `hh` is real comparisons with a model of the same size;
+"published" are the published sizes with the paper's settings, which differ only in
+`model`: {published}. Where presets differ, the default of `tiny` comes first.
 """
 
 
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole page, as Markdown."""
+    """Return the whole page as Markdown."""
     published = ", ".join(f"`{name}`" for name in common.PUBLISHED)
     parts = [INTRO.format(published=published)]
     files = sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
@@ -74,7 +75,8 @@ def page() -> str:
 
 
 def config_section(name: str) -> str:
-    """A config file: what it shares with others, and a table of the rest."""
+    """Return the section of a config file: links to its shared keys, and a table of its
+    other keys."""
     module = importlib.import_module(f"configs.{name}")
     presets = OTHER_PRESETS.get(name, tuple(PRESETS))
     flat = {preset: dict(leaves(module.get_config(preset))) for preset in presets}
@@ -102,7 +104,7 @@ def config_section(name: str) -> str:
 
 
 def shared_section(function: str) -> str:
-    """A function of configs/common.py: the table of what it sets."""
+    """Return the section of a function of configs/common.py: a table of its keys."""
     words, prefix = SHARED[function]
     flat = {}
     for preset in PRESETS:
@@ -121,7 +123,7 @@ def shared_section(function: str) -> str:
 
 
 def table(rows: dict[str, str], flat: dict[str, dict]) -> str:
-    """Keys with their reasons, their values by preset, and their bounds."""
+    """Return a table of keys with their values by preset, bounds and comments."""
     lines = ["| key | default | must be | what it is |", "|---|---|---|---|"]
     lines += [
         f"| `{key}` | {_default(key, flat)} | {_bound(key)} | {reason} |"
@@ -131,7 +133,7 @@ def table(rows: dict[str, str], flat: dict[str, dict]) -> str:
 
 
 def comments(path: Path, function: str = "") -> dict[str, str]:
-    """The reason of every `c.KEY = ...`, without its bounds, for a table."""
+    """Return the comment of every `c.KEY = ...`, without its bounds, for a table."""
     found = config_comments.comments(path, function)
     return {
         k: config_comments.split(x)[0].replace("|", "\\|") for k, x in found.items()
@@ -139,7 +141,7 @@ def comments(path: Path, function: str = "") -> dict[str, str]:
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """(key with dots, value) of everything in a config."""
+    """Yield (key with dots, value) for all values of a config."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -148,7 +150,8 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]
 
 
 def _part(name: str, key: str, preset: str) -> tuple[str, dict, dict[str, str]]:
-    """Where a part of a config is described, its values there, and its reasons."""
+    """Return the anchor of the section that describes a part of a config, the values of
+    the part there, and its comments."""
     own = ROOT / "configs" / f"{key}.py"
     if own.exists():
         base = importlib.import_module(f"configs.{key}").get_config(preset)
@@ -177,7 +180,7 @@ def _anchor(words: str) -> str:
 
 
 def _default(key: str, flat: dict[str, dict]) -> str:
-    """The value of the first preset, and those of others that differ."""
+    """Return the value of the first preset, and the differing values of others."""
     values = {preset: f[key] for preset, f in flat.items()}
     first, *others = values
     texts = [_text(values[first])]
