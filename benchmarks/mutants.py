@@ -1,24 +1,25 @@
-"""Mutation testing: does some test fail when a formula is changed?
+"""Mutation testing: does some test fail when the code is changed?
 
 python -m benchmarks.mutants [--files=rlhf_jax/losses/kl.py,...] [--sample=40]
 
-Every mutant is one small change (an operator, a comparison, a number, a sign, min for
-max) of one file, run against that file's own tests, all in one process: what mutants
-have in common is imported and compiled once. Prints the survivors as lines for
+Every mutant is one small change of one file (see `_places`), run against that file's own
+tests, all in one process: what mutants have in common is imported and compiled once, and
+the tests that found most mutants run first. Prints the survivors as lines for
 docs/mutants.md.
 """
 
 import argparse
 import ast
 import contextlib
-import copy
 import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 
 ROOT = Path(__file__).parents[1]
+GOLDEN = "tests/algorithms/test_golden.py::test_two_steps_have_their_golden_metrics"
 FILES = {  # file -> its quick tests
     "rlhf_jax/losses/masked.py": ["tests/losses/test_masked.py"],
     "rlhf_jax/losses/kl.py": ["tests/losses/test_kl.py"],
@@ -35,13 +37,45 @@ FILES = {  # file -> its quick tests
     "rlhf_jax/losses/reward.py": ["tests/losses/test_reward.py"],
     "rlhf_jax/losses/sft.py": ["tests/losses/test_sft.py"],
     "rlhf_jax/losses/logprobs.py": ["tests/losses/test_logprobs.py"],
+    "rlhf_jax/generation/sampling.py": ["tests/generation/test_sampling.py"],
+    "rlhf_jax/data/batching.py": ["tests/data/test_batching.py"],
+    "rlhf_jax/data/encoding.py": ["tests/data/test_encoding.py"],
+    "rlhf_jax/data/cleaning/annotator_quality.py": [
+        "tests/data/cleaning/test_annotator_quality.py"
+    ],
+    "rlhf_jax/data/cleaning/comparison_report.py": [
+        "tests/data/cleaning/test_comparison_report.py"
+    ],
     "rlhf_jax/data/cleaning/filters.py": ["tests/data/cleaning/test_filters.py"],
     "rlhf_jax/data/cleaning/length_balance.py": [
         "tests/data/cleaning/test_length_balance.py"
     ],
-    "rlhf_jax/generation/sampling.py": ["tests/generation/test_sampling.py"],
+    "rlhf_jax/data/cleaning/pair_rules.py": ["tests/data/cleaning/test_pair_rules.py"],
+    "rlhf_jax/data/cleaning/prompt_filters.py": [
+        "tests/data/cleaning/test_prompt_filters.py"
+    ],
+    "rlhf_jax/data/cleaning/prompt_quality.py": [
+        "tests/data/cleaning/test_prompt_quality.py"
+    ],
+    "rlhf_jax/data/cleaning/votes.py": ["tests/data/cleaning/test_votes.py"],
+    "rlhf_jax/training/accumulate.py": ["tests/training/test_accumulate.py"],
+    "rlhf_jax/training/optimizers.py": ["tests/training/test_optimizers.py"],
+    "rlhf_jax/training/state.py": [
+        f"{GOLDEN}[sft]",
+        "tests/training/test_optimizers.py",
+    ],
+    "rlhf_jax/algorithms/sft.py": [f"{GOLDEN}[sft]"],
+    "rlhf_jax/algorithms/reward.py": [f"{GOLDEN}[reward]"],
+    "rlhf_jax/algorithms/dpo.py": [f"{GOLDEN}[dpo]", "tests/algorithms/test_dpo.py"],
+    "rlhf_jax/algorithms/ppo.py": [
+        f"{GOLDEN}[ppo]",
+        "tests/algorithms/test_ppo_experience.py",
+        "tests/algorithms/test_composition.py",
+    ],
 }
-SECONDS = 120  # of the processor; a mutant that takes longer counts as found
+# A mutant that takes this much longer than no mutant counts as found, and so does one
+# that takes so many seconds more. All of the processor.
+TIMES, SECONDS = 4, 20
 
 SWAPS = {
     ast.Add: ast.Sub,
@@ -56,27 +90,33 @@ SWAPS = {
     ast.GtE: ast.Gt,
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
     ast.And: ast.Or,
     ast.Or: ast.And,
     ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
 }
 NAMES = {"maximum": "minimum", "minimum": "maximum", "max": "min", "min": "max"}
+FIRST = ast.parse("lambda first, *_, **__: first", mode="eval").body
 
 
-def mutants(source: str) -> Iterator[tuple[int, str, ast.Module]]:
-    """(line, what was changed, the changed module) of every mutant."""
+def mutants(source: str) -> Iterator[tuple[int, str, str]]:
+    """(line, what was changed, the changed source) of every mutant."""
     tree = ast.parse(source)
-    count = len(list(_places(tree)))
-    for i in range(count):
-        changed = copy.deepcopy(tree)
-        line, change, apply = list(_places(changed))[i]
-        apply()
-        yield line, change, ast.fix_missing_locations(changed)
+    for line, change, node, field, value in list(_places(tree)):
+        old = getattr(node, field)
+        setattr(node, field, value)
+        yield line, change, ast.unparse(tree)
+        setattr(node, field, old)
 
 
-def _places(tree: ast.AST) -> Iterator[tuple[int, str, Callable]]:
-    """(line, change, function that makes it) for every place that can be changed."""
+def _places(tree: ast.AST) -> Iterator[tuple[int, str, ast.AST, str, object]]:
+    """(line, change, node, its field, the field's other value) of every change: another
+    operator or comparison, a number + 1, no sign, min for max, a condition's opposite,
+    two neighbouring arguments swapped, a call's first argument for its result."""
     for node in _code(tree):
         if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):
             other = SWAPS.get(type(node.op))
@@ -96,40 +136,99 @@ def _places(tree: ast.AST) -> Iterator[tuple[int, str, Callable]]:
             yield _change(node, "value", node.value + 1, str(node.value))
         elif isinstance(node, ast.Attribute) and node.attr in NAMES:
             yield _change(node, "attr", NAMES[node.attr], node.attr)
+        elif isinstance(node, ast.If | ast.IfExp | ast.While):
+            opposite = ast.UnaryOp(ast.Not(), node.test)
+            yield node.lineno, "the opposite condition", node, "test", opposite
+        elif isinstance(node, ast.comprehension) and node.ifs:
+            opposite = ast.UnaryOp(ast.Not(), node.ifs[0])
+            line = node.ifs[0].lineno
+            yield line, "the opposite condition", node, "ifs", [opposite]
+        elif isinstance(node, ast.Call):
+            yield from _of_call(node)
 
 
-def _change(node, field: str, value, what: str) -> tuple[int, str, Callable]:
+def _of_call(node: ast.Call) -> Iterator[tuple[int, str, ast.AST, str, object]]:
+    """The changes of a call's arguments."""
+    plain = [a for a in node.args if not isinstance(a, ast.Starred)]
+    if len(plain) == len(node.args) > 1:
+        name = ast.unparse(node.func)
+        yield node.lineno, f"{name}(x, ...) -> x", node, "func", FIRST
+        if name.split(".")[-1] not in NAMES:  # whose arguments have no order
+            swapped = [plain[1], plain[0], *plain[2:]]
+            yield node.lineno, f"{name}(x, y) -> (y, x)", node, "args", swapped
+    for i, (one, two) in enumerate(zip(node.keywords, node.keywords[1:], strict=False)):
+        if one.arg and two.arg and ast.dump(one.value) != ast.dump(two.value):
+            swapped = [
+                ast.keyword(one.arg, two.value),
+                ast.keyword(two.arg, one.value),
+            ]
+            changed = [*node.keywords[:i], *swapped, *node.keywords[i + 2 :]]
+            change = f"{one.arg}=x, {two.arg}=y -> y, x"
+            yield one.value.lineno, change, node, "keywords", changed
+
+
+def _change(node, field: str, value, what: str) -> tuple[int, str, ast.AST, str, object]:
     shown = value[0] if isinstance(value, list) else value
     shown = type(shown).__name__ if isinstance(shown, ast.AST) else shown
-    return node.lineno, f"{what} -> {shown}", lambda: setattr(node, field, value)
+    return node.lineno, f"{what} -> {shown}", node, field, value
 
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those of annotations."""
+    """Every node that computes: none of annotations, decorators, fields' defaults,
+    messages, errors and the log."""
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns"):
+        if name in ("annotation", "returns", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST):
+            if isinstance(child, ast.AST) and not _is_told(child):
+                if isinstance(node, ast.ClassDef) and isinstance(child, ast.AnnAssign):
+                    continue
                 yield child
                 yield from _code(child)
 
 
-def survives(copy_of_root: Path, file: str, source: str) -> bool:
-    """Whether all of a file's tests pass with another source."""
+def _is_told(node: ast.AST) -> bool:
+    """Whether a node only tells a person of something, or of a mistake."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return isinstance(node.func.value, ast.Name) and node.func.value.id == "logging"
+    if isinstance(node, ast.keyword):
+        return node.arg == "strict"
+    return isinstance(node, ast.Raise | ast.JoinedStr)
+
+
+class Order:
+    """A plugin of pytest: the tests that found most mutants first, then the quickest;
+    the durations are those of the first run."""
+
+    def __init__(self):
+        self.found, self.seconds = Counter(), Counter()
+        self.measures = True
+
+    def pytest_collection_modifyitems(self, items):
+        items.sort(key=lambda i: (-self.found[i.nodeid], self.seconds[i.nodeid]))
+
+    def pytest_runtest_logreport(self, report):
+        self.found[report.nodeid] += report.failed and not self.measures
+        if self.measures:
+            self.seconds[report.nodeid] += report.duration
+
+
+def passes(copy_of_root: Path, file: str, source: str, order: Order, limit=0.0) -> bool:
+    """Whether all of a file's tests pass with another source, within `limit` seconds of
+    the processor (0: however long)."""
     (copy_of_root / file).write_text(source)
     for name in list(sys.modules):
         if name.split(".")[0] in ("rlhf_jax", "tests") and name != "tests.conftest":
             del sys.modules[name]
     flags = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, limit)
     try:
         with (
             open(os.devnull, "w") as silence,
             contextlib.redirect_stdout(silence),
             contextlib.redirect_stderr(silence),
         ):
-            return pytest.main([*flags, *FILES[file]]) == 0
+            return pytest.main([*flags, *FILES[file]], plugins=[order]) == 0
     except TimeoutError:
         return False
     finally:
@@ -157,21 +256,30 @@ def main():
 
 def test(copied: Path, file: str, sample: int) -> None:
     """Try a file's mutants and print what no test finds."""
-    source = (ROOT / file).read_text()
-    if not survives(copied, file, source):
+    source, order = (ROOT / file).read_text(), Order()
+    start = time.process_time()
+    if not passes(copied, file, source, order):
         raise SystemExit(f"{file}: its tests fail without any change.")
+    limit = TIMES * (time.process_time() - start) + SECONDS
+    order.measures = False
     found = list(mutants(source))
-    if 0 < sample < len(found):
+    total = len(found)
+    if 0 < sample < total:
         found = random.Random(0).sample(found, sample)
     alive = 0
-    for line, change, tree in sorted(found, key=lambda mutant: mutant[0]):
-        if survives(copied, file, ast.unparse(tree)):
+    for line, change, changed in sorted(found, key=lambda mutant: mutant[0]):
+        if passes(copied, file, changed, order, limit):
             alive += 1
             text = source.splitlines()[line - 1].strip()
             print(f"| `{file}:{line}` | `{text}` | {change} | |", flush=True)
-    if not survives(copied, file, source):
+    if not passes(copied, file, source, order):
         raise SystemExit(f"{file}: the mutants left something behind that fails.")
-    print(f"{file}: {len(found) - alive} of {len(found)} found", flush=True)
+    seconds = (time.process_time() - start) / (len(found) + 2)
+    print(
+        f"| `{file}` | {total} | {len(found)} | {len(found) - alive} | "
+        f"{seconds:.1f} seconds a run",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -88,6 +88,12 @@ def test_sft_batch_keeps_the_loss_mask_off_the_padding():
     ]
 
 
+def test_rows_that_fill_an_sft_batch_carry_no_loss():
+    batch = sft_batch([([5, 6], [True, True])], pad_id=0, multiple=2, batch_size=3)
+    assert batch.tokens.shape == batch.mask.shape == (3, 2)
+    assert batch.loss_mask.tolist() == [[True, True], [False, False], [False, False]]
+
+
 def test_preference_batch_puts_chosen_first_and_marks_fillers():
     pairs = [([1, 2], [3], [4, 5, 6]), ([7], [8, 9], [10])]
     batch = preference_batch(pairs, pad_id=0, multiple=2, batch_size=3)
@@ -106,8 +112,10 @@ def test_packed_pairs_stand_in_one_row_without_gaps():
         [7, 8, 9, 10, 0, 0, 0, 0],
     ]
     assert batch.mask.sum(1).tolist() == [6, 4, 6]
-    assert batch.segments[0, :6].tolist() == [0, 0, 1, 2, 2, 2]
-    assert batch.segments[1, :4].tolist() == [0, 1, 1, 2]
+    assert batch.segments[:2].tolist() == [
+        [0, 0, 1, 2, 2, 2, 2, 2],
+        [0, 1, 1, 2, 2, 2, 2, 2],
+    ]
     assert batch.ends.tolist() == [[2, 5], [2, 3], [2, 5]]
     assert batch.valid.tolist() == [True, True, False]
 

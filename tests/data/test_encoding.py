@@ -8,6 +8,7 @@ import pytest
 from rlhf_jax.data.encoding import (
     encode_dialogues,
     encode_pairs,
+    encode_prompts,
     response_ids,
     sampled_response,
     sft_batches,
@@ -141,6 +142,28 @@ def test_a_long_prompt_loses_its_oldest_turns_and_the_response_nothing(tokenizer
     whole = encode(given, tokenizer, prompt=400, too_long="truncate_prompt")
     assert whole[1][0][0] == encode_prompt(TALK, tokenizer)
     assert not whole[2]
+
+
+def test_what_is_as_long_as_its_limit_is_kept_whole(tokenizer):
+    prompt = encode_prompt(TALK, tokenizer)
+    for too_long in ("drop", "truncate_prompt"):
+        given = {"prompt": len(prompt), "too_long": too_long}
+        _, pairs, counts = encode([comparison(messages=TALK)], tokenizer, **given)
+        assert (pairs[0][0], counts) == (prompt, {})
+    talk = Dialogue((*TALK, turn("assistant", "three")))
+    whole = encode_dialogue(talk.messages, tokenizer)
+    for too_long in ("drop", "truncate_prompt", "truncate_end"):
+        found = encode_dialogues([talk], tokenizer, len(whole[0]), too_long)
+        assert found == ([whole], {})
+
+
+def test_prompts_that_fit_keep_their_order_and_their_ids(tokenizer):
+    prompts = [Prompt(str(n), (turn("user", "one " * n),)) for n in (9, 1, 4, 30)]
+    ids = [encode_prompt(prompt.messages, tokenizer) for prompt in prompts]
+    limit = len(ids[0])
+    assert encode_prompts(prompts, tokenizer, limit) == (prompts[:3], ids[:3])
+    with pytest.raises(ValueError, match="None of 1 prompts fits max_prompt_tokens="):
+        encode_prompts(prompts[:1], tokenizer, limit - 1)
 
 
 def test_a_last_turn_that_does_not_fit_drops_the_pair(tokenizer):

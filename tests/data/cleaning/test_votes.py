@@ -56,7 +56,7 @@ def test_more_texts_than_a_batch_are_all_measured():
 
     pairs = list(zip(texts[::2], texts[1::2], strict=True)) * 2
     columns = read_votes([vote(a, b) for a, b in pairs], measure)
-    assert sum(sizes) == 10_000 and max(sizes) < 5_000
+    assert sum(sizes) == 10_000 and max(sizes) < 5_000 and len(sizes) == 3
     assert (
         np.abs(columns.lengths[columns.one] - columns.lengths[columns.other]).max() == 1
     )
@@ -68,6 +68,32 @@ def test_names_are_sorted_and_a_missing_one_is_unnamed():
     columns = read_votes([vote("x", "y", annotator=name) for name in names], lengths)
     assert columns.annotators == ["a", "a\0", "bob"]
     assert columns.annotator.tolist() == [2, UNNAMED, 1, 0, 2]
+
+
+def test_what_is_not_said_speaks_for_neither_response():
+    columns = read_votes([vote("x", "y", "tie")], lengths)
+    for name in ("verdict", "shown_first", "known"):
+        assert getattr(columns, name).tolist() == [0], name
+
+
+def test_pairs_have_one_number_each():
+    pairs = ["ab", "ac", "bc", "ad", "bd", "cd", "ba", "dc"]
+    numbers = read_votes([vote(a, b) for a, b in pairs], lengths).pair
+    assert len(set(numbers)) == 6
+    assert (numbers[6], numbers[7]) == (numbers[0], numbers[5])
+
+
+def test_a_conversation_has_its_place_by_its_first_question():
+    def place(*messages):
+        said = tuple({"role": role, "content": text} for role, text in messages)
+        record = Comparison(Prompt("p", said), "x", "y", "a")
+        return read_votes([record], lengths).conversation[0]
+
+    first = ("user", "Say something.")
+    assert place(first) == place(("system", "Be kind."), first)
+    assert place(first) == place(first, ("assistant", "So."), ("user", "More."))
+    places = [place(("user", str(number))) for number in range(200)]
+    assert 0 <= min(places) < 0.1 and 0.9 < max(places) < 1
 
 
 def test_only_a_and_b_are_known_answers():
