@@ -2,10 +2,10 @@
 
 python -m benchmarks.mutants [--files=rlhf_jax/losses/kl.py,...] [--sample=40]
 
-Every mutant is one small change of one file (see `_places`), run against that file's own
-tests, all in one process: what mutants have in common is imported and compiled once, and
-the tests that found most mutants run first. Prints the survivors as lines for
-docs/mutants.md.
+Every mutant is one small change of one file (see `_places`), run against that file's
+own tests, all in one process: what mutants have in common is imported and compiled
+once, and the tests that found most mutants run first. A sample is the same every time.
+Prints the survivors as lines for docs/mutants.md.
 """
 
 import argparse
@@ -28,6 +28,8 @@ from hypothesis import settings as hypothesis_settings
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = "tests/algorithms/test_golden.py::test_two_steps_have_their_golden_metrics"
+HYPER = "tests/algorithms/test_hyper.py::test_an_option_reaches_the_field_of_its_name"
+GENERATE = "tests/generation/test_generate.py"
 FILES = {  # file -> its quick tests
     "rlhf_jax/losses/masked.py": ["tests/losses/test_masked.py"],
     "rlhf_jax/losses/kl.py": ["tests/losses/test_kl.py"],
@@ -38,6 +40,22 @@ FILES = {  # file -> its quick tests
     "rlhf_jax/losses/sft.py": ["tests/losses/test_sft.py"],
     "rlhf_jax/losses/logprobs.py": ["tests/losses/test_logprobs.py"],
     "rlhf_jax/generation/sampling.py": ["tests/generation/test_sampling.py"],
+    "rlhf_jax/generation/scoring.py": [
+        "tests/generation/test_scoring.py",
+        f"{GENERATE}::test_scores_of_a_shared_prompt_equal_separate_passes",
+        f"{GENERATE}::test_a_value_is_of_the_state_before_its_token",
+        f"{GOLDEN}[sft]",
+        f"{GOLDEN}[dpo]",
+    ],
+    "rlhf_jax/generation/rollout.py": [
+        f"{GENERATE}::test_rollout_hangs_on_the_prompts_index_not_on_its_place",
+        "tests/algorithms/test_ppo_experience.py::"
+        "test_several_responses_to_a_prompt_differ_and_the_first_keep_their_numbers",
+    ],
+    "rlhf_jax/generation/generate.py": [GENERATE],
+    "rlhf_jax/generation/continuous_batching.py": [
+        "tests/generation/test_continuous_batching.py"
+    ],
     "rlhf_jax/data/batching.py": ["tests/data/test_batching.py"],
     "rlhf_jax/data/encoding.py": ["tests/data/test_encoding.py"],
     "rlhf_jax/data/cleaning/annotator_quality.py": [
@@ -64,13 +82,34 @@ FILES = {  # file -> its quick tests
         f"{GOLDEN}[sft]",
         "tests/training/test_optimizers.py",
     ],
-    "rlhf_jax/algorithms/sft.py": [f"{GOLDEN}[sft]"],
-    "rlhf_jax/algorithms/reward.py": [f"{GOLDEN}[reward]"],
-    "rlhf_jax/algorithms/dpo.py": [f"{GOLDEN}[dpo]", "tests/algorithms/test_dpo.py"],
+    "rlhf_jax/algorithms/sft.py": [
+        f"{HYPER}[sft]",
+        f"{GOLDEN}[sft]",
+        "tests/algorithms/test_batch_loss.py",
+    ],
+    "rlhf_jax/algorithms/reward.py": [
+        f"{HYPER}[reward]",
+        f"{GOLDEN}[reward]",
+        "tests/algorithms/test_batch_loss.py",
+    ],
+    "rlhf_jax/algorithms/dpo.py": [
+        f"{HYPER}[dpo]",
+        f"{GOLDEN}[dpo]",
+        "tests/algorithms/test_dpo.py",
+    ],
     "rlhf_jax/algorithms/ppo.py": [
+        f"{HYPER}[ppo]",
         f"{GOLDEN}[ppo]",
-        "tests/algorithms/test_ppo_experience.py",
         "tests/algorithms/test_composition.py",
+        "tests/algorithms/test_ppo_experience.py",
+        *(
+            f"tests/algorithms/test_ppo.py::test_{name}"
+            for name in (
+                "without_a_critic_a_response_has_one_advantage_and_there_is_no_value",
+                "a_gradient_that_is_not_finite_is_skipped_and_counted_for_either_model",
+                "the_kl_in_the_loss_pulls_to_the_reference_and_leaves_the_rewards_alone",
+            )
+        ),
     ],
 }
 # A mutant that takes this much longer than no mutant counts as found, and so does one
@@ -167,7 +206,9 @@ def _of_call(node: ast.Call) -> Iterator[tuple[int, str, ast.AST, str, object]]:
             yield one.value.lineno, change, node, "keywords", changed
 
 
-def _change(node, field: str, value, what: str) -> tuple[int, str, ast.AST, str, object]:
+def _change(
+    node, field: str, value, what: str
+) -> tuple[int, str, ast.AST, str, object]:
     shown = value[0] if isinstance(value, list) else value
     shown = type(shown).__name__ if isinstance(shown, ast.AST) else shown
     return node.lineno, f"{what} -> {shown}", node, field, value

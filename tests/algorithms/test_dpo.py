@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from rlhf_jax.algorithms import dpo
@@ -33,6 +34,10 @@ PAIRS = [  # prompt, chosen, rejected, of all lengths
 ]
 
 
+def log_sigmoid(x):
+    return -np.log1p(np.exp(-x))
+
+
 @functools.cache
 def micro(seed: int) -> ChatGLM:
     """A small model with weights large enough that every token matters."""
@@ -58,6 +63,50 @@ def share(policy, batch, ref_logprobs, reference=None, hyper=HYPER):
 
 
 logprobs_of = jax.jit(functools.partial(dpo.pair_logprobs, hyper=HYPER))
+
+
+LENGTHS = np.array([[3, 7], [9, 2]])  # chosen, rejected
+LOGPROBS = np.array([[-9.0, -20.0], [-30.0, -4.0]], np.float32)
+REFERENCE = np.array([[-8.0, -22.0], [-33.0, -5.0]], np.float32)
+LOG_RATIO = (LOGPROBS - REFERENCE) @ np.array([1.0, -1.0])  # 1 and 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("dpo", lambda z: -0.9 * log_sigmoid(0.2 * z) - 0.1 * log_sigmoid(-0.2 * z)),
+        (
+            "robust",
+            lambda z: (-0.9 * log_sigmoid(0.2 * z) + 0.1 * log_sigmoid(-0.2 * z)) / 0.8,
+        ),
+        ("ipo", lambda z: (z - 1 / (2 * 0.2)) ** 2),
+        (
+            "length_regularised",
+            lambda z: -log_sigmoid(0.2 * z + 0.05 * (LENGTHS @ np.array([1, -1]))),
+        ),
+        (
+            "simpo",
+            lambda z: (
+                -log_sigmoid(0.2 * (LOGPROBS / LENGTHS) @ np.array([1, -1]) - 0.7)
+            ),
+        ),
+    ],
+    ids=lambda loss: loss if isinstance(loss, str) else "",
+)
+def test_a_loss_takes_the_numbers_and_the_lengths_of_either_response(loss, expected):
+    hyper = dataclasses.replace(
+        HYPER, loss=loss, label_smoothing=0.1, gamma=0.7, alpha=0.05
+    )
+    given = (jnp.asarray(x) for x in (LOGPROBS, REFERENCE, LENGTHS))
+    found = dpo.preference_loss(*given, hyper)
+    np.testing.assert_allclose(found.loss, expected(LOG_RATIO), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "robust", "ipo", "length_regularised"])
+def test_a_loss_that_needs_a_reference_says_so(loss):
+    hyper = dataclasses.replace(HYPER, loss=loss)
+    with pytest.raises(ValueError, match=f"loss='{loss}' needs the reference's"):
+        dpo.preference_loss(LOGPROBS, None, LENGTHS, hyper)
 
 
 def test_only_response_tokens_count():

@@ -4,6 +4,7 @@ import pytest
 from rlhf_jax.data.batching import (
     BatchOrder,
     SFTBatches,
+    number_repeats,
     packed_pairs,
     pad_left,
     pad_right,
@@ -58,6 +59,13 @@ def test_few_examples_are_repeated_to_fill_a_batch():
     assert sorted(BatchOrder(3, batch_size=6, seed=0).indices(5)) == [0, 0, 1, 1, 2, 2]
 
 
+def test_what_stands_in_a_batch_again_has_a_number_of_its_own():
+    index = np.array([3, 0, 3, 3, 0], np.int32)
+    numbered = number_repeats(index, size=5)
+    assert numbered.tolist() == [3, 0, 8, 13, 5]
+    assert numbered.dtype == np.int32
+
+
 def test_no_examples_are_an_error():
     with pytest.raises(ValueError, match="no examples"):
         BatchOrder(0, batch_size=1, seed=0)
@@ -102,6 +110,7 @@ def test_preference_batch_puts_chosen_first_and_marks_fillers():
     assert batch.responses[1].tolist() == [[8, 9, 0, 0], [10, 0, 0, 0]]
     assert batch.response_mask.sum(-1).tolist() == [[1, 3], [2, 1], [1, 3]]
     assert batch.valid.tolist() == [True, True, False]
+    assert preference_batch(pairs, pad_id=0, multiple=4).prompts.shape == (2, 4)
 
 
 def test_packed_pairs_stand_in_one_row_without_gaps():

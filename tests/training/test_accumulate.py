@@ -19,10 +19,16 @@ def test_parts_give_the_gradient_and_metrics_of_the_whole(microbatches):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(8, 5, 3)), jnp.float32)
     mask = jnp.arange(5)[None] < jnp.asarray(rng.integers(1, 6, (8, 1)))
-    w = jnp.ones(3)
+    w, rows = jnp.ones(3), set()
+
+    def share(w, batch):
+        rows.add(len(batch[0]))
+        return loss_fn(w, batch, mask.sum())
+
     loss, metrics, gradient = value_and_grad(
-        lambda w, b: loss_fn(w, b, mask.sum()), w, (x, mask), microbatches=microbatches
+        share, w, (x, mask), microbatches=microbatches
     )
+    assert rows == {8 // microbatches}  # so many are in memory at a time
     expected, expected_gradient = jax.value_and_grad(
         lambda w: jnp.where(mask, (x @ w) ** 2, 0).sum() / mask.sum()
     )(w)
@@ -39,7 +45,14 @@ def test_parts_give_the_gradient_and_metrics_of_the_whole(microbatches):
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_rows_come_back_in_their_order_from_parts(parts):
     rows = {"x": jnp.arange(24.0).reshape(8, 3), "y": jnp.arange(8)}
-    got = in_parts(lambda b: (b["x"].sum(-1), b["y"], None), rows, parts=parts)
-    np.testing.assert_array_equal(got[0], rows["x"].sum(-1))
+    seen = set()
+
+    def function(batch):
+        seen.add(len(batch["x"]))
+        return batch["x"], batch["y"], None
+
+    got = in_parts(function, rows, parts=parts)
+    assert seen == {8 // parts}
+    np.testing.assert_array_equal(got[0], rows["x"])
     np.testing.assert_array_equal(got[1], rows["y"])
     assert got[2] is None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.cleaning import comparison_report
+from rlhf_jax.data.cleaning.annotator_quality import Annotators, Share
 from rlhf_jax.data.cleaning.length_balance import length_balance
 
 
@@ -33,6 +34,58 @@ def test_buckets_say_how_many_there_were_on_either_side_and_are_kept():
             "kept of each": 0,
         },
     ]
+
+
+def test_annotators_who_are_out_come_first_each_with_their_own_shares():
+    def share(count):
+        return Share(*np.array([[0, count], [0, 9], [0.0, 0.25], [1.0, 0.75]]))
+
+    found = comparison_report.annotator_rows(
+        Annotators(
+            names=["ann", "bob"],
+            votes=np.array([5, 7]),
+            known_right=share(1),
+            contradicted=share(2),
+            first_chosen=share(3),
+            longer_chosen=share(4),
+            kappa=np.array([np.nan, 0.5]),
+            careless=np.array([False, True]),
+        )
+    )
+    assert [row["annotator"] for row in found] == ["bob", "ann"]
+    shares = ("known answers right", "repeats contradicted")
+    shares += ("first shown chosen", "longer chosen")
+    for i, name in enumerate(shares):
+        expected = {"count": i + 1, "of": 9, "low": 0.25, "high": 0.75}
+        assert [row[name] for row in found] == [expected, None], name
+    assert [row["votes"] for row in found] == [7, 5]
+    assert [row["kappa"] for row in found] == [0.5, None]
+    assert [row["out"] for row in found] == [True, False]
+    line = comparison_report.markdown("People", found).splitlines()[4]
+    assert "11% [25, 75] of 9" in line
+
+
+def test_the_report_says_how_often_the_longer_is_better(tmp_path):
+    difference, kept = np.array([3, 2, -1, 0]), np.array([True, False, True, False])
+    kappa = {"of all": 0.25, "of the clean": 0.5}
+    comparison_report.write(tmp_path, {"写": [{"a": 1}]}, kappa, difference, kept)
+    text = (tmp_path / "report.md").read_text()
+    for part in (
+        "Of 4 cleaned pairs, 1 are equal in length; of the others, the longer is "
+        "better in 66.7%.",
+        "Of 2 balanced pairs, 0 are equal in length; of the others, the longer is "
+        "better in 50.0%.",
+        "majority: 0.25 of all, 0.50 of the clean.",
+    ):
+        assert part in text
+    assert "写" in (tmp_path / "report.json").read_text()
+
+
+def test_a_table_that_just_fits_the_terminal_is_whole(capsys):
+    rows = [{"step": f"row {i}"} for i in range(comparison_report.SHOWN)]
+    comparison_report.print_rows("Steps", rows)
+    printed = capsys.readouterr().out
+    assert "row 19" in printed and "more rows" not in printed
 
 
 def test_equal_lengths_are_no_sign_of_bias():

@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import py3langid
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from rlhf_jax.data.cleaning.prompt_filters import (
     by_intent,
     by_quality,
     by_rule,
+    language_share,
     near_duplicates,
 )
 from rlhf_jax.data.records import Prompt
@@ -59,12 +61,53 @@ def test_a_similarity_of_one_seeks_no_near_duplicates():
         ("Quelle est la plus haute montagne du monde ?", True),
         ("今日はとても寒いですね。晩ご飯に何を食べますか", True),
         ("Какая гора самая высокая в мире?", True),
+        ("一一一一一一一一", False),  # the first of the Chinese characters
+        ("鿿鿿鿿鿿鿿鿿鿿鿿", False),  # the last
+        ("가가가가가가가가", True),
+        ("ゟゟゟゟゟゟゟゟ", True),
     ],
 )
 def test_a_language_is_wrong_only_beyond_doubt(text, wrong):
     rules = dataclasses.replace(RULES, min_characters=1, languages=("zh", "en"))
     assert by_rule(ask(text), rules) == ["wrong language" if wrong else ""]
     assert by_rule(ask(text), RULES) in ([""], ["too short"])
+
+
+def test_a_text_of_few_bytes_is_in_any_language():
+    rules = dataclasses.replace(RULES, min_characters=1, languages=("zh", "en"))
+    assert by_rule(ask("가" * 7, "나" * 8), rules) == ["", "wrong language"]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("写" * 8 + "かか", "zh"),  # a quarter as many kana as Chinese characters
+        ("写" * 7 + "かか", "ja"),  # more than that
+        ("写" * 8 + "かか" + "a" * 39, "zh"),  # more than a fifth of the letters
+        ("写かかか", "ja"),
+        ("写가가가", "ko"),
+        ("가가かか", "ko"),
+        ("かかか가", "ja"),
+    ],
+)
+def test_the_script_tells_chinese_japanese_and_korean(text, language):
+    found = [x for x in ("zh", "ja", "ko") if language_share(text, [x]) == 1.0]
+    assert found == [language]
+
+
+def test_the_share_of_a_language_is_a_probability():
+    text = "Schreibe ein Gedicht über den Herbst im Wald"
+    both = language_share(text, ["de", "en"])
+    assert 0.9 < language_share(text, ["de"]) <= both <= 1.0
+    assert language_share(text, ["en"]) < 0.1
+    every = [language for language, _ in py3langid.rank(text)]
+    assert language_share(text, every) == pytest.approx(1.0)
+
+
+def test_a_text_as_long_as_its_limits_stays():
+    rules = dataclasses.replace(RULES, min_characters=3, max_characters=5)
+    found = by_rule(ask("ab", "abc", "abcde", "abcdef"), rules)
+    assert found == ["too short", "", "", "too long"]
 
 
 def test_the_same_question_after_another_history_is_another_prompt():
@@ -89,6 +132,12 @@ def test_nothing_below_the_limit_is_dropped_and_the_first_stays(texts, limit):
         assert max(jaccard(texts[i], texts[j]) for j in kept) > limit
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, False), (0.49, True)])
+def test_only_what_is_more_alike_than_the_limit_is_a_near_duplicate(limit, expected):
+    texts = ["abcdefgh", "abcdef"]  # two of four pieces of five characters
+    assert near_duplicates(texts, limit).tolist() == [False, expected]
+
+
 def test_nearly_all_near_duplicates_are_found():
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefgh"), 6)) for _ in range(3000)]
@@ -110,7 +159,7 @@ def test_what_is_only_somewhat_alike_stays():
 
 
 def test_quality_names_the_lowest_criterion():
-    scores = np.array([[0.9, 0.5, 0.6], [0.1, 0.0, 0.9], [0.3, 0.9, 0.9], [np.nan] * 3])
+    scores = np.array([[0.9, 0.4, 0.6], [0.1, 0.0, 0.9], [0.3, 0.9, 0.9], [np.nan] * 3])
     assert by_quality(scores, 0.4) == [
         "",
         "low semantics",
