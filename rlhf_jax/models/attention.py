@@ -1,4 +1,4 @@
-"""Grouped-query attention (arXiv 2305.13245) and who may see whom.
+"""Grouped-query attention (arXiv 2305.13245) and its masks.
 
 Letters: B batch, T query tokens, S key slots, N query heads, K key-value heads, H head
 dim. Query head n reads key-value head n // (N / K): neighbours share.
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 # Finite, so that the row of a padded query is uniform and not NaN.
 MASKED = -1e30
-# Of the queries that read their keys together.
+# Blocks of `block_attend`: the fewest queries in one, and the most blocks in a row.
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
 
 
@@ -23,14 +23,15 @@ def visible(
     segments: Int[Array, "B S"] | None = None,
     context: Int[Array, " B"] | None = None,
 ) -> Bool[Array, "B T S"]:
-    """Which slots each query sees: real, and not later than itself.
+    """Return the slots that each query sees: real ones, not later than the query.
 
     Args:
-        mask: which slots hold a real token.
-        query_slots: the slot in which each query stands.
-        segments: with them (and then T = S), a token sees the prompt (segment 0) and
-            its own segment.
-        context: real tokens at the start of the row that all see, of ChatGLM-6B.
+        mask: True at slots that hold a real token.
+        query_slots: the slot of each query.
+        segments: the segment of each slot, or None. A token sees the prompt (segment 0)
+            and its own segment; T = S is required.
+        context: the number of real tokens at the start of the row that every query
+            sees, for ChatGLM-6B.
     """
     slots = jnp.arange(mask.shape[1])
     seen = (slots[None, :] <= query_slots[:, None])[None]
@@ -49,7 +50,7 @@ def visible(
 def causal(
     length: int, segments: Int[np.ndarray, " T"] | None = None
 ) -> Bool[np.ndarray, "T T"]:
-    """What `visible` can be, for rows without padding that have the same segments."""
+    """Return `visible` of rows without padding that share the same segments."""
     seen = np.tril(np.ones((length, length), bool))
     if segments is not None:
         key, query = segments[None, :], segments[:, None]
@@ -65,7 +66,7 @@ def cudnn_attend(
     *,
     implementation: str = "cudnn",
 ) -> Float[Array, "B T N H"]:
-    """`attend` by the kernel that jax calls on GPUs: no scores in memory."""
+    """Compute `attend` by jax's cuDNN kernel for GPUs, without scores in memory."""
     return jax.nn.dot_product_attention(
         queries,
         keys.transpose(0, 3, 1, 2),
@@ -81,12 +82,12 @@ def attend(
     values: Float[Array, "B K S H"],
     seen: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k / sqrt(H)) v, softmax in float32, keys not repeated.
+    """Compute softmax(q k / sqrt(H)) v, softmax in float32, keys not repeated.
 
-    The query heads of a group are rows of one matrix product, and keys and values come
-    in the order in which the products read them. On a CPU this takes 0.7 of the time of
-    `jax.nn.dot_product_attention` in training and 0.3 of it in decoding, where the
-    order of the cache decides.
+    The query heads of a group are rows of one matrix product, and keys and values are
+    stored in the order in which the products read them. On a CPU this takes 0.7 of the
+    time of `jax.nn.dot_product_attention` in training and 0.3 of its time in decoding,
+    where the memory layout of the cache dominates.
     """
     batch, time, heads, head_dim = queries.shape
     kv_heads = keys.shape[1]
@@ -115,11 +116,11 @@ def block_attend(
     *,
     possible: Bool[np.ndarray, "T S"],
 ) -> Float[Array, "B T N H"]:
-    """`attend`, where a block of queries reads only the keys that it may see.
+    """Compute `attend` in blocks of queries that read only the keys they may see.
 
     Args:
-        possible: what is known of `seen` when the program is compiled, for all rows:
-            False where it is False in each.
+        possible: an upper bound of `seen` that is static at compile time: False where
+            `seen` is False in every row.
     """
     length = queries.shape[1]
     size = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))

@@ -1,10 +1,10 @@
 """The ChatGLM family: ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4 and GLM-4-0414.
 
-One implementation; what the generations do differently is a field of the config.
+One implementation serves all; each difference between generations is a config field.
 
 Sources: the code published with THUDM/chatglm-6b, chatglm2-6b, chatglm3-6b and
-glm-4-9b, and transformers' `glm` and `glm4`. A model is a pytree: `jax.jit`, `jax.grad`
-and `jax.lax.scan` take it as it is. Blocks are stacked: every parameter of a block has
+glm-4-9b, and transformers' `glm` and `glm4`. A model is a pytree that `jax.jit`,
+`jax.grad` and `jax.lax.scan` accept. Blocks are stacked: every parameter of a block has
 a leading axis of layers.
 
 Letters: B batch, T tokens, V vocabulary, D width.
@@ -37,7 +37,7 @@ from rlhf_jax.parallel.layers import apply_layers, take
 from rlhf_jax.parallel.sharding import constrain
 from rlhf_jax.parallel.vocabulary import lookup
 
-# What the backward pass computes again.
+# Rematerialisation by `ChatGLMConfig.remat`: what the backward pass recomputes.
 REMAT = {
     "none": lambda apply: apply,
     "dots": functools.partial(
@@ -57,14 +57,15 @@ class ChatGLM(nnx.Module):
         table = normal(rngs.params(), table, 0.02, config.param_dtype)
         self.embedding = nnx.Param(table)  # [V, D]
         keys = jax.random.split(rngs.params(), config.num_layers)
-        # One layer after another: float32 numbers of one are all that there is.
+        # Layers are initialised one after another, so that the float32 numbers of only
+        # one layer lie in memory at a time.
         self.blocks = jax.lax.map(lambda key: Block(config, rngs=nnx.Rngs(key)), keys)
         self.final_norm = Norm(config)
         self.head = None if config.tied else Head(config, rngs=rngs)
 
     @property
     def output_matrix(self) -> Float[Array, "D V"]:
-        """What hidden states are multiplied with to give logits, in `dtype`."""
+        """The matrix that maps hidden states to logits, in `dtype`."""
         tied = self.head is None
         matrix = self.embedding[...].T if tied else self.head.kernel[...]
         return matrix.astype(self.config.dtype)
@@ -76,7 +77,7 @@ class ChatGLM(nnx.Module):
         *,
         segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Logits in float32; see `hidden`."""
+        """Return logits in float32; the arguments are those of `hidden`."""
         hidden = self.hidden(tokens, mask, segments=segments)
         logits = jnp.einsum(
             "btd,dv->btv",
@@ -93,13 +94,15 @@ class ChatGLM(nnx.Module):
         *,
         segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm.
+        """Return the hidden states after the final norm.
 
         Args:
-            mask: True at real tokens, on whichever side the padding is; None: all real.
-            segments: several responses after one prompt in one row, see `positions`;
-                one array for all rows where they are alike. Equal to a forward pass
-                for each response behind the prompt.
+            mask: True at real tokens, with padding on either side; None means that all
+                tokens are real.
+            segments: the segment of each token where a row holds several responses
+                after one prompt, see `positions`; one array [T] where all rows are
+                alike. The result equals a forward pass over the prompt and each
+                response by itself.
         """
         if mask is None:
             mask = jnp.ones(tokens.shape, bool)
@@ -111,19 +114,19 @@ class ChatGLM(nnx.Module):
         if self.config.has_prefix:
             context, mask_place = self._prefix(tokens, mask, places, by_row)
             positions = two_axes(places, context, mask_place)
-        attend, known = self._attention(
+        attend, masks = self._attention(
             mask, jnp.arange(tokens.shape[1]), segments=segments, context=context
         )
 
         def apply(block, x, rows):
-            turn, known = rows
-            return block(x, turn, functools.partial(attend, **known))[0]
+            turn, masks = rows
+            return block(x, turn, functools.partial(attend, **masks))[0]
 
         x = apply_layers(
             self.blocks,
             apply,
             self._embed(tokens),
-            (self._rotation(positions), known),
+            (self._rotation(positions), masks),
             scan=self.config.scan_layers,
             checkpoint=REMAT[self.config.remat],
         )
@@ -132,29 +135,29 @@ class ChatGLM(nnx.Module):
     def decode(
         self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], cache: KVCache
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Read T more tokens: their hidden states, and the cache with them in it.
+        """Read T more tokens; return their hidden states and the extended cache.
 
-        The first call reads the prompt; for ChatGLM-6B it must hold the whole context
-        with its start token.
+        The first call reads the prompt. For ChatGLM-6B this prompt must hold the whole
+        context with its start token.
         """
         places = cache.mask.sum(axis=1, keepdims=True) + count_before(mask)
         context, mask_place = cache.context, cache.mask_place
         positions = places[..., None]
         if self.config.has_prefix:
-            found = self._prefix(tokens, mask, places, None)
+            own = self._prefix(tokens, mask, places, None)
             fresh = cache.index == 0
-            context = jnp.where(fresh, found[0], context)
-            mask_place = jnp.where(fresh, found[1], mask_place)
+            context = jnp.where(fresh, own[0], context)
+            mask_place = jnp.where(fresh, own[1], mask_place)
             positions = two_axes(places, context, mask_place)
         full_mask = jax.lax.dynamic_update_slice_in_dim(
             cache.mask, mask, cache.index, axis=1
         )
-        attend, known = self._attention(
+        attend, masks = self._attention(
             full_mask,
             cache.index + jnp.arange(tokens.shape[1]),
             context=context if self.config.has_prefix else None,
         )
-        attend = functools.partial(attend, **known)
+        attend = functools.partial(attend, **masks)
         turn = self._rotation(positions)
         write = functools.partial(kv_cache.write, slot=cache.index)
 
@@ -171,7 +174,7 @@ class ChatGLM(nnx.Module):
             )
         else:
             layers = list(zip(*stored, strict=True))
-            apply = jax.jit(apply, inline=True)  # traced once, for all
+            apply = jax.jit(apply, inline=True)  # traced once for all layers
             for i, layer in enumerate(layers):
                 x, layers[i] = apply(take(self.blocks, i), x, layer)
             stored = tuple(zip(*layers, strict=True))
@@ -186,7 +189,7 @@ class ChatGLM(nnx.Module):
         return self.final_norm(x), cache
 
     def init_cache(self, batch: int, length: int) -> KVCache:
-        """An empty cache for `length` tokens a row, padding included."""
+        """Return an empty cache for `length` tokens a row, padding included."""
         return kv_cache.empty(
             batch,
             length,
@@ -198,9 +201,8 @@ class ChatGLM(nnx.Module):
         )
 
     def for_decoding(self) -> "ChatGLM":
-        """The same with its matrices in `dtype`, as products read them: what every step
-        of a decode loop would do again. Matrices of integers stay: they are the least
-        to read."""
+        """Return the model with its matrices cast to `dtype`, a cast that every step of
+        a decode loop would otherwise repeat. Integer matrices stay as they are."""
         dtype = self.config.dtype
 
         def cast(path, x):
@@ -215,12 +217,13 @@ class ChatGLM(nnx.Module):
         return constrain(x, "rows", "length", "width")
 
     def _attention(self, mask, query_slots, *, segments=None, context=None):
-        """How layers attend, as `attention.visible` says: a function, and what it is
-        told of every row. Splash needs the mask when it is compiled, but for padding;
-        where that is not known, attention is XLA's."""
-        known = context is None and (segments is None or segments.ndim == 1)
+        """Return the attention function of the layers, with the mask of
+        `attention.visible`, and its keyword arguments with a row axis. Splash needs its
+        mask, apart from padding, at compile time; where this mask is not static, XLA's
+        attention is used."""
+        is_static = context is None and (segments is None or segments.ndim == 1)
         square = len(query_slots) == mask.shape[1]
-        if self.config.attention == "splash" and known and square:
+        if self.config.attention == "splash" and is_static and square:
             return functools.partial(splash_attend, segments=segments), {"mask": mask}
         rows = segments
         if segments is not None:
@@ -229,7 +232,7 @@ class ChatGLM(nnx.Module):
         if self.config.attention == "cudnn":
             return cudnn_attend, {"seen": seen}
         if context is None and square:
-            possible = causal(mask.shape[1], segments if known else None)
+            possible = causal(mask.shape[1], segments if is_static else None)
             return functools.partial(block_attend, possible=possible), {"seen": seen}
         return attend, {"seen": seen}
 

@@ -1,4 +1,4 @@
-"""What the ChatGLM generations do differently, as fields of one config."""
+"""The config of a ChatGLM: the differences between the generations are its fields."""
 
 import dataclasses
 
@@ -9,13 +9,13 @@ SIZES = (
     *("ffn_width", "context_length"),
 )
 FLAGS = ("qkv_bias", "linear_bias", "tied", "scan_layers", "quantised")
-LARGEST = 1e38  # of what float32 can hold
+LARGEST = 1e38  # upper bound of NUMBERS: float32 can hold it
 NUMBERS = ("residual_scale", "norm_eps", "rotary_base", "position_divisor")
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatGLMConfig:
-    """A model of the family. Defaults are those that ChatGLM2 and later share."""
+    """Sizes and variants of a model; defaults are common to ChatGLM2 and later."""
 
     vocab_size: int  # rows of the embedding, unused ones included
     width: int
@@ -26,28 +26,28 @@ class ChatGLMConfig:
     ffn_width: int
     context_length: int
     residual: str = "pre"  # "pre", "sandwich" or "normed"
-    residual_scale: float = 1.0  # s of "normed"
-    norm: str = "rms"  # "rms", or "layer" with a bias
+    residual_scale: float = 1.0  # s of residual "normed", see models/layers.py
+    norm: str = "rms"  # "rms", or "layer", which has a bias
     norm_eps: float = 1e-5
     mlp: str = "swiglu"  # "swiglu" or "gelu"
     qkv_bias: bool = True
-    linear_bias: bool = False  # on the output projection and in the MLP
+    linear_bias: bool = False  # biases on the output projection and in the MLP
     rotary: str = "interleaved"  # or "two_axes", with the prefix mask
-    rotary_fraction: float = 0.5  # of a head's dims, how many turn by each position
+    rotary_fraction: float = 0.5  # share of a head's dims that turn by each position
     rotary_base: float = 10000.0
     position_divisor: float = 1.0
     tied: bool = False  # the head is the embedding, transposed
-    start_token: int | None = None  # ends the context of "two_axes"
-    mask_tokens: tuple[int, ...] = ()  # [gMASK] and [MASK] of "two_axes"
-    dtype: str = "float32"  # of the computation
-    param_dtype: str = "float32"
-    scan_layers: bool = False  # compile one block and scan it; or unroll all
-    remat: str = "none"  # recompute in the backward pass: "none", "dots" or "full"
-    quantised: bool = False  # matrices of the blocks in 8 bits, see `quantise`
-    attention: str = "xla"  # or "splash", on TPUs, or "cudnn", on GPUs in 16 bits
+    start_token: int | None = None  # id that ends the context of rotary "two_axes"
+    mask_tokens: tuple[int, ...] = ()  # ids of [gMASK] and [MASK] of "two_axes"
+    dtype: str = "float32"  # dtype of the computation
+    param_dtype: str = "float32"  # dtype of the stored parameters
+    scan_layers: bool = False  # compile one block and scan it, or unroll all blocks
+    remat: str = "none"  # what the backward pass recomputes: "none", "dots", "full"
+    quantised: bool = False  # matrices of the blocks as int8, see `quantise`
+    attention: str = "xla"  # or "splash" on TPUs, or "cudnn" on GPUs in 16 bits
 
     def __post_init__(self):
-        known = {
+        choices = {
             "residual": ("pre", "sandwich", "normed"),
             "norm": ("rms", "layer"),
             "mlp": ("swiglu", "gelu"),
@@ -55,7 +55,7 @@ class ChatGLMConfig:
             "remat": ("none", "dots", "full"),
             "attention": ("xla", "splash", "cudnn"),
         }
-        for field, values in known.items():
+        for field, values in choices.items():
             if getattr(self, field) not in values:
                 raise ValueError(f"{field}={getattr(self, field)!r}: not in {values}.")
         for field in SIZES:
@@ -88,7 +88,8 @@ class ChatGLMConfig:
                 f"rotary_fraction={fraction} of {self.head_dim=}: {turned} dims cannot "
                 f"be turned in {'two halves of ' if self.has_prefix else ''}pairs."
             )
-        # Names, so that configs compare, hash and print alike however they were made.
+        # Dtypes are stored as names, so that equal configs compare, hash and print
+        # alike, whether they were given names or dtypes.
         for field in ("dtype", "param_dtype"):
             name = jnp.dtype(getattr(self, field)).name
             if not jnp.issubdtype(name, jnp.floating):
@@ -97,10 +98,10 @@ class ChatGLMConfig:
 
     @property
     def rotary_dims(self) -> int:
-        """How many of a head's dims turn by each position."""
+        """The number of a head's dims that turn by each position."""
         return int(self.head_dim * self.rotary_fraction)
 
     @property
     def has_prefix(self) -> bool:
-        """Whether the tokens before the start token are visible to all."""
+        """True if every token sees all tokens before the start token (ChatGLM-6B)."""
         return self.rotary == "two_axes"

@@ -1,4 +1,4 @@
-"""A scalar at every token: reward models and value models."""
+"""Scalar heads: reward models and value models, which score every token."""
 
 import dataclasses
 
@@ -15,8 +15,8 @@ from rlhf_jax.models.layers import normal
 class ScalarHead(nnx.Module):
     """An affine map from hidden states to one number, in float32.
 
-    Initialised as in "Learning to summarize from human feedback" (arXiv 2009.01325):
-    normal with variance 1 / (D + 1).
+    The initialisation is that of "Learning to summarize from human feedback" (arXiv
+    2009.01325): normal with variance 1 / (D + 1).
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, param_dtype="float32"):
@@ -26,22 +26,23 @@ class ScalarHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(1, param_dtype))
 
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-        # Scores are compared with each other: bfloat16 would round them to 1 in 256.
+        # Scores are compared with each other, and bfloat16 would round scores to 1 in
+        # 256.
         hidden = hidden.astype(jnp.float32)
         kernel = self.kernel[...].astype(jnp.float32)
         return (hidden @ kernel)[..., 0] + self.bias[0].astype(jnp.float32)
 
 
 class Offset(nnx.Variable):
-    """A number that is measured, not trained."""
+    """A variable that is measured, not trained."""
 
 
 class ScoreModel(nnx.Module):
     """A reward or value model: score = head(hidden) - offset at every token.
 
-    The backbone comes without its output matrix, which no score needs. `offset` is set
-    after training, so that scores have mean 0 on some reference responses; no gradient
-    reaches it.
+    The backbone has no output matrix, since no score needs one. `offset` is set after
+    training, so that scores have mean 0 on reference responses; the offset gets no
+    gradient.
     """
 
     def __init__(self, backbone: ChatGLM, *, rngs: nnx.Rngs):
@@ -66,7 +67,7 @@ class ScoreModel(nnx.Module):
 
 
 def without_head(model: ChatGLM) -> ChatGLM:
-    """The same model, its output matrix replaced by the embedding."""
+    """Return the model with its output matrix replaced by the embedding."""
     if model.head is None:
         return model
     config = dataclasses.replace(model.config, tied=True)
@@ -78,7 +79,7 @@ def without_head(model: ChatGLM) -> ChatGLM:
 def last_real_token(
     values: Shaped[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Shaped[Array, " B"]:
-    """The value at each row's last real token, wherever the padding is."""
+    """Return the value at each row's last real token, with padding on either side."""
     slots = jnp.arange(mask.shape[1])[None]
     last = jnp.where(mask, slots, 0).max(axis=1, keepdims=True)
     return jnp.take_along_axis(values, last, axis=1)[:, 0]

@@ -1,9 +1,9 @@
-"""Published checkpoints in and out: folders with config.json and safetensors.
+"""Reading and writing of published checkpoints: config.json and safetensors.
 
     model = huggingface.load("chatglm3-6b", dtype="bfloat16", param_dtype="bfloat16")
     huggingface.save(model, "chatglm3-6b-ppo")
 
-Nothing of a checkpoint is run or unpickled.
+No code of a checkpoint is run, and nothing is unpickled.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from rlhf_jax.models.huggingface_tensors import (
 from rlhf_jax.models.inputs import check_finite
 from rlhf_jax.parallel.sharding import parameter_sharding
 
-SHARD_BYTES = 5 * 10**9
+SHARD_BYTES = 5 * 10**9  # largest size of a written file, unless one tensor is larger
 _SCORE_HEADS = ("score.weight", "classifier_head.weight")
 
 
@@ -57,14 +57,14 @@ def load(
     progress: Callable[[Iterable], Iterable] = iter,
     **overrides,
 ) -> ChatGLM | ScoreModel:
-    """The model of a folder; a `ScoreModel` where it holds a scalar head.
+    """Load the model of a folder, a `ScoreModel` where the folder has a scalar head.
 
     Args:
-        dtype, param_dtype: of the computation and of the parameters.
-        mesh: where to put the parameters, by the table of `parallel.sharding`; None:
-            the default device.
-        progress: wraps the iteration over parameters, for a progress bar.
-        overrides: fields of the config that the folder does not say, such as remat.
+        dtype, param_dtype: the dtypes of the computation and of the parameters.
+        mesh: the devices to shard the parameters over, by the table of
+            `parallel.sharding`; None puts all on the default device.
+        progress: a wrapper of the iteration over parameters, for a progress bar.
+        overrides: fields of the config that the folder does not set, such as remat.
 
     Raises:
         ValueError: an unsupported model, or tensors that are missing, unknown, of
@@ -90,7 +90,7 @@ def load(
             def read(box, parts=table[name]):
                 return read_box(parts, box, tensors)
 
-        else:  # the bias and the offset of a head that was saved without
+        else:  # the bias and the offset of a head that was saved without them
             value = plan.offset if name == ".offset" else 0.0
 
             def read(box, value=value):
@@ -105,8 +105,8 @@ def load(
 
 
 def kind_and_config(path: str | os.PathLike) -> tuple[str, ChatGLMConfig]:
-    """ "ChatGLM" or "ScoreModel", and the config, of a folder that `load` can read; no
-    weights are. Raises as `load`."""
+    """Return "ChatGLM" or "ScoreModel", and the config, of a folder that `load` can
+    read. No weights are read. Raises the errors of `load`."""
     plan = _plan(Path(path), dtype="float32", param_dtype="float32")
     return ("ScoreModel" if plan.score else "ChatGLM"), plan.config
 
@@ -119,12 +119,12 @@ def save(
     fields: dict | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> None:
-    """Write a folder that `load` reads, and transformers where the naming is "native".
+    """Write a folder that `load` reads; transformers reads it if naming is "native".
 
     Args:
-        naming: "v1", "remote" or "native" (see `huggingface_names`); None takes native
-            names where they exist. ChatGLM2 and 3 have them: they are `glm` models.
-        fields: what else config.json shall say, such as `eos_token_id`.
+        naming: "v1", "remote" or "native" (see `huggingface_names`); None means native
+            names where they exist. ChatGLM2 and 3 have native names, as `glm` models.
+        fields: further fields of config.json, such as `eos_token_id`.
     """
     is_score = isinstance(model, ScoreModel)
     config = model.backbone.config if is_score else model.config
@@ -145,11 +145,11 @@ def save(
             kind = described["architectures"][0].replace("CausalLM", "")
             described["architectures"] = [kind + "SequenceClassification"]
             described["id2label"], described["label2id"] = {"0": "score"}, {"score": 0}
-            # transformers' head has no bias. It moves all scores alike.
+            # transformers' head has no bias, which would shift all scores alike.
             described["score_offset"] = float(shift[0])
     else:
         table = pieces(config, naming)
-        if config.tied and naming == "v1":  # published with both
+        if config.tied and naming == "v1":  # published files hold both matrices
             untied = pieces(dataclasses.replace(config, tied=False), naming)
             table[".head.kernel"] = untied[".head.kernel"]
             leaves[".head.kernel"] = leaves[".embedding"].T
@@ -158,8 +158,8 @@ def save(
     store = np.dtype(jnp.dtype(config.param_dtype))
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    # The model that was there is gone from here on; config.json, last, says that this
-    # one is whole.
+    # A model that the folder held before is deleted first; config.json is written last,
+    # and marks the new model as complete.
     for name in ("config.json", INDEX, SINGLE, "model-*-of-*.safetensors"):
         for old in folder.glob(name):
             old.unlink()
@@ -181,16 +181,16 @@ def save(
             tensors[name] = np.empty(shapes[name], store)
             for leaf_name, piece, layer in sources[name]:
                 leaf = leaves[leaf_name]
-                if layer is not None:  # one program for all layers, not one for each
+                if layer is not None:  # a dynamic index: one program for all layers
                     leaf = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
                 write_piece(piece, np.asarray(leaf), tensors[name])
         save_file(tensors, folder / file, metadata={"format": "pt"})
-    next(names, None)  # so that a progress bar comes to its end
+    next(names, None)  # exhausts the iterator, so that a progress bar reaches its end
     write_json(folder / "config.json", described | (fields or {}))
 
 
 class _Plan(NamedTuple):
-    """What a folder holds, and where: `score` is whether it is a `ScoreModel`."""
+    """The contents of a folder and their places; `score` is True for a `ScoreModel`."""
 
     config: ChatGLMConfig
     tensors: dict[str, Tensor]
@@ -235,15 +235,15 @@ def _check_tensors(tensors, shapes, folder):
     problems += [f"unknown: {name}" for name in tensors.keys() - shapes]
     for name in shapes.keys() & tensors.keys():
         if tensors[name].shape != shapes[name]:
-            found = tensors[name].shape
-            problems.append(f"misshapen: {name} {found} instead of {shapes[name]}")
+            shape = tensors[name].shape
+            problems.append(f"misshapen: {name} {shape} instead of {shapes[name]}")
     if problems:
         lines = "\n  ".join(sorted(problems))
         raise ValueError(f"{folder} does not fit its config.json:\n  {lines}")
 
 
 def _drop_equal_head(config, naming, tensors) -> bool:
-    """Whether the head is the embedding; where it is stored again, forget it."""
+    """Return True if the head equals the embedding, and drop the head's tensor then."""
     untied = pieces(dataclasses.replace(config, tied=False), naming)
     head = untied[".head.kernel"][0].tensor
     embedding = untied[".embedding"][0].tensor
@@ -262,7 +262,7 @@ def _drop_equal_head(config, naming, tensors) -> bool:
 
 
 def _sources(table, num_layers):
-    """For every tensor, what it is made of: (path, piece, layer)."""
+    """Return for every tensor the parts that make it up: (path, piece, layer)."""
     sources: dict[str, list] = {}
     for name, parts in table.items():
         for piece in parts:

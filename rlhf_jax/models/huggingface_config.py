@@ -1,8 +1,8 @@
-"""config.json of the published checkpoints, read and written.
+"""Reading and writing of the config.json of published checkpoints.
 
-`model_type` "chatglm" with `inner_hidden_size` is ChatGLM-6B (v1), without it the
-remote code of ChatGLM2, ChatGLM3 and GLM-4; "glm" is that architecture in transformers,
-"glm4" is GLM-4-0414.
+`model_type` "chatglm" is ChatGLM-6B (v1) if `inner_hidden_size` is present, otherwise
+the remote code of ChatGLM2, ChatGLM3 and GLM-4; "glm" is the latter architecture in
+transformers; "glm4" is GLM-4-0414.
 """
 
 import dataclasses
@@ -11,7 +11,8 @@ from typing import Any
 
 from rlhf_jax.models.config import ChatGLMConfig
 
-# Settings that all published text models share: the value, and what it means if absent.
+# Settings that all published text models share, with the value that an absent key
+# means.
 _REMOTE_FIXED = {
     "add_bias_linear": False,
     "apply_residual_connection_post_layernorm": False,
@@ -20,7 +21,7 @@ _REMOTE_FIXED = {
     "rmsnorm": True,
     "original_rope": True,
 }
-# Of transformers alone: the code published with these models reads none of them.
+# Keys that only transformers reads; the code published with these models ignores them.
 _NO_ROPE = {
     "rope_parameters": None,
     "rope_scaling": None,
@@ -31,7 +32,7 @@ _NO_ROPE = {
 
 
 def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, str]:
-    """Our config and the naming of the tensors (see `huggingface_names`).
+    """Return our config and the naming of the tensors (see `huggingface_names`).
 
     Raises:
         ValueError: an unknown model type, a missing key or an unsupported setting.
@@ -53,13 +54,13 @@ def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, 
 
 
 def write(config: ChatGLMConfig, naming: str) -> dict[str, Any]:
-    """What config.json says of a model, in the spelling that all versions of
-    transformers read."""
+    """Return the fields of config.json, spelled so that all versions of transformers
+    read them."""
     return _WRITERS[naming](config) | {"torch_dtype": config.param_dtype}
 
 
 def namings(config: ChatGLMConfig) -> tuple[str, ...]:
-    """The namings that can hold a model, the preferred one first."""
+    """Return the namings that can hold a model, the preferred one first."""
     if config.rotary == "two_axes":
         return ("v1",)
     if config.residual == "sandwich" or config.rotary_fraction != 0.5:
@@ -71,32 +72,32 @@ def namings(config: ChatGLMConfig) -> tuple[str, ...]:
 
 def _require(fields, expected):
     for key, value in expected.items():
-        found = fields.get(key, value)
-        if found != value:
-            raise ValueError(f"{key}={found!r} is not supported.")
+        given = fields.get(key, value)
+        if given != value:
+            raise ValueError(f"{key}={given!r} is not supported.")
 
 
 def _rope(fields):
-    """The settings of rotary positions, which stand in the file itself or, newer, in
-    rope_parameters, or, older, in rope_scaling.
+    """Return the settings of rotary positions, which are top-level fields or, in newer
+    files, fields of rope_parameters or, in older files, of rope_scaling.
 
     Raises:
-        ValueError: one that is not computed here, or two that contradict each other.
+        ValueError: a setting is not supported, or two contradict each other.
     """
-    found = {}
+    rope = {}
     for place in (None, "rope_parameters", "rope_scaling"):
         settings = fields if place is None else fields.get(place) or {}
         for key, value in settings.items():
             if value is None:
                 continue
             if key in ("rope_theta", "partial_rotary_factor"):
-                if found.setdefault(key, value) != value:
-                    raise ValueError(f"{key} is both {found[key]!r} and {value!r}.")
+                if rope.setdefault(key, value) != value:
+                    raise ValueError(f"{key} is both {rope[key]!r} and {value!r}.")
             elif place and (key not in ("type", "rope_type") or value != "default"):
                 raise ValueError(f"{place}: {key}={value!r} is not supported.")
             elif key == "rope_type" and value != "default":
                 raise ValueError(f"{key}={value!r} is not supported.")
-    return found
+    return rope
 
 
 def _read_v1(c):
@@ -119,7 +120,7 @@ def _read_v1(c):
         ffn_width=c["inner_hidden_size"],
         context_length=c["max_sequence_length"],
         residual="normed",
-        # The published block never learns the number of layers: 28 whatever it is.
+        # The published block uses 28 whatever the number of layers is.
         residual_scale=math.sqrt(2 * 28),
         norm="layer",
         norm_eps=c["layernorm_epsilon"],
@@ -136,7 +137,7 @@ def _read_remote(c):
     _require(c, _REMOTE_FIXED | _NO_ROPE | {"quantization_bit": 0})
     heads = c["num_attention_heads"]
     ratio = float(c.get("rope_ratio", 1))
-    # Nothing but its name tells that this one divides positions instead.
+    # The name alone identifies ChatGLM2-6B-32k, which divides positions by the ratio.
     divides = "chatglm2-6b-32k" in c.get("_name_or_path", "").lower()
     return ChatGLMConfig(
         vocab_size=c["padded_vocab_size"],
@@ -159,7 +160,7 @@ def _read_remote(c):
 
 def _read_native(c):
     _require(c, {"hidden_act": "silu", "quantization_config": None})
-    rope = _rope(c)  # defaults are those of transformers
+    rope = _rope(c)  # the defaults below are those of transformers
     head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
     return ChatGLMConfig(
         vocab_size=c["vocab_size"],
@@ -182,7 +183,7 @@ def _read_native(c):
 def _write_v1(c):
     shape = (c.num_heads * c.head_dim, c.num_kv_heads, c.residual_scale)
     if shape != (c.width, c.num_heads, math.sqrt(2 * 28)):
-        raise ValueError("config.json of ChatGLM-6B has no words for this shape.")
+        raise ValueError("config.json of ChatGLM-6B cannot express this shape.")
     gmask, mask = c.mask_tokens
     return {
         "architectures": ["ChatGLMModel"],
@@ -247,7 +248,8 @@ def _write_native(c):
         "partial_rotary_factor": c.rotary_fraction,
         "rope_theta": c.rotary_base,
         "tie_word_embeddings": c.tied,
-        # transformers would fill in GLM-4's, which a smaller vocabulary lacks.
+        # Without this key transformers uses GLM-4's id, which a smaller vocabulary
+        # lacks.
         "pad_token_id": None,
     }
 

@@ -1,7 +1,7 @@
-"""Where each of our parameters lies in the tensors of a published checkpoint.
+"""Names: where each of our parameters lies in the tensors of a published checkpoint.
 
 Published matrices are [out, in]; ours have one axis for each letter below. A `Piece`
-says which part of a parameter is which part of a tensor, and serves both ways.
+maps a part of a parameter to a part of a tensor, for reading and for writing.
 
 Letters: v vocabulary, d width, f FFN width, n query heads, k key-value heads, h head
 dim, c the parts of a joint matrix (keys and values; gate and up; v1's q, k and v).
@@ -12,7 +12,8 @@ import re
 
 from rlhf_jax.models.config import ChatGLMConfig
 
-# Kept in published files for the code that made them; nothing else is ignored.
+# Buffers in published files that only the published code reads; no other tensor may be
+# ignored.
 IGNORED = re.compile(
     r"(transformer|model)\.((layers\.\d+\.)?(self_attn|attention)\.)?"
     r"rotary(_pos)?_emb\.(original_)?inv_freq"
@@ -28,8 +29,9 @@ class Piece:
         tensor: the tensor's name, "{i}" standing for the layer.
         rows, columns: the letters and sizes that the tensor's two axes fall into.
         start: the tensor's row at which `rows` begin.
-        shift: for a letter of both, what to add to our index to get the tensor's.
-        picked: for a letter of the tensor alone, the index that belongs to us.
+        shift: for a letter of both, the number to add to our index to get the
+            tensor's index.
+        picked: for a letter of the tensor alone, the index that belongs to ours.
         part: for a letter of ours alone, the index that this tensor holds.
     """
 
@@ -44,7 +46,7 @@ class Piece:
 
 
 def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
-    """Every parameter's path with the pieces it is made of.
+    """Return every parameter's path with the pieces that make the parameter up.
 
     Args:
         naming: "v1", "remote" (ChatGLM2, ChatGLM3, GLM-4) or "native" (transformers'
@@ -85,7 +87,7 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
         add_norm(".blocks.post_attention_norm", stem + "post_self_attn_layernorm")
         add_norm(".blocks.post_mlp_norm", stem + "post_mlp_layernorm")
 
-    # Queries, keys and values: weights and biases alike but for the columns.
+    # Queries, keys and values: a bias has the rows of its weight and no columns.
     stem_qkv = stem + {"v1": "attention.query_key_value"}.get(
         naming, "self_attention.query_key_value"
     )
@@ -94,11 +96,11 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
         kinds.append(("bias", "bias", ""))
     for ours, theirs, d in kinds:
         q, kv = f".blocks.attention.query.{ours}", f".blocks.attention.key_value.{ours}"
-        if naming == "v1":  # for each head q, k and v
+        if naming == "v1":  # rows hold q, k and v of one head after another
             name, rows = f"{stem_qkv}.{theirs}", "n3h"
             add(q, d + "nh", name, rows, d, picked=(("c", 0),))
             add(kv, d + "ckh", name, "k3h", d, shift=(("c", 1),))
-        elif naming == "remote":  # all queries, all keys, all values
+        elif naming == "remote":  # rows hold all queries, then all keys, all values
             name = f"{stem_qkv}.{theirs}"
             after = config.num_heads * config.head_dim
             add(q, d + "nh", name, "nh", d)
@@ -125,10 +127,10 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
 
 
 def score_pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
-    """The same for a `ScoreModel`, whose backbone has no head.
+    """Return the same table for a `ScoreModel`, whose backbone has no head.
 
-    Remote code calls its scalar head `classifier_head` and gives it a bias,
-    transformers calls it `score` and does not.
+    The scalar head is `classifier_head`, with a bias, in remote code, and `score`,
+    without a bias, in transformers.
     """
     table = pieces(dataclasses.replace(config, tied=True), naming)
     table = {".backbone" + path: parts for path, parts in table.items()}
@@ -143,7 +145,7 @@ def score_pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
 def tensor_shapes(
     table: dict[str, list[Piece]], num_layers: int
 ) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor of a checkpoint."""
+    """Return the name and shape of every tensor of a checkpoint."""
     shapes: dict[str, tuple[int, ...]] = {}
     for parts in table.values():
         for piece in parts:
@@ -151,7 +153,7 @@ def tensor_shapes(
             shape = (rows, _product(piece.columns)) if piece.columns else (rows,)
             for i in range(num_layers if "{i}" in piece.tensor else 1):
                 name = piece.tensor.replace("{i}", str(i))
-                # Joint matrices are as tall as the last of their pieces.
+                # A joint matrix ends where the last of its pieces ends.
                 shapes[name] = max(shape, shapes.get(name, shape))
     return shapes
 
@@ -167,7 +169,7 @@ def _sizes(config: ChatGLMConfig):
     }
 
     def size(letters: str) -> tuple[tuple[str, int], ...]:
-        """Letters with their sizes; a digit is an axis c of that size."""
+        """Return letters with their sizes; a digit is an axis c of that size."""
         return tuple(("c", int(x)) if x.isdigit() else (x, sizes[x]) for x in letters)
 
     return size

@@ -1,7 +1,7 @@
-"""Numbers between safetensors files and devices.
+"""Transfer of tensors between safetensors files and devices.
 
-Weights go from the file to the device in pieces of at most `CHUNK_BYTES`, each device's
-slice by itself, so that a model never lies in the host's memory.
+Weights go from the file to the device in chunks of at most `CHUNK_BYTES`, one device's
+slice after another, so that a whole model never lies in the host's memory.
 """
 
 import json
@@ -27,7 +27,7 @@ _DTYPES = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
 }
-# A box of an array: (first, behind the last) for each axis.
+# A box of an array: a half-open range (start, stop) for each axis.
 Box = tuple[tuple[int, int], ...]
 
 
@@ -47,12 +47,12 @@ class Tensor:
 
 
 def list_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder but those nobody needs: those of model.safetensors, else
-    of the files of its index, else of all *.safetensors.
+    """Return every tensor of a folder except the `IGNORED` ones: the tensors of
+    model.safetensors, else of the files in its index, else of all *.safetensors.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is broken, or of a kind that is not read here.
+        ValueError: a file is broken, or of an unsupported kind.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json.")
@@ -104,17 +104,17 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _read_header(file: Path) -> tuple[dict[str, dict], int]:
-    """What a safetensors file says of its tensors, and where their bytes begin.
+    """Return the header of a safetensors file, and the offset at which data begins.
 
     Raises:
-        ValueError: no such file, or one that was cut off or changed.
+        ValueError: the file is not a safetensors file, or was cut off or changed.
     """
     try:
         with safe_open(file, framework="numpy"):
             pass  # the library checks every entry: type, shape and place
     except SafetensorError as error:
         raise ValueError(
-            f"{file} is no safetensors file, or was cut off: get it again ({error})."
+            f"{file} is not a safetensors file, or was cut off: get it again ({error})."
         ) from None
     with file.open("rb") as f:
         size = int.from_bytes(f.read(8), "little")
@@ -131,11 +131,11 @@ def fill(
     *,
     stacked: bool,
 ) -> jax.Array:
-    """An array whose device slices are read one after another, in chunks.
+    """Return an array whose device slices are read one after another, in chunks.
 
     Args:
-        read: gives a box of the array.
-        stacked: its first axis is the layers, each of them another tensor.
+        read: returns a box of the array.
+        stacked: True if the first axis is that of layers, each in a tensor of its own.
     """
     devices_of: dict[tuple, list] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -146,7 +146,7 @@ def fill(
     for box, devices in devices_of.items():
         chunks = list(_split(box, jnp.dtype(dtype).itemsize, stacked))
         if len(chunks) == 1:
-            with np.errstate(over="ignore"):  # `check_finite` tells it by name
+            with np.errstate(over="ignore"):  # `check_finite` reports an overflow
                 host = read(box).astype(dtype)
             arrays += [jax.device_put(host, device) for device in devices]
             continue
@@ -158,7 +158,7 @@ def fill(
                 lo - start for (lo, _), (start, _) in zip(chunk, box, strict=True)
             )
             for i, device in enumerate(devices):
-                # Wait, or copies of the chunks pile up in the queue.
+                # Block, or copies of the chunks pile up in the queue.
                 piece = jax.device_put(host, device)
                 parts[i] = jax.block_until_ready(_put(parts[i], piece, at))
         arrays += parts
@@ -166,7 +166,7 @@ def fill(
 
 
 def read_box(parts: list[Piece], box: Box, tensors: dict[str, Tensor]) -> np.ndarray:
-    """A box of a parameter from the files, in the files' dtype."""
+    """Read a box of a parameter from the files, in the files' dtype."""
     stacked = "{i}" in parts[0].tensor
     layers = range(*box[0]) if stacked else [None]
     letters = dict(zip(parts[0].ours, box[1:] if stacked else box, strict=True))
@@ -183,7 +183,7 @@ def read_box(parts: list[Piece], box: Box, tensors: dict[str, Tensor]) -> np.nda
 
 
 def write_piece(piece: Piece, parameter: np.ndarray, tensor: np.ndarray) -> None:
-    """Put the part of a parameter (of one layer) that a piece names into a tensor."""
+    """Copy the part of a parameter (of one layer) that a piece names into a tensor."""
     sizes = zip(piece.ours, parameter.shape, strict=True)
     letters = {letter: (0, size) for letter, size in sizes}
     target = _in_our_order(piece, letters, tensor)
@@ -191,7 +191,8 @@ def write_piece(piece: Piece, parameter: np.ndarray, tensor: np.ndarray) -> None
 
 
 def _split(box: Box, itemsize: int, stacked: bool) -> Iterator[Box]:
-    """Boxes of at most CHUNK_BYTES that make up `box`: whole layers while they fit."""
+    """Yield boxes of at most CHUNK_BYTES that make up `box`: whole layers if they
+    fit."""
     lengths = [hi - lo for lo, hi in box]
     if np.prod(lengths) * itemsize <= CHUNK_BYTES or max(lengths, default=1) == 1:
         yield box
@@ -209,7 +210,7 @@ def _put(whole, piece, at):
 
 
 def _index_ours(piece: Piece, letters) -> tuple | None:
-    """Where a box's buffer holds the piece; None where the box has nothing of it."""
+    """Return the index of a piece in a box's buffer, None if the box excludes it."""
     part = dict(piece.part)
     if any(not lo <= part.get(x, lo) < hi for x, (lo, hi) in letters.items()):
         return None
@@ -219,7 +220,8 @@ def _index_ours(piece: Piece, letters) -> tuple | None:
 
 
 def _in_our_order(piece: Piece, letters, tensor: np.ndarray) -> np.ndarray:
-    """The view of a tensor that belongs to a box, axes in the parameter's order."""
+    """Return the view of a tensor that belongs to a box, axes in the parameter's
+    order."""
     axes = piece.rows + piece.columns
     rows = int(np.prod([size for _, size in piece.rows]))
     view = tensor[piece.start : piece.start + rows]

@@ -1,4 +1,4 @@
-"""Checks of what a model is made of and given: weights, and batches on the host."""
+"""Checks of a model's weights and of its input batches on the host."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ def check_finite(model, where: str) -> None:
 
     Args:
         model: any pytree of arrays.
-        where: the folder that they come from, for the message.
+        where: the folder of the weights, for the message.
 
     Raises:
-        ValueError: some are not finite.
+        ValueError: some weights are not finite.
     """
     finite = jax.jit(lambda x: jax.tree.map(lambda x: jnp.isfinite(x).all(), x))(model)
     leaves = jax.tree_util.tree_leaves_with_path(fetch(finite))
@@ -55,7 +55,7 @@ def check_inputs(
     empty = np.flatnonzero(lengths == 0)
     if empty.size:
         raise ValueError(
-            f"Rows {empty.tolist()} are empty: no token of theirs is real."
+            f"Rows {empty.tolist()} are empty: the mask is False at all their tokens."
         )
     long = np.flatnonzero(lengths > config.context_length)
     if long.size:
@@ -63,7 +63,7 @@ def check_inputs(
             f"Rows {long.tolist()} have {lengths[long].tolist()} tokens; the model's "
             f"context is {config.context_length}. Truncate them."
         )
-    # The real tokens of a row are one run if the mask changes to True only once.
+    # The real tokens of a row are contiguous if the mask changes to True only once.
     edges = np.diff(mask.astype(np.int8), axis=1, prepend=0)
     holes = np.flatnonzero((edges == 1).sum(axis=1) > 1)
     if holes.size:
@@ -84,5 +84,5 @@ def check_inputs(
         if without.any():
             raise ValueError(
                 f"Rows {np.flatnonzero(without).tolist()} lack the start token "
-                f"{config.start_token}, behind which ChatGLM-6B writes its response."
+                f"{config.start_token}, after which ChatGLM-6B writes its response."
             )

@@ -1,9 +1,9 @@
-"""What a model remembers of the tokens it has read, as a value.
+"""The cache of keys and values of the tokens that a model has read, as a value.
 
 Rows of a batch share their slots: tokens are appended to all rows at once, and the
-mask says which are real. Where layers are unrolled, keys and values are one array per
-layer; where they are scanned, one for all. A step in a `while_loop` writes its token in
-place in both.
+mask is True at real ones. Keys and values are one array per layer where layers are
+unrolled, and one array for all layers where layers are scanned. A step in a
+`while_loop` writes its token in place in either case.
 """
 
 from typing import NamedTuple
@@ -14,10 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class KVCache(NamedTuple):
-    """Letters: L layers, B batch, S slots, K key-value heads, H head dim.
+    """Keys, values and the prefix; B batch, S slots, K key-value heads, H head dim.
 
     `index` is the next free slot. `context` and `mask_place` are the prefix of
-    ChatGLM-6B (`positions.prefix`), found when the prompt is read; others ignore them.
+    ChatGLM-6B (`positions.prefix`), set when the prompt is read; other models ignore
+    both.
     """
 
     keys: tuple | Array  # Float[Array, "B K H S"], one per layer or stacked
@@ -43,7 +44,7 @@ def empty(
     dtype,
     stacked: bool,
 ) -> KVCache:
-    """A cache of `length` slots that has read nothing."""
+    """Return a cache of `length` empty slots."""
 
     def zeros(*shape):
         if stacked:
@@ -61,7 +62,7 @@ def empty(
 
 
 def lengthen(cache: KVCache, slots: int) -> KVCache:
-    """The same with so many empty slots more."""
+    """Return the cache with `slots` more empty slots at the end."""
 
     def pad(x, axis):
         widths = [(0, 0)] * x.ndim
@@ -76,7 +77,7 @@ def lengthen(cache: KVCache, slots: int) -> KVCache:
 
 
 def shift(cache: KVCache, slots: int) -> KVCache:
-    """The same without its first slots, and with as many empty ones at the end."""
+    """Return the cache without its first `slots`, padded at the end with empty ones."""
     rest = cache._replace(
         keys=jax.tree.map(lambda x: x[..., slots:], cache.keys),
         values=jax.tree.map(lambda x: x[..., slots:, :], cache.values),
@@ -89,8 +90,8 @@ def shift(cache: KVCache, slots: int) -> KVCache:
 def replace_rows(
     cache: KVCache, rows: Int[Array, " G"], new: KVCache, *, slot: int
 ) -> KVCache:
-    """The same with what `new` has read in place of these rows, from `slot` on. Rows
-    that the cache does not have are left out."""
+    """Return the cache with the contents of `new` in place of these rows, from `slot`
+    on. Row numbers beyond the cache's batch are left out."""
     slots = slice(slot, slot + new.length)
 
     def put(x, new, *within):
@@ -121,14 +122,14 @@ def write(
     Float[Array, "B K S H"],
     tuple[Float[Array, "*L B K H S"], Float[Array, "*L B K S H"]],
 ]:
-    """Put T tokens into a layer's keys and values, from `slot` on.
+    """Write the keys and values of T tokens into a layer's arrays, from `slot` on.
 
     Args:
-        stored: that layer's arrays, or those of all layers.
-        layer: which one, of all.
+        stored: the layer's arrays, or the stacked arrays of all layers.
+        layer: the number of the layer, if `stored` holds all layers.
 
     Returns:
-        The layer's keys and values, and `stored` with them in it.
+        The layer's keys and values, and the updated `stored`.
     """
     if layer is None:
         new_keys = jax.lax.dynamic_update_slice_in_dim(stored[0], keys, slot, axis=3)

@@ -1,4 +1,4 @@
-"""The parts of a ChatGLM: attention, MLP, norms, and the block that arranges them.
+"""The layers of a ChatGLM: attention, MLP, norms, and the block that joins them.
 
     residual   block, with a attention, m MLP and N norms in order of use
     "pre"      y = x + a(N(x)),          out = y + m(N(y))          ChatGLM2 to GLM-4
@@ -23,14 +23,14 @@ from rlhf_jax.parallel.sharding import constrain
 
 
 def normal(key, shape: tuple[int, ...], std, dtype) -> Array:
-    """Random weights, drawn in float32 whatever they are stored in: one key gives the
-    same model in every dtype, but for rounding."""
+    """Draw normal random weights in float32 and cast them to `dtype`, so that one key
+    gives the same model in every dtype, apart from rounding."""
     return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 def quantise_kernel(kernel: Float[Array, "..."], summed: Sequence[int]):
-    """A matrix as integers of 8 bits and a float32 scale for every output: the largest
-    weight that makes it up over 127.
+    """Return a matrix as int8 and a float32 scale for every output, which is the
+    largest absolute weight of that output divided by 127.
 
     Args:
         summed: the axes that the product sums over.
@@ -42,17 +42,18 @@ def quantise_kernel(kernel: Float[Array, "..."], summed: Sequence[int]):
 
 
 class Linear(nnx.Module):
-    """An affine map: an einsum with a kernel of named axes, and perhaps a bias."""
+    """An affine map: an einsum with a kernel of named axes, and an optional bias."""
 
     def __init__(self, equation, shape, *, bias, std, config, rngs):
-        """`bias` is None or the bias's shape, which broadcasts to the output."""
+        """Draw the kernel; `bias` is None or the bias's shape, which broadcasts to the
+        output."""
         dtype = config.param_dtype
         self.equation = equation
         self.dtype = config.dtype
         key = rngs.params()
         if config.quantised:
-            _, axes, kept = equation.replace("->", ",").split(",")
-            summed = tuple(i for i, a in enumerate(axes) if a not in kept)
+            _, axes, outputs = equation.replace("->", ",").split(",")
+            summed = tuple(i for i, a in enumerate(axes) if a not in outputs)
             kernel = normal(key, shape, std, jnp.float32)
             kernel, scale = quantise_kernel(kernel, summed)
             self.kernel, self.kernel_scale = nnx.Param(kernel), nnx.Param(scale)
@@ -101,8 +102,8 @@ class Attention(nnx.Module):
         c = self.config = config
         heads, kv = (c.num_heads, c.head_dim), (2, c.num_kv_heads, c.head_dim)
         bias = c.qkv_bias or c.linear_bias
-        # Keys and values together, queries apart: either can be split between devices
-        # by heads, whose number differs.
+        # Keys and values are one product and queries another: each can be split between
+        # devices by heads, whose number differs.
         self.query = Linear(
             "btd,dnh->btnh",
             (c.width, *heads),
@@ -129,33 +130,35 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x, turn, attend, remember=None):
-        """Attend within x [B, T, D], or to what is remembered and x.
+        """Attend within x [B, T, D], or to the layer's cache extended by x.
 
         Args:
+            turn: the cosines and sines of `rotary.rotation`.
             attend: `(queries, keys, values) -> [B, T, N, H]`, see `models.attention`.
-            remember: `kv_cache.write` of a layer.
+            remember: `kv_cache.write` of a layer, or None for no cache.
 
-        Returns the output [B, T, D], and what is to be remembered.
+        Returns:
+            The output [B, T, D], and the layer's updated cache or None.
         """
         layout = self.config.rotary
         queries = constrain(self.query(x), "rows", "length", "heads", "head_part")
         queries = constrain(queries, "batch", "length", "heads", "head_dim")
         queries = rotate(queries, turn, layout=layout)
-        both = self.key_value(x)  # [B, T, 2, K, H]
-        both = constrain(both, "rows", "length", "parts", "kv_heads", "head_part")
-        both = constrain(both, "batch", "length", "parts", "kv_heads", "head_dim")
-        keys = rotate(both[:, :, 0], turn, layout=layout)
+        kv = self.key_value(x)  # [B, T, 2, K, H]
+        kv = constrain(kv, "rows", "length", "parts", "kv_heads", "head_part")
+        kv = constrain(kv, "batch", "length", "parts", "kv_heads", "head_dim")
+        keys = rotate(kv[:, :, 0], turn, layout=layout)
         keys = keys.transpose(0, 2, 3, 1)  # [B, K, H, T]
-        values = both[:, :, 1].transpose(0, 2, 1, 3)  # [B, K, T, H]
+        values = kv[:, :, 1].transpose(0, 2, 1, 3)  # [B, K, T, H]
         keys = constrain(keys, "batch", "kv_heads", "head_dim", "slots")
         values = constrain(values, "batch", "kv_heads", "slots", "head_dim")
-        kept = None
+        stored = None
         if remember is not None:
-            keys, values, kept = remember(keys, values)
+            keys, values, stored = remember(keys, values)
         out = attend(queries, keys, values)
         out = constrain(out, "batch", "length", "heads", "head_dim")
         out = constrain(out, "rows", "length", "heads", "head_part")
-        return self.output(out), kept
+        return self.output(out), stored
 
 
 class MLP(nnx.Module):
@@ -163,7 +166,8 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        # Gate and up are one product; their own axis lets F be split between devices.
+        # Gate and up are one product, on an axis of size 2, so that F can be split
+        # between devices.
         parts = 2 if c.mlp == "swiglu" else 1
         self.up = Linear(
             "btd,dcf->btcf",
@@ -205,10 +209,10 @@ class Block(nnx.Module):
             self.post_mlp_norm = Norm(config)
 
     def __call__(self, x, turn, attend, remember=None):
-        """One block on x [B, T, D]; arguments and results as of `Attention`."""
+        """Apply the block to x [B, T, D]; arguments and results as in `Attention`."""
         scale = self.config.residual_scale
         h = self.attention_norm(x)
-        a, kept = self.attention(h, turn, attend, remember)
+        a, stored = self.attention(h, turn, attend, remember)
         if self.config.residual == "normed":
             y = scale * h + a
             g = self.mlp_norm(y)
@@ -219,11 +223,11 @@ class Block(nnx.Module):
         else:
             y = x + a
             out = y + self.mlp(self.mlp_norm(y))
-        return constrain(out, "rows", "length", "width"), kept
+        return constrain(out, "rows", "length", "width"), stored
 
 
 class Head(nnx.Module):
-    """The output matrix; `ChatGLM.__call__` multiplies, losses do so in chunks."""
+    """The output matrix; `ChatGLM.__call__` multiplies by it, losses do in chunks."""
 
     def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
         shape = (config.width, config.vocab_size)

@@ -1,13 +1,13 @@
-"""Where a token stands, counted from the mask, so that padding changes nothing.
+"""Positions of tokens, counted from the mask, so that padding has no effect.
 
 A token's position is the number of real tokens it can see strictly before it. With
-`segments`, several responses share one prompt in one row: segment 0 is the prompt, 1,
-2, ... are responses laid one after another, and positions start again at the prompt's
-end for each of them.
+`segments`, several responses share one prompt in one row: segment 0 is the prompt,
+segments 1, 2, ... are responses one after another, and the positions of each response
+start again at the prompt's end.
 
-ChatGLM-6B has a prefix mask and two positions. c is the number of tokens before the
-start token <sop>, the context: every token sees all of it. m is the place of [gMASK]
-in the context, else of [MASK]: where the text that follows belongs. Context tokens
+ChatGLM-6B has a prefix mask and two positions. The context is the c tokens before the
+start token <sop>; every token sees the whole context. m is the place in the context of
+[gMASK], else of [MASK], which marks where the generated text belongs. Context tokens
 have positions (p, 0), the others (m, p - c + 1).
 """
 
@@ -19,13 +19,13 @@ from jaxtyping import Array, Bool, Int
 def count_before(
     mask: Bool[Array, "B T"], segments: Int[Array, "B T"] | None = None
 ) -> Int[Array, "B T"]:
-    """How many real tokens each token sees before it, in linear time."""
+    """Count the real tokens that each token sees before itself, in linear time."""
     if segments is None:
         return _exclusive_cumsum(mask)
     in_prompt = segments == 0
     in_response = _exclusive_cumsum(mask & ~in_prompt)
     first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
-    # Counts never fall, so the last segment start is the largest one so far.
+    # Counts never fall, so the count at the last segment start is the largest so far.
     at_start = jax.lax.cummax(jnp.where(first, in_response, 0), axis=1)
     own = jnp.where(in_prompt, 0, in_response - at_start)
     return _exclusive_cumsum(mask & in_prompt) + own
@@ -40,20 +40,21 @@ def prefix(
     start_token: int,
     mask_tokens: tuple[int, ...],
 ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
-    """The context's length c and the mask token's place m of each row of ChatGLM-6B.
+    """Return the context's length c and the mask token's place m of each row.
 
     Args:
         places: `count_before` of each token.
         mask_tokens: [gMASK] and [MASK], the preferred one first.
 
-    A row without a start token has no context (c = 0) and is causal throughout.
+    Rows are those of ChatGLM-6B. A row without a start token has no context (c = 0) and
+    is causal throughout.
     """
     if segments is not None:
         mask = mask & (segments == 0)
     nowhere = jnp.iinfo(jnp.int32).max
 
-    def first_place(found):
-        return jnp.where(found, places, nowhere).min(axis=1)
+    def first_place(is_match):
+        return jnp.where(is_match, places, nowhere).min(axis=1)
 
     context = first_place(mask & (tokens == start_token))
     context = jnp.where(context == nowhere, 0, context)
@@ -70,7 +71,7 @@ def two_axes(
     context: Int[Array, " B"],
     mask_place: Int[Array, " B"],
 ) -> Int[Array, "B T 2"]:
-    """The two positions of each token of ChatGLM-6B."""
+    """Return the two positions of each token of ChatGLM-6B."""
     beyond = places - context[:, None] + 1
     in_context = beyond <= 0
     first = jnp.where(in_context, places, mask_place[:, None])

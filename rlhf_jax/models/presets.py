@@ -1,4 +1,4 @@
-"""Sizes by name: two small ones, and those that were published."""
+"""Presets: named configs of small models and of all published ones."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ _CHATGLM_6B = ChatGLMConfig(
     ffn_width=16384,
     context_length=2048,
     residual="normed",
-    # The published block never learns the number of layers: 28 whatever it is.
+    # The published block uses 28 whatever the number of layers is.
     residual_scale=math.sqrt(2 * 28),
     norm="layer",
     mlp="gelu",
@@ -57,7 +57,7 @@ _GLM4_0414_9B = dataclasses.replace(
 )
 
 PRESETS: dict[str, ChatGLMConfig] = {
-    # For tests: compiles in a second or two.
+    # For tests: the model compiles in a second or two.
     "micro": ChatGLMConfig(
         vocab_size=512,
         width=32,
@@ -68,7 +68,7 @@ PRESETS: dict[str, ChatGLMConfig] = {
         ffn_width=48,
         context_length=256,
     ),
-    # Minutes of training on a laptop.
+    # For a laptop: training takes minutes.
     "tiny": ChatGLMConfig(
         vocab_size=1024,
         width=128,
@@ -107,13 +107,13 @@ PRESETS: dict[str, ChatGLMConfig] = {
 
 
 def preset(name: str, **overrides) -> ChatGLMConfig:
-    """A published or small configuration, with some fields changed."""
+    """Return the config of a preset, with some fields changed."""
     if name not in PRESETS:
         raise ValueError(f"No preset {name!r}. Known: {', '.join(sorted(PRESETS))}.")
     return dataclasses.replace(PRESETS[name], **overrides)
 
 
 def num_parameters(config: ChatGLMConfig) -> int:
-    """How many parameters a model has, from shapes alone."""
+    """Count the parameters of a model, from shapes alone."""
     model = jax.eval_shape(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))

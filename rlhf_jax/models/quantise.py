@@ -1,8 +1,9 @@
-"""Models in a quarter of their memory: the blocks' matrices as 8-bit integers.
+"""Quantisation of the blocks' matrices to int8, a quarter of their float32 memory.
 
 Every output of a product has its own scale, see `layers.quantise_kernel`; products run
-in the model's `dtype` and are scaled afterwards. For models that only answer,
-frozen ones or the copy of a policy that a rollout reads: integers have no gradient.
+in the model's `dtype` and are scaled afterwards. Quantised models serve inference only
+(frozen models, or the copy of a policy that a rollout reads): integers have no
+gradient.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from rlhf_jax.models.layers import quantise_kernel
 
 
 def quantise(model: ChatGLM | ScoreModel) -> ChatGLM | ScoreModel:
-    """The same model, quantised. Embedding, heads and norms stay as they are."""
+    """Return the model quantised. Embedding, heads and norms stay as they are."""
     config = dataclasses.replace(model.config, quantised=True)
 
     def build():
@@ -27,7 +28,7 @@ def quantise(model: ChatGLM | ScoreModel) -> ChatGLM | ScoreModel:
 
     paths, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(build))
     shapes = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
-    found = {
+    leaves = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
     }
@@ -35,7 +36,7 @@ def quantise(model: ChatGLM | ScoreModel) -> ChatGLM | ScoreModel:
         if "kernel_scale" not in name:
             continue
         matrix = name.replace("kernel_scale", "kernel")
-        whole = found[matrix].shape
+        whole = leaves[matrix].shape
         summed = [i for i, n in enumerate(shape.shape) if n == 1 and whole[i] > 1]
-        found[matrix], found[name] = quantise_kernel(found[matrix], summed)
-    return jax.tree.unflatten(treedef, [found[name] for name in shapes])
+        leaves[matrix], leaves[name] = quantise_kernel(leaves[matrix], summed)
+    return jax.tree.unflatten(treedef, [leaves[name] for name in shapes])

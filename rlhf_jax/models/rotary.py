@@ -1,12 +1,13 @@
 """Rotary position embedding as the ChatGLM generations use it (arXiv 2104.09864).
 
 A head's dims are turned in pairs: pair i of a token at position p by the angle
-p * base^(-2i/r), r being the number of rotated dims. Two layouts:
+p * base^(-2i/r), r being the number of rotated dims. There are two layouts:
 
 - "interleaved" (ChatGLM2 and later): one position a token, pairs (0, 1), (2, 3), ...
-  of the first r dims; the other dims pass.
+  of the first r dims; the other dims are unchanged.
 - "two_axes" (ChatGLM-6B): two positions a token. The first half of the dims turns by
-  the first, the second half by the second, with pairs (i, i + r/2) in each half.
+  the first position, the second half by the second position, with pairs (i, i + r/2)
+  in each half.
 """
 
 import jax.numpy as jnp
@@ -23,22 +24,24 @@ def rotation(
     base: float,
     position_divisor: float,
 ) -> tuple[Float[Array, "B T 1 C"], Float[Array, "B T 1 C"]]:
-    """Cosine and sine for every pair of a head's dims (C = head_dim / 2), float32.
+    """Return cosine and sine for each pair of a head's dims (C = head_dim / 2),
+    float32.
 
     Args:
-        positions: one or two (A) positions per token, as the layout needs.
-        position_divisor: ChatGLM2-6B-32k was trained with positions divided by 50.
+        positions: A positions per token, 1 or 2 as the layout needs.
+        rotary_dims: r, the number of rotated dims.
+        position_divisor: the divisor of positions: 50 for ChatGLM2-6B-32k, else 1.
     """
     exponents = np.arange(0, rotary_dims, 2) / rotary_dims
     frequencies = (1.0 / base**exponents).astype(np.float32)
     if layout == "two_axes":
-        # The published ChatGLM-6B keeps them in float16, also in a float32 model: 0.3
-        # rad off at position 2047, and trained that way.
+        # The published ChatGLM-6B was trained with frequencies in float16, which are
+        # float16 in a float32 model too: an error of 0.3 rad at position 2047.
         frequencies = frequencies.astype(np.float16).astype(np.float32)
     places = positions.astype(jnp.float32) / position_divisor
     angles = places[..., None] * frequencies.reshape(1, 1, 1, -1)
     angles = angles.reshape(*positions.shape[:2], 1, -1)
-    # The dims that pass are pairs turned by zero: no slicing or joining.
+    # Unrotated dims are pairs turned by zero, which needs no slicing or joining.
     rest = head_dim // 2 - angles.shape[-1]
     angles = jnp.pad(angles, ((0, 0), (0, 0), (0, 0), (0, rest)))
     return jnp.cos(angles), jnp.sin(angles)

@@ -1,5 +1,5 @@
-"""Attention by the TPU's splash kernel: no scores in memory, no work that causality
-forbids. It comes with jax.
+"""Attention by jax's splash kernel for TPUs, which keeps no scores in memory and skips
+blocks that the causal mask forbids.
 
 Letters: B batch, T tokens, N query heads, K key-value heads, H head dim.
 """
@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 from rlhf_jax.models.attention import causal
 from rlhf_jax.parallel.sharding import activation_spec
 
-LANES = 128  # the kernel's tiles are multiples of it
-LARGEST_BLOCK = 512
+LANES = 128  # the kernel's tile sizes, in tokens, are multiples of this number
+LARGEST_BLOCK = 512  # tokens
 
 
 def splash_attend(
@@ -33,20 +33,22 @@ def splash_attend(
     segments: Int[np.ndarray, " T"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """What `attention.attend` gives at real tokens, whose `mask` is True.
+    """Compute `attention.attend`; results are valid at real tokens, whose `mask` is
+    True.
 
-    The kernel is no operation that the compiler can split: every device runs it on its
-    own rows and heads.
+    The compiler cannot partition the kernel, so every device runs it on its own rows
+    and heads.
 
     Args:
-        segments: of every row, as `attention.visible` reads them: known when compiled.
+        segments: the segments of every row, see `attention.visible`; static at compile
+            time.
         interpret: run without a TPU, slowly.
     """
     length, heads, head_dim = queries.shape[1:]
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     queries = queries.transpose(0, 2, 1, 3) * head_dim**-0.5
     keys = keys.swapaxes(2, 3)
-    if keys.shape[1] % sizes.get("tensor", 1):  # fewer than devices: each gets its own
+    if keys.shape[1] % sizes.get("tensor", 1):  # repeat heads: each device needs one
         wanted = sizes["tensor"] if sizes["tensor"] % keys.shape[1] == 0 else heads
         keys, values = (
             jnp.repeat(x, wanted // keys.shape[1], axis=1) for x in (keys, values)
@@ -73,14 +75,14 @@ def splash_attend(
                 spec(("batch", "length"), ids.shape),
             ),
             out_specs=spec(names, queries.shape),
-            check_vma=False,  # the kernel does not say how its result varies
+            check_vma=False,  # the kernel does not declare how its result varies
         )
     out = attend(queries, keys, values, ids)
     return out[:, :, :length].transpose(0, 2, 1, 3)
 
 
 def _attend(queries, keys, values, ids, *, segments, interpret):
-    """[B, heads, T, H] of one device."""
+    """Return the attention output [B, heads, T, H] of one device."""
     heads, length = queries.shape[1:3]
     seen = masks.CausalMask((length, length))
     if segments is not None and segments.max() > 1:
