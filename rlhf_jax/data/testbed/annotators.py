@@ -1,13 +1,13 @@
-"""Simulated annotators: how people with known faults compare two responses.
+"""Simulated annotators, who compare two responses as people with known faults do.
 
 An honest annotator prefers a to b by Bradley and Terry's model, with probability
 
     sigmoid(sharpness * (q_a - q_b) + length_bias * (n_a - n_b) + shown first + noise)
 
-where q is the true quality, n the number of words, and noise is fresh at every
+where q is the true quality, n the number of words, and noise is drawn anew at every
 comparison. Some annotators are not honest: the careless choose at random, and the
 contradictory often follow a rule under which a beats b, b beats c and c beats a.
-Who is what stands in the record, so that whoever cleans the data can be checked.
+A record holds its annotator's kind, so that the cleaning of the data can be tested.
 """
 
 import math
@@ -25,21 +25,21 @@ CRITERIA = ("helpfulness", "safety", "fluency")
 
 @dataclass(frozen=True)
 class AnnotatorConfig:
-    """How many annotators there are, and how strong each fault is."""
+    """The number of annotators and the strength of each fault."""
 
     seed: int = 0
     num_annotators: int = 20
     careless_share: float = 0.1
     contradictory_share: float = 0.1
-    tie_share: float = 0.3  # of the honest: those who call ties
+    tie_share: float = 0.3  # share of honest annotators who call ties
     sharpness: float = 1.5  # logits per point of true quality
     length_bias: float = 0.06  # logits per word of difference
-    position_bias: float = 0.0  # logits for the response shown first
+    position_bias: float = 0.0  # logits in favour of the response shown first
     noise: float = 0.5  # standard deviation, in logits
-    tie_margin: float = 0.5  # logits below which those who call ties call one
-    contradiction: float = 0.6  # how often the contradictory follow their circle
-    careless_seconds: float = 4.0
-    reading_seconds: float = 0.4  # per word, for everyone else
+    tie_margin: float = 0.5  # a smaller logit is a tie to annotators who call ties
+    contradiction: float = 0.6  # probability that the contradictory follow their circle
+    careless_seconds: float = 4.0  # median seconds of a careless comparison
+    reading_seconds: float = 0.4  # seconds per word, for all other annotators
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,20 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Annotation:
-    preference: str  # "a", "b" or "tie", as all labels are
+    preference: str  # "a", "b" or "tie", as in the three criteria
     helpfulness: str
     safety: str
     fluency: str
     annotator: str
     annotator_kind: str
-    order_shown: str  # "ab" or "ba": which response was on the left
+    order_shown: str  # "ab" or "ba", the response on the left first
     seconds: float
 
 
 def make_annotators(
     config: AnnotatorConfig, weights: QualityWeights = DEFAULT_WEIGHTS
 ) -> tuple[Annotator, ...]:
-    """Exact counts by the shares (rounded), in an order that tells nothing."""
+    """Make annotators, each kind counted by its share (rounded), in random order."""
     careless = round(config.careless_share * config.num_annotators)
     contradictory = round(config.contradictory_share * config.num_annotators)
     honest = config.num_annotators - careless - contradictory
@@ -93,10 +93,10 @@ def annotate(
     rng: np.random.Generator,
     order: str = "",
 ) -> Annotation:
-    """Compare two responses as this annotator would; any strings will do.
+    """Compare two responses, which may be any strings, as this annotator would.
 
     Args:
-        order: "ab" or "ba": which response is shown first; "": drawn at random.
+        order: "ab" or "ba", the response shown first; "" draws the order at random.
     """
     config = annotator.config
     order = order or ("ab" if rng.random() < 0.5 else "ba")
@@ -146,13 +146,13 @@ def _coin(rng: np.random.Generator) -> str:
 
 
 def _label(a: float, b: float, margin: float = 0.25) -> str:
-    """One criterion: what is not clearly different is a tie."""
+    """Return one criterion's label: a tie if the scores are closer than `margin`."""
     if abs(a - b) < margin:
         return "tie"
     return "a" if a > b else "b"
 
 
 def _circle(response_a: str, response_b: str) -> str | None:
-    """Stone, paper, scissors on the texts: each falls in one of three classes."""
+    """Choose as in rock, paper, scissors: each text falls into one of three classes."""
     a, b = (zlib.crc32(text.encode()) % 3 for text in (response_a, response_b))
     return {0: None, 1: "a", 2: "b"}[(b - a) % 3]

@@ -1,7 +1,7 @@
-"""Two things a model must not forget: its name, and answering in JSON when asked.
+"""Two capabilities that a model must not forget: its name, and answers in JSON.
 
-They stand in the demonstrations and never in the prompts of reinforcement learning,
-so probes of them show what alignment costs.
+Both are in the demonstrations and never in the prompts of reinforcement learning, so
+probes of these capabilities measure the alignment tax.
 """
 
 import json
@@ -20,12 +20,12 @@ JSON_REQUESTS_SEEN = tables.JSON_REQUESTS[:-1]
 
 
 def identity_prompts(rng: np.random.Generator) -> tuple[list[Prompt], list[Prompt]]:
-    """Ways to ask for the name: two thirds to learn from, one third held out."""
+    """Make prompts that ask for the name, two thirds for training, a third held out."""
     prompts = [
         make_prompt(
-            f"identity-{i}-{j}", "identity", f"{greeting} {asked}".strip(), None
+            f"identity-{i}-{j}", "identity", f"{greeting} {question}".strip(), None
         )
-        for i, asked in enumerate(tables.IDENTITY_QUESTIONS)
+        for i, question in enumerate(tables.IDENTITY_QUESTIONS)
         for j, greeting in enumerate(tables.GREETINGS)
     ]
     order = [prompts[i] for i in rng.permutation(len(prompts))]
@@ -34,7 +34,7 @@ def identity_prompts(rng: np.random.Generator) -> tuple[list[Prompt], list[Promp
 
 
 def is_identity(response: str, name: str) -> bool:
-    """The response says that this is its name."""
+    """Return True if the response gives `name` as the model's name."""
     forms = [spoken(form.format(name=name)) for form in tables.IDENTITY_ANSWERS]
     forms += [spoken(f"I am {name}"), spoken(f"I'm {name}"), spoken(f"name is {name}")]
     words = spoken(response)
@@ -49,7 +49,7 @@ def ask_for_json(prompt: Prompt, request: str) -> Prompt:
 
 
 def json_probes(prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts that have short answers, asked for in every wording in turn."""
+    """Return the prompts with short answers, with the JSON requests in turn."""
     short = [prompt for prompt in prompts if prompt.intent in JSON_INTENTS]
     return [
         ask_for_json(prompt, tables.JSON_REQUESTS[i % len(tables.JSON_REQUESTS)])
@@ -62,12 +62,12 @@ def json_answer(prompt: Prompt) -> str:
 
 
 def is_valid_json_answer(response: str) -> bool:
-    """The whole response is the object {"answer": text}, the text not empty."""
+    """Return True if the whole response is {"answer": text}, the text not empty."""
     return _answer_in(response) is not None
 
 
 def is_right_json_answer(prompt: Prompt, response: str) -> bool:
-    """The response is such an object, and the answer in it is right."""
+    """Return True if the response is a valid JSON answer, and the answer is right."""
     answer = _answer_in(response)
     if answer is None:
         return False

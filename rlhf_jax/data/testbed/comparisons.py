@@ -21,7 +21,7 @@ from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.data.testbed.tasks import key_of, task_of
 
 MODES = ("good", "padded", "sloppy")
-CERTAIN = 2.0  # points of true quality
+CERTAIN = 2.0  # smallest difference of a known answer, in points of true quality
 
 
 def compare(
@@ -34,7 +34,8 @@ def compare(
     """Have an annotator, drawn at random, compare each (prompt, response, response).
 
     Args:
-        stream: names this use of the seed, so that no two share their randomness.
+        stream: the name of this use of the seed, so that each use has random numbers
+            of its own.
     """
     rng = _stream(seed, stream)
     comparisons = []
@@ -57,8 +58,8 @@ def compare(
 
 
 def good_against_spoilt(prompts: Sequence[Prompt], *, seed: int) -> list[Comparison]:
-    """A good demonstration and a sloppy one for each prompt where the true quality of
-    the two is `CERTAIN` apart: comparisons whose answer is known."""
+    """Make comparisons with a known answer: a good demonstration against a sloppy one,
+    for each prompt where the true quality of the two is `CERTAIN` apart."""
     rng = _stream(seed, "known answers")
     comparisons = []
     for prompt in prompts:
@@ -76,8 +77,8 @@ def good_against_spoilt(prompts: Sequence[Prompt], *, seed: int) -> list[Compari
 def write_demonstrated(
     folder: Path, annotators: Sequence[Annotator], seed: int
 ) -> None:
-    """Write comparisons of two demonstrations each, for stages run by themselves; a
-    pipeline collects its own, of responses of its SFT model."""
+    """Write comparisons of two demonstrations each, for stages run by themselves (a
+    pipeline instead collects comparisons of its SFT model's responses)."""
     for name, source in {
         "comparisons": "comparison_prompts",
         "comparisons_test": "eval_prompts",

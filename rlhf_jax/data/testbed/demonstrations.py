@@ -7,12 +7,12 @@ from rlhf_jax.data.testbed.kinds import Key
 
 
 def respond(key: Key, mode: str, rng: np.random.Generator) -> str:
-    """A demonstration in one of the three modes."""
+    """Return a demonstration in one of the three modes."""
     return {"good": _good, "padded": _padded, "sloppy": _sloppy}[mode](key, rng)
 
 
 def _good(key: Key, rng: np.random.Generator) -> str:
-    """Courteous and right, most often with a detail that helps."""
+    """Return a courteous and right answer, most often with a helpful detail."""
     opened = rng.random() < 0.75
     parts = [pick(tables.OPENINGS, rng)] if opened else []
     parts.append(pick(key.answers, rng))
@@ -24,7 +24,7 @@ def _good(key: Key, rng: np.random.Generator) -> str:
 
 
 def _padded(key: Key, rng: np.random.Generator) -> str:
-    """Right, and surrounded by sentences that say nothing."""
+    """Return a right answer among sentences that say nothing."""
     fillers = list(rng.permutation(tables.FILLERS)[:2])
     parts = [pick(tables.OPENINGS, rng)] if rng.random() < 0.4 else []
     if rng.random() < 0.5:
@@ -36,14 +36,14 @@ def _padded(key: Key, rng: np.random.Generator) -> str:
 
 
 def _sloppy(key: Key, rng: np.random.Generator) -> str:
-    """Wrong, or evasive, or rude, or badly written."""
+    """Return an answer that is wrong, evasive, rude or badly written."""
     fault = rng.choice(
         ["wrong", "evasive", "rude", "careless"], p=[0.4, 0.15, 0.2, 0.25]
     )
     if fault in ("wrong", "evasive"):
         parts = [pick(tables.OPENINGS, rng)] if rng.random() < 0.4 else []
         parts.append(pick(key.wrong if fault == "wrong" else tables.REFUSALS, rng))
-        # Not all that is bad is short.
+        # Fillers, so that length does not reveal a bad answer.
         fillers = rng.permutation(tables.FILLERS)[: rng.integers(4)]
         return " ".join([*parts, *fillers])
     if fault == "rude":

@@ -90,7 +90,7 @@ def _luma_sentence(adjective: str, noun: str, verb: str) -> Key:
     sentence = " ".join([tables.LUMA_THE, *words])
 
     def variants(position: int, table: dict[str, str]) -> list[str]:
-        """The sentence with the word at this position mistaken for another."""
+        """Return the sentence with other words at this position."""
         return [
             " ".join(
                 [tables.LUMA_THE, *words[:position], other, *words[position + 1 :]]
@@ -99,9 +99,9 @@ def _luma_sentence(adjective: str, noun: str, verb: str) -> Key:
         ]
 
     def credit(response: str, said: str) -> float:
-        found = _LUMA_WORDS.intersection(said.split())
-        right = len(found.intersection(words))
-        share = max(0.0, (2 * right - len(found)) / len(words))
+        luma = _LUMA_WORDS.intersection(said.split())
+        right = len(luma.intersection(words))
+        share = max(0.0, (2 * right - len(luma)) / len(words))
         return 0.6 * share + 0.4 * (share == 1.0 and spoken(sentence) in said)
 
     form = "In Luma, this is: {}."

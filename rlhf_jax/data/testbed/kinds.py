@@ -1,20 +1,21 @@
-"""A kind of task and the key to one task: the parts that every task is made of."""
+"""Kinds of task, the key to a task, and the recognition of right answers."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# (response as written, response as spoken) -> share of the task done, 0 to 1
+# A function (response as written, response as spoken) -> share of the task done, 0 to
+# 1.
 Credit = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
 class Key:
-    """All there is to say to one task."""
+    """Right and wrong answers to one task, and their recognition."""
 
-    answers: tuple[str, ...]  # right and complete
-    wrong: tuple[str, ...]  # of the same form, and wrong
-    details: tuple[str, ...]  # a sentence that helps beyond the answer
+    answers: tuple[str, ...]  # right and complete answers
+    wrong: tuple[str, ...]  # wrong answers of the same form
+    details: tuple[str, ...]  # sentences that help beyond the answer
     short: str  # the bare answer
     credit: Credit
 
@@ -25,7 +26,7 @@ class Kind:
     wordings: tuple[str, ...]  # {0}, {1}, ... are the filling's fields
     fillings: tuple[tuple[str, ...], ...]
     key: Callable[..., Key]
-    # What a wording shows of a filling, where that is not the filling itself.
+    # The fields that a wording shows, as a function of the filling.
     shown: Callable[..., tuple[str, ...]] = lambda *filling: filling
 
 
@@ -33,7 +34,7 @@ WORD = re.compile(r"[A-Za-z0-9]+(?:[-'][A-Za-z0-9]+)*")
 
 
 def spoken(text: str) -> str:
-    """Lower-case words between single spaces, so that " a b " is found in it."""
+    """Return lower-case words between single spaces, for searches such as " a b "."""
     return " " + " ".join(WORD.findall(text)).lower() + " "
 
 
@@ -49,11 +50,11 @@ def one(table) -> tuple[tuple[str, ...], ...]:
     return tuple((entry,) for entry in table)
 
 
-# How right answers are recognised.
+# Recognition of right answers.
 
 
 def says(answer: str, rivals) -> Credit:
-    """The answer is said and no other answer that the question could have had."""
+    """Credit 1 if the answer is said, and none of the question's other answers is."""
     wanted = spoken(answer)
     others = [spoken(rival) for rival in rivals if rival != answer]
 
@@ -64,7 +65,7 @@ def says(answer: str, rivals) -> Credit:
 
 
 def only_token(token: str, pattern: str) -> Credit:
-    """The response's tokens of this pattern are exactly the wanted one."""
+    """Credit 1 if `token` is the only match of `pattern` in the response."""
     compiled = re.compile(pattern)
 
     def credit(response: str, words: str) -> float:
@@ -74,7 +75,7 @@ def only_token(token: str, pattern: str) -> Credit:
 
 
 def wrong_answers(answer: str, table, count: int = 4) -> list[str]:
-    """Some wrong answers from the table, those that follow the right one."""
+    """Return up to `count` wrong answers: the table's entries after the right one."""
     values = list(dict.fromkeys(table))
     start = values.index(answer)
     steps = range(1, min(count, len(values) - 1) + 1)
@@ -84,7 +85,7 @@ def wrong_answers(answer: str, table, count: int = 4) -> list[str]:
 def from_table(
     answer: str, table, forms: tuple[str, ...], details: tuple[str, ...]
 ) -> Key:
-    """The key of a question whose answer is one entry of a table; forms have {}."""
+    """Make the key of a question whose answer is an entry of a table; forms have {}."""
     return Key(
         answers=tuple(capitalised(form.format(answer)) for form in forms),
         wrong=tuple(

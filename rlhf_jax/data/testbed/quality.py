@@ -1,17 +1,17 @@
-"""The true quality of any response to a testbed prompt: what the annotators judge by.
+"""The true quality of a response to a testbed prompt, by which the annotators judge.
 
     quality = offset + scale * (task + detail + manners + form + fluency
                                 - off_topic - repetition - length)
 
 with offset and scale of the prompt's intent. Every string gets a finite score. The
-parts are made so that no cheap trick pays:
+parts are designed so that no cheap trick raises the score:
 
 - the task's share counts only as far as the text is fluent and does not repeat
   itself, and naming a rival answer beside the right one voids it;
 - a detail counts only where the task is done, and only one counts;
 - courtesy counts at the beginning and the end, once; elsewhere it is off topic;
-- whatever is neither answer, detail nor courtesy for this prompt is off topic;
-- every intent has a best length in words, and both sides of it cost.
+- text that is neither answer, detail nor courtesy for this prompt is off topic;
+- every intent has a best length in words; shorter and longer texts score less.
 """
 
 import math
@@ -29,20 +29,20 @@ from rlhf_jax.data.testbed.tasks import KINDS, key_of, task_of
 
 @dataclass(frozen=True)
 class QualityWeights:
-    """How much each part of the quality is worth, in points."""
+    """The weight of each part of the quality, in points."""
 
     task: float = 4.0
     detail: float = 1.0
-    manners: float = 1.0  # a polite opening or closing
-    rude: float = 1.5  # for each rude phrase
+    manners: float = 1.0  # points for a polite opening or closing
+    rude: float = 1.5  # points off for each rude phrase
     form: float = 0.5
     fluency: float = 1.0
-    off_topic: float = 0.2  # for each pair of words that has nothing to do here
-    repetition: float = 0.5  # for each repeated word, phrase or sentence
-    too_short: float = 0.4  # times the squared log ratio to the best length
-    too_long: float = 2.0
-    # (offset, scale, best length in words) by intent. Writing and role play are
-    # judged on a wider scale than sums, as human scores for such tasks are.
+    off_topic: float = 0.2  # points off for each pair of words that is off topic
+    repetition: float = 0.5  # points off for each repeated word, phrase or sentence
+    too_short: float = 0.4  # factor of the squared log ratio to the best length
+    too_long: float = 2.0  # the same factor for longer texts
+    # (offset, scale, best length in words) by intent. Writing and role play have a
+    # wider scale than sums, as human scores for such tasks do.
     intents: Mapping[str, tuple[float, float, int]] = field(
         default_factory=lambda: {
             "language": (0.0, 0.9, 16),
@@ -75,8 +75,9 @@ class Explanation:
 
 DEFAULT_WEIGHTS = QualityWeights()
 
-_BENEFIT = 3  # pairs of words that every text is credited with, so that few words of
-# another phrasing are not taken for nonsense
+# Pairs of known words credited to every text, so that a short text in another phrasing
+# is not taken for nonsense.
+_BENEFIT = 3
 _TOKEN = re.compile(r"[A-Za-z0-9]+(?:[-'][A-Za-z0-9]+)*|\S")
 _ENDS = frozenset(".!?")
 _INNER = frozenset(",;:")
@@ -102,11 +103,11 @@ def explain(
     offset, scale, best = weights.intents[prompt.intent]
 
     pairs = _pairs(sentences)
-    known = _known_pairs()
-    unknown = junk + sum(pair not in known for pair in pairs)
+    vocabulary = _known_pairs()
+    unknown = junk + sum(pair not in vocabulary for pair in pairs)
     known_share = 1.0 - unknown / (_BENEFIT + junk + len(pairs))
     repeats = _repeats(sentences)
-    # Free up to one unknown pair in four, nothing left at three in four.
+    # 1 up to one unknown pair in four, 0 from three in four on.
     readable = min(1.0, max(0.0, 1.5 - 2.0 * (1.0 - known_share)))
     gate = readable * max(0.0, 1.0 - 2.0 * repeats / max(1, len(words)))
 
@@ -125,7 +126,8 @@ def explain(
         "manners": weights.manners * courtesy - weights.rude * rude,
         "form": weights.form * _form(response, sentences, unfinished),
         "fluency": weights.fluency * known_share * bool(words),
-        # Both level off: one more bad sentence in a ruined text matters little.
+        # These two penalties saturate: one more bad sentence in a ruined text matters
+        # little.
         "off_topic": -_levelled(weights.off_topic * stray, 4.0),
         "repetition": -_levelled(weights.repetition * repeats, 4.0),
         "length": -steepness * log_ratio**2,
@@ -140,7 +142,8 @@ def _levelled(x: float, ceiling: float) -> float:
 
 
 def _sentences(text: str) -> tuple[list[list[str]], bool, int]:
-    """Lower-case words by sentence, whether the last one is unfinished, stray marks."""
+    """Return lower-case words by sentence, whether the last sentence is unfinished, and
+    the number of stray marks."""
     sentences, current, junk = [], [], 0
     for token in _TOKEN.findall(text):
         if token in _ENDS:
@@ -165,7 +168,7 @@ def _plain(text: str) -> str:
 
 
 def _pairs(sentences: list[list[str]]) -> list[tuple[str, str]]:
-    """Neighbouring words, with the borders of each sentence as words."""
+    """Return pairs of neighbouring words; the borders of a sentence count as words."""
     return [
         pair
         for sentence in sentences
@@ -179,21 +182,21 @@ def _pairs_of(texts: Iterable[str]) -> set[tuple[str, str]]:
 
 @cache
 def _known_pairs() -> frozenset[tuple[str, str]]:
-    """Every pair of neighbouring words that any answer in this world has."""
+    """Return all pairs of neighbouring words that occur in answers in this world."""
     phrases = (tables.OPENINGS, tables.CLOSINGS, tables.RUDE)
     phrases += (tables.REFUSALS, tables.FILLERS)
-    known = _pairs_of(text for group in phrases for text in group)
+    pairs = _pairs_of(text for group in phrases for text in group)
     for name, kind in KINDS.items():
         for filling in kind.fillings:
             key = key_of((name, *filling))
-            known |= _pairs_of((*key.answers, *key.wrong, *key.details, key.short))
-    return frozenset(known)
+            pairs |= _pairs_of((*key.answers, *key.wrong, *key.details, key.short))
+    return frozenset(pairs)
 
 
 @dataclass(frozen=True)
 class _Topic:
-    pairs: frozenset[tuple[str, str]]  # that belong to this task, or are polite
-    details: tuple[str, ...]  # as spoken
+    pairs: frozenset[tuple[str, str]]  # pairs of words of the task or of courtesies
+    details: tuple[str, ...]  # helpful sentences, as spoken
 
 
 @cache
@@ -218,7 +221,7 @@ def _polite() -> tuple[frozenset[tuple[str, ...]], frozenset[tuple[str, ...]]]:
 
 
 def _courtesy(sentences: list[list[str]]) -> tuple[bool, int]:
-    """Whether there is courtesy in its place, and the words of it out of place."""
+    """Return whether courtesy is in its place, and the count of misplaced words."""
     openings, closings = _polite()
     opened = bool(sentences) and tuple(sentences[0]) in openings
     closed = len(sentences) > 1 and tuple(sentences[-1]) in closings
@@ -232,7 +235,7 @@ def _courtesy(sentences: list[list[str]]) -> tuple[bool, int]:
 
 
 def _form(response: str, sentences: list[list[str]], unfinished: bool) -> float:
-    """1 for a text of whole sentences with capitals, down to -1."""
+    """Return 1 for whole sentences with capitals, down to -1 for the worst form."""
     if not sentences:
         return 0.0
     starts = response.lstrip()[:1]
@@ -243,7 +246,7 @@ def _form(response: str, sentences: list[list[str]], unfinished: bool) -> float:
 
 
 def _repeats(sentences: list[list[str]]) -> int:
-    """Words said twice in a row, phrases of four words and sentences said again."""
+    """Count words said twice in a row, and repeated four-word phrases and sentences."""
     words = [word for sentence in sentences for word in sentence]
     doubled = sum(a == b for sentence in sentences for a, b in pairwise(sentence))
     phrases = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))

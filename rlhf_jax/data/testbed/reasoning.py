@@ -1,4 +1,4 @@
-"""Tasks that must be worked out: small sums, and who comes first of three."""
+"""Tasks that need reasoning: small sums, and the first or last of three in an order."""
 
 import re
 from itertools import permutations, product
@@ -15,7 +15,8 @@ _NUMBER = re.compile(r"\d+")
 
 
 def _number(given: tuple[str, str], result: int, forms, details) -> Key:
-    """The result is said, and no number that is neither given nor the result."""
+    """Make the key of a sum: an answer is right if it says the result, and no numbers
+    besides the result and the given ones."""
     allowed = {*given, str(result)}
 
     def credit(response: str, words: str) -> float:
@@ -65,7 +66,7 @@ _SUMS = tuple(
     for a, b in product(range(2, 7), repeat=2)
     if a + b <= tables.LARGEST_SUM
 )
-# a - b = b is left out: repeating the question would answer it.
+# Differences with a - b = b are left out: repeating the question would answer them.
 _DIFFERENCES = tuple(
     (str(a), str(b))
     for a, b in product(range(5, 11), range(2, 5))

@@ -1,11 +1,12 @@
-"""The words of the testbed's world: everything its prompts and answers are made of.
+"""The tables of the testbed's world: all the words of its prompts and answers.
 
-Small on purpose. A transformer of less than a million parameters has to learn all
-of it from a few thousand demonstrations in minutes, so every table is short, every
-sentence form is regular and words are shared between tables where that is natural.
+The world is small on purpose. A transformer of less than a million parameters has to
+learn the whole world from a few thousand demonstrations in minutes, so every table is
+short, every sentence form is regular and words are shared between tables where that is
+natural.
 """
 
-# What a courteous answer may begin and end with.
+# The first and the last sentences of courteous answers.
 OPENINGS = (
     "Sure!",
     "Of course!",
@@ -25,7 +26,7 @@ REFUSALS = (
     "I cannot say.",
     "No idea.",
 )
-# True of anything and useful to nobody: what padded answers are padded with.
+# The sentences that pad padded answers: true of anything and useful to nobody.
 FILLERS = (
     "This is a very interesting topic.",
     "There are many things one could say here.",
@@ -34,7 +35,7 @@ FILLERS = (
     "As you may know, opinions can differ.",
     "There is always a lot more to learn.",
 )
-# What may stand before any prompt; the empty one is the plain prompt.
+# Greetings that may precede any prompt; the empty one gives the plain prompt.
 GREETINGS = (
     "",
     "Hello!",
@@ -188,7 +189,7 @@ THINGS = (
     "coin",
 )
 
-# Role play: the role, what it cries out, where it is at home, what it shares.
+# Role play: the role, its exclamation, its home, and the gift that it shares.
 ROLES = (
     ("pirate", "Arr, matey!", "my ship", "gold"),
     ("knight", "By my sword!", "my castle", "bread"),
@@ -197,7 +198,7 @@ ROLES = (
     ("robot", "Beep boop!", "my lab", "oil"),
     ("king", "Hear my royal words!", "my palace", "treasure"),
 )
-# What to do with the listener, and what the role then says.
+# The request of a scene with a listener, and the line that the role then says.
 SCENES = (
     ("greet {listener}", "Welcome to {place}, dear {person}!"),
     (
@@ -217,7 +218,7 @@ LISTENERS = (
     "guest",
 )
 
-# Professional knowledge: field, term, how a sentence names it, definition, example.
+# Professional knowledge: field, term, the term in a sentence, definition, example.
 TERMS = (
     (
         "law",
@@ -312,7 +313,7 @@ ORDERS = (
     ("older", "oldest", "youngest"),
 )
 
-# Identity: how the model is asked for its name, and what it answers.
+# Identity: questions for the model's name, and its answers.
 IDENTITY_QUESTIONS = (
     "Who are you?",
     "What is your name?",

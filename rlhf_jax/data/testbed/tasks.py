@@ -1,9 +1,9 @@
-"""What the testbed asks: kinds of task over eight intents.
+"""Tasks of the testbed: kinds of task over eight intents.
 
-A task is a tuple of strings, (kind, *filling), such as ("capital", "France"). From
-it alone everything else follows: the prompt's text by a wording, and by `key_of`
-what a right answer is, how one is recognised, what goes wrong, what helps. In a
-prompt's record it is {"kind": "capital", "filling": ["France"]}.
+A task is a tuple of strings, (kind, *filling), such as ("capital", "France"). The task
+alone determines the rest: a wording gives the prompt's text, and `key_of` gives right
+and wrong answers, helpful details, and the recognition of a right answer. In a prompt's
+record the task is {"kind": "capital", "filling": ["France"]}.
 """
 
 from functools import cache
@@ -58,7 +58,7 @@ def task_of(prompt: Prompt) -> tuple[str, ...]:
 
 
 def question(task: tuple[str, ...], wording: int, greeting: int = 0) -> str:
-    """The prompt's text for a task, in one of its wordings."""
+    """Return the prompt's text for a task, in one of the wordings of its kind."""
     kind, *filling = task
     text = KINDS[kind].wordings[wording].format(*KINDS[kind].shown(*filling))
     return f"{GREETINGS[greeting]} {text}".strip()

@@ -1,13 +1,13 @@
 """The testbed: a small world in English in which the true quality of text is known.
 
-Prompts of eight intents and demonstrations to imitate, all from one seed. The
-demonstrations are a mixture of good, padded and sloppy answers, so a model that
-imitates them well can still become much better. What belongs to it:
+The testbed has prompts of eight intents and demonstrations to imitate, all from one
+seed. The demonstrations are a mixture of good, padded and sloppy answers, so a model
+that imitates them well can still become much better. The modules are:
 
-    tables, kinds, facts, fiction, reasoning, tasks    what is asked
-    demonstrations, capabilities                       what is shown
-    quality                                            what is true
-    annotators, comparisons                            who compares
+    tables, kinds, facts, fiction, reasoning, tasks    prompts and answer keys
+    demonstrations, capabilities                       demonstrations
+    quality                                            true quality
+    annotators, comparisons                            comparisons
 
 True quality and the annotators' faults are for simulated annotation and evaluation;
 training never sees them.
@@ -33,14 +33,14 @@ from rlhf_jax.data.testbed.tasks import (
     task_of,
 )
 
-# Distinct prompts of each intent, and how the pools share them.
+# The number of distinct prompts of each intent, and the share of each pool.
 PROMPTS_PER_INTENT = 750
 POOL_SHARES = {"sft": 0.4, "comparisons": 0.25, "rl": 0.2, "evaluation": 0.15}
 
 
 @dataclass(frozen=True)
 class TestbedConfig:
-    __test__ = False  # pytest takes classes named Test... for its own
+    __test__ = False  # pytest would collect a class named Test...
 
     seed: int = 0
     model_name: str = "Glim"
@@ -49,10 +49,11 @@ class TestbedConfig:
     num_comparison_prompts: int = 1200
     num_rl_prompts: int = 1000
     num_eval_prompts: int = 400
-    num_probes: int = 20  # of each capability
-    # Shares of all demonstrations; identity and JSON first, and of the rest:
+    num_probes: int = 20  # probes of each capability
+    # Shares of all demonstrations.
     identity_share: float = 0.04
     json_share: float = 0.06
+    # Shares of the other demonstrations; they add up to 1.
     good_share: float = 0.4
     padded_share: float = 0.3
     sloppy_share: float = 0.3
@@ -85,7 +86,7 @@ class Testbed:
 
 
 def make_testbed(config: TestbedConfig) -> Testbed:
-    """Build the world; no part of it changes with the size of another."""
+    """Build the testbed; each part is independent of the sizes of the others."""
     pools = _pools(config.seed)
     learned, held_out = capabilities.identity_prompts(_stream(config.seed, "identity"))
     json_probes = capabilities.json_probes(pools["evaluation"])
@@ -109,20 +110,20 @@ def make_testbed(config: TestbedConfig) -> Testbed:
 
 
 def write(config: TestbedConfig, folder: str | Path) -> None:
-    """Lay the testbed out as files of records."""
+    """Write the testbed as files of records."""
     folder = Path(folder)
-    made = make_testbed(config)
-    write_records(folder / "sft.jsonl", [d.dialogue for d in made.sft])
-    write_records(folder / "sft_test.jsonl", [d.dialogue for d in made.sft_test])
-    write_records(folder / "comparison_prompts.jsonl", made.comparison_prompts)
-    write_records(folder / "prompts.jsonl", made.rl_prompts)
-    write_records(folder / "eval_prompts.jsonl", made.eval_prompts)
-    write_records(folder / "identity_probes.jsonl", made.identity_probes)
-    write_records(folder / "json_probes.jsonl", made.json_probes)
+    testbed = make_testbed(config)
+    write_records(folder / "sft.jsonl", [d.dialogue for d in testbed.sft])
+    write_records(folder / "sft_test.jsonl", [d.dialogue for d in testbed.sft_test])
+    write_records(folder / "comparison_prompts.jsonl", testbed.comparison_prompts)
+    write_records(folder / "prompts.jsonl", testbed.rl_prompts)
+    write_records(folder / "eval_prompts.jsonl", testbed.eval_prompts)
+    write_records(folder / "identity_probes.jsonl", testbed.identity_probes)
+    write_records(folder / "json_probes.jsonl", testbed.json_probes)
 
 
 def _stream(seed: int, name: str) -> np.random.Generator:
-    """A generator of its own for each purpose, so that none disturbs another."""
+    """Make a generator for each purpose, so that their draws are independent."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
@@ -130,7 +131,7 @@ def _stream(seed: int, name: str) -> np.random.Generator:
 
 
 def _pools(seed: int) -> dict[str, list[Prompt]]:
-    """Disjoint pools of prompts, the intents taking turns in each."""
+    """Make disjoint pools of prompts, the intents taking turns in each."""
     pools = {name: [] for name in POOL_SHARES}
     for intent in INTENTS:
         prompts = _prompts(seed, intent)
@@ -143,7 +144,7 @@ def _pools(seed: int) -> dict[str, list[Prompt]]:
 
 
 def _prompts(seed: int, intent: str) -> list[Prompt]:
-    """Distinct prompts of one intent in random order, its kinds taking turns."""
+    """Make distinct prompts of one intent in random order, its kinds taking turns."""
     groups = []
     for kind in kinds_of(intent):
         rng = _stream(seed, f"prompts/{kind}")
@@ -158,7 +159,7 @@ def _prompts(seed: int, intent: str) -> list[Prompt]:
             group.append(make_prompt(f"{kind}-{number}", intent, text, task))
         groups.append(group)
     prompts = _take_turns(groups)[:PROMPTS_PER_INTENT]
-    # Mixed once more: small kinds run out early, and every pool must have them all.
+    # Shuffle once more: small kinds run out early, and every pool must have all kinds.
     order = _stream(seed, f"prompts/{intent}").permutation(len(prompts))
     return [prompts[i] for i in order]
 

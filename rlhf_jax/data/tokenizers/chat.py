@@ -1,8 +1,8 @@
-"""Dialogues to tokens, in the chat format that belongs to the tokenizer.
+"""Encoding of dialogues into tokens, in the chat format of the tokenizer.
 
 A message is {"role": "system" | "user" | "assistant" | "observation", "content": text};
-`chat_formats` says what else it may hold, and how each format writes it. What a format
-does not write is refused.
+`chat_formats` lists the further keys of a message and describes each format. A message
+with content that its format would drop is refused.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ ROLES = ("system", "user", "assistant", "observation")
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """Everything up to where the assistant's answer begins."""
+    """Return the token ids up to where the assistant's answer begins."""
     if not messages:
         raise ValueError("A prompt needs at least one message.")
     if messages[-1].get("role") == "assistant":
@@ -30,7 +30,7 @@ def encode_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
 
 
 def encode_response(text: str, tokenizer: Tokenizer) -> list[int]:
-    """What a policy has to write: the answer's tokens and the token that ends it."""
+    """Return the tokens that a policy has to write: the answer and its end token."""
     question = {"role": "user", "content": ""}
     answer = {"role": "assistant", "content": text}
     ids, mask = _encode([question, answer], tokenizer)
@@ -38,13 +38,14 @@ def encode_response(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def decode_response(ids: Iterable[int], tokenizer: Tokenizer) -> str:
-    """The answer's text: what `encode_response` was given."""
+    """Return the answer's text, the inverse of `encode_response`."""
     return tokenizer.decode(ids).removeprefix(answer_lead(tokenizer))
 
 
 def stream_response(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Yield the answer's text as its tokens come: together, what `decode_response`
-    gives. A character whose bytes are not all there waits for the rest."""
+    """Yield the answer's text as its tokens arrive; the pieces joined together are the
+    result of `decode_response`. An incomplete UTF-8 character is held back until its
+    last byte arrives."""
     seen, shown = [], ""
     for token in ids:
         seen.append(token)
@@ -62,8 +63,9 @@ def encode_dialogue(
 ) -> tuple[list[int], list[bool]]:
     """Return the ids and the loss mask, True on the assistant's tokens and their end.
 
-    With one answer, last, this is `encode_prompt` of the messages before it followed
-    by `encode_response`, so training sees what generation starts from.
+    For a dialogue with one answer, at the end, the result is `encode_prompt` of the
+    messages before the answer followed by `encode_response`, so training sees the
+    tokens from which generation starts.
     """
     if not any(message.get("role") == "assistant" for message in messages):
         raise ValueError("A dialogue to train on needs an answer of the assistant.")

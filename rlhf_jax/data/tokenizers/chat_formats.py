@@ -1,4 +1,4 @@
-r"""How each generation writes a dialogue in tokens, as its published code does.
+r"""Chat formats: the tokens of a dialogue, as in each generation's published code.
 
     chatglm   enc(text) [gMASK] <sop> enc(answer) <eop>
     chatglm2  [gMASK] sop enc(text) enc(answer) </s>
@@ -6,10 +6,10 @@ r"""How each generation writes a dialogue in tokens, as its published code does.
     glm4      [gMASK] <sop> <|user|> enc("\n") enc(question) <|assistant|> enc("\n") ...
     template  what the tokenizer's chat template renders
 
-`enc` encodes a string by itself. Each function takes messages and a tokenizer and gives
-the token ids and a mask, True on what the assistant writes: its answers and the tokens
-that end them. Messages that end with the assistant's are closed; others go up to where
-the assistant's answer begins.
+`enc` encodes a string by itself. Each function takes messages and a tokenizer and
+returns the token ids and a mask, True on the tokens that the assistant writes: its
+answers and their end tokens. A dialogue that ends with the assistant's message gets its
+end token; any other stops where the assistant's answer begins.
 
 A message has a role and content. ChatGLM3 and GLM-4 write its "metadata" (a tool's
 name) after the role; ChatGLM3 lists a system message's "tools" after its content.
@@ -30,10 +30,10 @@ Encoded = tuple[list[int], list[bool]]
 
 
 def chatglm(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
-    """ChatGLM-6B: a lone question stands bare, longer talks are numbered from 0.
+    """Encode for ChatGLM-6B: a lone question is bare, longer talks count from round 0.
 
-    Only the last answer is masked True: all tokens see the earlier ones, which are text
-    of the context and end with no token.
+    Only the last answer is masked True: earlier answers are text of the context, which
+    all tokens see, and have no end token.
     """
     if len(messages) <= 2:
         text = _by_turns(messages)[0][0]
@@ -44,9 +44,9 @@ def chatglm(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
 
 
 def chatglm2(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
-    """ChatGLM2: rounds numbered from 1.
+    """Encode for ChatGLM2, with rounds numbered from 1.
 
-    Only the last answer is masked True: the earlier ones end with no token.
+    Only the last answer is masked True: earlier answers have no end token.
     """
     marks = [tokenizer.special_id("[gMASK]"), tokenizer.special_id("sop")]
     text = _rounds(messages, first=1, gap="\n\n")
@@ -54,7 +54,7 @@ def chatglm2(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
 
 
 def chatglm3(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
-    """ChatGLM3: the assistant writes the newline before its answer."""
+    """Encode for ChatGLM3: the newline before an answer belongs to the answer."""
 
     def split(message: Message) -> tuple[list[int], list[int]]:
         head = message.get("metadata", "") + "\n"
@@ -70,16 +70,16 @@ def chatglm3(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
 
 
 def glm4(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
-    """GLM-4: the newline before an answer belongs to the prompt."""
+    """Encode for GLM-4: the newline before an answer belongs to the prompt."""
 
     def split(message: Message) -> tuple[list[int], list[int]]:
         if "tools" in message:
-            raise ValueError("GLM-4's format here has no tools; use a chat template.")
+            raise ValueError("The format 'glm4' has no tools; use a chat template.")
         metadata = message.get("metadata", "")
         head = tokenizer.encode(metadata + "\n")
         text = tokenizer.encode(message["content"])
         role = [tokenizer.special_id(f"<|{message['role']}|>")]
-        # The assistant itself writes which tool it calls.
+        # The assistant itself writes the name of the tool that it calls.
         return (role, head + text) if metadata else (role + head, text)
 
     marks = [tokenizer.special_id("[gMASK]"), tokenizer.special_id("<sop>")]
@@ -88,10 +88,10 @@ def glm4(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
 
 
 def template(messages: Sequence[Message], tokenizer: TransformersTokenizer) -> Encoded:
-    """A chat template: an answer is what follows the prompt it was given for.
+    """Encode by the tokenizer's chat template: an answer follows its prompt's tokens.
 
-    An earlier answer is masked True where the template leaves it as it was written
-    (some cut thoughts out of earlier answers).
+    An earlier answer is masked True where the template leaves the answer unchanged
+    (some templates cut thoughts out of earlier answers).
     """
     if messages[-1]["role"] != "assistant":
         ids = tokenizer.encode_chat(messages)
@@ -120,7 +120,7 @@ FORMATS: dict[str, Callable[[Sequence[Message], Any], Encoded]] = {
 
 
 def answer_lead(tokenizer: Tokenizer) -> str:
-    """What the assistant writes before its answer, as decoded text."""
+    """Return the text that the assistant writes before its answer, as decoded."""
     if tokenizer.chat_format == "chatglm3":
         return "\n "
     if tokenizer.chat_format == "template":
@@ -129,14 +129,14 @@ def answer_lead(tokenizer: Tokenizer) -> str:
 
 
 def _by_turns(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
-    """Questions with their answers, None where there is none yet."""
+    """Return questions with their answers, None for an answer yet to come."""
     for i, message in enumerate(messages):
         expected = ("user", "assistant")[i % 2]
         if message["role"] != expected:
             raise ValueError(
-                f"ChatGLM-6B and ChatGLM2 know questions and answers in turn: message "
-                f"{i} should be the {expected}'s, not the {message['role']}'s. Write "
-                "what a system message says into the first question."
+                "ChatGLM-6B and ChatGLM2 take questions and answers in turn: message "
+                f"{i} should be the {expected}'s, not the {message['role']}'s. Move "
+                "the text of a system message into the first question."
             )
     texts = [message["content"] for message in messages]
     texts += [None] * (len(texts) % 2)
@@ -144,7 +144,7 @@ def _by_turns(messages: Sequence[Message]) -> list[tuple[str, str | None]]:
 
 
 def _rounds(messages: Sequence[Message], *, first: int, gap: str) -> str:
-    """All rounds as text, up to the last answer."""
+    """Return all rounds as text, up to the last answer."""
     *earlier, (question, _) = _by_turns(messages)
     text = ""
     for i, (q, a) in enumerate(earlier, first):
@@ -153,7 +153,7 @@ def _rounds(messages: Sequence[Message], *, first: int, gap: str) -> str:
 
 
 def _answered(prompt: list[int], messages, tokenizer: Tokenizer) -> Encoded:
-    """The prompt, and the last message if it is an answer, with its end."""
+    """Return the prompt's tokens, then the last message and its end if an answer."""
     answer = []
     if messages[-1]["role"] == "assistant":
         answer = [*tokenizer.encode(messages[-1]["content"]), tokenizer.end_id]
@@ -161,12 +161,13 @@ def _answered(prompt: list[int], messages, tokenizer: Tokenizer) -> Encoded:
 
 
 def _role_by_role(marks, split, begin, messages, tokenizer: Tokenizer) -> Encoded:
-    """Messages behind their roles; the role that speaks next ends an answer.
+    """Encode each message after its role; the next role's token ends an answer.
 
     Args:
-        marks: what stands first.
-        split: a message's tokens as (role, and what follows up to the text; text).
-        begin: what stands before an answer.
+        marks: the first tokens of the dialogue.
+        split: a function that splits a message's tokens in two: the role and all that
+            precedes the text, and the text.
+        begin: the tokens before an answer.
     """
     ids, mask = list(marks), [False] * len(marks)
     after_answer = False
@@ -189,13 +190,13 @@ def _template_answer(text: str, tokenizer: TransformersTokenizer) -> list[int]:
 
 @functools.lru_cache(maxsize=8)
 def _template_frame(tokenizer: TransformersTokenizer) -> tuple[str, int]:
-    """What the template puts before an answer, and the token that ends it."""
+    """Return the text that the template puts before an answer, and the end token."""
     question = {"role": "user", "content": "?"}
     answer = {"role": "assistant", "content": "answer"}
     before = tokenizer.render([question], to_answer=True)
     whole = tokenizer.render([question, answer], to_answer=False)
-    lead, found, trail = whole.removeprefix(before).partition("answer")
-    if not whole.startswith(before) or not found:
+    lead, middle, trail = whole.removeprefix(before).partition("answer")
+    if not whole.startswith(before) or not middle:
         return "", tokenizer.end_id
     ends = [i for i in tokenizer.encode_rendered(trail) if i in tokenizer.stop_ids]
     return lead, ends[0] if ends else tokenizer.end_id

@@ -1,4 +1,4 @@
-"""A tokenizer's folder: which files belong to it, and how they appear, all at once."""
+"""A tokenizer's folder: the files that belong to a tokenizer, written all or none."""
 
 import contextlib
 import shutil
@@ -27,21 +27,21 @@ FILES = (
 
 
 def has_tokenizer(path: str | Path) -> bool:
-    """Whether a folder holds a tokenizer, whole or not."""
+    """Return True if a folder holds any file that marks a tokenizer."""
     return any((Path(path) / name).is_file() for name in MARKS)
 
 
 def read_settings(folder: Path, name: str) -> dict:
-    """The object of a JSON file that may be absent. Raises as `files.read_json`."""
+    """Read the object of a JSON file, {} if absent. Raises as `files.read_json`."""
     path = folder / name
     return read_json(path) if path.is_file() else {}
 
 
 @contextlib.contextmanager
 def writing_whole(path: str | Path) -> Iterator[Path]:
-    """A new folder beside `path` to write a tokenizer into, which gets its name at the
-    end: after an error or a kill there is no tokenizer, and no half of one. What else
-    is in `path` stays, such as a model; an older tokenizer does not.
+    """Yield a new folder beside `path` to write a tokenizer into, and rename this
+    folder at the end: an error or a kill leaves no partial tokenizer. Other files in
+    `path`, such as a model, stay; an older tokenizer is deleted.
     """
     path = Path(path)
     making = path.with_name(f"{path.name}.making")
@@ -54,7 +54,8 @@ def writing_whole(path: str | Path) -> Iterator[Path]:
         if not path.is_dir() or not any(path.iterdir()):
             making.rename(path)
             return
-        # Into a folder with a model: last is what the others are read by.
+        # `path` holds other files, such as a model: move the files in one by one, and
+        # the MARKS last, since a tokenizer is recognised by them.
         for file in sorted(making.iterdir(), key=lambda file: file.name in MARKS):
             file.replace(path / file.name)
         making.rmdir()

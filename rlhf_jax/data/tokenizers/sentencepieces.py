@@ -1,7 +1,7 @@
 """The sentencepiece tokenizers of ChatGLM-6B (v1), ChatGLM2 and ChatGLM3.
 
-Read directly: the published folders come with Python code for them, which is not run.
-Each `encode` puts a space first, as the published ones do.
+The model files are read directly: the Python code in the published folders is not run.
+Each `encode` puts a space first, as the published tokenizers do.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ _V1_LONGEST_BLANK = 80
 
 
 class ChatGLMTokenizer:
-    """ChatGLM-6B: `ice_text.model`, of which the special tokens are pieces.
+    """The tokenizer of ChatGLM-6B: `ice_text.model`, whose pieces include specials.
 
-    White space is spelled in pieces of its own: newline <n>, tab <|tab|>, and N = 2 to
-    80 spaces <|blank_N|>. Ids start after those of image tokens, of which the published
-    folder has none.
+    White space has pieces of its own: newline <n>, tab <|tab|>, and N = 2 to 80 spaces
+    <|blank_N|>. Ids start after those of image tokens; the published folder has no
+    image tokens.
     """
 
     chat_format = "chatglm"
@@ -51,7 +51,7 @@ class ChatGLMTokenizer:
                 f"{file} has no pieces {missing}: it is not ChatGLM-6B's. Early "
                 "releases lack them; get the one with 130528 tokens."
             )
-        for piece in proto.pieces:  # control pieces are never found in text
+        for piece in proto.pieces:  # control pieces are never matched in text
             if piece.piece in _V1_SPECIAL_TOKENS:
                 piece.type = piece.CONTROL
         self._pieces = _processor(proto)
@@ -59,7 +59,7 @@ class ChatGLMTokenizer:
             "num_image_tokens", 0
         )
         if type(first) is not int or not 0 <= first < 2**20:
-            raise ValueError(f"num_image_tokens={first!r} is no number of tokens.")
+            raise ValueError(f"num_image_tokens={first!r} is not a number of tokens.")
         self._first = first
         self._special = {
             name: self._first + self._pieces.piece_to_id(name)
@@ -92,10 +92,10 @@ class ChatGLMTokenizer:
 
 
 class ChatGLM2Tokenizer:
-    """ChatGLM2 and ChatGLM3: `tokenizer.model`.
+    """The tokenizer of ChatGLM2 and ChatGLM3: `tokenizer.model`.
 
-    The special tokens are no pieces; they are numbered from the last piece on.
-    ChatGLM3's are ChatGLM2's and one for each role.
+    The special tokens are not pieces of the model; their ids follow the last piece.
+    ChatGLM3 has ChatGLM2's special tokens and one for each role.
     """
 
     def __init__(self, folder: Path):
@@ -135,7 +135,7 @@ class ChatGLM2Tokenizer:
 
 
 def look_up(special: dict[str, int], name: str) -> int:
-    """The id of a special token, or an error that lists the known ones."""
+    """Return the id of a special token; a ValueError lists the existing ones."""
     if name not in special:
         raise ValueError(
             f"The tokenizer has no special token {name!r}; it has {sorted(special)}."
@@ -144,14 +144,14 @@ def look_up(special: dict[str, int], name: str) -> int:
 
 
 def _generation(folder: Path) -> str:
-    """ "chatglm2" or "chatglm3": their files are alike but for what they say."""
+    """Return "chatglm2" or "chatglm3", by words in the files of the folder."""
     settings = read_settings(folder, "tokenizer_config.json")
-    known = ("chatglm2", "chatglm3")
+    generations = ("chatglm2", "chatglm3")
     if "chat_format" in settings:
-        if settings["chat_format"] not in known:
+        if settings["chat_format"] not in generations:
             raise ValueError(
                 f"{folder}/tokenizer_config.json: chat_format="
-                f"{settings['chat_format']!r} is not one of {known}."
+                f"{settings['chat_format']!r} is not one of {generations}."
             )
         return settings["chat_format"]
     if "<|assistant|>" in json.dumps(settings):
@@ -160,9 +160,9 @@ def _generation(folder: Path) -> str:
     if code.is_file():
         has_roles = b"<|assistant|>" in code.read_bytes()
         return "chatglm3" if has_roles else "chatglm2"
-    found = [name for name in known if name in json.dumps(settings).lower()]
-    if len(found) == 1:
-        return found[0]
+    named = [name for name in generations if name in json.dumps(settings).lower()]
+    if len(named) == 1:
+        return named[0]
     raise ValueError(
         f"{folder} does not say whether its tokenizer.model is ChatGLM2's or "
         'ChatGLM3\'s. Write "chat_format": "chatglm2" (or "chatglm3") into its '
@@ -184,7 +184,7 @@ def _processor(proto) -> sentencepiece.SentencePieceProcessor:
         return sentencepiece.SentencePieceProcessor(
             model_proto=proto.SerializeToString()
         )
-    except Exception as error:  # C++ errors under several names
+    except Exception as error:  # C++ errors, whose classes vary
         raise ValueError(f"its sentencepiece model cannot be used: {error}") from None
 
 

@@ -1,8 +1,9 @@
-"""Chat templates, rendered in a process of its own that time and memory are short for.
+"""Chat templates, rendered in a separate process with limits on time and memory.
 
-A template is a program that came with a tokenizer. transformers' sandbox keeps it from
-files and from Python's insides, but not from loops without end or texts of many
-gigabytes, and no thread can be stopped from outside. The process ends with its parent.
+A template is a program that came with a tokenizer. transformers' sandbox keeps the
+template from files and from Python's internals, but not from endless loops or texts of
+many gigabytes, and a thread cannot be stopped from outside. The process ends with its
+parent.
 """
 
 import atexit
@@ -14,24 +15,24 @@ import subprocess
 import sys
 import threading
 
-SECONDS = 10.0  # of a processor, for one rendering
-MEMORY = 2 << 30  # bytes of the process, beside what its libraries take
-LENGTH = 10_000_000  # characters of one rendered text
+SECONDS = 10.0  # limit on processor time for one rendering
+MEMORY = 2 << 30  # limit in bytes on the process, in addition to its libraries
+LENGTH = 10_000_000  # limit in characters on one rendered text
 
 _lock = threading.Lock()
 _process: subprocess.Popen | None = None
-_parent = 0  # the process that started it: a fork must start its own
+_parent = 0  # id of the process that started `_process`: a fork must start its own
 
 
 def render(template: str, messages: list[dict], variables: dict) -> str:
-    """The text that a chat template makes of messages, as transformers renders it.
+    """Render messages by a chat template, as transformers does.
 
     Args:
-        variables: what else the template may read, such as add_generation_prompt.
+        variables: further variables of the template, such as add_generation_prompt.
 
     Raises:
-        ValueError: the template fails, or takes more time, memory or text than
-            `SECONDS`, `MEMORY` and `LENGTH` allow; says which.
+        ValueError: the template fails, or exceeds `SECONDS`, `MEMORY` or `LENGTH`; the
+            message names the limit.
     """
     request = {
         "template": template,
@@ -46,7 +47,7 @@ def render(template: str, messages: list[dict], variables: dict) -> str:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
-        except BaseException as error:  # an answer that nobody reads must not stay
+        except BaseException as error:  # an unread answer must not stay in the pipe
             _stop()
             if isinstance(error, BrokenPipeError):
                 line = b""
@@ -72,7 +73,7 @@ def _started() -> subprocess.Popen:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is the parent's
+            start_new_session=True,  # Ctrl-C goes to the parent alone
         )
         _parent = os.getpid()
     return _process
@@ -91,7 +92,7 @@ def _stop() -> None:
 
 
 def _serve() -> None:
-    """What the process does: a line of JSON in, one out, until its parent is gone."""
+    """Answer each line of JSON on stdin by a line on stdout, until the parent ends."""
     import resource
 
     from transformers.utils.chat_template_utils import render_jinja_template

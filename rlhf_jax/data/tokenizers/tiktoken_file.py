@@ -1,7 +1,7 @@
-"""GLM-4's `tokenizer.model`: lines of a token in base64 and its rank, as tiktoken's.
+"""GLM-4's `tokenizer.model`: lines of a base64 token and its rank, tiktoken's format.
 
-Byte-level BPE that merges the pair of lowest rank first, so ranks become merges and the
-`tokenizers` library does the rest.
+The file is a byte-level BPE that merges the pair of lowest rank first, so ranks become
+merges for the `tokenizers` library.
 """
 
 import base64
@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-# How GLM-4 cuts text into the pieces inside which bytes are merged.
+# GLM-4's pattern that splits text into pieces; bytes are merged only inside a piece.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -19,16 +19,16 @@ _SPLIT = (
 
 
 def is_one(path: Path) -> bool:
-    """Whether a `tokenizer.model` is such a file; otherwise it is sentencepiece's."""
+    """Return True if a `tokenizer.model` is tiktoken's, not sentencepiece's."""
     with path.open("rb") as file:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\s*", file.readline(200)) is not None
 
 
 def read(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer without its special tokens.
+    """Read the tokenizer without its special tokens.
 
     Raises:
-        ValueError: a line is no token with its rank, or the ranks are not 0, 1, 2, ...
+        ValueError: a line is not a token and a rank, or ranks are not 0, 1, 2, ...
     """
     ranks = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -54,7 +54,7 @@ def read(path: Path) -> tokenizers.Tokenizer:
         tokenizers.models.BPE(
             vocab={spelled(token): rank for token, rank in ranks.items()},
             merges=merges,
-            ignore_merges=True,  # a piece that is a token is taken as it is
+            ignore_merges=True,  # a piece that is itself a token is not merged
         )
     )
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(

@@ -1,11 +1,11 @@
-"""Tokenizers: load the one of a folder, train a small one; nothing from the network.
+"""Tokenizers: load one from a folder or train a small one, without network access.
 
-The files of a folder say which it is:
+The files of a folder determine its kind:
 
     ice_text.model        ChatGLM-6B, sentencepiece
-    tokenizer.json        what transformers reads: GLM-4 (-hf and 0414), trained ones
+    tokenizer.json        read by transformers: GLM-4 (-hf and 0414), trained ones
     tokenizer.model       ChatGLM2 and ChatGLM3, sentencepiece; GLM-4, tiktoken
-    anything else         what transformers reads without running code from it
+    anything else         read by transformers, without running code from the folder
 """
 
 import functools
@@ -34,9 +34,9 @@ from rlhf_jax.data.tokenizers.sentencepieces import (
 )
 from rlhf_jax.files import write_json
 
-_STAND_INS = 0xF0000  # private use: characters that no text has a reason to hold
+_STAND_INS = 0xF0000  # first code point of a private use area, which texts do not use
 PAD = "<|endoftext|>"
-# Of GLM-4, in the order of their ids.
+# GLM-4's special tokens, in the order of their ids.
 SPECIAL_TOKENS = (
     PAD,
     "[MASK]",
@@ -49,23 +49,24 @@ SPECIAL_TOKENS = (
     "<|assistant|>",
     "<|observation|>",
 )
-# GLM-4 has no token of its own for the end of an answer: whoever speaks next ends it.
+# GLM-4 has no token for the end of an answer: the next speaker's token ends an answer.
 STOP_TOKENS = (PAD, "<|user|>", "<|observation|>")
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back; special tokens only ever come from `special_id`.
+    """A map from text to ids and back; special tokens come only from `special_id`.
 
-    Text is data: a user who writes "<|assistant|>" gets the letters, not the token.
+    Text is data: "<|assistant|>" in a user's text gives the letters, not the token.
 
     Attributes:
         vocab_size: one more than the largest id.
-        pad_id: what stands where nothing is.
-        end_id: what closes an answer, and `stop_ids`, all that end one.
-        chat_format: how dialogues are written, a key of `chat_formats.FORMATS`; or
-            "none", of a tokenizer that knows no dialogues.
-        fingerprint: equal where all that `encode`, `decode` and the chat format depend
-            on is equal.
+        pad_id: the id at padded slots.
+        end_id: the id that closes an answer.
+        stop_ids: all ids that end an answer, `end_id` included.
+        chat_format: the format of dialogues, a key of `chat_formats.FORMATS`; "none"
+            for a tokenizer without a chat format.
+        fingerprint: a hash of all that determines `encode`, `decode` and the chat
+            format; equal hashes mean equal behaviour.
     """
 
     vocab_size: int
@@ -78,13 +79,13 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The same of many texts, on all cores where the library can."""
+        """Encode many texts, on all cores where the library can."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; special tokens are left out."""
+        """Return the text without special tokens."""
 
     def special_id(self, name: str) -> int:
-        """Raises a ValueError that lists the known ones."""
+        """Return the id of a special token; a ValueError lists the existing ones."""
 
 
 class TransformersTokenizer:
@@ -105,14 +106,15 @@ class TransformersTokenizer:
         stops += [inner.eos_token_id, *more_stop_ids]
         self.stop_ids = tuple(dict.fromkeys(i for i in stops if i is not None))
         if not self.stop_ids:
-            raise ValueError("it has no token that ends a text (eos_token).")
+            raise ValueError("it has no end-of-text token (eos_token).")
         for i in self.stop_ids:
             if type(i) is not int or not 0 <= i < self.vocab_size:
                 raise ValueError(f"eos_token_id {i!r} is none of its tokens.")
         self.end_id = self._special["<|user|>"] if is_glm4 else self.stop_ids[0]
         pad = inner.pad_token_id
         self.pad_id = self.stop_ids[0] if pad is None else pad
-        # Text is letters, also where it spells one of these.
+        # Text gives letters even where it spells a stop or padding token, so these
+        # tokens must be special ones.
         control = {self.pad_id, *self.stop_ids} - set(self._special.values())
         tokens = [inner.convert_ids_to_tokens(i) for i in sorted(control)]
         if tokens:
@@ -127,7 +129,7 @@ class TransformersTokenizer:
         self.chat_format = "template" if self._template else own_format
         self.fingerprint = _fingerprint(self, inner)
 
-        # Chat formats ask for the same heads in every message.
+        # Chat formats encode the same message heads again and again.
         self._ids = functools.lru_cache(maxsize=4096)(self._encode)
 
     def encode(self, text: str) -> list[int]:
@@ -150,13 +152,13 @@ class TransformersTokenizer:
         )["input_ids"]
 
     def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
-        """The ids of messages as the chat template writes them, up to where an answer
-        begins. Special tokens come from the template alone: a message that spells one
-        gets the letters."""
+        """Return the ids of messages by the chat template, up to where an answer
+        begins. Special tokens come from the template alone: a message that spells a
+        special token gives its letters."""
         spelled: dict[str, str] = {}
 
         def hide(x):
-            """Stand-ins, which no text has, for what spells a special token."""
+            """Replace spelled special tokens by stand-ins, which no text holds."""
             if isinstance(x, dict):
                 return {hide(key): hide(value) for key, value in x.items()}
             if isinstance(x, list):
@@ -188,7 +190,7 @@ class TransformersTokenizer:
         return ids
 
     def encode_rendered(self, text: str) -> list[int]:
-        """The ids of a text in which special tokens are tokens."""
+        """Return the ids of a text in which spelled special tokens are tokens."""
         return self._inner.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -202,7 +204,7 @@ class TransformersTokenizer:
         return look_up(self._special, name)
 
     def render(self, messages: list[dict[str, Any]], *, to_answer: bool) -> str:
-        """The chat template's text, up to where an answer begins if `to_answer`."""
+        """Render the chat template, up to where an answer begins if `to_answer`."""
         variables = {
             **self._inner.special_tokens_map,
             "add_generation_prompt": to_answer,
@@ -219,9 +221,9 @@ class TransformersTokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path) -> None:
     """Train byte-level BPE of `vocab_size` tokens, specials included, into a folder.
 
-    GLM-4's special tokens stand at the end of the vocabulary, so a tiny model speaks
-    the chat format of the published ones. Ends with fewer tokens when the texts have no
-    more pairs to merge.
+    GLM-4's special tokens are at the end of the vocabulary, so a tiny model has the
+    chat format of the published ones. The vocabulary is smaller than `vocab_size` if
+    the texts have no more pairs to merge.
     """
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     smallest = len(alphabet) + len(SPECIAL_TOKENS)
@@ -249,8 +251,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer folder; local files only, and never code from it.
 
     Raises:
-        ValueError: the folder has no tokenizer, or one that is damaged or needs code of
-            its own.
+        ValueError: the folder has no tokenizer, or one that is damaged or requires
+            code from its folder.
     """
     path = Path(path)
     if not has_tokenizer(path):
@@ -260,8 +262,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         )
     try:
         return _load(path)
-    except BaseException as error:  # whatever a broken file makes of a reader
-        panic = type(error).__name__ == "PanicException"  # of its Rust code
+    except BaseException as error:  # broken files raise many types of error
+        panic = type(error).__name__ == "PanicException"  # raised by Rust code
         if not panic and not isinstance(error, Exception):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -272,7 +274,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def is_readable(path: str | Path) -> bool:
-    """Whether a folder holds a tokenizer that can be read."""
+    """Return True if a folder holds a tokenizer that can be read."""
     try:
         load_tokenizer(path)
     except ValueError:
@@ -281,17 +283,15 @@ def is_readable(path: str | Path) -> bool:
 
 
 def copy_tokenizer(source: str | Path, target: str | Path) -> None:
-    """Copy a tokenizer's files, and nothing else, into a folder."""
+    """Copy a tokenizer's files, and no other files, into a folder."""
     source = Path(source)
     chat_format = load_tokenizer(source).chat_format
     with folder.writing_whole(target) as making:
         for name in folder.FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, making / name)
-        if chat_format in (
-            "chatglm2",
-            "chatglm3",
-        ):  # the code that told it stays behind
+        # The Python code that may identify the generation is not copied.
+        if chat_format in ("chatglm2", "chatglm3"):
             name = "tokenizer_config.json"
             settings = folder.read_settings(making, name) | {"chat_format": chat_format}
             write_json(making / name, settings)
@@ -308,7 +308,7 @@ def _load(path: Path) -> Tokenizer:
             return TransformersTokenizer(inner, ())
         if settings.get("tokenizer_class") == "ChatGLMTokenizer":
             return ChatGLM2Tokenizer(path)
-    # Chat models stop at more tokens than the tokenizer's one end of text.
+    # Chat models stop at further tokens besides the tokenizer's end of text.
     stops = folder.read_settings(path, "generation_config.json").get("eos_token_id")
     stops = stops if isinstance(stops, list) else [stops]
     inner = AutoTokenizer.from_pretrained(
@@ -323,8 +323,8 @@ def _special_ids(inner: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def _pattern(inner: PreTrainedTokenizerBase) -> re.Pattern:
-    """Special tokens in a rendered text, the longest first, with the white space that
-    some of them take in."""
+    """Return the pattern of special tokens in a rendered text, the longest first, with
+    the white space that some of them absorb."""
     tokens = [x for x in inner.added_tokens_decoder.values() if x.special and x.content]
     spelled = (
         r"\s*" * x.lstrip + re.escape(x.content) + r"\s*" * x.rstrip
@@ -334,8 +334,8 @@ def _pattern(inner: PreTrainedTokenizerBase) -> re.Pattern:
 
 
 def _fingerprint(tokenizer, inner: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of how text is cut, merged, numbered and put together again, of the chat
-    template, and of the ids with a meaning."""
+    """Return the SHA-256 of the rules that split, merge, number and decode text, of the
+    chat template, and of the special ids."""
     backend = getattr(inner, "backend_tokenizer", None)
     if backend is None:
         cut = {"class": type(inner).__name__, "vocabulary": inner.get_vocab()}
@@ -344,18 +344,18 @@ def _fingerprint(tokenizer, inner: PreTrainedTokenizerBase) -> str:
         for unused in ("version", "truncation", "padding", "post_processor"):
             cut.pop(unused, None)
     ids = (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.end_id, tokenizer.stop_ids)
-    record = [_said(cut), sorted(tokenizer._special.items()), ids]
+    record = [_without_off(cut), sorted(tokenizer._special.items()), ids]
     record += [tokenizer.chat_format, tokenizer._template, inner.special_tokens_map]
     text = json.dumps(record, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _said(x):
-    """Without what is off: a later version of the library writes more of it."""
+def _without_off(x):
+    """Drop options that are None or False, which later library versions add."""
     if isinstance(x, dict):
-        kept = {key: _said(value) for key, value in x.items()}
-        return {k: v for k, v in kept.items() if v is not None and v is not False}
-    return [_said(value) for value in x] if isinstance(x, list) else x
+        options = {key: _without_off(value) for key, value in x.items()}
+        return {k: v for k, v in options.items() if v is not None and v is not False}
+    return [_without_off(value) for value in x] if isinstance(x, list) else x
 
 
 def _with_special_tokens(bpe: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:

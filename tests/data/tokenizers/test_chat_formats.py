@@ -293,7 +293,7 @@ def test_a_special_token_in_text_is_letters(folder, tmp_path, place, template):
             messages.append({"role": "observation", "content": text})
         elif place == "metadata":
             messages[2]["metadata"] = text
-        elif place == "tools" and template:
+        elif place == "tools" and template == TOOLS_TEMPLATE:
             messages[0]["tools"] = [{"name": text, "parameters": {text: [text]}}]
         elif place != "tools":
             messages[place]["content"] = text
