@@ -1,4 +1,4 @@
-"""What annotators answered: a line each, on the disk before the next task is shown."""
+"""Annotators' answers, one line each, on disk before the next task is shown."""
 
 import dataclasses
 import errno
@@ -35,9 +35,9 @@ class Answer:
     task: str
     annotator: str
     preference: str  # "a", "b", "tie" or "skip"
-    criteria: dict[str, str] | None = None  # of CRITERIA: "a", "b" or "tie"
-    seconds: float | None = None  # from the task's appearance to the answer
-    time: str = ""  # of the answer, ISO 8601
+    criteria: dict[str, str] | None = None  # "a", "b" or "tie" by name in CRITERIA
+    seconds: float | None = None  # seconds from the task's appearance to the answer
+    time: str = ""  # time of the answer, ISO 8601
     both_bad: bool = False  # a tie of two responses that should not have been given
 
     @classmethod
@@ -54,17 +54,17 @@ class Answer:
 
 
 def comparisons(tasks: dict[str, Task], answers: Iterable[Answer]) -> list[Comparison]:
-    """The answers as records; what was skipped is left out.
+    """Convert answers to records, without those of skipped tasks.
 
     Raises:
-        ValueError: an answer to a task that is not there, or two by one annotator.
+        ValueError: an answer to an unknown task, or two to one task by one annotator.
     """
     records = []
     seen = set()
     for number, answer in enumerate(answers, start=1):
         who = f"answer {number}: {answer.annotator[:80]!r} answers {answer.task[:80]!r}"
         if answer.task not in tasks:
-            raise ValueError(f"{who}, which is no task here.")
+            raise ValueError(f"{who}, which is not a task here.")
         if (answer.task, answer.annotator) in seen:
             raise ValueError(f"{who} twice.")
         seen.add((answer.task, answer.annotator))
@@ -96,21 +96,22 @@ def comparisons(tasks: dict[str, Task], answers: Iterable[Answer]) -> list[Compa
 
 
 class AnswerLog:
-    """answers.jsonl, open for appending by one process at a time.
+    """The file answers.jsonl, open for appending by one process at a time.
 
-    A crash can leave half a line at the end of the file. Opening sets it aside, in
-    answers.jsonl.torn, and says so; a half line cannot have been confirmed.
+    A crash can leave half a line at the end of the file. Opening the file moves half a
+    line to answers.jsonl.torn and logs a warning; the answer in it was never confirmed.
 
     Attributes:
-        answers: all that the file holds.
+        answers: all answers in the file.
     """
 
     def __init__(self, path: str | Path):
         """Open or make the file.
 
         Raises:
-            LogInUseError: another process has it open.
-            RecordError: a line that is not the last is broken; names file and line.
+            LogInUseError: another process has the file open.
+            RecordError: a line that is not the last is broken; the message names file
+                and line.
         """
         self.path = Path(path)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -130,14 +131,15 @@ class AnswerLog:
             raise
 
     def append(self, answer: Answer) -> None:
-        """Write an answer; it is on the disk when this returns.
+        """Write an answer, which is on disk when this method returns.
 
         Raises:
-            OSError: it could not be written (a full disk); the file is as before.
+            OSError: the answer could not be written (a full disk); the file is as
+                before.
         """
         line = {"version": VERSION, **dataclasses.asdict(answer)}
         data = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        os.ftruncate(self._file, self._end)  # should that below have failed
+        os.ftruncate(self._file, self._end)  # if the truncation below has failed once
         try:
             written = os.write(self._file, data)
             if written < len(data):
@@ -153,12 +155,12 @@ class AnswerLog:
         os.close(self._file)
 
     def _mend(self) -> int:
-        """Deal with a last line without end; the file's size after it."""
+        """Complete or set aside a last line without end; return the file's size."""
         data = self.path.read_bytes()
         tail = data.rpartition(b"\n")[2]
         if not tail:
             return len(data)
-        if _is_answer(tail):  # only its end is missing
+        if _is_answer(tail):  # only the end of the line is missing
             os.write(self._file, b"\n")
             os.fsync(self._file)
             return len(data) + 1
@@ -171,8 +173,8 @@ class AnswerLog:
         os.ftruncate(self._file, len(data) - len(tail))
         os.fsync(self._file)
         logging.warning(
-            "%s ended in half a line, from a crash while it was written: its %d bytes "
-            "are now in %s. Nobody was told that it was saved.",
+            "%s ended in half a line, from a crash during the write: its %d bytes are "
+            "now in %s. Its annotator was not told that the answer was saved.",
             self.path,
             len(tail),
             torn,
@@ -181,10 +183,10 @@ class AnswerLog:
 
 
 def read_answers(path: str | Path) -> list[Answer]:
-    """The answers of a file, also while a page is adding to it.
+    """Read the answers of a file, even while a page is appending to the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         RecordError: a line is broken.
     """
     if not Path(path).is_file():

@@ -1,11 +1,11 @@
-"""Argilla's records (version 2): tasks out, answered records in.
+"""Export of tasks to Argilla (version 2), and import of its answered records.
 
 `settings` is for `rg.Settings.from_json`, `export_tasks` for
 `dataset.records.from_json`, and `import_answers` reads what `dataset.records.to_json`
 writes (https://docs.argilla.io/latest/reference/argilla/records/records/). That format
 holds neither the time an answer took nor whether it is a draft: have drafts submitted.
-What measures the annotators (known answers, repeats) does not go out: a record that
-comes back is known by its id.
+Known answers and repeats, which measure the annotators, are not exported: an imported
+record is matched to its task by id.
 """
 
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ LABELS = {"1": "Response 1", "2": "Response 2", "tie": "Tie"}
 def settings(
     criteria: Sequence[str], *, guideline: str, annotators_per_task: int
 ) -> dict[str, Any]:
-    """The dataset's settings: a question overall and for each criterion."""
+    """Return the dataset's settings: a question overall and for each criterion."""
     return {
         "guidelines": guideline,
         "fields": [
@@ -56,7 +56,7 @@ def settings(
 
 
 def export_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
-    """Records to log into a dataset."""
+    """Return the records to log into a dataset."""
     return [
         {
             "id": task.id,
@@ -77,12 +77,14 @@ def export_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
 def import_answers(
     exported: Any, tasks: dict[str, Task]
 ) -> tuple[list[Answer], Counter]:
-    """The answers in a dataset's records, and how many were left out, by reason.
+    """Return the answers in a dataset's records, and counts of those left out, by
+    reason.
 
-    Suggestions are a model's, not a person's, and are never taken.
+    Suggestions come from a model, not a person, and are ignored.
 
     Raises:
-        RecordError: no such export, or not of these tasks; says where.
+        RecordError: the object is not an export, or of other tasks; the message names
+            the place.
     """
     if not isinstance(exported, list):
         raise RecordError("The export must be a list of records (records.to_json).")
@@ -108,8 +110,8 @@ def import_answers(
 
 
 def _by_user(record: dict, task: Task) -> dict[str, dict[str, str]]:
-    """What each user chose: {user: {question: "a", "b" or "tie"}}."""
-    found = defaultdict(dict)
+    """Return each user's choices: {user: {question: "a", "b" or "tie"}}."""
+    choices = defaultdict(dict)
     responses = record.get("responses")
     if not isinstance(responses, dict):
         raise RecordError(
@@ -118,5 +120,5 @@ def _by_user(record: dict, task: Task) -> dict[str, dict[str, str]]:
     for question in {*CRITERIA, "overall"} & responses.keys():
         for response in fields.objects(responses, question):
             value = fields.choice(response, "value", tuple(LABELS))
-            found[fields.text(response, "user_id")][question] = task.seen(value)
-    return found
+            choices[fields.text(response, "user_id")][question] = task.seen(value)
+    return choices

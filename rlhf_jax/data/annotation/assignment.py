@@ -1,4 +1,4 @@
-"""Who gets which task next, with several annotators at once."""
+"""Assignment of tasks to several annotators who work at once."""
 
 import dataclasses
 import threading
@@ -11,25 +11,25 @@ from datetime import UTC, datetime
 from rlhf_jax.data.annotation.answers import Answer, AnswerLog, comparisons
 from rlhf_jax.data.annotation.tasks import Task
 
-REPEAT_DISTANCE = 10  # answers between a task and its repeat, where there are so many
-MAX_NAME = 64  # characters
+REPEAT_DISTANCE = 10  # fewest answers between a task and its repeat, if possible
+MAX_NAME = 64  # longest name, in characters
 
 
 @dataclasses.dataclass
 class Lease:
-    """A place at a task, kept for an annotator who has it on the screen."""
+    """A place at a task, reserved for the annotator whose screen shows the task."""
 
-    task: str
-    started: float  # when it last came on the screen: seconds, of the clock
-    ends: float
+    task: str  # id of the task
+    started: float  # clock reading in seconds when the task last came on the screen
+    ends: float  # clock reading in seconds when the lease runs out
 
 
 class Assignment:
-    """Hands out tasks and takes answers; safe to call from several threads.
+    """A queue that hands out tasks and takes answers; safe to call from threads.
 
-    A task goes to so many annotators as it has places. A repeat goes to those who
-    answered its original, and as late as that is possible. A task that someone skipped
-    goes to somebody else.
+    A task has a place for each of `annotators_per_task` annotators. A repeat goes to
+    those who answered its original, `REPEAT_DISTANCE` answers later where possible. The
+    place of an annotator who skips a task goes to another annotator.
     """
 
     def __init__(
@@ -41,10 +41,13 @@ class Assignment:
         lease_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Take up from what the log holds.
+        """Continue from the answers in the log.
+
+        Args:
+            lease_seconds: the seconds for which a task on a screen is reserved.
 
         Raises:
-            ValueError: the log answers other tasks than these, or one of them twice.
+            ValueError: the log answers other tasks than these, or one of these twice.
         """
         if annotators_per_task < 1:
             raise ValueError(f"{annotators_per_task=} must be at least 1.")
@@ -61,16 +64,16 @@ class Assignment:
         self._clock = clock
         self._lock = threading.Lock()
         self._leases: dict[str, Lease] = {}  # by annotator
-        # By annotator: the tasks dealt with, and at which of their answers.
+        # The tasks each annotator has answered or skipped, with their order from 0.
         self._seen: dict[str, dict[str, int]] = defaultdict(dict)
-        self._kept: dict[tuple[str, str], tuple] = {}  # by task and annotator
-        self._answered: dict[str, set[str]] = defaultdict(set)  # by task: annotators
-        self._open = dict(tasks)  # those with a place that nobody has answered
+        self._saved: dict[tuple[str, str], tuple] = {}  # choices by task and annotator
+        self._answered: dict[str, set[str]] = defaultdict(set)  # annotators by task
+        self._open = dict(tasks)  # tasks with a place that is not answered yet
         for answer in log.answers:
             self._count(answer)
 
     def next_task(self, annotator: str) -> Task | None:
-        """The annotator's task, kept for them from now on; None: none is left."""
+        """Lease a task to the annotator and return it; None if no task is left."""
         with self._lock:
             now = self._clock()
             lease = self._leases.get(annotator)
@@ -80,7 +83,7 @@ class Assignment:
                     self._leases.pop(annotator, None)
                     return None
                 lease = self._leases[annotator] = Lease(task, now, 0.0)
-            lease.started = now  # the time since it was left is no work
+            lease.started = now  # the time away from the page is not counted as work
             lease.ends = now + self._lease_seconds
             return self._tasks[lease.task]
 
@@ -93,22 +96,22 @@ class Assignment:
         *,
         both_bad: bool = False,
     ) -> bool:
-        """Take an answer; it is on the disk when this returns True.
+        """Save an answer; return True once the answer is on disk.
 
-        The same answer sent twice is kept once. False: it is not kept, since the
-        annotator has answered otherwise before, perhaps in another window, or since the
-        lease ran out and somebody else has the last place.
+        The same answer sent twice is saved once. False means that the answer is not
+        saved: the annotator has answered otherwise before, perhaps in another window,
+        or the lease ran out and another annotator has the last place.
 
         Raises:
-            ValueError: there is no such task.
-            OSError: it could not be written; nothing is changed.
+            ValueError: the task does not exist.
+            OSError: the answer could not be written; nothing is changed.
         """
         with self._lock:
             if task not in self._tasks:
                 raise ValueError(f"There is no task {task!r}.")
             if task in self._seen[annotator]:
-                kept = self._kept[task, annotator]
-                return kept == (preference, criteria, both_bad)
+                saved = self._saved[task, annotator]
+                return saved == (preference, criteria, both_bad)
             now = self._clock()
             if not self._has_place(task, annotator, now):
                 return False
@@ -130,13 +133,14 @@ class Assignment:
             return True
 
     def task(self, id: str) -> Task:
-        """The task of this id; ValueError where there is none."""
+        """Return the task of this id; raise ValueError if the id is unknown."""
         if id not in self._tasks:
             raise ValueError(f"There is no task {id!r}.")
         return self._tasks[id]
 
     def progress(self, annotator: str) -> tuple[int, int, int]:
-        """Answers of this annotator, of all, and how many there will be."""
+        """Return the counts of this annotator's answers, of all answers so far, and of
+        the answers when all is done."""
         with self._lock:
             own = len(self._seen[annotator])
             done = sum(map(len, self._answered.values()))
@@ -168,8 +172,8 @@ class Assignment:
     def _count(self, answer: Answer) -> None:
         seen = self._seen[answer.annotator]
         seen[answer.task] = len(seen)
-        kept = (answer.preference, answer.criteria, answer.both_bad)
-        self._kept[answer.task, answer.annotator] = kept
+        saved = (answer.preference, answer.criteria, answer.both_bad)
+        self._saved[answer.task, answer.annotator] = saved
         if answer.preference != "skip":
             self._answered[answer.task].add(answer.annotator)
             if len(self._answered[answer.task]) >= self._places:
@@ -177,10 +181,10 @@ class Assignment:
 
 
 def annotator_name(text: str) -> str:
-    """The name under which answers are kept: "  Ann Lee" and "ann lee" are one.
+    """Normalise an annotator's name: "  Ann Lee" and "ann lee" are the same.
 
     Raises:
-        ValueError: no name, a very long one, or one with control characters.
+        ValueError: the name is empty, too long, or has control characters.
     """
     name = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     if not name or len(name) > MAX_NAME or not name.isprintable():

@@ -1,4 +1,4 @@
-"""Annotation tasks to another tool, and comparisons of what comes back."""
+"""Export of annotation tasks to other tools, and import of comparisons."""
 
 import json
 from collections import Counter
@@ -26,8 +26,8 @@ def export_tasks(
     guideline: str,
     annotators_per_task: int,
 ) -> None:
-    """Write the tasks for a tool to `file`, and its setup beside it; for the other
-    arguments see `serve`."""
+    """Write the tasks for a tool to `file`, and the tool's setup to a file beside it;
+    for the other arguments see `serve.serve`."""
     if tool == "label_studio":
         setup, text = ".xml", label_studio.labeling_config(criteria)
     else:
@@ -55,15 +55,15 @@ def export_tasks(
 def import_comparisons(
     tasks: dict[str, Task], tool: str, file: Path, out: Path, *, join: bool
 ) -> None:
-    """Write the comparisons that answers in `file` make to `out`.
+    """Convert the answers in `file` to comparisons, written to `out`.
 
     Args:
-        join: keep those that `out` holds by other annotators or of other tasks; else
-            `out` must hold none that this import would lose.
+        join: keep the comparisons in `out` by other annotators or of other tasks; if
+            False, `out` must hold no comparisons that this import would lose.
 
     Raises:
-        FileNotFoundError, ValueError: `file` is not there, is no export of the tool,
-            answers other tasks, or would overwrite another import.
+        FileNotFoundError, ValueError: `file` does not exist, is not an export of the
+            tool, answers other tasks, or would overwrite another import.
     """
     left_out = Counter()
     if tool == "page":

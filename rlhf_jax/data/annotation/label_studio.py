@@ -1,9 +1,9 @@
-"""Label Studio's JSON: tasks out, annotated tasks in.
+"""Export of tasks to Label Studio, and import of its annotated tasks, as JSON.
 
-The project is of its template Pairwise Classification, with a choice for a tie and one
-for each criterion beside (https://labelstud.io/templates/pairwise_comparison).
-What measures the annotators (known answers, repeats) does not go out: a task that comes
-back is known by its id.
+The project has Label Studio's template Pairwise Classification, with further choices
+for a tie and for each criterion (https://labelstud.io/templates/pairwise_comparison).
+Known answers and repeats, which measure the annotators, are not exported: an imported
+task is matched by id.
 """
 
 from collections import Counter
@@ -17,11 +17,12 @@ from rlhf_jax.data.reading import fields
 from rlhf_jax.data.reading.json_lines import RecordError, checked
 from rlhf_jax.data.records import CRITERIA
 
-SIDES = {"left": "1", "right": "2", "tie": "tie"}  # as `Task.seen` calls them
+SIDES = {"left": "1", "right": "2", "tie": "tie"}  # values are those of `Task.seen`
 
 
 def labeling_config(criteria: Sequence[str]) -> str:
-    """The project's labelling interface, XML: an overall choice, and the criteria."""
+    """Return the project's labelling interface as XML: an overall choice and one for
+    each criterion."""
     rows = "\n".join(
         f"  <Header value={quoteattr(name.title())}/>\n"
         f'  <Choices name={quoteattr(name)} toName="conversation" '
@@ -47,7 +48,7 @@ def labeling_config(criteria: Sequence[str]) -> str:
 
 
 def export_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
-    """Tasks to import into a project; the response shown first is on the left."""
+    """Return the tasks for a project; the response shown first is on the left."""
     return [
         {
             "data": {
@@ -64,11 +65,13 @@ def export_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
 def import_answers(
     exported: Any, tasks: dict[str, Task]
 ) -> tuple[list[Answer], Counter]:
-    """The answers in a project's export (its format "JSON"), and how many annotations
-    were left out, by reason. Where somebody annotated a task twice, the last counts.
+    """Return the answers in a project's export (its format "JSON"), and counts of
+    annotations left out, by reason. If an annotator annotated a task twice, the last
+    annotation counts.
 
     Raises:
-        RecordError: no such export, or not of these tasks; says where.
+        RecordError: the object is not an export, or of other tasks; the message names
+            the place.
     """
     if not isinstance(exported, list):
         raise RecordError("The export must be a list of tasks (Label Studio's 'JSON').")
@@ -98,22 +101,22 @@ def _task(record: dict, tasks: dict[str, Task]) -> Task:
 
 
 def _answer(task: Task, annotation: dict) -> tuple[Answer | None, str]:
-    """An annotation as an answer, or None and the reason why it is none."""
+    """Convert an annotation to an answer, or return None and the reason."""
     chosen = {}
     for region in fields.objects(annotation, "result"):
         value = fields.optional_object(region, "value") or {}
         kind = fields.text(region, "type", default="")
         if kind == "pairwise":
-            found = [fields.text(value, "selected")]
+            sides = [fields.text(value, "selected")]
         elif kind == "choices":
-            found = fields.texts(value, "choices")
+            sides = fields.texts(value, "choices")
         else:
-            continue  # a control that the lab added
+            continue  # a control that the project's owner added
         name = fields.text(region, "from_name")
-        if name in (*CRITERIA, "overall", "tie") and found:
-            if found[0] not in SIDES:
-                raise RecordError(f"must be one of {[*SIDES]}, not {found[0]!r}.", name)
-            chosen[name] = task.seen(SIDES[found[0]])
+        if name in (*CRITERIA, "overall", "tie") and sides:
+            if sides[0] not in SIDES:
+                raise RecordError(f"must be one of {[*SIDES]}, not {sides[0]!r}.", name)
+            chosen[name] = task.seen(SIDES[sides[0]])
     overall = [chosen.pop(name) for name in ("overall", "tie") if name in chosen]
     if annotation.get("was_cancelled"):
         overall, chosen = ["skip"], {}
@@ -131,7 +134,7 @@ def _answer(task: Task, annotation: dict) -> tuple[Answer | None, str]:
 
 
 def _annotator(annotation: dict) -> str:
-    """Exports name them by number or, with details, by their e-mail address."""
+    """Return the annotator, whom exports name by number or by e-mail address."""
     user = annotation.get("completed_by")
     if isinstance(user, dict):
         user = user.get("email") or user.get("id")

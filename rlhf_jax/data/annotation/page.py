@@ -1,8 +1,8 @@
 """The annotation page: a guideline, a conversation, two responses, a choice.
 
-What a model or a user wrote is text and never HTML: it is escaped.
-The page's state is in the browser (the name, the task on the screen) and on the disk
-(the answers), so a server that was killed and started again goes on where it was.
+Text by models and users is always escaped and never taken as HTML. The page's state is
+in the browser (the name, the task on the screen) and on disk (the answers), so a server
+that was killed continues after a restart.
 """
 
 import hmac
@@ -26,16 +26,16 @@ from rlhf_jax.data.annotation.assignment import MAX_NAME, Assignment, annotator_
 from rlhf_jax.data.annotation.tasks import Task
 
 HERE = Path(__file__).parent
-WRONG_IN_A_ROW = 10  # passwords
-PAUSE = 60.0  # seconds
+WRONG_IN_A_ROW = 10  # wrong passwords in a row before sign-in pauses
+PAUSE = 60.0  # seconds between two passwords during that pause
 CHOICES = [("1", "1"), ("Tie", "tie"), ("2", "2")]
-BOTH_BAD = "bad"  # overall: a tie, of responses that should not have been given
+BOTH_BAD = "bad"  # the overall choice that is a tie of two unacceptable responses
 KEYS = (
     "Keys: <kbd>1</kbd> <kbd>2</kbd> <kbd>T</kbd> choose in the marked row, "
     "<kbd>↑</kbd> <kbd>↓</kbd> go to another, <kbd>Enter</kbd> saves, "
     "<kbd>B</kbd> says overall that both are bad, <kbd>S</kbd> skips."
 )
-# Nothing comes from elsewhere, and what might slip in could send nothing out.
+# The page loads nothing from other hosts, and injected code could not contact any.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: "
     "blob:; frame-ancestors 'none'; base-uri 'self'; form-action 'self'",
@@ -52,13 +52,15 @@ def make_app(
     password: str | None,
     allowed_hosts: Sequence[str],
 ) -> FastAPI:
-    """The web application.
+    """Build the web application.
 
     Args:
         guideline: Markdown, shown before the first task and then on demand.
-        criteria: asked beside the overall choice; may be empty.
-        password: that everyone needs who signs in; None: no password.
-        allowed_hosts: under which names a browser may ask for the page; "*": any.
+        criteria: the criteria to judge besides the overall choice; may be empty.
+        password: the password that every annotator needs to sign in; None for no
+            password.
+        allowed_hosts: the host names under which a browser may request the page; "*"
+            allows any name.
     """
     app = FastAPI(openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))
@@ -84,7 +86,7 @@ def make_app(
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
-        max_file_size="1kb",  # nothing is uploaded
+        max_file_size="1kb",  # the page has no uploads
         theme=gr.themes.Default(
             font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
         ),
@@ -94,10 +96,10 @@ def make_app(
 
 
 class SignIn:
-    """Whether somebody may sign in: a name, and the password of the page.
+    """The check of a sign-in: a valid name, and the password of the page.
 
-    After `WRONG_IN_A_ROW` wrong passwords, from whomever they come, one is looked at
-    every `PAUSE` seconds, until it is the right one.
+    After `WRONG_IN_A_ROW` wrong passwords, of all users together, only one password is
+    checked every `PAUSE` seconds, until a right one is given.
     """
 
     def __init__(self, password: str, clock: Callable[[], float] = time.monotonic):
@@ -122,7 +124,7 @@ class SignIn:
             if self._wrong >= WRONG_IN_A_ROW:
                 self._next = now + PAUSE
                 logging.warning(
-                    "%d wrong passwords in a row: the next one is looked at in %.0f s.",
+                    "%d wrong passwords in a row: the next one is checked in %.0f s.",
                     self._wrong, PAUSE,
                 )  # fmt: skip
             return False
@@ -132,7 +134,7 @@ def _blocks(
     assignment: Assignment, guideline: str, rows: list[str], *, ask_name: bool
 ) -> gr.Blocks:
     with gr.Blocks(title="Compare responses", analytics_enabled=False) as blocks:
-        # A name is no secret, and a constant lets it outlive a restart of the server.
+        # A name is not secret; a constant key lets the name outlive a server restart.
         stored = gr.BrowserState("", storage_key="annotator", secret="annotator")
         with gr.Column(elem_id="start") as start:
             gr.Markdown(guideline, elem_classes="guideline")
@@ -193,7 +195,7 @@ def _blocks(
             }
 
         def on_load(stored_name: str):
-            return stored_name or gr.skip()  # what was typed meanwhile stays
+            return stored_name or gr.skip()  # a name typed in the meantime stays
 
         def on_start(name: str, request: gr.Request) -> dict:
             try:
@@ -220,17 +222,17 @@ def _blocks(
         ) -> dict:
             annotator = annotator_name(request.username or name)
             try:
-                kept = assignment.save(
+                saved = assignment.save(
                     task, annotator, preference, criteria, both_bad=both_bad
                 )
             except OSError as error:
                 note = f"NOT SAVED: the server could not write ({error.strerror})."
-                return {message: escape(f"{note} Try again, or tell who runs it.")}
+                return {message: escape(f"{note} Try again, or tell its operator.")}
             late = (
-                "The last one was not kept: it had been answered before, by you in "
-                "another window or by somebody else."
+                "The last answer was not saved: the task had been answered before, by "
+                "you in another window or by somebody else."
             )
-            return next_view(annotator, "" if kept else late)
+            return next_view(annotator, "" if saved else late)
 
         # Without the queue an event is one request, which needs no session.
         event = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}

@@ -1,4 +1,4 @@
-"""The annotation page, served: its password, its address, and who may ask for it."""
+"""Serving of the annotation page: its password, its address, and its host names."""
 
 import ipaddress
 import os
@@ -14,7 +14,7 @@ from rlhf_jax.data.annotation.tasks import GUIDELINE, read_tasks
 from rlhf_jax.data.records import CRITERIA
 
 PASSWORD = "RLHF_JAX_PASSWORD"  # environment variable
-MIN_PASSWORD = 8  # characters
+MIN_PASSWORD = 8  # shortest password, in characters
 
 
 def serve(
@@ -31,17 +31,19 @@ def serve(
     """Serve the tasks of `workdir` until stopped.
 
     Args:
-        annotators_per_task: so many people answer each task.
-        criteria: asked beside the overall choice.
-        guideline: a Markdown file; "": the package's own.
-        lease_minutes: after so long a task left on a screen goes to somebody else.
-        host, port: the address to serve at; port 0 is any free one.
-        password_file: holds the password; "": the environment does, if there is one.
+        annotators_per_task: the number of people who answer each task.
+        criteria: the criteria to judge besides the overall choice.
+        guideline: a Markdown file; "" means the package's own.
+        lease_minutes: the minutes after which an unanswered task on a screen goes to
+            another annotator.
+        host, port: the address to serve at; port 0 means any free port.
+        password_file: the file with the password; "" means the environment variable
+            `PASSWORD`, if set.
 
     Raises:
-        FileNotFoundError: no tasks, guideline or password file.
-        ValueError: an address without password, a port that is taken, tasks that are
-            being served already, answers that belong to other tasks.
+        FileNotFoundError: the tasks, the guideline or the password file is missing.
+        ValueError: a public address without a password, a port in use, tasks that are
+            being served already, or answers to other tasks.
     """
     password = read_password(password_file)
     hosts = allowed_hosts(host, password)
@@ -59,7 +61,7 @@ def serve(
     )
     listener = listen(host, port)
     try:
-        # After all mistakes that a user can make: these take seconds.
+        # Slow imports (seconds) come after the checks of all arguments.
         import uvicorn
 
         from rlhf_jax.data.annotation.page import make_app
@@ -80,7 +82,7 @@ def serve(
         f"[{host}]" if ":" in host else host,
         port,
     )
-    # Open pages hold connections for ever: after Ctrl-C they are given a moment.
+    # Open pages hold connections forever: after Ctrl-C the server closes them in 2 s.
     server = uvicorn.Server(
         uvicorn.Config(web, log_level="error", timeout_graceful_shutdown=2)
     )
@@ -100,9 +102,9 @@ def read_text(path: str | Path) -> str:
 
 
 def read_password(file: str) -> str | None:
-    """The password from a file or the environment; None: there is none.
+    """Read the password from a file or the environment; None if there is no password.
 
-    It is no flag: flags can be seen by everyone on the machine and are logged.
+    A flag would be logged, and visible to every user of the machine.
     """
     if file:
         password, source = read_text(file).strip(), file
@@ -116,13 +118,14 @@ def read_password(file: str) -> str | None:
 
 
 def allowed_hosts(host: str, password: str | None) -> list[str]:
-    """Under which names a browser may ask for the page served at `host`.
+    """Return the host names under which a browser may request the page at `host`.
 
     Raises:
-        ValueError: others could reach the page, and there is no password.
+        ValueError: other machines could reach the page, and there is no password.
     """
     if is_loopback(host):
-        # No other name: a page elsewhere could have its name point here.
+        # Other names are refused, against DNS rebinding: the name of a foreign page
+        # could resolve to this machine.
         return ["localhost", "127.0.0.1", "[::1]", host] if password is None else ["*"]
     if password is None:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Annotation tasks: two responses to a prompt, for people to compare.
 
-Among the fresh tasks stand two kinds that measure the annotators, and that nobody who
-annotates can tell from the others: tasks whose answer is known, and repeats, which are
-tasks that the same annotator has seen before, now in the other order.
+Two kinds of task measure the annotators, who cannot tell them from fresh tasks: tasks
+whose answer is known, and repeats, which show a task that the same annotator has seen
+before with the responses in the other order.
 """
 
 import dataclasses
@@ -26,23 +26,23 @@ from rlhf_jax.data.records import (
     sampled_fields,
 )
 
-GUIDELINE = Path(__file__).parent / "guideline.md"  # what annotators are told
+GUIDELINE = Path(__file__).parent / "guideline.md"  # instructions for annotators
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One line of tasks.jsonl; the lines stand in the order of the queue."""
+    """A line of tasks.jsonl; the lines are in the order of the queue."""
 
     id: str
     prompt: Prompt
     response_a: str
     response_b: str
-    shown_first: str  # "a" or "b": which response is shown as number 1
-    settings_a: dict[str, Any] | None = None  # how it was generated
-    settings_b: dict[str, Any] | None = None
-    known_answer: str = ""  # "a" or "b"; "": nobody knows
-    repeat_of: str = ""  # the id of the task that this one repeats
-    # What `records.Response` says of each; annotators are shown the texts alone.
+    shown_first: str  # "a" or "b", the response shown as number 1
+    settings_a: dict[str, Any] | None = None  # generation settings of response a
+    settings_b: dict[str, Any] | None = None  # generation settings of response b
+    known_answer: str = ""  # "a" or "b"; "" where the answer is unknown
+    repeat_of: str = ""  # id of the original of a repeat, else ""
+    # Fields of each `records.Response`; annotators see the texts alone.
     ended_a: bool = True
     ended_b: bool = True
     tokens_a: list[int] | None = None
@@ -66,17 +66,17 @@ class Task:
     @property
     def shown(self) -> tuple[str, str]:
         """The two responses in the order in which they are shown."""
-        both = (self.response_a, self.response_b)
-        return both if self.shown_first == "a" else both[::-1]
+        responses = (self.response_a, self.response_b)
+        return responses if self.shown_first == "a" else responses[::-1]
 
     def seen(self, choice: str) -> str:
-        """A choice among the shown ("1", "2", "tie") as one of "a", "b", "tie"."""
+        """Convert a choice on the screen ("1", "2", "tie") to "a", "b" or "tie"."""
         first, second = "ab" if self.shown_first == "a" else "ba"
         return {"1": first, "2": second, "tie": "tie"}[choice]
 
 
 class Candidates(NamedTuple):
-    """Two responses to be compared, each with how it was generated."""
+    """Two responses to compare, each with its generation settings."""
 
     prompt: Prompt
     a: Response
@@ -86,7 +86,7 @@ class Candidates(NamedTuple):
 
 
 def check_shares(known_share: float, repeat_share: float) -> None:
-    """Raises ValueError for shares that `make_tasks` does not take."""
+    """Raise ValueError for shares that `make_tasks` does not accept."""
     if not 0 <= known_share <= 1:
         raise ValueError(f"{known_share=} must be from 0 to 1.")
     if not 0 <= repeat_share <= 0.5:
@@ -101,16 +101,16 @@ def make_tasks(
     repeat_share: float,
     seed: int,
 ) -> list[Task]:
-    """The queue: the pairs, tasks with a known answer, and repeats, well mixed.
+    """Make the queue: the pairs, tasks with a known answer, and repeats, shuffled.
 
-    Pairs of equal or empty responses are no tasks: there is nothing to judge.
+    Pairs with equal responses or an empty one are dropped: they cannot be judged.
 
     Args:
         known: comparisons whose preference, "a" or "b", is certain.
-        known_share: so many tasks with a known answer as this share of the pairs, as
-            far as `known` goes.
-        repeat_share: so many repeats, likewise; at most 0.5. A repeat stands at least
-            half a queue behind its original.
+        known_share: the number of tasks with a known answer over the number of pairs;
+            `known` may hold fewer.
+        repeat_share: the number of repeats over the number of pairs, at most 0.5. A
+            repeat is at least half a queue after its original.
 
     Raises:
         ValueError: a share is out of range, or no pair is left.
@@ -161,10 +161,11 @@ def make_tasks(
 
 
 def read_tasks(path: str | Path) -> dict[str, Task]:
-    """The tasks of a file by their id, in the order of the queue.
+    """Read the tasks of a file by id, in the order of the queue.
 
     Raises:
-        RecordError: a line is broken, an id stands twice, or a repeat has no original.
+        RecordError: a line is broken, an id occurs twice, or a repeat's original does
+            not precede the repeat.
     """
     tasks = {}
     for task in read_records(path, Task):
@@ -173,17 +174,17 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
         if task.repeat_of and task.repeat_of not in tasks:
             raise RecordError(
                 f"{path}: task {task.id!r} repeats {task.repeat_of!r}, which does not "
-                "stand before it."
+                "precede it."
             )
         tasks[task.id] = task
     return tasks
 
 
 def read_known(path: str | Path) -> list[Comparison]:
-    """Comparisons whose answer is certain.
+    """Read comparisons whose answer is certain.
 
     Raises:
-        FileNotFoundError, RecordError: as `read_records`; or one is a tie.
+        FileNotFoundError, RecordError: as `read_records`; or a comparison is a tie.
     """
     known = read_records(path, Comparison)
     for comparison in known:
@@ -196,7 +197,7 @@ def read_known(path: str | Path) -> list[Comparison]:
 
 
 def transcript(prompt: Prompt) -> str:
-    """The conversation as one text, for tools that show one."""
+    """Join the conversation into one text, for tools that show a single text."""
     if len(prompt.messages) == 1:
         return prompt.messages[0]["content"]
     return "\n\n".join(f"{m['role'].title()}: {m['content']}" for m in prompt.messages)

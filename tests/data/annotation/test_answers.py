@@ -175,7 +175,7 @@ def test_comparisons_carry_everything_that_cleaning_needs(make_queue, tmp_path):
 
 def test_answers_of_other_tasks_and_double_answers_are_refused(make_queue):
     tasks = make_queue()
-    with pytest.raises(ValueError, match="'ann' answers 'task-x', which is no task"):
+    with pytest.raises(ValueError, match="'ann' answers 'task-x', which is not a task"):
         comparisons(tasks, [Answer("task-x", "ann", "a")])
     with pytest.raises(ValueError, match="'ann' answers 'task-000001' twice"):
         comparisons(tasks, [ANN, ANN])

@@ -176,7 +176,8 @@ def test_a_log_of_other_tasks_is_refused(start, make_queue, tmp_path):
     log.append(Answer("task-999999", "ann", "a"))
     log.close()
     with pytest.raises(
-        ValueError, match=r"answers.jsonl: answer 1: .*'task-999999', which is no task"
+        ValueError,
+        match=r"answers.jsonl: answer 1: .*'task-999999', which is not a task",
     ):
         start(make_queue())
 

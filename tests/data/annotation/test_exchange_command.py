@@ -120,7 +120,7 @@ def test_another_import_is_not_overwritten_and_can_be_joined(folder):
         (
             b'{"task": "t", "annotator": "ann", "preference": "a"}',
             ["--import=page"],
-            "file: answer 1: 'ann' answers 't', which is no task here",
+            "file: answer 1: 'ann' answers 't', which is not a task here",
         ),
     ],
 )

@@ -153,7 +153,7 @@ def test_answers_also_stop_where_the_models_folder_says(tmp_path):
 
 def test_a_tokenizer_that_ends_nothing_is_refused(tmp_path):
     other_tokenizer(tmp_path, unk_token="[UNK]")
-    with pytest.raises(ValueError, match="no token that ends a text"):
+    with pytest.raises(ValueError, match="no end-of-text token"):
         load_tokenizer(tmp_path)
 
 
