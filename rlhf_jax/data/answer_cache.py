@@ -1,9 +1,9 @@
-"""Answers of a paid service and what they cost, in an SQLite file.
+"""Answers of a paid service and their costs, in an SQLite file.
 
-The money that a request can cost is written to the file before the request is sent, and
-replaced by what it did cost afterwards. A process that is killed in between leaves its
-reservation, which counts as spent: the service may have billed it. So the spending
-limit holds over kills, and over processes that share the file.
+The largest possible cost of a request is reserved in the file before the request is
+sent, and replaced by the actual cost afterwards. A process that is killed in between
+leaves its reservation, which counts as spent, since the service may have billed the
+request. So the spending limit holds over kills, and over processes that share the file.
 """
 
 import contextlib
@@ -12,13 +12,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-LOCK_SECONDS = 30.0  # how long another process may hold the file
+LOCK_SECONDS = 30.0  # longest wait, in seconds, for a process that locks the file
 TABLES = (
     "CREATE TABLE IF NOT EXISTS answers "
     "(key TEXT PRIMARY KEY, request TEXT, answer TEXT, cost REAL)",
     "CREATE TABLE IF NOT EXISTS reserved (id INTEGER PRIMARY KEY, most REAL)",
 )
-# What stands in the file may be damaged: only numbers above 0 count.
+# Values in the file may be damaged: only numbers above 0 count.
 SUM = "SELECT TOTAL(CASE WHEN typeof({0}) IN ('real', 'integer') THEN MAX({0}, 0) END)"
 
 
@@ -27,20 +27,20 @@ class CacheError(ValueError):
 
 
 class SpendingLimitError(ValueError):
-    """The next request could cost more than is left."""
+    """The next request could cost more than the rest of the spending limit."""
 
 
 class AnswerCache:
-    """Answers by key; safe to use from several threads and processes.
+    """A store of answers by key; safe to use from several threads and processes.
 
-    Costs are in any one currency.
+    All costs are in one currency, that of the prices.
     """
 
     def __init__(self, path: Path):
         """Open or make the file.
 
         Raises:
-            CacheError: it cannot be read and written.
+            CacheError: the file cannot be read and written.
         """
         self._path = path
         self._lock = threading.Lock()
@@ -69,7 +69,7 @@ class AnswerCache:
         self._connection.close()
 
     def find(self, key: str) -> str | None:
-        """The answer, "" where the service gave none; None: not known."""
+        """Return the cached answer, "" if the service gave an empty one, else None."""
         with self._lock, self._clear_errors():
             row = self._connection.execute(
                 "SELECT answer FROM answers WHERE key = ?", (key,)
@@ -77,15 +77,15 @@ class AnswerCache:
         return row[0] if row and isinstance(row[0], str) else None
 
     def spent(self) -> float:
-        """What the answers have cost, and what requests without an outcome may have."""
+        """Return the cost of all answers plus the reservations of lost requests."""
         with self._lock, self._clear_errors():
             return sum(self._sums())
 
     def reserve(self, most: float, limit: float) -> int:
-        """Count `most` as spent from now on; the reservation's number.
+        """Count `most` as spent from now on; return the reservation's number.
 
         Raises:
-            SpendingLimitError: that would be more than the limit; nothing changes.
+            SpendingLimitError: the sum would exceed the limit; nothing changes.
         """
         with self._transaction() as connection:
             spent, reserved = self._sums()
@@ -101,7 +101,7 @@ class AnswerCache:
             ).lastrowid
 
     def release(self, reservation: int, cost: float = 0.0) -> None:
-        """Put what a request without an answer did cost in place of its reservation."""
+        """Replace a reservation by the cost of its request, which has no answer."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE reserved SET most = ? WHERE id = ?", (cost, reservation)
@@ -111,7 +111,7 @@ class AnswerCache:
     def settle(
         self, reservation: int, key: str, request: str, answer: str, cost: float
     ) -> None:
-        """Keep an answer and what it did cost, in place of its reservation."""
+        """Replace a reservation by its request's answer and cost."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM reserved WHERE id = ?", (reservation,))
             connection.execute(
@@ -121,7 +121,7 @@ class AnswerCache:
             )
 
     def _sums(self) -> tuple[float, float]:
-        """Of the answers and of the reservations."""
+        """Return the sum of the answers' costs and the sum of the reservations."""
         return tuple(
             self._connection.execute(f"{SUM.format(column)} FROM {table}").fetchone()[0]
             for column, table in (("cost", "answers"), ("most", "reserved"))
@@ -129,7 +129,7 @@ class AnswerCache:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is executed inside is written, or nothing."""
+        """Run the statements inside in one transaction: all are written or none."""
         with self._lock, self._clear_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:

@@ -1,8 +1,9 @@
-"""A client of OpenAI-compatible chat services that never pays twice, nor too much.
+"""A client of OpenAI-compatible chat services with a cache and a spending limit.
 
-A failure that passes is tried again after a bounded pause; one that stays loses one
-answer, not the others. Answers and costs lie in an SQLite file (answer_cache.py): the
-spending limit holds over restarts, and a run that stops goes on where it was.
+A transient failure is retried after a bounded pause; a permanent failure loses one
+answer, not the others. Answers and costs are stored in an SQLite file
+(answer_cache.py): no answer is billed twice, the spending limit holds over restarts,
+and a run that was stopped continues where it was.
 """
 
 import codecs
@@ -30,15 +31,15 @@ from rlhf_jax.data.answer_cache import AnswerCache, CacheError, SpendingLimitErr
 from rlhf_jax.data.records import Message
 from rlhf_jax.shared_work import first_does
 
-PASSING = (408, 409, 425, 429)  # status codes that pass, beside most from 500 on
-TIMED_OUT = (408, 504, 522, 524)  # of a gateway: the answer may have been billed
-MAX_PAUSE = 60.0  # seconds between two tries, whatever a service asks for
-MAX_BODY = 2**23  # bytes
+TRANSIENT = (408, 409, 425, 429)  # status codes to retry, besides most from 500 on
+TIMED_OUT = (408, 504, 522, 524)  # gateway timeouts: the answer may have been billed
+MAX_PAUSE = 60.0  # longest pause in seconds before a retry, whatever a service asks
+MAX_BODY = 2**23  # largest body of an answer, in bytes
 MAX_COUNT = 10**7  # tokens; a higher count in `usage` is a mistake of the service
-MESSAGE_TOKENS = 16  # more than any chat format adds to a message
-FAILURES_IN_A_ROW = 10  # then the service is asked whether it is there at all
+MESSAGE_TOKENS = 16  # upper bound of the tokens that a chat format adds to a message
+FAILURES_IN_A_ROW = 10  # failures after which a check request is sent
 CHECK = ({"role": "user", "content": "Answer with the word yes."},)
-# Settings that change no answer: a run that was stopped may go on with others.
+# Settings that change no answer: a run that was stopped may continue with new ones.
 FREE_SETTINGS = (
     "prompt_price",
     "response_price",
@@ -50,11 +51,11 @@ FREE_SETTINGS = (
 
 
 class ChatError(ValueError):
-    """The service cannot be reached, refuses, or answers what is no answer."""
+    """The service cannot be reached, refuses, or sends an invalid answer."""
 
     def __init__(self, message: str, kind: str = ""):
         super().__init__(message)
-        self.kind = kind or message  # the same for failures of one cause
+        self.kind = kind or message  # equal for all failures of one cause
 
 
 class _FailedTryError(Exception):
@@ -62,39 +63,39 @@ class _FailedTryError(Exception):
 
     def __init__(self, kind: str, message: str, *, passes: bool, cost: float | None):
         super().__init__(message)
-        self.kind = kind
-        self.passes = passes  # another try may succeed
-        self.cost = cost  # None: not known, the answer may have been billed
-        self.pause: float | None = None  # seconds, asked for by the service
+        self.kind = kind  # equal for all failures of one cause
+        self.passes = passes  # True if another try may succeed
+        self.cost = cost  # None if unknown: the answer may have been billed
+        self.pause: float | None = None  # pause in seconds that the service asks for
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatSettings:
-    """What is asked of whom; prices are per million tokens, in any one currency."""
+    """The service and its request settings; prices are per million tokens."""
 
-    url: str  # up to and with /v1
+    url: str  # URL of the API, up to and including /v1
     model: str
-    max_tokens: int  # of an answer
-    temperature: float | None  # None or "": not sent
-    prompt_price: float  # 0: free
-    response_price: float
-    spending_limit: float  # over all runs that share the cache
-    max_retries: int
+    max_tokens: int  # largest number of tokens of an answer
+    temperature: float | None  # None or "" sends no temperature
+    prompt_price: float  # price in any currency, 0 if free
+    response_price: float  # price in the same currency
+    spending_limit: float  # limit in that currency, over all runs that share the cache
+    max_retries: int  # retries of one request
     timeout: float  # seconds for the whole answer of one try
-    workers: int  # requests under way at once
-    max_tokens_field: str = "max_tokens"  # as the service calls it; "": not sent
-    temperature_field: str = "temperature"  # likewise
+    workers: int  # number of concurrent requests
+    max_tokens_field: str = "max_tokens"  # the service's name of the field; "" omits it
+    temperature_field: str = "temperature"  # the service's name of it; "" omits it
 
 
 class ChatClient:
-    """Answers to conversations, from the cache or the service.
+    """A client that answers conversations from the cache or the service.
 
-    The API key stands in no message, log line or file, also where the service repeats
-    it.
+    The API key is in no message, log line or file, even where the service repeats the
+    key.
 
     Args:
-        cache: an SQLite file, made if it is not there.
-        api_key: "" for a service that asks for none.
+        cache: an SQLite file, made if missing.
+        api_key: the API key; "" for a service without keys.
 
     Raises:
         CacheError: the file cannot be used.
@@ -109,9 +110,9 @@ class ChatClient:
         self._cache = AnswerCache(cache)
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
-        self._stopped = threading.Event()  # of `answers`: nothing more is asked
+        self._stopped = threading.Event()  # set when `answers` sends no more requests
         self._session = requests.Session()
-        self._session.auth = self._sign  # also keeps ~/.netrc out
+        self._session.auth = self._sign  # also disables ~/.netrc
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=settings.workers))
 
@@ -120,17 +121,18 @@ class ChatClient:
         self._cache.close()
 
     def spent(self) -> float:
-        """What all answers in the cache have cost, and what requests whose answer never
-        came may have cost."""
+        """Return the cost of all answers in the cache plus the largest cost of requests
+        whose answer never came."""
         return self._cache.spent()
 
     def answers(self, conversations: Sequence[Sequence[Message]]) -> list[str]:
-        """The answer to each conversation, "" where there is none; one that comes twice
-        is asked once. How many have none, and why most of them, is logged.
+        """Return the answer to each conversation, "" if there is none; a conversation
+        that occurs twice is sent once. The number of missing answers and their
+        commonest reason are logged.
 
         Raises:
             ChatError: no conversation has an answer, or the service is gone.
-            SpendingLimitError: the limit is reached; what was answered is kept.
+            SpendingLimitError: the limit is reached; all answers so far are cached.
             CacheError: the cache cannot be used.
         """
         if not conversations:
@@ -138,7 +140,7 @@ class ChatClient:
         keys = [json.dumps(list(messages)) for messages in conversations]
         todo = deque(dict(zip(keys, conversations, strict=True)).items())
         count = len(todo)
-        found: dict[str, str] = {}
+        answers: dict[str, str] = {}
         errors: dict[str, ChatError] = {}
         fatal: list[Exception] = []
         self._failed_in_a_row = 0
@@ -150,7 +152,7 @@ class ChatClient:
                 except IndexError:
                     return
                 try:
-                    found[key] = self.answer(messages)
+                    answers[key] = self.answer(messages)
                     self._failed_in_a_row = 0
                 except ChatError as error:
                     errors[key] = error
@@ -179,13 +181,13 @@ class ChatClient:
             raise fatal[0]
         if lost := [errors[key] for key in keys if key in errors]:
             self._tell(lost, len(keys))
-        return [found.get(key, "") for key in keys]
+        return [answers.get(key, "") for key in keys]
 
     def answer(self, messages: Sequence[Message]) -> str:
-        """The answer to one conversation.
+        """Return the answer to one conversation.
 
         Raises:
-            ChatError: there is none.
+            ChatError: there is no answer, or an empty one.
             SpendingLimitError, CacheError: as `answers`.
         """
         request, text, key = self._request(messages)
@@ -202,16 +204,16 @@ class ChatClient:
         return answer
 
     def check(self) -> None:
-        """Ask for one word, so that a service that is not there is known before the
-        work begins; raises like `answer`. Where that word is in the cache nothing is
-        paid: any sign of life will do."""
+        """Ask for one word, so that an unreachable service is detected before the work
+        begins; raises as `answer`. If that word is in the cache, any response of the
+        service suffices, which costs nothing."""
         if self._cache.find(self._request(CHECK)[2]) is None:
             self.answer(CHECK)
         else:
             self._retried(self._reach)
 
     def _request(self, messages: Sequence[Message]) -> tuple[dict, str, str]:
-        """What is sent, the same as text for the cache, and its key there."""
+        """Return the request, its text for the cache, and its key in the cache."""
         settings = self.settings
         request = {"model": settings.model, "messages": list(messages)}
         if settings.max_tokens_field:
@@ -222,7 +224,7 @@ class ChatClient:
         return request, text, hashlib.sha256(text.encode()).hexdigest()
 
     def _retried(self, call: Callable):
-        """`call()`, again after a pause as long as its failures pass."""
+        """Return `call()`, retried after pauses while its failures are transient."""
         tries, number = self.settings.max_retries + 1, 1
         while True:
             try:
@@ -242,14 +244,14 @@ class ChatClient:
                 raise ChatError(str(error), error.kind) from None
 
     def _pause(self, seconds: float) -> bool:
-        """Wait; whether nothing more is to be asked."""
+        """Wait; return True if no more requests are to be sent."""
         return self._stopped.wait(seconds)
 
     def _ask(self, request: dict, text: str, key: str, most: float) -> str:
-        """One try of a request: reserve what it can cost, ask, settle.
+        """Try a request once: reserve its largest cost, send it, settle the cost.
 
         Raises:
-            _FailedTryError: no answer.
+            _FailedTryError: there is no answer.
         """
         reservation = self._cache.reserve(most, self.settings.spending_limit)
         try:
@@ -263,7 +265,7 @@ class ChatClient:
         return answer
 
     def _post(self, request: dict) -> tuple[str, object]:
-        """The answer, perhaps "", and the service's count of tokens."""
+        """Return the answer, possibly "", and the service's counts of tokens."""
         url = f"{self._url}/chat/completions"
         status, headers, body = self._within(
             self.settings.timeout, lambda: self._exchange("POST", url, request)
@@ -278,7 +280,7 @@ class ChatClient:
             raise self._refusal(url, status, headers, body, usage)
         shown = self._shown(body)
         if not is_json:  # a page of a gateway, or an answer that was cut off
-            kind = "an answer that is no JSON"
+            kind = "an answer that is not JSON"
             message = f"{url} answers without a text: {shown}"
             raise _FailedTryError(kind, message, passes=True, cost=None)
         answer = _text(content)
@@ -292,7 +294,7 @@ class ChatClient:
         return answer.encode("utf-8", "replace").decode(), usage
 
     def _refusal(self, url, status, headers, body, usage) -> _FailedTryError:
-        """What a status other than 200 means."""
+        """Return the failure that a status other than 200 means."""
         message = f"{url} answers {status}: {self._shown(body)}"
         if 300 <= status < 400:
             host = urllib.parse.urlsplit(headers.get("Location", "")).hostname
@@ -314,7 +316,7 @@ class ChatClient:
         return failure
 
     def _exchange(self, method: str, url: str, content=None):
-        """Status, headers and body of one request; raises _FailedTryError."""
+        """Return status, headers and body of a request, or raise _FailedTryError."""
         try:
             with self._session.request(
                 method,
@@ -346,19 +348,20 @@ class ChatClient:
         ) from None
 
     def _within(self, seconds: float, call: Callable):
-        """`call()`, or _FailedTryError when it takes longer. The timeout of sockets is
-        one between bytes, and a service can send one now and then for ever."""
-        found = queue.SimpleQueue()
+        """Return `call()`, or raise _FailedTryError if the call takes longer. A timeout
+        of sockets alone limits the time between bytes, which a service can send slowly
+        forever."""
+        results = queue.SimpleQueue()
 
         def run():
             try:
-                found.put((call(), None))
+                results.put((call(), None))
             except Exception as error:
-                found.put((None, error))
+                results.put((None, error))
 
         threading.Thread(target=run, daemon=True).start()
         try:
-            value, error = found.get(timeout=seconds)
+            value, error = results.get(timeout=seconds)
         except queue.Empty:
             message = f"{self._url} gives no whole answer in {self._seconds}"
             error = _FailedTryError(
@@ -373,12 +376,13 @@ class ChatClient:
         return f"timeout={self.settings.timeout} seconds"
 
     def _reach(self) -> None:
-        """Raise _FailedTryError unless something answers at the URL."""
+        """Raise _FailedTryError unless a server responds at the URL."""
         url = f"{self._url}/models"
         self._within(self.settings.timeout, lambda: self._exchange("GET", url))
 
     def _is_gone(self) -> ChatError | None:
-        """Count a failure; after many in a row, whether the service still answers."""
+        """Count a failure; after many in a row, return an error if the service no
+        longer answers."""
         with self._lock:
             self._failed_in_a_row += 1
             if self._failed_in_a_row < FAILURES_IN_A_ROW:
@@ -390,7 +394,7 @@ class ChatClient:
         except _FailedTryError as failure:
             return ChatError(
                 f"The last {FAILURES_IN_A_ROW} requests have no answer, nor has one "
-                f"that asks for a word: {failure}. What is answered is kept: start "
+                f"that asks for a word: {failure}. Answers so far are kept: start "
                 "again when the service is there."
             )
         except (SpendingLimitError, CacheError) as error:
@@ -398,7 +402,7 @@ class ChatClient:
         return None
 
     def _tell(self, errors: list[ChatError], count: int) -> None:
-        """Log that some conversations have no answer; raise where none has one."""
+        """Log that some conversations have no answer; raise if all have none."""
         ((kind, most),) = Counter(error.kind for error in errors).most_common(1)
         example = next(str(error) for error in errors if error.kind == kind)
         if len(errors) == count:
@@ -413,13 +417,14 @@ class ChatClient:
         )  # fmt: skip
 
     def _most(self, messages: Sequence[Message]) -> float:
-        """The most that an answer can cost: no token is shorter than a byte."""
+        """Return the largest possible cost of an answer: a token has at least a
+        byte."""
         texts = [m["content"] for m in messages]
         tokens = sum(len(t.encode("utf-8", "replace")) + MESSAGE_TOKENS for t in texts)
         return self._price(tokens, self.settings.max_tokens)
 
     def _cost(self, usage, unknown: float | None) -> float | None:
-        """By the tokens that the service counted; `unknown` without a count."""
+        """Return the cost by the service's counts of tokens; `unknown` without them."""
         usage = usage if isinstance(usage, dict) else {}
         counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if not all(type(n) is int and 0 <= n <= MAX_COUNT for n in counts):
@@ -438,7 +443,7 @@ class ChatClient:
         return request
 
     def _masked(self, text: str) -> str:
-        """Without the key, however it is escaped."""
+        """Replace the API key in a text, plain or escaped, by ***."""
         key = self._key
         forms = {key, urllib.parse.quote(key, safe=""), json.dumps(key)[1:-1]}
         for form in sorted(filter(None, forms), key=len, reverse=True):
@@ -446,7 +451,7 @@ class ChatClient:
         return text
 
     def _shown(self, said: bytes | Exception) -> str:
-        """The beginning of what was said, for messages, in one line."""
+        """Return the beginning of a body or an error, in one line, for messages."""
         if isinstance(said, bytes):
             return repr(self._masked(said.decode("utf-8", "replace"))[:200])
         return " ".join(self._masked(str(said)).split())[:300]
@@ -461,7 +466,8 @@ ADVICE = {
 
 
 def open_client(service: Mapping, cache: Path, *, key: str) -> ChatClient:
-    """A client by the fields of a config; raises as `read_service` and `ChatClient`."""
+    """Open a client by the fields of a config; raises as `read_service` and
+    `ChatClient`."""
     settings, api_key = read_service(service, key=key)
     return ChatClient(settings, cache, api_key)
 
@@ -469,8 +475,8 @@ def open_client(service: Mapping, cache: Path, *, key: str) -> ChatClient:
 def open_service(
     service: Mapping, cache: Path, *, key: str
 ) -> Callable[[Sequence[Sequence[Message]]], list[str]]:
-    """`ChatClient.answers` of a service that is there: it has been asked for a word. Of
-    several processes the first asks, and the others get its answers.
+    """Return `ChatClient.answers` of a service that has answered a check request. With
+    several processes the first sends the requests, and the others get its answers.
 
     Raises:
         ValueError: as `read_service`, `ChatClient` and `ChatClient.check`.
@@ -486,15 +492,16 @@ def open_service(
 
 
 def read_service(service: Mapping, *, key: str) -> tuple[ChatSettings, str]:
-    """The settings and the API key of a config, before anything is made.
+    """Read the settings and the API key of a config, before any file is made.
 
     Args:
-        service: the fields of `ChatSettings`, and the name of the environment variable
-            that holds the API key ("": the service asks for none).
-        key: of the config, for messages: "config.judge".
+        service: the fields of `ChatSettings`, and `api_key_variable`, the name of the
+            environment variable that holds the API key ("" for a service without keys).
+        key: the config key of the service, for messages, such as "config.judge".
 
     Raises:
-        ValueError: no model, no URL, no such variable, or a key that cannot be one.
+        ValueError: the model, the URL or the variable is missing, or the API key is
+            invalid.
     """
     settings = dict(service)
     variable = settings.pop("api_key_variable")
@@ -503,7 +510,7 @@ def read_service(service: Mapping, *, key: str) -> tuple[ChatSettings, str]:
     check_url(settings["url"], f"{key}.url")
     if not variable:
         return ChatSettings(**settings), ""
-    # Whoever gives the key itself in place of a name is not to read it here.
+    # A user may give the API key itself in place of a name: messages must not show it.
     usual = re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", variable)
     name = variable if usual else f"that {key}.api_key_variable names"
     if variable not in os.environ:
@@ -514,10 +521,11 @@ def read_service(service: Mapping, *, key: str) -> tuple[ChatSettings, str]:
 
 
 def check_key(api_key: str, what: str) -> str:
-    """The key without the blanks and line ends around it.
+    """Return the key without the blanks and line ends around it.
 
     Raises:
-        ValueError: it is empty, or holds what no header can; does not show it.
+        ValueError: the key is empty, or holds characters that a header cannot; the
+            message does not show the key.
     """
     api_key = api_key.strip()
     if not api_key or not all("!" <= c <= "~" for c in api_key):
@@ -527,7 +535,7 @@ def check_key(api_key: str, what: str) -> str:
 
 
 def check_url(url: str, what: str) -> None:
-    """Raise ValueError unless requests can go there and no secret stands in it."""
+    """Raise ValueError unless the URL is valid for requests and holds no secret."""
     try:
         parts = urllib.parse.urlsplit(url)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -543,11 +551,11 @@ def check_url(url: str, what: str) -> None:
 
 
 def _passes(status: int | None) -> bool:
-    return status in PASSING or (status is not None and 500 <= status != 501)
+    return status in TRANSIENT or (status is not None and 500 <= status != 501)
 
 
 def _is_unsent(error: Exception) -> bool:
-    """Whether a request cannot have reached the service."""
+    """Return True if a request cannot have reached the service."""
     if isinstance(error, requests.exceptions.SSLError | requests.exceptions.ProxyError):
         return True
     reason = getattr(error.args[0] if error.args else None, "reason", None)
@@ -555,7 +563,7 @@ def _is_unsent(error: Exception) -> bool:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait, from a number or a date; None: neither, the usual pause."""
+    """Parse Retry-After, a number or a date, as seconds; None for the usual pause."""
     try:
         seconds = float(value)
     except (TypeError, ValueError):
@@ -569,12 +577,12 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _json(body: bytes, headers: Mapping):
-    """The body as JSON; ValueError where it is none."""
+    """Parse the body as JSON; raise ValueError if the body is not JSON."""
     try:
         return json.loads(body)
     except RecursionError:
         raise ValueError("nested too deep") from None
-    except UnicodeDecodeError:  # JSON is UTF-8, but for services that say otherwise
+    except UnicodeDecodeError:  # JSON is UTF-8, unless a service declares a charset
         named = re.search(r"charset=[\"']?([\w-]+)", headers.get("Content-Type", ""))
         try:
             return json.loads(body.decode(codecs.lookup(named[1]).name))
@@ -583,8 +591,8 @@ def _json(body: bytes, headers: Mapping):
 
 
 def _text(content) -> str | None:
-    """The text of an answer, "" where its message has none; None: there is no message.
-    Parts of a text are joined."""
+    """Return the text of an answer, its parts joined: "" if the message has no text,
+    None if there is no message."""
     try:
         message = content["choices"][0]["message"]
         text = message.get("content")
@@ -597,7 +605,7 @@ def _text(content) -> str | None:
 
 
 def _error_code(content) -> int | None:
-    """The code of an error that came with status 200."""
+    """Return the code of an error that came with status 200, or None."""
     try:
         code = content["error"]["code"]
     except (LookupError, TypeError):

@@ -1,8 +1,8 @@
-"""Verdicts of chat models, from text to numbers.
+"""Parsing of chat models' verdicts, from text to numbers.
 
-Judges are asked for JSON and write it in fences, between sentences, nested, with single
-quotes or with numbers as text. `objects_in` reads JSON first, then a Python dict, then
-by pattern whatever looks like "name": number between two braces.
+Judges are asked for JSON, which they write in fences, between sentences, nested, with
+single quotes or with numbers as text. `objects_in` tries JSON first, then a Python
+dict, then a pattern for "name": number between two braces.
 """
 
 import ast
@@ -15,11 +15,11 @@ from typing import Any
 
 from absl import logging
 
-MAX_CHARACTERS = 2**16  # the end of a longer verdict is read
-MAX_BROKEN = 50  # objects that are no JSON, in one verdict
-MAX_DEPTH = 8  # objects inside each other whose numbers count
+MAX_CHARACTERS = 2**16  # characters read of a verdict, from its end
+MAX_BROKEN = 50  # objects in a verdict that may be invalid JSON
+MAX_DEPTH = 8  # levels of nested objects whose numbers count
 MAX_ENDS = 20  # closing braces tried for a Python dict
-_DECODER = json.JSONDecoder(strict=False)  # line ends inside texts
+_DECODER = json.JSONDecoder(strict=False)  # accepts line ends inside texts
 _BEGIN = re.compile(r"\{\s*[\"'“]")
 _BRACE = re.compile(r"[{}]")
 _PAIR = re.compile(r"[\"'“]([^\"'“”]+)[\"'”]\s*[:：]\s*[\"'“]?(\d+(?:\.\d+)?)")
@@ -27,10 +27,9 @@ _NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*\d+|分|points?)?\s*", re.IGN
 
 
 def objects_in(verdict: str) -> list[dict[str, Any]]:
-    """The objects that stand in a verdict one after the other. Where the text ends
-    inside an object, cut off, there are none: what stands before it need not be the
-    verdict."""
-    text, found, start, broken = verdict[-MAX_CHARACTERS:], [], 0, 0
+    """Return the objects in a verdict, in order. A text that is cut off inside an
+    object gives an empty list: the earlier objects need not be the verdict."""
+    text, objects, start, broken = verdict[-MAX_CHARACTERS:], [], 0, 0
     while (begin := _BEGIN.search(text, start)) and broken < MAX_BROKEN:
         try:
             value, start = _DECODER.raw_decode(text, begin.start())
@@ -39,13 +38,13 @@ def objects_in(verdict: str) -> list[dict[str, Any]]:
             value, start = _python_dict(text, begin.start())
             if value is None:
                 return []
-        found.append(value)
-    return found
+        objects.append(value)
+    return objects
 
 
 def number(value: Any) -> float:
-    """A mark as a number: 8, "8", "8/10", or the one number in {"score": 8, "why": ""};
-    NaN for anything else."""
+    """Convert a mark to a number: 8, "8", "8/10", or the only number in an object such
+    as {"score": 8, "why": ""}; return NaN for anything else."""
     if isinstance(value, dict):
         inside = [number(x) for x in value.values() if not isinstance(x, dict)]
         inside = [x for x in inside if not math.isnan(x)]
@@ -59,21 +58,21 @@ def number(value: Any) -> float:
 
 
 def numbers(value: dict[str, Any], depth: int = MAX_DEPTH) -> dict[str, float]:
-    """Every number of an object by its name; of a name that stands in several depths,
-    the outermost."""
-    found = {}
+    """Return all numbers of an object by name; for a name that occurs at several
+    depths, the outermost number."""
+    marks = {}
     for item in value.values():
         if isinstance(item, dict) and depth:
-            found = numbers(item, depth - 1) | found
+            marks = numbers(item, depth - 1) | marks
     for name, item in value.items():
         if not math.isnan(mark := number(item)):
-            found[str(name).strip()] = mark
-    return found
+            marks[str(name).strip()] = mark
+    return marks
 
 
 def tell_unread(verdicts: Sequence[str], read: Sequence[bool]) -> None:
-    """Log how many verdicts say nothing that can be read, and what one of them says.
-    Those that are "" had no answer, which the client has told."""
+    """Log the number of unreadable verdicts, and the end of one. Empty verdicts mean
+    that there was no answer, which the client has already logged."""
     lost = [v for v, ok in zip(verdicts, read, strict=True) if v and not ok]
     if lost:
         logging.warning(
@@ -84,13 +83,14 @@ def tell_unread(verdicts: Sequence[str], read: Sequence[bool]) -> None:
 
 
 def _python_dict(text: str, start: int) -> tuple[dict | None, int]:
-    """The object at a brace that begins no JSON, and its end; None: it has no end."""
+    """Parse an object that is not valid JSON at a brace; return the object and its end
+    in the text, or None if the object has no end."""
     end = start
     for _ in range(MAX_ENDS):
         if (end := text.find("}", end) + 1) == 0:
             break
         try:
-            with warnings.catch_warnings(action="ignore"):  # of odd escapes
+            with warnings.catch_warnings(action="ignore"):  # about odd escapes
                 value = ast.literal_eval(text[start:end])
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue

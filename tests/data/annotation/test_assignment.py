@@ -177,7 +177,7 @@ def test_a_log_of_other_tasks_is_refused(start, make_queue, tmp_path):
     log.close()
     with pytest.raises(
         ValueError,
-        match=r"answers.jsonl: answer 1: .*'task-999999', which is not a task",
+        match=r"answers.jsonl: answer 1: .*'task-999999', which is not a ",
     ):
         start(make_queue())
 
