@@ -209,9 +209,9 @@ def chat_service(max_tokens: int) -> ConfigDict:
     # The name of the field for temperature in a request; "" does not send the
     # temperature.
     c.temperature_field = "temperature"
-    # The price of a million prompt tokens, in any currency; 0 means free. [0, inf)
+    # The price per million prompt tokens, in any currency; 0 means free. [0, inf)
     c.prompt_price = 0.0
-    # The price of a million response tokens, in the same currency; 0 means free.
+    # The price per million response tokens, in the same currency; 0 means free.
     # [0, inf)
     c.response_price = 0.0
     # The most to spend, in the same currency, over all starts of the run. [0, inf)

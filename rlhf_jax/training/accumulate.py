@@ -1,4 +1,4 @@
-"""Exact gradient accumulation: microbatches whose losses add up to the batch's."""
+"""Exact gradient accumulation: the losses of the microbatches sum to the batch's."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def value_and_grad(loss_fn: Callable, model, batch, *, microbatches: int):
-    """The gradient of a batch, computed in `microbatches` parts, one at a time.
+    """Compute the gradient of a batch in `microbatches` parts, one at a time.
 
     Args:
         loss_fn: `(model, batch) -> (loss, metrics)`. The loss is a *share*: it is
@@ -35,9 +35,11 @@ def value_and_grad(loss_fn: Callable, model, batch, *, microbatches: int):
 
 
 def in_parts(function: Callable, batch, *, parts: int):
-    """`function(batch)`, for `parts` parts of the rows one after the other.
+    """Return `function(batch)`, computed for `parts` parts of the rows one after
+    another.
 
-    For what computes every row by itself: the result is the same, with less memory.
+    A function that computes every row independently has the same result, in less
+    memory.
     """
     if parts == 1:
         return function(batch)
@@ -46,10 +48,10 @@ def in_parts(function: Callable, batch, *, parts: int):
 
 
 def _split(batch, parts: int):
-    """Leaves [B, ...] as [parts, B / parts, ...].
+    """Split leaves [B, ...] into [parts, B / parts, ...].
 
-    Part p takes every parts-th row, from row p on: a device that holds neighbouring
-    rows has some of every part, and keeps them.
+    Part p takes every parts-th row from row p on: each device holds neighbouring rows,
+    so it has rows of every part, and no row moves between devices.
     """
 
     def split(x):

@@ -1,4 +1,4 @@
-"""Arrays that are computed once and kept on disk, with what they were computed from."""
+"""Arrays that are computed once and kept on disk, with fingerprints of their inputs."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from rlhf_jax.files import read_arrays, write_arrays
 from rlhf_jax.shared_work import first_does
 from rlhf_jax.training.checkpoints import flatten
 
-# Fields of a model's config on which no number depends, but for its last digits.
+# Fields of a model's config that change results by no more than rounding.
 HOW_TO_COMPUTE = ("attention", "remat", "scan_layers")
 
 
@@ -26,14 +26,14 @@ def cached(
     *,
     shape: tuple[int, ...],
 ) -> np.ndarray:
-    """The array of a .npz file, or `compute()`, which is then kept there.
+    """Return the array of a .npz file, or `compute()`, which is then written there.
 
     Args:
-        made_from: what the array depends on, name -> fingerprint.
-        shape: of the array, float32.
+        made_from: the inputs of the array, name -> fingerprint.
+        shape: the shape of the array, which is float32.
 
     Raises:
-        ValueError: as `read`.
+        ValueError: see `read`.
     """
     values = read(path, made_from, shape)
     if values is None:
@@ -43,17 +43,16 @@ def cached(
 
 
 class OnDemand:
-    """An array whose elements are computed when they are first asked for, and kept in a
-    .npz file.
+    """An array whose elements are computed at their first use and kept in a .npz file.
 
     Args:
-        made_from: what it depends on, name -> fingerprint.
-        compute: places in the array, int [batch_size] -> their elements, float32; one
-            that is NaN is computed again when it is next asked for.
-        size: of the array.
+        made_from: the inputs of the array, name -> fingerprint.
+        compute: a function from indices, int [batch_size], to elements, float32; an
+            element that is NaN is computed again at its next use.
+        size: the number of elements of the array.
 
     Raises:
-        ValueError: as `read`.
+        ValueError: see `read`.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class OnDemand:
             self._values = np.full(size, np.nan, np.float32)
 
     def at(self, index: np.ndarray) -> np.ndarray:
-        """The elements at these places, float32 [len(index)]."""
+        """Return the elements at these indices, float32 [len(index)]."""
         for _ in range(0, np.isnan(self._values[index]).sum(), self._batch_size):
             places = self._next_batch(index)
             self._values[places] = self._compute(places)
@@ -80,8 +79,8 @@ class OnDemand:
         return self._values[index]
 
     def _next_batch(self, index: np.ndarray) -> np.ndarray:
-        """Places that are missing: those asked for, then others; and from the beginning
-        again where these are too few."""
+        """Return `batch_size` indices of missing elements: first those of `index`, then
+        others, repeated from the first where there are too few."""
         missing = np.isnan(self._values)
         wanted = index[missing[index]]
         others = np.setdiff1d(np.flatnonzero(missing), wanted)
@@ -91,15 +90,15 @@ class OnDemand:
 def read(
     path: Path, made_from: dict[str, str], shape: tuple[int, ...], *, holes=False
 ) -> np.ndarray | None:
-    """The array of a .npz file, float32 of `shape`; None where there is no such file.
-    A file that is not what was written is set aside as NAME.damaged, with a warning,
-    and there is none.
+    """Return the array of a .npz file, float32 of `shape`; None without a valid file. A
+    damaged file is renamed to NAME.damaged, with a warning.
 
     Args:
-        holes: elements may be NaN.
+        holes: True allows NaN as an element.
 
     Raises:
-        ValueError: it was made from something else; says from what and what to do.
+        ValueError: the array was made from other inputs; names the inputs and says what
+            to do.
     """
     is_good = first_does(_is_good, path, made_from, shape, holes)
     return read_arrays(path)["values"] if is_good else None
@@ -142,7 +141,7 @@ def _set_aside(path: Path, reason: str) -> bool:
 
 
 def write(path: Path, values: np.ndarray, made_from: dict[str, str]) -> None:
-    """Keep an array; of several processes the first does."""
+    """Write an array and the fingerprints of its inputs, in process 0 alone."""
     record = json.dumps({"made_from": made_from, "sha256": _sum(values)})
     first_does(write_arrays, path, {"values": values, "record": np.array(record)})
 
@@ -152,16 +151,17 @@ def _sum(values: np.ndarray) -> str:
 
 
 def fingerprint(data) -> str:
-    """SHA-256 of something that JSON can hold."""
+    """Return the SHA-256 of data that JSON can hold."""
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def weights_fingerprint(model) -> str:
-    """SHA-256 of a model's config, but for `HOW_TO_COMPUTE`, and of a checksum of every
-    parameter.
+    """Return the SHA-256 of a model's config, without the fields of `HOW_TO_COMPUTE`,
+    and of a checksum of every parameter.
 
-    The checksum is the sum modulo 2^32 of the bits of all elements, each times an odd
-    number of its place: made where the weights lie, exact, the same for any sharding.
+    The checksum is the sum modulo 2^32 of the bits of all elements, each multiplied by
+    an odd number given by its index. It is computed on the devices that hold the
+    weights, is exact, and is the same for any sharding.
     """
     flat = flatten(model)
     sums = jax.device_get(jax.jit(_checksums)(flat))

@@ -2,8 +2,9 @@
 
 A checkpoint holds named items (the model, the optimizer's state, ...), each a flat
 map from a readable parameter path to an array, and a JSON record with the model's
-configuration, so that the weights of any workdir load without its config. It appears
-whole or not at all, with checksums: what was damaged later is found before it is used.
+configuration, so that the weights of any workdir load without its config. A checkpoint
+appears whole or not at all, with checksums, by which later damage is detected before
+the checkpoint is used.
 """
 
 import contextlib
@@ -28,16 +29,16 @@ META = "meta"
 
 
 class SaveError(OSError):
-    """A checkpoint could not be written; those before it are intact."""
+    """A checkpoint could not be written; the earlier checkpoints are intact."""
 
 
 def path_name(path: tuple) -> str:
-    """A parameter's name in checkpoints: `blocks.attention.qkv.kernel`."""
+    """Return a parameter's name in checkpoints: `blocks.attention.query.kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
 def flatten(tree) -> dict[str, jax.Array]:
-    """A tree as a flat dict from parameter names to arrays."""
+    """Return a tree as a flat dict from parameter names to arrays."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {path_name(path): leaf for path, leaf in leaves}
 
@@ -56,15 +57,17 @@ def unflatten(flat: dict[str, jax.Array], like):
 
 
 class DamagedError(ValueError):
-    """A checkpoint's files are not what was saved."""
+    """The files of a checkpoint differ from those that were saved."""
 
 
-_open: weakref.WeakSet["Checkpoints"] = weakref.WeakSet()  # of runs that write
+_open: weakref.WeakSet["Checkpoints"] = (
+    weakref.WeakSet()
+)  # the checkpoints of runs that write
 
 
 def finish_saves() -> list[str]:
-    """Wait until no save is under way, whatever became of it: for a program that ends
-    early. Returns the newest checkpoint of each run that was going on."""
+    """Wait for the saves under way, successful or not, before a program ends early.
+    Return the newest checkpoint of each run in progress."""
     newest = []
     for checkpoints in list(_open):
         try:
@@ -76,26 +79,26 @@ def finish_saves() -> list[str]:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Saves happen in the background.
+    """The checkpoints of one workdir. Saves run in the background.
 
     Args:
         workdir: the run's folder; checkpoints lie in `workdir/checkpoints/STEP`.
-        keep: how many of the newest to keep; None: this run only reads them.
-        best: the number whose highest value marks one checkpoint that is kept as well,
-            "-NAME" for the lowest; "": none.
+        keep: how many of the newest checkpoints to keep; None only reads checkpoints.
+        best: the metric whose highest value marks a checkpoint that is kept as well,
+            "-NAME" for the lowest value; "" keeps none besides.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int | None, best: str = ""):
         self.folder = Path(workdir).absolute() / "checkpoints"
         self._keep, self._best = keep, best
-        self._scores: dict[int, float | None] = {}  # by step, as far as known
+        self._scores: dict[int, float | None] = {}  # the scores read so far, by step
         self._saving, self._stopping, self._is_last = 0, False, False
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,
             cleanup_tmp_directories=keep is not None,
             async_options=ocp.AsyncOptions(
                 post_finalization_callback=self._sign,
-                # Or an error while folders are made leaves threads that wait for them.
+                # Otherwise an error in making folders leaves threads waiting for them.
                 create_directories_asynchronously=False,
             ),
         )
@@ -104,12 +107,12 @@ class Checkpoints:
             _open.add(self)
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, damaged ones too, in order."""
+        """Return the steps of all checkpoints, including damaged ones, in order."""
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int:
-        """The newest whole checkpoint's step; 0 when there is none at all. What is
-        damaged is named in the log, and where this run writes, set aside.
+        """Return the step of the newest whole checkpoint; 0 without any checkpoint.
+        Damaged checkpoints are named in the log, and renamed if this run writes.
 
         Raises:
             DamagedError: there are checkpoints, and none of them is whole.
@@ -132,34 +135,34 @@ class Checkpoints:
         return 0
 
     def find(self, which: str) -> int:
-        """The step of the checkpoint that is meant: "" the newest whole one, "120" that
-        of step 120, "best" the one whose number was best when it was saved.
+        """Return the step of a checkpoint: "" is the newest whole one, "120" that of
+        step 120, "best" the one with the best score.
 
         Raises:
-            ValueError: there is none; those that there are are listed.
-            DamagedError: its files are not what was saved.
+            ValueError: there is no such checkpoint; the existing ones are listed.
+            DamagedError: the checkpoint's files differ from those that were saved.
         """
         if not which:
             return self.latest_step()
         steps = self.steps()
-        found = [step for step in steps if str(step) == which]
+        matching = [step for step in steps if str(step) == which]
         if which == "best":
-            found = self._best_of(steps)
-        if not found:
+            matching = self._best_of(steps)
+        if not matching:
             hint = " SFT and PPO mark one where they evaluate." * (which == "best")
             raise ValueError(
                 f"{self.folder} has no checkpoint {which!r}, only {steps}.{hint}"
             )
-        damage = _damage(self.folder / str(found[0]))
+        damage = _damage(self.folder / str(matching[0]))
         if damage:
-            raise DamagedError(f"{self.folder}/{found[0]} is damaged: {damage}.")
-        return found[0]
+            raise DamagedError(f"{self.folder}/{matching[0]} is damaged: {damage}.")
+        return matching[0]
 
     def due(self, step: int, every: int, total: int) -> bool:
-        """Whether to save after this step: as `workdir.due` says, or because SIGTERM
-        has come; then `save` ends the program. To be asked after every step."""
+        """Return True if this step needs a save: by `workdir.due`, or because SIGTERM
+        has arrived; then `save` ends the program. Call it after every step."""
         preemption.wait_for_step(True)
-        self._stopping = preemption.asked() or self._manager.reached_preemption(step)
+        self._stopping = preemption.received() or self._manager.reached_preemption(step)
         self._is_last = step == total
         return self._stopping or due(step, every, total)
 
@@ -169,11 +172,11 @@ class Checkpoints:
         """Start saving `items` (name -> pytree of arrays) and a JSON-able `meta`.
 
         Args:
-            numbers: this step's, `best` perhaps among them.
+            numbers: metrics of this step, which may include `best`.
 
         Raises:
-            SaveError: the disk did not take this or the previous save.
-            Preempted: after the save, when SIGTERM or Ctrl-C has come.
+            SaveError: this or the previous save could not be written.
+            Preempted: after the save, when SIGTERM or Ctrl-C has arrived.
         """
         flat = {name: flatten(item) for name, item in items.items()}
         shapes = {
@@ -187,7 +190,7 @@ class Checkpoints:
         record = {
             "shapes": shapes,
             "score": self._scores[step],
-            "checksums": True,  # without their file the checkpoint is damaged
+            "checksums": True,  # a checkpoint without its checksums is damaged
         }
         arguments[META] = ocp.args.JsonSave(meta | record)
         self.wait()
@@ -196,16 +199,16 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**arguments))
         if self._is_last:
             preemption.wait_for_step(False)
-            self._stopping = self._stopping or preemption.asked()
+            self._stopping = self._stopping or preemption.received()
         if self._stopping:
             self.wait()
             raise preemption.Preempted(f"saved {self.folder}/{step}")
 
     def wait(self) -> None:
-        """Return when the last save is on disk.
+        """Wait until the last save is on disk.
 
         Raises:
-            SaveError: the disk did not take it.
+            SaveError: the save could not be written.
         """
         with self._disk_errors():
             self._manager.wait_until_finished()
@@ -218,10 +221,10 @@ class Checkpoints:
                 self._manager.delete(saved)
 
     def meta(self, step: int) -> dict:
-        """The JSON record of a checkpoint.
+        """Read the JSON record of a checkpoint.
 
         Raises:
-            DamagedError: it is missing or broken.
+            DamagedError: the record is missing or broken.
         """
         try:
             return read_json(self.folder / str(step) / META / "metadata")
@@ -229,16 +232,16 @@ class Checkpoints:
             raise DamagedError(f"{self.folder}/{step} is damaged: {error}") from None
 
     def restore(self, step: int, like: dict) -> dict:
-        """The items of a checkpoint. Where they cannot be loaded though the files are
-        what was saved, the error goes up as it is: memory is short, say.
+        """Restore the items of a checkpoint. If the files are intact and still cannot
+        be loaded, for lack of memory for instance, the error is passed on unchanged.
 
         Args:
             like: name -> pytree of arrays or `jax.ShapeDtypeStruct`s with shardings:
                 the structure, dtypes and shardings to restore into.
 
         Raises:
-            ValueError: names or shapes differ from what was saved.
-            DamagedError: files are not what was saved.
+            ValueError: names or shapes differ from the saved ones.
+            DamagedError: files differ from those that were saved.
         """
         wanted = {k: flatten(v) for k, v in like.items()}
         self._check(step, wanted)
@@ -267,11 +270,12 @@ class Checkpoints:
             return
         _open.discard(self)
         preemption.wait_for_step(False)
-        if preemption.asked():
+        if preemption.received():
             raise preemption.Preempted(f"all of {self.folder} is saved")
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """Which checkpoints stay, the newest and the best: orbax asks its policy so."""
+        """Return which checkpoints to keep, the newest and the best: the interface of
+        orbax's preservation policies."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = steps[-self._keep :]
@@ -280,8 +284,8 @@ class Checkpoints:
         return [step in kept for step in steps]
 
     def _best_of(self, steps: list[int]) -> list[int]:
-        """The steps that have a score, the highest first, of equal ones the earliest.
-        One whose record is damaged has none."""
+        """Return the steps that have a score, the highest score first, then the
+        earliest step. A checkpoint with a damaged record has no score."""
         for step in steps:
             if step in self._scores:
                 continue
@@ -293,22 +297,23 @@ class Checkpoints:
         return sorted(scored, key=lambda step: (-self._scores[step], step))
 
     def _sign(self) -> None:
-        """Called in the background when all is written, before the folder gets its
-        name."""
+        """Write the checksums; called in the background when all files are written,
+        before the folder gets its name."""
         if jax.process_index() == 0:
             (unnamed,) = self.folder.glob(f"{self._saving}.*tmp*")
             checksums.write(unnamed)
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Out of the way of the next saves of these steps, but not lost."""
+        """Rename these checkpoints, which keeps them and frees their steps for
+        saves."""
         for step in steps:
             first_does(_rename_damaged, self.folder / str(step))
         self._manager.reload()
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """Turns what a disk did not allow, in whichever words it comes, into one clear
-        error; after any there is no save to wait for."""
+        """Turn an error of the disk, however a library words it, into a SaveError;
+        after any error there is no save to wait for."""
         try:
             yield
         except Exception as error:
@@ -341,7 +346,7 @@ class Checkpoints:
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
-    """Whether a workdir holds a complete checkpoint."""
+    """Return True if a workdir holds a complete checkpoint."""
     folder = Path(workdir) / "checkpoints"
     return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
@@ -359,8 +364,8 @@ def _name_mismatch(expected: set, found: set) -> str:
 
 
 def _damage(folder: Path, item: str = "") -> str:
-    """What is wrong with a checkpoint, or with one of its items; "" where nothing is.
-    Process 0 finds it for all: they must use the same files."""
+    """Describe the damage of a checkpoint, or of one of its items; "" without damage.
+    Process 0 checks for all processes, which must use the same files."""
     return first_does(_look_for_damage, folder, item)
 
 
@@ -378,8 +383,8 @@ def _look_for_damage(folder: Path, item: str) -> str:
 
 
 def _without_checksums(folder: Path) -> str:
-    """What is wrong with a checkpoint that has no checksums: nothing where its record
-    is whole and does not speak of any, as records of version 0.1 do not."""
+    """Describe the damage of a checkpoint that has no checksums: "" where its record is
+    whole and does not announce checksums, as in version 0.1."""
     try:
         record = read_json(folder / META / "metadata")
     except (FileNotFoundError, ValueError):

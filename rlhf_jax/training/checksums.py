@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files: is it still what was saved?"""
+"""Checksums of a checkpoint's files, to detect later damage."""
 
 import functools
 import hashlib
@@ -6,22 +6,21 @@ from pathlib import Path
 
 from rlhf_jax.files import naming, read_json, write_json
 
-FILE = "checksums.json"  # in the checkpoint's folder: path -> SHA-256
+FILE = "checksums.json"  # the file in a checkpoint's folder: path -> SHA-256
 
 
 def write(folder: Path) -> None:
-    """Note the checksums of every item's files."""
+    """Write the checksums of the files of all items."""
     files = {str(path.relative_to(folder)): _sum(path) for path in _files(folder)}
     write_json(folder / FILE, files)
 
 
 def damage(folder: Path, item: str = "") -> str:
-    """What is wrong with a checkpoint, or with one of its items, in words; "" when
-    nothing is.
+    """Describe the damage of a checkpoint, or of one of its items; "" without damage.
 
     Raises:
-        FileNotFoundError: no checksums were written, or they are gone.
-        OSError: a file cannot be opened here, which says nothing about what is in it.
+        FileNotFoundError: no checksums were written, or their file was deleted.
+        OSError: a file cannot be opened, so its content is unknown.
     """
     try:
         files = read_json(folder / FILE)
@@ -43,17 +42,17 @@ def damage(folder: Path, item: str = "") -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The items' files: what orbax keeps beside them changes until the end."""
+    """Return the files of the items, without orbax's own files, which still change."""
     return sorted(path for path in folder.glob("*/**/*") if path.is_file())
 
 
 def _sum(path: Path) -> str:
-    found = path.stat()
-    return _read_sum(path, found.st_ino, found.st_size, found.st_mtime_ns)
+    status = path.stat()
+    return _read_sum(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @functools.cache
 def _read_sum(path: Path, *_) -> str:
-    """The same file is read once a program, however often its run is asked after."""
+    """Return the SHA-256 of a file; an unchanged file is read once per program."""
     with naming(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""What the comments of configs/*.py say of each key: its reason, and its bounds.
+"""The comments of the keys in configs/*.py: a description, and bounds.
 
-A key's comment stands on its line, or on the lines right above it. Where it ends in an
-interval, "[0, 1)" or "(0, inf)", the value is checked against that.
+A key's comment stands on its line, or on the lines right above it. An interval at the
+end of the comment, "[0, 1)" or "(0, inf)", bounds the value.
 """
 
 import ast
@@ -18,7 +18,7 @@ _INTERVAL = re.compile(r"\s*([\[(])([\w.*-]+), ([\w.*-]+)([\])])$")
 
 
 class Interval(NamedTuple):
-    """What a number may be; NaN never."""
+    """The allowed values of a number, which never include NaN."""
 
     low: float
     high: float
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
     @property
     def words(self) -> str:
-        """As after "must be"."""
+        """The interval in words, to follow "must be"."""
         if not math.isfinite(self.low):
             return "a number" if self.has_high else "finite"
         low = f"at least {self.low:g}" if self.has_low else f"above {self.low:g}"
@@ -44,8 +44,8 @@ class Interval(NamedTuple):
         return f"from {self.low:g} to {below}{_number(self.high)}"
 
     def violated(self, x: float) -> str:
-        """What `x`, which is outside, must be: the end that it breaks, where the
-        interval is long."""
+        """Return the bound that `x`, a number outside, violates, in words; the whole
+        interval where it is short."""
         if self.high <= 1 or math.isinf(self.high):
             return self.words
         return self._at_most if x > self.low else f"at least {self.low:g}"
@@ -56,7 +56,7 @@ class Interval(NamedTuple):
 
 
 def split(comment: str) -> tuple[str, Interval | None]:
-    """A comment without the interval at its end, and that interval."""
+    """Split a comment into its text and the interval at its end."""
     match = _INTERVAL.search(comment)
     if not match:
         return comment, None
@@ -67,21 +67,22 @@ def split(comment: str) -> tuple[str, Interval | None]:
 
 @functools.cache
 def intervals() -> dict[str, Interval]:
-    """The interval of every key, without dots, in the configs that can be imported: a
-    key has the same one in all of them."""
+    """Return the interval of every key, without dots, in the configs that can be
+    imported; a key has the same interval in all of them."""
     spec = importlib.util.find_spec("configs")
     folders = [] if spec is None else spec.submodule_search_locations or []
-    found = {}
+    by_key = {}
     for path in (p for folder in folders for p in sorted(Path(folder).glob("*.py"))):
         for key, comment in comments(path).items():
             interval = split(comment)[1]
             if interval is not None:
-                found[key.rpartition(".")[2]] = interval
-    return found
+                by_key[key.rpartition(".")[2]] = interval
+    return by_key
 
 
 def comments(path: Path, function: str = "") -> dict[str, str]:
-    """The comment of every `c.KEY = ...` of a config file, of one function or all."""
+    """Return the comment of every `c.KEY = ...` in a config file, in one function or in
+    all."""
     source = path.read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     notes = {  # line -> its comment, and whether it has nothing else
@@ -89,7 +90,7 @@ def comments(path: Path, function: str = "") -> dict[str, str]:
         for token in tokens
         if token.type == tokenize.COMMENT
     }
-    found = {}
+    by_key = {}
     functions = [
         node
         for node in ast.parse(source).body
@@ -105,8 +106,8 @@ def comments(path: Path, function: str = "") -> dict[str, str]:
             while notes.get(line, ("", False))[1]:
                 reason.insert(0, notes[line][0])
                 line -= 1
-            found[key.group(1)] = " ".join(filter(None, reason))
-    return found
+            by_key[key.group(1)] = " ".join(filter(None, reason))
+    return by_key
 
 
 def _value(text: str) -> float:

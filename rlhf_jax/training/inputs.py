@@ -1,8 +1,8 @@
-"""What a run has read: the same in all its processes, and the same when it goes on.
+"""The inputs of a run: equal in all its processes, and unchanged when it resumes.
 
 Data, tokenizers and start checkpoints lie outside the run's folder and can change while
-the run stands still, or differ from machine to machine. Their fingerprints are kept in
-`workdir/inputs.json`.
+the run is stopped, or differ between machines. `workdir/inputs.json` holds their
+fingerprints.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ from rlhf_jax.training.workdir import (
 )
 
 FILE = "inputs.json"
-SAMPLED = 1 << 20  # bytes at either end of a file of weights that are looked at
+SAMPLED = 1 << 20  # bytes read at either end of a file of weights
 
 
 def agree(
     workdir: Path, files: Mapping[str, str], *, tokenizer: str, models: Iterable[str]
 ) -> None:
-    """Refuse to go on where the run's processes have read different inputs, or other
-    ones than the run began with. To be called before the first step, when all is read.
+    """Refuse inputs that differ between the run's processes, or from those that the run
+    began with. Call it before the first step, when all inputs are read.
 
     Args:
         files: file -> fingerprint.
-        tokenizer: the fingerprint of the run's tokenizer; "": it has none.
+        tokenizer: the fingerprint of the run's tokenizer; "" without a tokenizer.
         models: the workdirs and Hugging Face folders that the run starts from.
 
     Raises:
-        ValueError: names the process, or what has changed, and what to do.
+        ValueError: names the process, or the changed input, and says what to do.
     """
     record = {
         "files": dict(files),
@@ -51,7 +51,7 @@ def agree(
 
 
 def _keep(workdir: Path, record: dict) -> None:
-    """Compare with inputs.json where there are results; else write it."""
+    """Compare the inputs with inputs.json if the run has results; else write it."""
     path = workdir / FILE
     before = None
     if results(workdir) and path.is_file():
@@ -84,7 +84,7 @@ def _keep(workdir: Path, record: dict) -> None:
 
 
 def fingerprint(model: str | Path) -> str:
-    """Which weights a workdir or a Hugging Face folder holds."""
+    """Return a fingerprint of the weights in a workdir or a Hugging Face folder."""
     workdir, which = workdir_of(model)
     if not has_checkpoint(workdir):
         return _weights_files(Path(model))
@@ -99,15 +99,15 @@ def fingerprint(model: str | Path) -> str:
 
 
 def _weights_files(folder: Path) -> str:
-    """SHA-256 of the names, the sizes and both ends of a folder's weights, and of its
-    config: to read all of a large model would take as long as to load it."""
-    found = hashlib.sha256()
+    """Return the start of the SHA-256 of a folder's config and of the names, sizes and
+    both ends of its weights: reading them whole would take as long as loading them."""
+    digest = hashlib.sha256()
     files = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
     for path in sorted(files):
         size = path.stat().st_size
-        found.update(f"{path.name} {size} ".encode())
+        digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:
-            found.update(file.read(SAMPLED))
+            digest.update(file.read(SAMPLED))
             file.seek(max(0, size - SAMPLED))
-            found.update(file.read())
-    return found.hexdigest()[:12]
+            digest.update(file.read())
+    return digest.hexdigest()[:12]

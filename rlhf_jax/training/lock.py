@@ -1,6 +1,6 @@
-"""One process a workdir: a lock that names its holder and falls with it.
+"""The lock of a workdir: one process per workdir, named in the lock's file.
 
-The kernel gives the lock up when the holder dies, in whatever way, so a lock that can
+The kernel releases the lock when its holder dies, in whatever way, so a lock that can
 be taken is stale whatever its file says.
 """
 
@@ -16,16 +16,17 @@ from absl import logging
 
 FILE = ".lock"
 
-# Folder -> its file and itself, open: the folder stays when somebody deletes the file.
+# Folder -> its lock file and the folder itself, both open and locked: the folder stays
+# locked when somebody deletes the file. One dict per process.
 _held: dict[Path, tuple[int, int]] = {}
 
 
 def acquire(folder: Path) -> None:
-    """Take a folder's lock for this process, until `release` or its end. A process that
-    has it takes it again without harm.
+    """Take a folder's lock until `release` or the end of this process. Taking a lock
+    again that this process holds has no effect.
 
     Raises:
-        ValueError: another process has it; its host and pid are named.
+        ValueError: another process holds the lock; names its host and pid.
     """
     folder = folder.absolute()
     if folder in _held:
@@ -58,7 +59,7 @@ def acquire(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Give a lock up; nothing happens when this process does not have it."""
+    """Release a lock, if this process holds it."""
     folder = folder.absolute()
     if folder in _held:
         file, itself = _held.pop(folder)
@@ -68,14 +69,15 @@ def release(folder: Path) -> None:
 
 
 def release_all() -> None:
-    """Give up every lock that this process has."""
+    """Release all locks of this process."""
     for folder in list(_held):
         release(folder)
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether there is a lock to take: a network's file system may have none, or none
-    of folders. Raises BlockingIOError where another process has it."""
+    """Try to lock a file or folder. Return False where the file system has no such
+    lock, as some network file systems have none of folders. Raise BlockingIOError where
+    another process holds the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -86,7 +88,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _holder(file: int) -> str:
-    """Who wrote the file, in words; "" when nobody did."""
+    """Describe the process that wrote the file; "" for an empty file."""
     text = os.pread(file, 1000, 0)
     try:
         return "process {pid} on {host} (since {since})".format(**json.loads(text))

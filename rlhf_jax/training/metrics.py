@@ -1,4 +1,4 @@
-"""Numbers that leave a run: exact means, and the files they are written to.
+"""The metrics of a run: exact means, and the files that metrics are written to.
 
 Every reported number is a `Mean`: a total and a count that are added over
 microbatches and batches, and divided once, when written.
@@ -23,21 +23,21 @@ from rlhf_jax.files import naming, writing_whole
 from rlhf_jax.parallel.sharding import fetch
 from rlhf_jax.training import suspects
 
-EVENTS_EVERY_SECONDS = 30.0  # so often what TensorBoard shows is brought to the disk
-MEASURED = ("time/", "tokens_per_second")  # names of what the machine decides
+EVENTS_EVERY_SECONDS = 30.0  # seconds between two flushes of TensorBoard's file
+MEASURED = ("time/", "tokens_per_second")  # metrics that depend on the machine
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean that can be added: float32 total and count, both scalars."""
+    """A mean whose parts can be added: float32 total and count, both scalars."""
 
     total: jax.Array
     count: jax.Array
 
     @classmethod
     def of(cls, values, mask=None) -> "Mean":
-        """The mean of `values` where `mask` is True (everywhere when None)."""
+        """Return the mean of `values` where `mask` is True (everywhere when None)."""
         values = jnp.asarray(values, jnp.float32)
         if mask is None:
             return cls(values.sum(), jnp.float32(values.size))
@@ -48,22 +48,22 @@ class Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self) -> float:
-        """The mean as a Python number; nan when nothing was counted."""
+        """The mean as a Python number; NaN with a count of 0."""
         count = float(self.count)
         return float(self.total) / count if count else float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """So many a second, scalar. The `Writer` divides, when it fetches a step's numbers,
-    by the time since it fetched those of the step before: when a step is handed to the
-    device, its computation has not begun."""
+    """A count of one step, reported per second. The `Writer` divides the count by the
+    time between its fetches of two steps' metrics, because a step that is dispatched to
+    the device has not been computed yet."""
 
     count: jax.Array | float
 
 
 class Stopwatch:
-    """Seconds since it was last read."""
+    """A watch that measures the seconds since its last reading."""
 
     def __init__(self):
         self._last = time.perf_counter()
@@ -84,23 +84,23 @@ def to_floats(metrics: dict) -> dict[str, float]:
 
 
 class NonFiniteError(RuntimeError):
-    """Updates are not finite any more, and trying on does not help."""
+    """Too many updates in a row were not finite."""
 
 
 class Writer:
-    """Writes a run's numbers: `metrics.jsonl`, TensorBoard events, `samples.jsonl`.
+    """The writer of a run's metrics: `metrics.jsonl`, TensorBoard, `samples.jsonl`.
 
-    `write` returns the numbers of the step *before*: fetching those while the device
-    computes the next step keeps it busy. On a resume from `step`, lines of later
-    steps are dropped first, so that an interrupted run leaves the same file as an
+    `write` returns the metrics of the *previous* step: fetching them while the device
+    computes the next step keeps the device busy. On a resume from `step`, lines of
+    later steps are dropped first, so that an interrupted run leaves the same file as an
     uninterrupted one. Only process 0 writes.
 
     Args:
         workdir: the run's folder.
-        step: steps done before.
-        max_skipped: stop after so many updates in a row that were not finite.
-        spike_zscore: standard deviations above the last losses' mean from which on a
-            loss is flagged as "spike/NAME"; 0: none is.
+        step: the number of steps done before.
+        max_skipped: the number of non-finite updates in a row that stops the run.
+        spike_zscore: the number of standard deviations above the mean of the last
+            losses from which a loss is flagged as "spike/NAME"; 0 flags none.
     """
 
     def __init__(
@@ -123,19 +123,19 @@ class Writer:
         self._numbers: dict[str, float] = {}
         self._losses = suspects.Losses(spike_zscore)
         for line in read_metrics(self.workdir):
-            if line["step"] <= step:  # process 0 may not have dropped the others yet
+            if line["step"] <= step:  # process 0 may not have dropped later steps yet
                 self._numbers = {k: _number(x) for k, x in line.items() if k != "step"}
                 self._losses.add(self._numbers)
 
     def write(
         self, step: int, metrics: dict, batch: dict | None = None
     ) -> tuple[int, dict[str, float]]:
-        """Note the metrics of `step` (1 is the first update); several calls for one
-        step make one line. Returns the last step written, and its numbers.
+        """Add metrics of `step` (1 is the first update); all calls for one step make
+        one line. Return the last step written, and its metrics.
 
         Args:
-            batch: what the step learned from, name -> pytree of arrays: kept for study
-                where a number is suspect.
+            batch: the training data of the step, name -> pytree of arrays, which is
+                saved where a metric is suspect.
 
         Raises:
             NonFiniteError: `max_skipped` updates in a row were not finite.
@@ -148,7 +148,7 @@ class Writer:
         return step - 1, self._numbers
 
     def flush(self) -> dict[str, float]:
-        """Fetch and write what is noted; return it."""
+        """Fetch and write the pending metrics; return them."""
         if not self._pending:
             return self._numbers
         self._numbers, self._pending = self._fetch(self._pending), {}
@@ -171,7 +171,7 @@ class Writer:
         return self._numbers
 
     def _fetch(self, noted: dict) -> dict[str, float]:
-        """The numbers of a step that is done."""
+        """Fetch the metrics of a finished step."""
         rates = {k: x.count for k, x in noted.items() if isinstance(x, Rate)}
         numbers = to_floats(noted | rates)
         now = time.perf_counter()
@@ -179,7 +179,7 @@ class Writer:
         return {k: x / seconds if k in rates else x for k, x in numbers.items()}
 
     def _keep_suspect(self) -> None:
-        """Save the step's batch when its numbers are not finite or stand out."""
+        """Save the step's batch where its metrics are not finite or are spikes."""
         reasons = [
             f"{name} {x:.3g}"
             for name, x in self._numbers.items()
@@ -200,8 +200,9 @@ class Writer:
         )
 
     def write_samples(self, step: int, samples: list[dict]) -> None:
-        """Append a step's sampled conversations: prompt, response, reward, ... one a
-        line. Those that an interrupted run left of it are replaced."""
+        """Append a step's sampled conversations, one per line: prompt, response,
+        reward, ... They replace the conversations that an interrupted run left of the
+        step."""
         if self.active:
             path = self.workdir / "samples.jsonl"
             _keep_lines(path, lambda saved: saved < step)
@@ -209,7 +210,7 @@ class Writer:
                 _append_line(path, {"step": step} | sample)
 
     def close(self) -> dict[str, float]:
-        """Write what is noted; return the last numbers."""
+        """Write the pending metrics; return the last ones."""
         self.flush()
         if self.active:
             self._events.close()
@@ -217,14 +218,15 @@ class Writer:
 
 
 class _Events:
-    """The numbers for TensorBoard, of steps after `step`; those that an interrupted run
-    wrote of these steps are hidden. No thread: an error of the disk is raised here."""
+    """The TensorBoard events of steps after `step`; events of these steps that an
+    interrupted run wrote are hidden. There is no thread, so that an error of the disk
+    is raised here."""
 
     def __init__(self, folder: Path, step: int):
         folder.mkdir(exist_ok=True)
         self._path, self._flushed = folder / "events", time.monotonic()
         with naming(self._path):
-            # Or two in one second would have one name.
+            # Otherwise two files of one second would have the same name.
             self._writer = EventsWriter(str(self._path), f".{time.time_ns()}")
             begin = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=step + 1, session_log=begin))
@@ -245,11 +247,11 @@ class _Events:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-    """The lines of a workdir's `metrics.jsonl`, in order; empty when there is none. A
-    last half line, which a kill left, is none.
+    """Read the lines of a workdir's `metrics.jsonl`, in order; none without the file.
+    An incomplete last line, left by a kill, is skipped.
 
     Raises:
-        ValueError: another line is no record of a step's numbers; names file and line.
+        ValueError: another line is not a record of a step; names file and line.
     """
     path = Path(workdir) / "metrics.jsonl"
     records = [record for _, record in _records(path)]
@@ -260,12 +262,12 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict]:
 
 
 def _json_number(x: float):
-    """JSON has no nan and no infinity: write them as null."""
+    """Return a number for JSON, which has neither NaN nor infinity: null for them."""
     return x if np.isfinite(x) else None
 
 
 def _number(x: float | None) -> float:
-    """The inverse of `_json_number`, as far as there is one."""
+    """Invert `_json_number`, with NaN for null."""
     return float("nan") if x is None else x
 
 
@@ -275,7 +277,8 @@ def _append_line(path: Path, record: dict) -> None:
 
 
 def _keep_lines(path: Path, wanted: Callable[[int], bool]) -> None:
-    """Keep the lines of the wanted steps; a half line that a kill left goes as well."""
+    """Keep the lines of the wanted steps; drop the others and an incomplete last
+    line."""
     kept = [line for line, record in _records(path) if wanted(record["step"])]
     content = b"".join(line + b"\n" for line in kept)
     if path.exists() and path.read_bytes() != content:
@@ -284,14 +287,14 @@ def _keep_lines(path: Path, wanted: Callable[[int], bool]) -> None:
 
 
 def _records(path: Path) -> list[tuple[bytes, dict]]:
-    """The lines of a file, each with the record of a step that it holds. A last line
-    without its end is left out if it holds none: a kill cut it.
+    """Return the lines of a file, each with its record of a step. A last line without a
+    line break and without a record is left out, as cut by a kill.
 
     Raises:
-        ValueError: another line holds none; names file and line.
+        ValueError: another line is not a record; names file and line.
     """
-    found = []
-    # Not splitlines(): a sample may hold other characters that it takes for ends.
+    pairs = []
+    # Not splitlines(), which also splits at other characters that a sample may hold.
     *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for place, line in enumerate([*lines, last] if last else lines, start=1):
         try:
@@ -302,8 +305,8 @@ def _records(path: Path) -> list[tuple[bytes, dict]]:
             if place > len(lines):
                 break
             raise _broken(path, place, line.decode(errors="replace")) from None
-        found.append((line, record))
-    return found
+        pairs.append((line, record))
+    return pairs
 
 
 def _broken(path: Path, place: int, line: str) -> ValueError:

@@ -13,29 +13,30 @@ from rlhf_jax.parallel.layers import split
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """A rule for one layer, applied to every layer and every parameter outside them.
+    """A rule for one layer, applied to each layer and to each parameter outside layers.
 
-    It is applied to all layers at once (`state.optimizer_step`), or to one after
-    another inside the backward pass (`parallel.fused_update`). State and result are the
-    same, but for a gradient that is not finite where no norm of the whole gradient is
-    taken (`needs_norm`): then the fused update is applied to the layers above the first
-    bad one, and to those alone.
+    The rule is applied to all layers at once (`state.optimizer_step`), or to one layer
+    after another inside the backward pass (`parallel.fused_update`). State and result
+    are the same, except for a non-finite gradient where the norm of the whole gradient
+    is not computed (`needs_norm`): then the fused update applies only to the layers
+    above the first non-finite one.
     """
 
-    rule: optax.GradientTransformation  # gradient to direction
-    learning_rate: float | jax.Array | None  # None: each step brings its own, see `at`
-    clip_norm: float  # 0: no clipping
+    rule: optax.GradientTransformation  # from gradient to direction
+    learning_rate: float | jax.Array | None  # None where each step sets it, see `at`
+    clip_norm: float  # the largest norm of a gradient; 0 does not clip
     clip: str = "global"  # by the norm of the whole gradient, or "per_layer"
-    fused: bool = False  # inside the backward pass
+    fused: bool = False  # True updates inside the backward pass
 
     @property
     def needs_norm(self) -> bool:
-        """Whether the whole gradient's norm is needed before the first update."""
+        """True if the norm of the whole gradient is needed before the first update."""
         return bool(self.clip_norm) and self.clip == "global"
 
     def at(self, learning_rate: jax.Array) -> "Optimizer":
-        """The optimizer for a step with this learning rate: an input of the compiled
-        step, so that neither another step nor another schedule compiles it again."""
+        """Return the optimizer with the learning rate of a step. The learning rate is
+        an input of the compiled step, which other steps and schedules do not
+        recompile."""
         return dataclasses.replace(self, learning_rate=learning_rate)
 
     def init(self, model) -> dict:
@@ -46,11 +47,12 @@ class Optimizer:
         }
 
     def apply(self, gradient, state, parameters, norm: jax.Array | None) -> tuple:
-        """New parameters and state, of one layer or of one parameter outside them.
+        """Return the new parameters and state of one layer, or of one parameter outside
+        layers. Neither changes where the norm is not finite.
 
         Args:
-            norm: of the whole gradient; None: not known yet, see `needs_norm`. Where it
-                (or, when None, that of `gradient`) is not finite, nothing changes.
+            norm: the norm of the whole gradient; None takes the norm of `gradient`, see
+                `needs_norm`.
         """
         own = jnp.sqrt(sum_of_squares(gradient))
         finite = jnp.isfinite(own if norm is None else norm)
@@ -69,7 +71,8 @@ class Optimizer:
 def learning_rate_schedule(
     peak: float, *, warmup_steps: int, total_steps: int, decay: str, final: float
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then `decay` to `final * peak` at `total_steps`.
+    """Return a linear warm-up to `peak`, then `decay` to `final * peak` at
+    `total_steps`.
 
     Args:
         decay: "constant", "linear" or "cosine".
@@ -84,13 +87,14 @@ def learning_rate_schedule(
         raise ValueError(f"{decay=} is not a known decay: {sorted(shapes)}.")
     if not warmup_steps:
         return shapes[decay]()
-    # Starts above zero: the first update of a run should do something.
+    # The warm-up starts above zero, so that the first update has an effect.
     warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
     return optax.join_schedules([warmup, shapes[decay]()], [warmup_steps])
 
 
 def is_matrix(path: tuple, leaf: jax.Array) -> bool:
-    """Whether weight decay applies: to kernels, not to embeddings, norms or biases."""
+    """Return True for a parameter with weight decay: a kernel, not an embedding, norm
+    or bias."""
     return "kernel" in jax.tree_util.keystr(path)
 
 
@@ -104,8 +108,8 @@ def adamw(
     clip_norm: float,
     moment_dtype: str | None = None,
 ) -> Optimizer:
-    """AdamW (arXiv 1711.05101); `moment_dtype` is of the first moment, None: as the
-    parameters."""
+    """Return AdamW (arXiv 1711.05101); `moment_dtype` is the dtype of the first moment,
+    None for that of the parameters."""
     rule = optax.chain(
         optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype),
         optax.add_decayed_weights(weight_decay, _decay_mask),
@@ -116,8 +120,9 @@ def adamw(
 def adafactor(
     learning_rate: float | None, *, weight_decay: float, clip_norm: float
 ) -> Optimizer:
-    """Adafactor (arXiv 1804.04235) without momentum: its second moments are factored,
-    so they take next to no memory. The learning rate is relative to the parameters."""
+    """Return Adafactor (arXiv 1804.04235) without momentum: the second moments are
+    factored and take almost no memory. The learning rate is relative to the
+    parameters."""
     rule = optax.chain(
         optax.scale_by_factored_rms(),
         optax.clip_by_block_rms(1.0),
@@ -128,16 +133,16 @@ def adafactor(
 
 
 def sgd(learning_rate: float | None, *, clip_norm: float) -> Optimizer:
-    """Plain gradient descent."""
+    """Return plain gradient descent."""
     return Optimizer(optax.identity(), learning_rate, clip_norm)
 
 
 def learning_rates(config, total_steps: int) -> np.ndarray:
-    """The learning rate of each step that a stage's `config.optimizer` describes,
-    float32 [total_steps].
+    """Return the learning rate of each step by a stage's `config.optimizer`: float32
+    [total_steps].
 
     Raises:
-        ValueError: an unknown decay; the known ones are listed.
+        ValueError: the decay does not exist; the existing ones are listed.
     """
     schedule = learning_rate_schedule(
         config.learning_rate,
@@ -150,18 +155,18 @@ def learning_rates(config, total_steps: int) -> np.ndarray:
 
 
 def from_config(config) -> Optimizer:
-    """The optimizer that a stage's `config.optimizer` describes; its learning rate is
-    for each step to say.
+    """Return the optimizer that a stage's `config.optimizer` describes; each step sets
+    the learning rate (`Optimizer.at`).
 
     Raises:
-        ValueError: an unknown choice; the known ones are listed.
+        ValueError: a choice does not exist; the existing ones are listed.
     """
-    for field, known in {
+    for field, choices in {
         "name": ("adamw", "adafactor", "sgd"),
         "clip": ("global", "per_layer"),
     }.items():
-        if config[field] not in known:
-            raise ValueError(f"optimizer.{field}={config[field]!r}: not in {known}.")
+        if config[field] not in choices:
+            raise ValueError(f"optimizer.{field}={config[field]!r}: not in {choices}.")
     if config.name == "adamw":
         optimizer = adamw(
             None,

@@ -36,16 +36,16 @@ SERVICES = ("service.model", "judge.model")  # as the service calls it
 
 
 def check(config: ConfigDict, where: str = "config") -> None:
-    """Refuse a number out of its bounds, or an unknown choice, anywhere in a config.
+    """Refuse numbers out of their bounds and unknown choices anywhere in a config.
 
     Raises:
-        ValueError: says which key, what it is, and what it must be.
+        ValueError: names the key, its value and the allowed values.
     """
     for key, value in leaves(config, where):
         name = key.rpartition(".")[2]
         if name in CHOICES and value not in CHOICES[name]:
-            known = ", ".join(CHOICES[name])
-            raise ValueError(f"{key}={value!r} must be one of {known}.")
+            choices = ", ".join(CHOICES[name])
+            raise ValueError(f"{key}={value!r} must be one of {choices}.")
         if isinstance(value, tuple) and not all(isinstance(x, int) for x in value):
             raise ValueError(f"{key}={value!r} must be whole numbers, as in '(0, 1)'.")
         if name == "model" and not key.endswith(SERVICES):
@@ -56,8 +56,8 @@ def check(config: ConfigDict, where: str = "config") -> None:
 
 
 def _out_of_bounds(name: str, value: float) -> Iterator[str]:
-    """What a number must be, and is not; a float also as float32, for it is computed
-    with as such."""
+    """Yield the bounds that a number violates, in words; a float must keep them as
+    float32 too, the dtype of the computation."""
     with np.errstate(over="ignore"):
         rounded = float(np.float32(value)) if isinstance(value, float) else value
     interval = intervals().get(name)
@@ -68,7 +68,7 @@ def _out_of_bounds(name: str, value: float) -> Iterator[str]:
 
 
 def leaves(config: ConfigDict, where: str) -> Iterator[tuple[str, object]]:
-    """Every key with dots, and its value."""
+    """Yield every key, with dots, and its value."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from leaves(value, f"{where}.{name}")
@@ -80,7 +80,7 @@ def fused_updates(config) -> None:
     """Refuse a fused update where it is not possible.
 
     Raises:
-        ValueError: says which optimizer, and what to set instead.
+        ValueError: names the optimizer and says what to set instead.
     """
     for name, optimizer in config.items():
         if not name.endswith("optimizer") or not optimizer.fused:
@@ -97,10 +97,10 @@ def fused_updates(config) -> None:
             )
 
 
-def one_of(config, name: str, known: tuple) -> None:
-    """Raise ValueError unless `config[name]` is one of the known values."""
-    if config[name] not in known:
-        raise ValueError(f"{name}={config[name]!r} must be one of {known}.")
+def one_of(config, name: str, choices: tuple) -> None:
+    """Raise ValueError unless `config[name]` is one of the choices."""
+    if config[name] not in choices:
+        raise ValueError(f"{name}={config[name]!r} must be one of {choices}.")
 
 
 def multiple_of(config, name: str, *parts: str) -> None:

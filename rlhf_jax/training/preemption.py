@@ -1,9 +1,11 @@
-"""SIGTERM, which preemptible machines send, and Ctrl-C: save, and leave with a status
-of its own.
+"""SIGTERM, which preemptible machines send, and Ctrl-C: save, and exit with a status of
+their own.
 
-Between the steps of a training loop nothing is lost by leaving, so there it waits for
-the end of the step and the checkpoint. Anywhere else the program leaves at once: what
-it was doing starts again from what is on disk. A second Ctrl-C never waits.
+In a training loop the program finishes the step, saves a checkpoint and exits, so that
+nothing is lost. Anywhere else it exits at once, and a restart continues from the files
+on disk. A second Ctrl-C always exits at once.
+
+The state of this module belongs to the process: there is one signal handler.
 """
 
 import contextlib
@@ -12,27 +14,27 @@ import signal
 from collections.abc import Iterator
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
-AT_ONCE = 130  # as a shell says of a program that Ctrl-C ended
+AT_ONCE = 130  # a shell's status of a program ended by Ctrl-C
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 NOTICE = "Ctrl-C: ends when this step is done and saved. Once more: ends at once.\n"
 
-_asked = ""  # one of NAMES
+_received = ""  # one of NAMES
 _is_told = False
 _in_loop = False
 _leaving = False
 
 
 class Preempted(SystemExit):
-    """The program ends because it was asked to; started again, it goes on.
+    """A signal ends the program; the same command resumes it.
 
     Args:
-        where: it ends, in words.
-        signal: by which it was asked, one of NAMES; None: the last one.
+        where: the place at which the program ends, in words.
+        signal: the signal, one of NAMES; None takes the last one.
     """
 
     def __init__(self, where: str, signal: str | None = None):
         super().__init__(STATUS)
-        self.where, self.signal = where, _asked if signal is None else signal
+        self.where, self.signal = where, _received if signal is None else signal
 
     def __str__(self) -> str:
         return (
@@ -45,42 +47,44 @@ class Preempted(SystemExit):
 
 
 def install() -> None:
-    """Treat SIGTERM and Ctrl-C as said above, in this process. A process that joins
-    others gets JAX's own handler of SIGTERM then, for they must agree on the step; see
-    `join_others`. A signal that is ignored stays so: `nohup`, or `&` in a script."""
+    """Handle SIGTERM and Ctrl-C in this process, as the module's text describes. A
+    process that joins others gets JAX's own handler of SIGTERM at that point, because
+    the processes must agree on the step; see `join_others`. A signal that is ignored
+    stays ignored: `nohup`, or `&` in a script."""
     for number in NAMES:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
 
 
 def join_others() -> None:
-    """Say that SIGTERM is JAX's now: Ctrl-C becomes one."""
+    """Leave SIGTERM to JAX from now on; Ctrl-C then sends SIGTERM."""
     if signal.getsignal(signal.SIGINT) == _on_signal:
         signal.signal(signal.SIGINT, _pass_on)
 
 
 def tell() -> None:
-    """Say that from now on the catcher of `Preempted` tells of it, when all is saved.
-    Until then, while a command imports, nobody else does."""
+    """Leave the message about a signal to the catcher of `Preempted`, which reports it
+    when all is saved. Before this call, while a command imports its modules, the signal
+    handler reports it."""
     global _is_told
     _is_told = True
 
 
-def asked() -> bool:
-    """Whether SIGTERM or Ctrl-C has come."""
-    return bool(_asked)
+def received() -> bool:
+    """Return True if SIGTERM or Ctrl-C has arrived."""
+    return bool(_received)
 
 
 def wait_for_step(wait: bool) -> None:
-    """Say that a loop asks after every step, or that it is over."""
+    """Declare that a loop checks for signals after every step, or that it has ended."""
     global _in_loop
     _in_loop = wait
 
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """Say that the program, which ends, finishes what it was saving. Where an error
-    ends it, a signal ends it at once."""
+    """Declare that the program ends and finishes its save. If an error ends the
+    program, a signal then ends it at once."""
     global _in_loop, _leaving
     _in_loop, _leaving = False, True
     try:
@@ -90,11 +94,11 @@ def leaving() -> Iterator[None]:
 
 
 def _on_signal(number: int, _) -> None:
-    global _asked
-    if (_asked and number == signal.SIGINT) or (_leaving and not _asked):
+    global _received
+    if (_received and number == signal.SIGINT) or (_leaving and not _received):
         _leave_at_once(number)
-    if not _asked:
-        _asked = NAMES[number]
+    if not _received:
+        _received = NAMES[number]
         if _in_loop and number == signal.SIGINT:
             os.write(2, NOTICE.encode())  # a signal's handler must not log
     if not (_in_loop or _leaving):
@@ -105,10 +109,10 @@ def _on_signal(number: int, _) -> None:
 
 
 def _pass_on(number: int, _) -> None:
-    global _asked
-    if _asked:
+    global _received
+    if _received:
         _leave_at_once(number)
-    _asked = NAMES[number]
+    _received = NAMES[number]
     os.write(2, NOTICE.encode())
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs: a bar on a terminal, log lines elsewhere."""
+"""The progress of a stage: a bar on a terminal, log lines elsewhere."""
 
 import sys
 import time
@@ -17,22 +17,22 @@ LOG_EVERY_SECONDS = 10.0
 
 
 class ProgressBar:
-    """Shows stage, step, speed, time left and the numbers that matter for the stage.
+    """A display of stage, step, speed, time left and the main metrics of the stage.
 
-    A step's numbers are there while the next one is computed (see `metrics.Writer`), so
-    `update` runs one step behind; leaving the `with` block shows the last step.
+    The metrics of a step arrive while the next step is computed (see `metrics.Writer`),
+    so `update` runs one step behind; leaving the `with` block shows the last step.
 
     Args:
-        stage: its name.
-        total: number of steps.
-        start: steps done before (a resume).
-        show: label -> metric name, for the two or three numbers shown.
+        stage: the name of the stage.
+        total: the number of steps.
+        start: the number of steps done before (a resume).
+        show: label -> metric name, for the two or three metrics shown.
     """
 
     def __init__(self, stage: str, total: int, start: int, show: dict[str, str]):
         self.stage, self.total, self.start, self.show = stage, total, start, show
         self._began = self._logged = time.monotonic()
-        self._step: int | None = None  # whose numbers were shown last
+        self._step: int | None = None  # the step whose metrics were shown last
         self._numbers = ""
         self._bar = None
         if start:
@@ -53,7 +53,7 @@ class ProgressBar:
             )
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Show that `step` is done, with its metrics as floats."""
+        """Show `step` as done, with its metrics as floats."""
         self._step = step
         if step > self.start:
             self._numbers = "  ".join(
@@ -64,7 +64,7 @@ class ProgressBar:
             self._show(step)
 
     def close(self) -> None:
-        """Show that the step after the last `update` is done as well."""
+        """Show the step after the last `update` as done."""
         if self._step is not None:
             self._show(self._step + 1, is_last=True)
 

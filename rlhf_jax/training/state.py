@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and one step of it."""
+"""The state of a training run, and one optimizer step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from rlhf_jax.training.optimizers import Optimizer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """A model with its optimizer. `step` counts updates tried, `skipped` those in a row
-    whose loss or gradient was not finite. Such an update is not applied; a fused one
-    without global clipping leaves out the layers that it would have harmed (see
-    `Optimizer`)."""
+    """A model with its optimizer. `step` counts all updates; `skipped` counts the last
+    updates in a row whose loss or gradient was not finite. Such an update is not
+    applied; a fused one without global clipping skips only the layers that a non-finite
+    gradient reaches (see `Optimizer`)."""
 
     step: Int[Array, ""]
     skipped: Int[Array, ""]
@@ -43,10 +43,11 @@ def optimizer_step(
     optimizer: Optimizer,
     microbatches: int,
 ) -> tuple[TrainState, dict]:
-    """One optimizer step down `loss_fn(model, batch) -> (loss, metrics)`, see
+    """Take one optimizer step on `loss_fn(model, batch) -> (loss, metrics)`, see
     `accumulate.value_and_grad`: with the whole gradient, or fused into its computation.
 
-    Returns the new state and the loss's metrics, with those of `apply_gradients`.
+    Returns:
+        The new state and the metrics of the loss and of `apply_gradients`.
     """
     if not optimizer.fused:
         loss, metrics, gradients = value_and_grad(
@@ -73,11 +74,12 @@ def optimizer_step(
 def apply_gradients(
     state: TrainState, loss, gradients, optimizer: Optimizer
 ) -> tuple[TrainState, dict]:
-    """One optimizer update. A loss or a gradient that is not finite leaves parameters
-    and moments unchanged; only the counters advance.
+    """Apply one optimizer update. A loss or a gradient that is not finite leaves
+    parameters and moments unchanged; only the counters advance.
 
-    Returns the new state and the metrics `optim/grad_norm` (before clipping) and
-    `optim/skipped` (non-finite updates in a row so far).
+    Returns:
+        The new state and the metrics `optim/grad_norm` (before clipping) and
+        `optim/skipped` (non-finite updates in a row so far).
     """
     norm = jnp.sqrt(sum_of_squares(gradients))
     norm = jnp.where(jnp.isfinite(loss), norm, jnp.nan)
@@ -107,11 +109,10 @@ def _advance(state: TrainState, model, opt_state, norm) -> tuple[TrainState, dic
 
 
 def check_learned(*states: TrainState) -> None:
-    """Refuse to hand on a model that no update has reached.
+    """Refuse a result whose model no update has changed.
 
     Raises:
-        NonFiniteError: all updates that were tried had a loss or gradient that was not
-            finite.
+        NonFiniteError: the loss or gradient of every update was not finite.
     """
     for state in states:
         tried = int(state.step)
@@ -124,12 +125,12 @@ def check_learned(*states: TrainState) -> None:
 
 
 def to_items(state: TrainState, name: str = "model") -> dict:
-    """A state as checkpoint items: the model apart, so that it loads alone."""
+    """Return a state as checkpoint items, the model apart, so that it loads alone."""
     rest = (state.step, state.skipped, state.opt_state)
     return {name: state.model, f"{name}_optimizer": rest}
 
 
 def from_items(items: dict, name: str = "model") -> TrainState:
-    """The inverse of `to_items`."""
+    """Invert `to_items`."""
     step, skipped, opt_state = items[f"{name}_optimizer"]
     return TrainState(step, skipped, items[name], opt_state)

@@ -1,4 +1,4 @@
-"""Steps that look wrong: which they are, and their batches, kept for study.
+"""Suspect steps: spikes of the loss, and the batches saved for study.
 
 `launch/replay.py` runs such a batch again.
 """
@@ -12,18 +12,20 @@ import numpy as np
 
 from rlhf_jax.files import read_arrays, write_arrays
 
-FOLDER = "suspects"  # in the workdir: step_000012.npz
-WINDOW = 100  # steps a loss is compared with
-FEWEST = 20  # steps before any comparison; so many spikes in a row are a new level
-MOST = 20  # batches kept of a run, the first ones
+FOLDER = "suspects"  # the folder in the workdir, with files such as step_000012.npz
+WINDOW = 100  # the number of steps that a loss is compared with
+FEWEST = (
+    20  # steps before the first comparison; this many spikes in a row are a new level
+)
+MOST = 20  # the number of batches kept of a run, the first ones
 
 
 class Losses:
-    """The last losses of a run, each `loss/...` by itself.
+    """The last losses of a run, for each metric `loss/...`.
 
     Args:
-        zscore: how many standard deviations above their mean a loss is suspect; 0:
-            none is.
+        zscore: the number of standard deviations above the mean from which a loss is
+            suspect; 0 suspects none.
     """
 
     def __init__(self, zscore: float):
@@ -32,9 +34,9 @@ class Losses:
         self._in_a_row: Counter[str] = Counter()
 
     def add(self, numbers: dict[str, float]) -> dict[str, float]:
-        """Take note of a step's losses; return those that stand out, as
-        "spike/NAME" -> z-score. Spikes do not raise the bar for later ones; but a loss
-        that stays up is measured anew."""
+        """Record a step's losses; return the spikes as "spike/NAME" -> z-score. A spike
+        does not count in the mean of later comparisons; a loss that stays high starts a
+        new mean."""
         spikes = {}
         for name, x in numbers.items():
             if not name.startswith("loss/") or not np.isfinite(x):
@@ -56,7 +58,7 @@ class Losses:
 
 def save_batch(workdir: Path, step: int, batch: dict, reason: str) -> Path | None:
     """Write a step's batch, name -> pytree of arrays, as arrays "NAME.field"; return
-    None where the run has kept enough of them."""
+    its path, or None if the run has enough saved batches."""
     path = workdir / FOLDER / f"step_{step:06d}.npz"
     path.parent.mkdir(exist_ok=True)
     others = [x for x in path.parent.glob("step_*[0-9].npz") if x != path]
@@ -73,11 +75,12 @@ def save_batch(workdir: Path, step: int, batch: dict, reason: str) -> Path | Non
 
 
 def load_batch(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
-    """The inverse: name -> field -> array; and the record, {"step", "reason"}.
+    """Read a file of `save_batch`: name -> field -> array, and the record, {"step",
+    "reason"}.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no file of `save_batch`, or a broken one.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not one of `save_batch`, or is broken.
     """
     try:
         arrays = read_arrays(path)

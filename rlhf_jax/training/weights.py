@@ -1,8 +1,8 @@
 """Models from checkpoints: a workdir of ours, or a folder in Hugging Face's layout.
 
-A checkpoint's record says what each of its models is, so that
-`load_model(workdir)` needs nothing else. With a mesh, weights go straight to where
-`parallel.sharding` says.
+The record of a checkpoint describes each of its models, so that `load_model(workdir)`
+needs no config. With a mesh, weights are read directly into the sharding of
+`parallel.sharding`.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
 
 
 def describe(model: ChatGLM | ScoreModel, tokenizer=None) -> dict:
-    """What a checkpoint's record says of a model, enough to build it again, and of the
-    tokenizer (by its `fingerprint`) whose ids it understands."""
+    """Return the record of a model for checkpoints: all that is needed to build the
+    model again, and the `fingerprint` of its tokenizer."""
     described = {"kind": type(model).__name__}
     if tokenizer is not None:
         described["tokenizer"] = tokenizer.fingerprint
@@ -37,10 +37,11 @@ def describe(model: ChatGLM | ScoreModel, tokenizer=None) -> dict:
 
 
 def computation(config) -> dict:
-    """How a stage's models compute: fields of their configs, from the stage's.
+    """Return the fields of a model's config that say how it computes, from a stage's
+    config.
 
     Raises:
-        ValueError: an attention that this machine or this dtype does not have.
+        ValueError: this machine or this dtype does not have the attention.
     """
     mesh = jax.sharding.get_mesh()
     platform = (jax.devices() if mesh.empty else mesh.devices.flat)[0].platform
@@ -63,8 +64,9 @@ def computation(config) -> dict:
 
 
 def workdir_of(folder: str | os.PathLike) -> tuple[Path, str]:
-    """A workdir and which of its checkpoints is meant, see `Checkpoints.find`: of
-    WORKDIR the newest, else WORKDIR/checkpoints/120 or WORKDIR/checkpoints/best."""
+    """Split a path into a workdir and the name of a checkpoint for `Checkpoints.find`:
+    WORKDIR names the newest, WORKDIR/checkpoints/120 and WORKDIR/checkpoints/best these
+    checkpoints."""
     folder = Path(folder)
     is_one = folder.parent.name == "checkpoints" and has_checkpoint(folder.parents[1])
     return (folder.parents[1], folder.name) if is_one else (folder, "")
@@ -78,16 +80,16 @@ def load_model(
     param_dtype: str | None = None,
     **fields,
 ) -> ChatGLM | ScoreModel:
-    """The model of a workdir's newest checkpoint, or of the one that is named (see
+    """Load the model of a workdir's newest checkpoint, of a named checkpoint (see
     `workdir_of`), or of a Hugging Face folder.
 
     Args:
-        item: which of the checkpoint's models: "model", or after PPO "value" as well.
-        dtype, param_dtype: override the recorded compute and storage types.
-        fields: other fields of the model's config that `computation` gives.
+        item: the item of the checkpoint: "model", or after PPO also "value".
+        dtype, param_dtype: override the recorded compute and storage dtypes.
+        fields: other fields of the model's config, from `computation`.
 
     Raises:
-        FileNotFoundError: the folder holds neither.
+        FileNotFoundError: the folder holds no model.
     """
     folder = Path(folder)
     workdir, which = workdir_of(folder)
@@ -110,13 +112,13 @@ def load_model(
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder is laid out as on Hugging Face, perhaps not whole."""
+    """Return True if a folder has Hugging Face's layout, even if files are missing."""
     path = folder / "config.json"
     return path.is_file() and "model_type" in read_json(path)
 
 
 def no_model(folder: Path) -> FileNotFoundError:
-    """The error that says why a folder holds no model."""
+    """Return the error that says why a folder holds no model."""
     path = folder / "config.json"
     if path.is_file() and "config" in read_json(path):
         return FileNotFoundError(
@@ -137,26 +139,27 @@ def check_models(
     policies: Iterable[str] = (),
     reward_models: Iterable[str] = (),
 ) -> None:
-    """Refuse the folders of models that a run cannot start from, before anything is
-    computed: all but the weights is looked at. "" is no folder.
+    """Refuse folders of models that a run cannot start from, before anything is
+    computed: everything is checked but the weights. "" is skipped.
 
     Args:
-        tokenizer: the run's.
-        stored: the fingerprint of the tokenizer that lies with a model; "": none does.
+        tokenizer: the tokenizer of the run.
+        stored: a function from a model's folder to the fingerprint of the tokenizer in
+            it, "" without a tokenizer.
 
     Raises:
         FileNotFoundError: a folder holds no model.
-        ValueError: a model of another kind or architecture, or one that was trained
-            with another tokenizer.
+        ValueError: a model has another kind or architecture, or was trained with
+            another tokenizer.
     """
     wanted = [(str(folder), "ChatGLM") for folder in policies if folder]
     wanted += [(str(folder), "ScoreModel") for folder in reward_models if folder]
     for folder, kind in dict.fromkeys(wanted):
         trained_with = [stored(folder)]
         if trained_with[0] in ("", tokenizer.fingerprint):
-            found, config, recorded = _look_at(Path(folder))
-            if found != kind:
-                raise ValueError(f"{folder} is {_KINDS[found]}, not {_KINDS[kind]}.")
+            actual, config, recorded = _look_at(Path(folder))
+            if actual != kind:
+                raise ValueError(f"{folder} is {_KINDS[actual]}, not {_KINDS[kind]}.")
             check_vocabulary(config, tokenizer.vocab_size, folder)
             trained_with.append(recorded)
             if not any(trained_with):
@@ -174,19 +177,23 @@ _KINDS = {"ChatGLM": "a language model", "ScoreModel": "a reward model"}
 
 def check_kind(folder: str | os.PathLike, kind: type) -> None:
     """Refuse a folder whose model is not of this kind, `ChatGLM` or `ScoreModel`,
-    before any weights are read. Raises as `check_models`."""
-    found = _look_at(Path(folder))[0]
-    if found != kind.__name__:
-        raise ValueError(f"{folder} is {_KINDS[found]}, not {_KINDS[kind.__name__]}.")
+    before any weights are read.
+
+    Raises:
+        FileNotFoundError, ValueError: see `check_models`.
+    """
+    actual = _look_at(Path(folder))[0]
+    if actual != kind.__name__:
+        raise ValueError(f"{folder} is {_KINDS[actual]}, not {_KINDS[kind.__name__]}.")
 
 
 def _look_at(folder: Path) -> tuple[str, ChatGLMConfig, str]:
-    """The kind of a model, its config, and the fingerprint of its tokenizer ("" where
-    it is not recorded), without its weights."""
+    """Read the kind of a model, its config, and the fingerprint of its tokenizer (""
+    where it is not recorded), without the weights."""
     workdir, which = workdir_of(folder)
     if has_checkpoint(workdir):
         checkpoints = Checkpoints(workdir, keep=None)
-        # Of the newest, checksums are looked at when the weights are read.
+        # The checksums of the newest checkpoint are checked when its weights are read.
         step = checkpoints.find(which) if which else checkpoints.steps()[-1]
         record = _record(checkpoints, step, "model", folder)
         return record["kind"], _config(record, {}, folder), record.get("tokenizer", "")
@@ -205,18 +212,19 @@ def load_policy(
     param_dtype: str,
     **fields,
 ) -> ChatGLM:
-    """The policy a stage starts from.
+    """Load the policy that a stage starts from, or make one with random weights.
 
     Args:
-        init_from: what `load_model` takes; "" makes random weights.
-        model: the preset to make when there is nothing to load.
-        num_tokens: the tokenizer's size, which the vocabulary has to hold.
-        dtype, param_dtype, fields: what `computation` gives. With param_dtype "int8"
-            the blocks' matrices are, and the rest has `dtype`.
+        init_from: the folder for `load_model`; "" makes random weights.
+        model: the preset of a model with random weights.
+        num_tokens: the number of tokens of the tokenizer, which the vocabulary must
+            hold.
+        dtype, param_dtype, fields: the result of `computation`. With param_dtype "int8"
+            the matrices of the blocks are int8, and other parameters have `dtype`.
 
     Raises:
         ValueError: the tokenizer has more tokens than the model, or the mesh's tensor
-            axis does not divide its heads.
+            axis does not divide the heads.
     """
     is_quantised = param_dtype == "int8"
     param_dtype = dtype if is_quantised else param_dtype
@@ -233,7 +241,7 @@ def load_policy(
             quantised=is_quantised,
             **fields,
         )
-        if model in ("micro", "tiny"):  # made to the tokenizer's measure
+        if model in ("micro", "tiny"):  # with the vocabulary of the tokenizer
             rows = -(-num_tokens // 64) * 64
             config = dataclasses.replace(config, vocab_size=rows)
         check_heads(config.num_heads)
@@ -249,7 +257,7 @@ def load_policy(
 def load_score_model(
     init_from: str, *, backbone: ChatGLM, num_tokens: int, key: jax.Array
 ) -> ScoreModel:
-    """A reward or value model: loaded, or a new head on `backbone` when "" is given."""
+    """Load a reward or value model, or with "" put a new head on `backbone`."""
     if not init_from:
         return create(lambda b: ScoreModel(b, rngs=nnx.Rngs(key)), backbone)
     like = dataclasses.asdict(backbone.config)
@@ -282,8 +290,8 @@ def _load_ours(folder, which, item, overrides):
 
 
 def shapes(checkpoints: Checkpoints, step: int, item: str, config):
-    """The shapes of a checkpoint's model, sharded, as a stage's config computes with
-    it: what to restore into."""
+    """Return the sharded shapes of a checkpoint's model, with the dtypes of a stage's
+    config, to restore the weights into."""
     record = _record(checkpoints, step, item, checkpoints.folder)
     return _shapes(record, _config(record, computation(config), checkpoints.folder))
 
@@ -311,17 +319,17 @@ def _config(record: dict, overrides: dict, folder) -> ChatGLMConfig:
     fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
     if "rotary_dims" in fields:  # records of version 0.1
         fields["rotary_fraction"] = fields.pop("rotary_dims") / fields["head_dim"]
-    known = {field.name for field in dataclasses.fields(ChatGLMConfig)}
-    if set(fields) - known:
+    existing = {field.name for field in dataclasses.fields(ChatGLMConfig)}
+    if set(fields) - existing:
         raise ValueError(
             f"{folder} was made by another version of rlhf_jax: its model has the "
-            f"settings {sorted(set(fields) - known)}, which this one does not know."
+            f"settings {sorted(set(fields) - existing)}, which this one does not know."
         )
     return ChatGLMConfig(**fields)
 
 
 def fingerprint(folder: str) -> str:
-    """Which checkpoint a folder holds, in words, for warnings and caches."""
+    """Describe the checkpoint in a folder, for messages and caches."""
     if not folder:
         return "random weights"
     workdir, which = workdir_of(folder)

@@ -1,4 +1,4 @@
-"""A run's folder: what configured it, and whether it is the folder of this run."""
+"""A run's folder: its config, its lock and its summary."""
 
 import functools
 import hashlib
@@ -20,15 +20,15 @@ from rlhf_jax.shared_work import exchange, first_does, is_first
 from rlhf_jax.training import lock, options
 from rlhf_jax.training.metrics import MEASURED
 
-# What a start leaves that came to no result, and the next start makes again.
+# Files of a start without results, which the next start makes again.
 LEFTOVERS = ("tokenizer", "bad_records.jsonl", "inputs.json", "reference_*.npz")
-MADE_DATA = "data/made_from.json"  # data/ is the run's own work where this file is
-SHOWN = 6  # numbers of a summary in the log
+MADE_DATA = "data/made_from.json"  # in data/ if the run itself made data/
+SHOWN = 6  # the number of entries of a summary that the log shows
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """What computes: the versions of the libraries, and the SHA-256 of our code."""
+    """Return the versions of the libraries and the SHA-256 of our code."""
     code, package = hashlib.sha256(), Path(rlhf_jax.__file__).parent
     for path in sorted(package.rglob("*.py")):
         code.update(str(path.relative_to(package)).encode() + path.read_bytes())
@@ -47,21 +47,22 @@ def open_workdir(
     free: Collection[str] = (),
     parts: Mapping[str, Collection[str]] | None = None,
 ) -> Path:
-    """Make the folder, or take up one that the same config left; write config.json.
-    The folder is this process's until `finish`, or the process's end. A folder
-    without results (see `results`) takes any config.
+    """Make the folder, or reuse one of the same config; write config.json. The folder
+    stays locked for this process until `finish` or the end of the process. A folder
+    without results (see `results`) accepts any config.
 
     Args:
-        free: keys, "service.timeout", that may differ: no result depends on them. Nor
-            does one on the mesh, so that a run goes on with other devices.
+        free: keys, such as "service.timeout", that may differ, because no result
+            depends on them. Results do not depend on the mesh either, so that a run can
+            resume on other devices.
         parts: a section of the config -> the folders in `workdir` of the runs that it
-            configures. The section may differ while none of them has results.
+            configures. The section may differ while none of these runs has results.
 
     Raises:
-        ValueError: the folder holds a run of another config; the keys that differ are
-            listed with both values. Or another process is at work there; or a value of
-            the config makes no sense, and nothing is made. Or the processes of the run
-            were started with different configs or code.
+        ValueError: the folder holds a run of another config (lists the differing keys
+            with both values); another process uses the folder; a value of the config is
+            invalid, and no folder is made; or the processes of the run were started
+            with different configs or code.
     """
     options.check(config)
     folder = Path(workdir)
@@ -73,10 +74,10 @@ def open_workdir(
 
 
 def refuse_difference(records: list[dict]) -> None:
-    """Refuse to go on where processes were started differently, or read other inputs.
+    """Refuse processes that were started differently or read different inputs.
 
     Args:
-        records: one of each process, in their order.
+        records: the record of each process, in the order of the processes.
 
     Raises:
         ValueError: names the first process that differs from process 0, and the keys.
@@ -92,22 +93,22 @@ def refuse_difference(records: list[dict]) -> None:
 
 
 def results(folder: Path) -> list[str]:
-    """What a run has in its folder that is worth keeping: "checkpoints",
-    "metrics.jsonl", "summary.json". Other files the same command makes again."""
-    found = []
+    """Return the results of a run in its folder: "checkpoints", "metrics.jsonl",
+    "summary.json". The same command makes all other files again."""
+    names = []
     checkpoints = folder / "checkpoints"
     if checkpoints.is_dir() and any(x.name[:1].isdigit() for x in _whole(checkpoints)):
-        found.append("checkpoints")
+        names.append("checkpoints")
     metrics = folder / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size:
-        found.append(metrics.name)
+        names.append(metrics.name)
     if (folder / "summary.json").is_file():
-        found.append("summary.json")
-    return found
+        names.append("summary.json")
+    return names
 
 
 def _whole(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a folder, damaged ones too, that were saved to the end."""
+    """Return the complete checkpoints in a folder, including damaged ones."""
     return [path for path in checkpoints.iterdir() if "-tmp" not in path.name]
 
 
@@ -162,7 +163,8 @@ def _open(folder: Path, resolved: dict, free, parts: Mapping) -> None:
 
 
 def _clear(folder: Path, resolved: dict) -> None:
-    """Remove what a start with another config left, unless the new config names it."""
+    """Remove the files of a start with another config, unless the new config names
+    them."""
     left = [path for name in LEFTOVERS for path in folder.glob(name)]
     if (folder / MADE_DATA).is_file():
         left.append(folder / "data")
@@ -177,7 +179,7 @@ def _clear(folder: Path, resolved: dict) -> None:
 
 
 def _texts(config) -> Iterator[str]:
-    """All the texts of a config."""
+    """Return all strings of a config."""
     if isinstance(config, dict):
         for value in config.values():
             yield from _texts(value)
@@ -186,7 +188,8 @@ def _texts(config) -> Iterator[str]:
 
 
 def config_differences(there, here, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key with dots, value there, value here) wherever two configs differ."""
+    """Return (key with dots, value there, value here) for each difference between two
+    configs."""
     if isinstance(there, dict) and isinstance(here, dict):
         for name in sorted(there.keys() | here.keys()):
             yield from config_differences(
@@ -199,9 +202,9 @@ def config_differences(there, here, key: str = "") -> Iterator[tuple[str, Any, A
 
 
 def finish(workdir: str | os.PathLike, summary: dict) -> None:
-    """Write summary.json: the stage's last numbers, and the sign that it is done. How
-    fast it was stays out: the same run leaves the same summary. Of several processes
-    the first writes, and the others go on when it is written."""
+    """Write summary.json: the stage's last metrics, and the sign that the stage is
+    done. Speeds are left out, so that the same run leaves the same summary. Process 0
+    writes, and the other processes wait for it."""
     numbers = {k: x for k, x in summary.items() if not k.startswith(MEASURED)}
     first_does(write_json, Path(workdir) / "summary.json", numbers)
     if is_first():
@@ -209,12 +212,13 @@ def finish(workdir: str | os.PathLike, summary: dict) -> None:
 
 
 def is_finished(workdir: str | os.PathLike) -> bool:
-    """Whether the run of this folder came to its end."""
+    """Return True if the run of this folder is finished."""
     return first_does((Path(workdir) / "summary.json").exists)
 
 
 def done_before(workdir: str | os.PathLike) -> bool:
-    """`is_finished`; if so the log says that nothing is done, and the result."""
+    """Return `is_finished`; for a finished run, log that nothing is done, and the
+    result."""
     if not is_finished(workdir):
         return False
     numbers = [
@@ -237,6 +241,6 @@ def read_summary(workdir: str | os.PathLike) -> dict:
 
 
 def due(step: int, every: int, total: int) -> bool:
-    """Whether something that happens `every` so many steps (0: never) and at the end
-    happens after this one (1 is the first step)."""
+    """Return True after every `every` steps and after the last step; 0 is never. The
+    first step is 1."""
     return bool(every) and (step % every == 0 or step == total)

@@ -59,7 +59,7 @@ def test_who_only_reads_checkpoints_does_not_end_a_loop(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert not checkpoints.due(1, 0, 9)
     Checkpoints(tmp_path, keep=None).close()
-    monkeypatch.setattr(preemption, "_asked", "")
+    monkeypatch.setattr(preemption, "_received", "")
     preemption._on_signal(signal.SIGTERM, None)
     assert checkpoints.due(2, 0, 9)
     with pytest.raises(preemption.Preempted, match=r"SIGTERM: saved .*/checkpoints/2"):
