@@ -32,6 +32,8 @@ from rlhf_jax.data.records import Message
 from rlhf_jax.shared_work import first_does
 
 TRANSIENT = (408, 409, 425, 429)  # status codes to retry, besides most from 500 on
+# Words of a transient error that has no status code.
+BUSY = re.compile(r"rate.?limit|overload|too many requests|unavailable|time.?out", re.I)
 TIMED_OUT = (408, 504, 522, 524)  # gateway timeouts: the answer may have been billed
 MAX_PAUSE = 60.0  # longest pause in seconds before a retry, whatever a service asks
 MAX_BODY = 2**23  # largest body of an answer, in bytes
@@ -286,9 +288,9 @@ class ChatClient:
         answer = _text(content)
         if answer is None:
             cost = self._cost(usage, None)
-            kind, passes = "an answer without choices", _passes(_error_code(content))
+            kind = "an answer without choices"
             message = f"{url} answers without a text: {shown}"
-            raise _FailedTryError(kind, message, passes=passes, cost=cost)
+            raise _FailedTryError(kind, message, passes=_is_busy(content), cost=cost)
         if len(self._key) >= 8:  # a shorter one may be a word
             answer = self._masked(answer)
         return answer.encode("utf-8", "replace").decode(), usage
@@ -604,10 +606,10 @@ def _text(content) -> str | None:
     return text if isinstance(text, str) else ""
 
 
-def _error_code(content) -> int | None:
-    """Return the code of an error that came with status 200, or None."""
-    try:
-        code = content["error"]["code"]
-    except (LookupError, TypeError):
-        return None
-    return code if isinstance(code, int) else None
+def _is_busy(content) -> bool:
+    """Return whether an error that came with status 200 is transient."""
+    error = content.get("error") if isinstance(content, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    if re.fullmatch(r"\d{3}", str(code)):
+        return _passes(int(code))
+    return error is not None and BUSY.search(str(error)) is not None

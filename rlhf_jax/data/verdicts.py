@@ -23,7 +23,10 @@ _DECODER = json.JSONDecoder(strict=False)  # accepts line ends inside texts
 _BEGIN = re.compile(r"\{\s*[\"'“]")
 _BRACE = re.compile(r"[{}]")
 _PAIR = re.compile(r"[\"'“]([^\"'“”]+)[\"'”]\s*[:：]\s*[\"'“]?(\d+(?:\.\d+)?)")
-_NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*\d+|分|points?)?\s*", re.IGNORECASE)
+_UNIT = r"\s*(?:分|points?)?\s*"
+_NUMBER = re.compile(
+    rf"\s*(\d+(?:\.\d+)?){_UNIT}(?:(?:/|out of)\s*(\d+){_UNIT})?", re.IGNORECASE
+)
 
 
 def objects_in(verdict: str) -> list[dict[str, Any]]:
@@ -42,30 +45,34 @@ def objects_in(verdict: str) -> list[dict[str, Any]]:
     return objects
 
 
-def number(value: Any) -> float:
-    """Convert a mark to a number: 8, "8", "8/10", or the only number in an object such
-    as {"score": 8, "why": ""}; return NaN for anything else."""
+def number(value: Any, highest: int) -> float:
+    """Convert a mark to a number: 8, "8", "8/10" if 10 is the highest mark, or the only
+    number in an object such as {"score": 8, "why": ""}; return NaN for anything else.
+    """
     if isinstance(value, dict):
-        inside = [number(x) for x in value.values() if not isinstance(x, dict)]
+        inside = [number(x, highest) for x in value.values() if not isinstance(x, dict)]
         inside = [x for x in inside if not math.isnan(x)]
         return inside[0] if len(inside) == 1 else math.nan
     if isinstance(value, str):
         match = _NUMBER.fullmatch(value[:40])
-        value = float(match[1]) if match else None
+        is_mark = match and int(match[2] or highest) == highest
+        value = float(match[1]) if is_mark else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     return float(value) if abs(value) < 1e9 else math.nan
 
 
-def numbers(value: dict[str, Any], depth: int = MAX_DEPTH) -> dict[str, float]:
+def numbers(
+    value: dict[str, Any], highest: int, depth: int = MAX_DEPTH
+) -> dict[str, float]:
     """Return all numbers of an object by name; for a name that occurs at several
-    depths, the outermost number."""
+    depths, the outermost number. `highest` is the highest mark."""
     marks = {}
     for item in value.values():
         if isinstance(item, dict) and depth:
-            marks = numbers(item, depth - 1) | marks
+            marks = numbers(item, highest, depth - 1) | marks
     for name, item in value.items():
-        if not math.isnan(mark := number(item)):
+        if not math.isnan(mark := number(item, highest)):
             marks[str(name).strip()] = mark
     return marks
 

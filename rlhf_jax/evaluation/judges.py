@@ -170,7 +170,7 @@ def pair_messages(
 def read_marks(verdict: str, overall: str) -> tuple[dict[str, float], float]:
     """Return the marks by name from the last JSON object in a verdict that has the
     overall mark, and the overall mark, NaN unless it is from 1 to 10."""
-    objects = [numbers(value) for value in objects_in(verdict)]
+    objects = [numbers(value, 10) for value in objects_in(verdict)]
     marks = next((x for x in reversed(objects) if overall in x), {})
     mark = marks.get(overall, np.nan)
     return marks, mark if 1 <= mark <= 10 else np.nan

@@ -105,6 +105,9 @@ PASSING = [
     ("brackets without end", (200, b"[" * 7000), MOST),
     ("a number of 5,000 digits", (200, b'{"x": %s}' % (b"9" * 5000)), MOST),
     ("an error of the upstream", (200, b'{"error": {"code": 502}}'), MOST),
+    ("its code as text", (200, b'{"error": {"code": "429"}}'), MOST),
+    ("its code as words", (200, b'{"error": {"code": "rate_limit_exceeded"}}'), MOST),
+    ("an error that is a text", (200, b'{"error": "Overloaded"}'), MOST),
 ]
 # --- One answer is missing: name, reply, what is logged, what it may have cost ---
 STAYING = [
@@ -140,6 +143,7 @@ STAYING = [
     ("null alone", (200, b"null"), "answers without a text", MOST),
     ("an empty object", (200, b"{}"), "answers without a text", MOST),
     ("no choices", (200, b'{"choices": []}'), "answers without a text", MOST),
+    ("an error", (200, b'{"error": {"code": "filtered"}}'), "without a text", MOST),
     ("choices: null", (200, b'{"choices": null}'), "answers without a text", MOST),
     ("a choice: a text", (200, b'{"choices": ["a"]}'), "answers without a text", MOST),
     (

@@ -101,6 +101,9 @@ def test_marks_see_the_reference_and_what_cannot_be_read_is_nan():
         ('{"overall": "8"}', 8),
         ('{"overall": " 8.5 / 10 "}', 8.5),
         ('{"overall": "8分"}', 8),
+        ('{"overall": "8/10分"}', 8),
+        ('{"overall": "7.5 points out of 10"}', 7.5),
+        ('{"overall": "4/5"}', np.nan),  # of another scale
         ('{"overall": 7, "why": "it used {x}"}', 7),
         ('{"overall": 7, "why": "with \'overall\': 2 it were worse"}', 7),
         ("{'overall': 7, 'why': 'it used {x}'}", 7),

@@ -95,7 +95,7 @@ def read_verdict(answer: str) -> tuple[float, float, float]:
     """The last object in an answer that has all criteria, 1 to 5 as 0 to 1; NaN unless
     all three are whole numbers from 1 to 5."""
     for value in reversed(objects_in(answer)):
-        marks = [numbers(value).get(name) for name in CRITERIA]
+        marks = [numbers(value, 5).get(name) for name in CRITERIA]
         if None not in marks:
             if set(marks) <= {1, 2, 3, 4, 5}:
                 return tuple((mark - 1) / 4 for mark in marks)
