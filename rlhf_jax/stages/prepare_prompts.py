@@ -110,18 +110,21 @@ def run(config, workdir: str) -> None:
 
 def read(origin: str, config, report: Path) -> list[Prompt]:
     """Return the prompts of a file or of one split of a data set; `report` is the file
-    that lists bad records."""
-    return [
-        prompt
-        for source, rows in sources(origin, config.split)
-        for prompt in each_good(
+    that lists bad records. The log counts the fields that are not used."""
+    prompts, unused = [], Counter()
+    for source, rows in sources(origin, config.split):
+        for found in each_good(
             rows,
             functools.partial(prompt_in, intent_field=config.intent_field),
             source=source,
             on_bad_record=config.on_bad_record,
             report=report,
-        )
-    ]
+        ):
+            prompts += found.records
+            unused.update(found.unused)
+    if unused:
+        logging.info("%s: rows with an unused field: %s.", origin, listed(unused))
+    return prompts
 
 
 def make_scorer(config, ask) -> prompt_quality.Scorer | None:

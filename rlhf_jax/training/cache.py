@@ -124,8 +124,8 @@ def _is_good(path: Path, made_from: dict, shape: tuple, holes: bool) -> bool:
             f"{path} was made from another {' and '.join(differing)}. Delete it, and "
             "it is computed anew, or name another file."
         )
-    allowed = ~np.isinf(values) if holes else np.isfinite(values)
-    if values.shape != shape or values.dtype != np.float32 or not allowed.all():
+    fits = values.shape == shape and values.dtype == np.float32
+    if not fits or not (~np.isinf(values) if holes else np.isfinite(values)).all():
         return _set_aside(
             path,
             f"{path} holds {values.dtype} {values.shape}, perhaps not finite, "

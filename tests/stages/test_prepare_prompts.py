@@ -48,13 +48,17 @@ def prepare(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.json", "x.jsonl", "set/train.json"])
-def test_files_and_folders_of_any_kind_hold_prompts(tmp_path, name):
+def test_files_and_folders_of_any_kind_hold_prompts(tmp_path, name, caplog):
+    caplog.set_level("INFO")
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    rows = [{"prompt": "NA", "system": "Be brief."}, {"prompt": "5", "system": None}]
-    cells = "\n".join(f"{row['prompt']},{row['system'] or ''}" for row in rows)
+    rows = [
+        {"prompt": "NA", "system": "Be brief.", "note": "x"},
+        {"prompt": "5", "system": None, "note": None},
+    ]
+    cells = "\n".join(",".join(x or "" for x in row.values()) for row in rows)
     lines = "\n".join(map(json.dumps, rows))
-    content = {"csv": f"prompt,system\n{cells}", "json": json.dumps(rows)}
+    content = {"csv": f"prompt,system,note\n{cells}", "json": json.dumps(rows)}
     path.write_text(content.get(name.rpartition(".")[2], lines))
     origin = path.parent if path.parent != tmp_path else path
     config = config_file.get_config()
@@ -63,6 +67,7 @@ def test_files_and_folders_of_any_kind_hold_prompts(tmp_path, name):
         ["Be brief.", "NA"],
         ["5"],
     ]
+    assert "rows with an unused field: note 1" in caplog.text
     with pytest.raises(FileNotFoundError, match="There is no file or folder"):
         prepare_prompts.read(f"{origin}.none", config, tmp_path / "bad.jsonl")
 

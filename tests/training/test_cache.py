@@ -69,6 +69,7 @@ DAMAGED = {
     "three values": kept(GOOD[0]),
     "one column": kept(GOOD[:, :1]),
     "other type": kept(GOOD.astype(np.float64)),
+    "text": kept(GOOD.astype(str)),
     "infinite": kept(GOOD + np.inf),
     "not a number": kept(GOOD * np.nan),
 }

@@ -25,7 +25,7 @@ Dialogues to imitate, and prompts to answer:
 A prompt is `prompt`, `conversations`, `instruction`, `question` or `input`, text or
 messages; `input` stands behind a text of another name. Before it, in every layout,
 stand `system` (`system_prompt`, `system_message`) with its `tools`, and `history`. A
-null is no field. Fields that are not used are counted by name.
+null is no field. Fields that are not used, also of messages, are counted by name.
 
 `score_chosen` and `score_rejected` beside a pair make it a tie where they are equal. A
 prompt's id is a hash of its messages, so that equal prompts meet in any order of files.
@@ -33,6 +33,7 @@ A field that is missing or of a wrong type is a bad record; a row that is well f
 but of no use is left out, and counted by reason. Texts are stripped of white space.
 """
 
+import dataclasses
 import itertools
 import re
 from collections import Counter
@@ -44,9 +45,12 @@ from rlhf_jax.data.reading.json_lines import RecordError, kind_of
 from rlhf_jax.data.reading.message_fields import (
     CONTEXT,
     PROMPTS,
+    ROLE_NAMES,
     Row,
+    answer_text,
     as_records,
     first_of,
+    is_message,
     marked_turns,
     message_list,
     number,
@@ -111,7 +115,7 @@ def records_of(row: dict, layout: str = "") -> Found:
         raise RecordError(problem, error.field) from None
     left_out = Counter(reason for reason in outcomes if isinstance(reason, str))
     records = [item for item in outcomes if not isinstance(item, str)]
-    return Found(records, left_out, row.unread)
+    return Found(records, left_out, row.unused)
 
 
 def comparisons_of(row: dict, layout: str = "") -> tuple[list[Comparison], Counter]:
@@ -131,15 +135,26 @@ def read_as(row: dict, kind: type[Record]) -> Found:
         RecordError: as `records_of`; or the row holds none of this kind.
     """
     row = Row(row)
-    own = "response_a" if kind is Comparison else "messages"
-    if own in row and not set(row) & {"chosen", "rejected", *CONTEXT}:
+    if _is_own(row, kind):
         check_version(row)
-        return Found([kind.from_json(row)], Counter(), row.unread)
+        return Found([kind.from_json(row)], Counter(), row.unused)
     found = records_of(row)
     records = found.records
     if kind is Dialogue:
         records = [r for r in records if not isinstance(r, Comparison) or _decided(r)]
     return found._replace(records=[as_kind(record, kind) for record in records])
+
+
+def _is_own(row: Row, kind: type[Record]) -> bool:
+    """Whether a row is laid out as records.py does it, its messages too."""
+    if set(row) & {"chosen", "rejected", *CONTEXT}:
+        return False
+    if kind is Comparison:
+        return "response_a" in row
+    messages = dict.get(row, "messages")
+    named = [m for m in messages if is_message(m)] if isinstance(messages, list) else []
+    others = any("from" in m or m["role"] in ROLE_NAMES for m in named)
+    return messages is not None and not others
 
 
 def _decided(comparison: Comparison) -> bool:
@@ -208,7 +223,7 @@ def _looks(row: Row) -> str:
     return "prompt" if has_prompt else ""
 
 
-def prompt_in(row: dict, intent_field: str) -> Prompt:
+def prompt_in(row: dict, intent_field: str) -> Found:
     """The prompt of a row, in our own layout or in another's.
 
     Raises:
@@ -219,11 +234,12 @@ def prompt_in(row: dict, intent_field: str) -> Prompt:
         found = records_of(row)
         if not found.records:
             raise RecordError(f"holds no prompt: {', '.join(found.left_out)}.")
-        return as_kind(found.records[0], Prompt)
+        return found._replace(records=[as_kind(found.records[0], Prompt)])
     messages = prompt_messages(row)
     if messages[-1]["role"] != "user":
         raise RecordError("must end with the user.", "prompt")
-    return hashed_prompt(messages, fields.text(row, intent_field, default=""))
+    prompt = hashed_prompt(messages, fields.text(row, intent_field, default=""))
+    return Found([prompt], Counter(), row.unused)
 
 
 def hashed_prompt(messages: Sequence[Message], intent: str = "") -> Prompt:
@@ -242,7 +258,7 @@ def _dialogues(row: Row) -> Iterator[Outcome]:
 
 
 def _text_pair(row: Row) -> Iterator[Outcome]:
-    pair = fields.text(row, "chosen"), fields.text(row, "rejected")
+    pair = answer_text(row, "chosen"), answer_text(row, "rejected")
     if all(map(starts_with_mark, pair)):  # the prompt stands in both as well
         yield from _dialogues(row)
     else:
@@ -307,7 +323,8 @@ def _llmbar(row: Row) -> Iterator[Outcome]:
 def _pandalm(row: Row) -> Iterator[Outcome]:
     prompt = prompt_messages(row)
     pair = fields.text(row, "response1"), fields.text(row, "response2")
-    voters = [name for name in row if re.fullmatch(r"annotator\d+", name)]
+    names = [name for name in row if re.fullmatch(r"annotator\d+", name)]
+    voters = [name for name in names if str(row[name]).strip()]
     if not voters:
         yield "no vote"
     for name in voters:
@@ -341,7 +358,13 @@ def _qa_feedback(row: Row) -> Iterator[Outcome]:
 
 def _own_comparison(row: Row) -> Iterator[Outcome]:
     check_version(row)
-    yield Comparison.from_json(row)
+    found = Comparison.from_json(row)
+    messages = with_context(row, list(found.prompt.messages))
+    if messages != list(found.prompt.messages):
+        names = {"id": prompt_id(messages), "messages": tuple(messages)}
+        prompt = dataclasses.replace(found.prompt, **names)
+        found = dataclasses.replace(found, prompt=prompt)
+    yield found
 
 
 def _messages(row: Row) -> Iterator[Outcome]:
@@ -371,8 +394,7 @@ def _completion(row: Row) -> Iterator[Outcome]:
     if isinstance(row[name], list | dict):
         answer = message_list(row, name)
     else:
-        text = fields.text(row, name).strip()
-        answer = [{"role": "assistant", "content": text}]
+        answer = [{"role": "assistant", "content": answer_text(row, name)}]
     yield _dialogue([*prompt_messages(row), *answer])
 
 

@@ -5,19 +5,22 @@ Each function raises RecordError, with the field's name, for what it cannot read
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rlhf_jax.data.reading import fields
 from rlhf_jax.data.reading.json_lines import RecordError, kind_of
 from rlhf_jax.data.records import ROLES, Message, message_extras
 
-# "Human:" and "Assistant:" at the start of a text, or behind a blank line.
-MARK = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
+# "Human:" and "Assistant:" at the start of a text, or behind a blank line; behind any
+# line end in a text without blank lines before them.
+MARK = re.compile(r"(?:\A\s*|\r?\n[ \t]*\r?\n)(Human|Assistant):")
+LINE_MARK = re.compile(r"(?:\A\s*|\r?\n)(Human|Assistant):")
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 PROMPTS = ("prompt", "conversations", "instruction", "question", "input")
 SYSTEMS = ("system", "system_prompt", "system_message")
 CONTEXT = (*SYSTEMS, "tools", "history")
+MESSAGE_KEYS = ("role", "content", "from", "value", "metadata", "tools")
 
 
 class Row(dict):
@@ -36,8 +39,11 @@ class Row(dict):
         return super().get(name, default)
 
     @property
-    def unread(self) -> set[str]:
-        return set(self) - self.read
+    def unused(self) -> set[str]:
+        """Fields that were not read, and what messages hold that no record keeps."""
+        read = self.read & set(self)
+        inside = (f"{x}[].{key}" for x in read for key in _unkept(dict.get(self, x)))
+        return (set(self) - read).union(inside)
 
 
 def prompt_messages(row: Row, names: Sequence[str] = PROMPTS) -> list[Message]:
@@ -117,13 +123,24 @@ def starts_with_mark(text: str) -> bool:
 
 def marked_turns(text: str) -> list[Message]:
     """A dialogue with Human: and Assistant: marks."""
-    first, *turns = MARK.split(text)
+    mark = MARK if len(MARK.findall(text)) > 1 else LINE_MARK
+    first, *turns = mark.split(text)
     roles = {"Human": "user", "Assistant": "assistant"}
     messages = [{"role": "user", "content": first.strip()}] if first.strip() else []
     return messages + [
         {"role": roles[mark], "content": content.strip()}
         for mark, content in zip(turns[::2], turns[1::2], strict=True)
     ]
+
+
+def answer_text(row: Row, field: str) -> str:
+    """The text of an answer, without the mark that begins it where the prompt is a text
+    with marks."""
+    text, prompt = fields.text(row, field), row.get(first_of(row, PROMPTS))
+    mark = MARK.match(text)
+    if isinstance(prompt, str) and starts_with_mark(prompt) and mark:
+        text = text[mark.end() :] if mark[1] == "Assistant" else text
+    return text.strip()
 
 
 def message_list(row: dict, field: str) -> list[Message]:
@@ -150,6 +167,23 @@ def message_list(row: dict, field: str) -> list[Message]:
             raise RecordError(problem, f"{field}[{i}].{names[0]}")
         messages.append({"role": role, "content": content.strip(), **extras})
     return messages
+
+
+def _unkept(value) -> Iterator[str]:
+    """The keys of messages, or of a prompt's, that no record keeps."""
+    if isinstance(value, dict) and "messages" in value:
+        value = value["messages"]
+    value = as_records(value)
+    for message in value if isinstance(value, list) else [value]:
+        for key, x in message.items() if is_message(message) else ():
+            if key not in MESSAGE_KEYS and x not in (None, "", [], {}):
+                yield key
+
+
+def is_message(value) -> bool:
+    return isinstance(value, dict) and any(
+        set(names) <= set(value) for names in (("role", "content"), ("from", "value"))
+    )
 
 
 def as_records(value):

@@ -69,10 +69,9 @@ def split_files(folder: Path, split: str) -> list[Path]:
         name = file.name.removesuffix(".gz").removesuffix(ending(file))
         part = re.fullmatch(re.escape(split) + r"-(\d+)-of-(\d+)", name)
         of = int(part[2]) if part else 0
-        if part or name == split:
-            groups[file.parent, "".join(file.suffixes[-2:]), of].append(file)
-        elif file.parent != folder and file.parent.name == split:
-            groups[file.parent, "".join(file.suffixes[-2:]), 0].append(file)
+        in_split = file.parent != folder and file.parent.name == split
+        if part or name == split or in_split:
+            groups[file.parent, file.name[len(name) :], of].append(file)
     names = _names([min(group) for group in groups.values()] or files, folder)
     if not files:
         others = _names([p for p in folder.iterdir() if p.is_file()], folder)

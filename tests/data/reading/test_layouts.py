@@ -45,6 +45,14 @@ ROWS = {
             "chosen": marked(USER["content"], "Blue.").strip(),
             "rejected": marked(USER["content"], "Green.").strip(),
         },
+        {  # without blank lines
+            "chosen": marked(USER["content"], "Blue.").replace("\n\n", "\n"),
+            "rejected": marked(USER["content"], "Green.").replace("\n\n", "\n"),
+        },
+        {  # with blanks in them
+            "chosen": marked(USER["content"], "Blue.").replace("\n\n", "\n \n"),
+            "rejected": marked(USER["content"], "Green.").replace("\n\n", "\n \n"),
+        },
         {
             "chosen": marked(USER["content"], "Blue.").replace("\n", "\r\n"),
             "rejected": marked(USER["content"], "Green.").replace("\n", "\r\n"),
@@ -56,6 +64,16 @@ ROWS = {
             "prompt": marked(USER["content"], ""),
             "chosen": "Blue.",
             "rejected": "Green.",
+        },
+        {
+            "prompt": marked(USER["content"], "").replace("\n\n", "\n"),
+            "chosen": "Blue.",
+            "rejected": "Green.",
+        },
+        {  # the mark that asks for the answer begins it
+            "prompt": marked(USER["content"]),
+            "chosen": "\n\nAssistant: Blue.",
+            "rejected": "\n\nAssistant: Green.",
         },
         {
             "instruction": "What colour is the sky?",
@@ -267,8 +285,6 @@ EARLIER = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "
 def test_system_and_history_stand_before_the_prompt_in_every_layout(
     layout, row, name, history
 ):
-    if layout == "comparison":
-        pytest.skip("our own records have their prompt whole")
     (comparison,), _, unused = records_of(row | {name: "Be brief.", "history": history})
     *context, asked = comparison.prompt.messages
     assert context == [SYSTEM, *EARLIER]
@@ -309,6 +325,34 @@ def test_a_field_that_is_not_used_is_named(row):
     assert records_of(row).unused == {"messages", "label", "prompt_id"}
 
 
+@pytest.mark.parametrize(
+    ("row", "kind", "unused"),
+    [
+        ({"messages": [USER, BLUE | {"weight": 0}]}, Dialogue, "messages[].weight"),
+        ({"messages": [USER | {"name": "Bo"}]}, Prompt, "messages[].name"),
+        (
+            {"prompt": "x", "completion": [BLUE | {"reasoning_content": "Hm."}]},
+            Dialogue,
+            "completion[].reasoning_content",
+        ),
+        (
+            {
+                "prompt": {"messages": [USER | {"name": "Bo"}]},
+                "response_a": "x",
+                "response_b": "y",
+                "preference": "a",
+            },
+            Comparison,
+            "prompt[].name",
+        ),
+    ],
+)
+def test_what_a_message_holds_that_no_record_keeps_is_named(row, kind, unused):
+    assert read_as(row, kind).unused == {unused}
+    nulls = [BLUE | {"weight": None, "name": "", "tool_calls": [], "metadata": "x"}]
+    assert not read_as({"messages": [USER, *nulls]}, Dialogue).unused
+
+
 def test_what_a_message_holds_beside_its_text_is_carried():
     call = {"role": "assistant", "content": "call()", "metadata": "weather"}
     seen = {"role": "observation", "content": "3"}
@@ -330,6 +374,16 @@ def test_what_a_message_holds_beside_its_text_is_carried():
         (ROWS["text"][0], Dialogue, [Dialogue((USER, BLUE))]),
         (ROWS["text"][0] | {"score_chosen": 1, "score_rejected": 1}, Dialogue, []),
         ({"messages": [USER, BLUE], "extra": 1}, Dialogue, [Dialogue((USER, BLUE))]),
+        (
+            {
+                "messages": [
+                    {"from": "human", "value": USER["content"]},
+                    {"role": "gpt", "content": "Blue."},
+                ]
+            },
+            Dialogue,
+            [Dialogue((USER, BLUE))],
+        ),
     ],
 )
 def test_a_row_is_read_as_the_kind_that_is_asked_for(row, kind, records):
@@ -355,8 +409,9 @@ def test_a_row_that_does_not_hold_the_kind_is_refused():
     ],
 )
 def test_the_prompt_of_any_row_can_be_taken(row):
-    prompt = prompt_in(row | {"kind": "sky"}, "kind")
+    (prompt,), _, unused = prompt_in(row | {"kind": "sky", "note": 1}, "kind")
     assert prompt.messages == (USER,)
+    assert "note" in unused
 
 
 def test_every_pair_of_several_scored_responses_is_compared():
@@ -382,6 +437,7 @@ def test_every_annotator_who_voted_has_a_comparison():
     "row",
     [
         ROWS["pandalm"][0] | {"annotator1": None},
+        ROWS["pandalm"][0] | {"annotator1": " "},
         ROWS["qa_feedback"][0] | {"preference": [None]},
     ],
 )

@@ -134,6 +134,7 @@ def folder(path, *names: str) -> str:
         (["train.jsonl", "train.jsonl.bak", "train.jsonl~"], ["train.jsonl"]),
         (["data/train.jsonl", "test.jsonl"], ["data/train.jsonl"]),
         (["train/a.jsonl", "train/b.jsonl"], ["train/a.jsonl", "train/b.jsonl"]),
+        (["train/a.1.json", "train/b.2.json"], ["train/a.1.json", "train/b.2.json"]),
         (
             [f"data/train-0000{n}-of-00002.jsonl" for n in (1, 0)],
             [f"data/train-0000{n}-of-00002.jsonl" for n in (0, 1)],
