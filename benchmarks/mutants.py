@@ -29,6 +29,7 @@ from hypothesis import settings as hypothesis_settings
 ROOT = Path(__file__).parents[1]
 GOLDEN = "tests/algorithms/test_golden.py::test_two_steps_have_their_golden_metrics"
 HYPER = "tests/algorithms/test_hyper.py::test_an_option_reaches_the_field_of_its_name"
+STAGES = "tests/stages/test_stages.py"
 GENERATE = "tests/generation/test_generate.py"
 FILES = {  # file -> its quick tests
     "rlhf_jax/losses/masked.py": ["tests/losses/test_masked.py"],
@@ -96,6 +97,8 @@ FILES = {  # file -> its quick tests
         f"{HYPER}[dpo]",
         f"{GOLDEN}[dpo]",
         "tests/algorithms/test_dpo.py",
+        "tests/algorithms/test_composition.py::"
+        "test_a_step_follows_the_sum_of_its_terms_gradients[step_of_dpo]",
     ],
     "rlhf_jax/algorithms/ppo.py": [
         f"{HYPER}[ppo]",
@@ -110,6 +113,18 @@ FILES = {  # file -> its quick tests
                 "the_kl_in_the_loss_pulls_to_the_reference_and_leaves_the_rewards_alone",
             )
         ),
+    ],
+    **{
+        f"rlhf_jax/stages/{stage}.py": [
+            f"{STAGES}::test_a_run_leaves_its_files[{stage}]",
+            f"tests/stages/test_{stage}.py",
+        ]
+        for stage in ("reward", "dpo", "ppo")
+    },
+    "rlhf_jax/stages/sft.py": [
+        f"{STAGES}::test_a_run_leaves_its_files[sft]",
+        f"{STAGES}::test_a_resume_gives_the_bits_of_an_uninterrupted_run[sft]",
+        f"{STAGES}::test_another_seed_is_another_run",
     ],
 }
 # A mutant that takes this much longer than no mutant counts as found, and so does one

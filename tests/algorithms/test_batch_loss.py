@@ -54,6 +54,14 @@ def test_of_pairs():
         model, batch
     )
     chosen, rejected = np.asarray(jax.jit(pair_scores)(model, batch))[:3].T
+    for name, expected in {
+        "accuracies": (chosen > rejected).mean(),
+        "margins": (chosen - rejected).mean(),
+        "chosen": chosen.mean(),
+        "rejected": rejected.mean(),
+    }.items():
+        assert metrics[f"rewards/{name}"].value() == pytest.approx(expected, rel=1e-4)
+    assert 0 < (chosen > rejected).mean() < 1
     ranking = np.log1p(np.exp(-(chosen - rejected - 0.1)))
     assert metrics["loss/ranking"].value() == pytest.approx(ranking.mean(), rel=1e-4)
     whole = ranking + 0.01 * (chosen**2 + rejected**2)

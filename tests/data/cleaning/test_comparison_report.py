@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from rlhf_jax.data.cleaning import comparison_report
 from rlhf_jax.data.cleaning.annotator_quality import Annotators, Share
@@ -129,3 +130,34 @@ def test_any_differences_can_be_drawn(difference, tmp_path):
     path = tmp_path / "plot.png"
     comparison_report.plot_differences(difference, difference[:1], path)
     assert path.stat().st_size > 5000
+
+
+def test_the_bars_are_even_about_zero_and_hold_all_but_the_farthest(
+    tmp_path, monkeypatch
+):
+    figures = []
+
+    def figure(*args, **kwargs):
+        figures.append(Figure(*args, **kwargs))
+        return figures[-1]
+
+    monkeypatch.setattr(comparison_report, "Figure", figure)
+    before, after = np.arange(-400, 401), np.array([-1, 0, 1, 1])
+    comparison_report.plot_differences(before, after, tmp_path / "plot.png")
+    few = np.array([1])
+    comparison_report.plot_differences(few, few, tmp_path / "few.png")
+    for drawn, differences in zip(figures, ((before, after), (few, few)), strict=True):
+        (axes,) = drawn.axes
+        for bars, difference in zip(axes.containers, differences, strict=True):
+            edges = [bar.get_x() for bar in bars]
+            width = bars[0].get_width()
+            assert round(width) % 2 == 1
+            assert -edges[0] == edges[-1] + width >= 0.98 * np.abs(difference).max()
+            inside = np.abs(difference) < -edges[0]
+            assert sum(bar.get_height() for bar in bars) == inside.sum()
+            assert 11 <= len(bars) < 100
+    labels = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert labels == [
+        "cleaned: 801 pairs, the longer is better in 50.0%",
+        "balanced: 4 pairs, the longer is better in 66.7%",
+    ]

@@ -100,6 +100,7 @@ def test_the_share_of_a_language_is_a_probability():
     both = language_share(text, ["de", "en"])
     assert 0.9 < language_share(text, ["de"]) <= both <= 1.0
     assert language_share(text, ["en"]) < 0.1
+    assert language_share(text.replace("den Herbst", "山"), ["de"]) > 0.9
     every = [language for language, _ in py3langid.rank(text)]
     assert language_share(text, every) == pytest.approx(1.0)
 
