@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = "tests/algorithms/test_golden.py::test_two_steps_have_their_golden_metrics"
 HYPER = "tests/algorithms/test_hyper.py::test_an_option_reaches_the_field_of_its_name"
 STAGES = "tests/stages/test_stages.py"
+FUSED = "tests/parallel/test_fused_update.py"
 GENERATE = "tests/generation/test_generate.py"
 FILES = {  # file -> its quick tests
     "rlhf_jax/losses/masked.py": ["tests/losses/test_masked.py"],
@@ -82,6 +83,8 @@ FILES = {  # file -> its quick tests
     "rlhf_jax/training/state.py": [
         f"{GOLDEN}[sft]",
         "tests/training/test_optimizers.py",
+        f"{FUSED}::test_a_tied_embedding_gets_the_gradients_of_both_its_uses",
+        f"{FUSED}::test_accumulation_and_a_fused_update_exclude_each_other",
     ],
     "rlhf_jax/algorithms/sft.py": [
         f"{HYPER}[sft]",

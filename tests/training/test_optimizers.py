@@ -160,6 +160,7 @@ def test_a_config_gives_the_rate_of_every_step_and_an_optimizer_without_one(name
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
     tx = optimizer(clip_norm=1.0)
     state = TrainState.create(PARAMS, tx)
+    assert (int(state.step), int(state.skipped)) == (0, 0)
     good = jax.tree.map(jnp.ones_like, PARAMS)
     bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), good)
     state, _ = apply_gradients(state, 0.0, good, tx)

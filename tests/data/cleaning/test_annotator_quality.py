@@ -178,6 +178,14 @@ def test_a_tie_of_the_others_can_be_agreed_with_and_a_split_says_nothing():
     assert judged([*votes, *ties, *splits]).kappa[0] == pytest.approx(with_ties)
 
 
+def test_more_ties_than_votes_for_one_are_a_majority_for_neither():
+    votes = [vote(i, "a", name) for i in range(6) for name in ("ann", "bob")]
+    for i in range(6, 12):
+        votes += [vote(i, "tie", name) for name in ("ann", "bob", "cay")]
+        votes.append(vote(i, "a", "dee"))
+    assert judged(votes).kappa[0] == pytest.approx(1.0)
+
+
 def test_nobody_to_agree_with_is_nan():
     assert np.isnan(agreement(votes_of([vote(0, "a")]), np.ones(1, bool)))
 

@@ -102,7 +102,8 @@ def test_the_share_of_a_language_is_a_probability():
     assert language_share(text, ["en"]) < 0.1
     assert language_share(text.replace("den Herbst", "山"), ["de"]) > 0.9
     every = [language for language, _ in py3langid.rank(text)]
-    assert language_share(text, every) == pytest.approx(1.0)
+    for any_text in (text, 50 * text, "de la"):
+        assert language_share(any_text, every) == pytest.approx(1.0)
 
 
 def test_a_text_as_long_as_its_limits_stays():
@@ -133,10 +134,20 @@ def test_nothing_below_the_limit_is_dropped_and_the_first_stays(texts, limit):
         assert max(jaccard(texts[i], texts[j]) for j in kept) > limit
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(0.5, False), (0.49, True)])
-def test_only_what_is_more_alike_than_the_limit_is_a_near_duplicate(limit, expected):
-    texts = ["abcdefgh", "abcdef"]  # two of four pieces of five characters
-    assert near_duplicates(texts, limit).tolist() == [False, expected]
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [
+        (["abcdefgh", "abcdef"], 0.5),  # two of four pieces of five characters
+        (["abcdefgh", "abcdefgx"], 0.6),  # three of five
+    ],
+)
+def test_only_what_is_more_alike_than_the_limit_is_a_near_duplicate(texts, share):
+    for limit, expected in ((share, False), (share - 0.01, True)):
+        assert near_duplicates(texts, limit).tolist() == [False, expected]
+
+
+def test_a_text_shorter_than_a_piece_is_one_piece():
+    assert near_duplicates(["abc", "xbc", "abc"], 0.3).tolist() == [False, False, True]
 
 
 def test_nearly_all_near_duplicates_are_found():
