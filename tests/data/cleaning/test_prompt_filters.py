@@ -142,7 +142,7 @@ def test_nothing_below_the_limit_is_dropped_and_the_first_stays(texts, limit):
     ],
 )
 def test_only_what_is_more_alike_than_the_limit_is_a_near_duplicate(texts, share):
-    for limit, expected in ((share, False), (share - 0.01, True)):
+    for limit, expected in ((share, False), (share - 0.1, True)):
         assert near_duplicates(texts, limit).tolist() == [False, expected]
 
 
