@@ -1,6 +1,6 @@
-"""Token lists to padded batches, in an order that is a pure function of seed and step.
+"""Padded batches of token lists, in an order that is a pure function of seed and step.
 
-There is no iterator state to save: batch `t` of a run is the same after however many
+No iterator state needs saving: batch `t` of a run is the same after any number of
 restarts and in every process of a run, so the step number is the position in the
 stream.
 """
@@ -16,20 +16,23 @@ from rlhf_jax.batches import PackedPairs, PreferenceBatch, PromptBatch, SFTBatch
 
 
 class BatchOrder:
-    """Which examples make up each batch.
+    """The order of examples: the examples of each batch.
 
     Each epoch is shuffled, cut into windows of several batches, sorted by length inside
-    each window (so that a batch pads little), cut into batches, and these shuffled.
-    An example that does not fill a batch at the end of an epoch is left out of it.
+    each window (to reduce padding), and cut into batches, which are shuffled. The
+    examples left over at the end of an epoch that do not fill a batch are skipped.
 
     Args:
-        lengths: a length for each example, or None to batch without regard to it.
-        window: batches; the wider, the less padding, and the more alike a batch.
-        num_examples: how many there are.
-        batch_size: examples a batch; a smaller data set is repeated to fill one.
+        lengths: the length of each example, or None for batches without regard to
+            length.
+        window: the number of batches in a window; a wider window has less padding, and
+            batches of more uniform length.
+        num_examples: the number of examples.
+        batch_size: the number of examples a batch; a smaller data set is repeated to
+            fill a batch.
 
     Raises:
-        ValueError: no examples.
+        ValueError: there are no examples.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class BatchOrder:
         self._epoch, self._order = -1, None
 
     def indices(self, step: int) -> np.ndarray:
-        """The examples of batch `step` (from 0): int [batch_size]."""
+        """Return the examples of batch `step` (from 0): int [batch_size]."""
         epoch, place = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffle(epoch)
@@ -66,7 +69,7 @@ class BatchOrder:
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(self.num_examples)
         size = self.batches_per_epoch * self.batch_size
-        order = np.resize(order, size)  # repeats when there are too few, cuts the rest
+        order = np.resize(order, size)  # repeats examples if too few, else cuts
         if self._lengths is not None:
             starts = range(0, size, self._window)
             parts = [order[i : i + self._window] for i in starts]
@@ -77,10 +80,11 @@ class BatchOrder:
 
 
 def number_repeats(index: np.ndarray, size: int) -> np.ndarray:
-    """Give what stands in a batch several times a number of its own each time.
+    """Renumber repeated examples of a batch, so that random keys derived from the
+    numbers differ.
 
-    The first `i` of a data set of `size` stays `i`, the second becomes `i + size`, ...:
-    places in the data set repeated without end. Keys derived from them differ.
+    The first occurrence of `i` in a data set of `size` stays `i`, the second becomes
+    `i + size`, and so on, as in a data set that is repeated endlessly.
     """
     seen: Counter[int] = Counter()
     numbered = []
@@ -91,21 +95,21 @@ def number_repeats(index: np.ndarray, size: int) -> np.ndarray:
 
 
 def round_up(length: int, multiple: int) -> int:
-    """The next multiple: few distinct shapes mean few compiled programs."""
+    """Round up to the next multiple: few distinct shapes mean few compiled programs."""
     return -(-length // multiple) * multiple
 
 
 def pad_right(
     rows: Sequence[Sequence[int]], width: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as tokens int32 [B, width] and mask bool [B, width]."""
+    """Return rows as tokens int32 [B, width] and mask bool [B, width]."""
     return _pad(rows, width, pad_id, left=False)
 
 
 def pad_left(
     rows: Sequence[Sequence[int]], width: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same with the padding in front."""
+    """Return the same as `pad_right`, with the padding on the left."""
     return _pad(rows, width, pad_id, left=True)
 
 
@@ -116,8 +120,8 @@ def sft_batch(
     multiple: int,
     batch_size: int | None = None,
 ) -> SFTBatch:
-    """Dialogues as (token ids, which of them carry loss), right-padded, filled up to
-    `batch_size` rows with ones without loss."""
+    """Make a right-padded batch of dialogues (token ids, loss mask), filled up to
+    `batch_size` rows with rows without loss."""
     if batch_size:
         ids, _ = examples[0]
         empty = (ids, [False] * len(ids))
@@ -129,7 +133,7 @@ def sft_batch(
 
 
 class SFTBatches:
-    """SFT batches of one shape, by step: what PPO and DPO add to their losses."""
+    """SFT batches of one shape, by step, for the SFT term of PPO and DPO."""
 
     def __init__(
         self,
@@ -144,12 +148,12 @@ class SFTBatches:
         self._order = BatchOrder(len(examples), batch_size=batch_size, seed=seed)
 
     def batch(self, step: int) -> SFTBatch:
-        """The batch of `step`: leaves [batch_size, width]."""
+        """Return the batch of `step`, with leaves [batch_size, width]."""
         chosen = [self._examples[i] for i in self._order.indices(step)]
         return sft_batch(chosen, pad_id=self._pad_id, multiple=self._width)
 
     def stack(self, first: int, count: int) -> SFTBatch:
-        """The batches of `count` steps: leaves [count, batch_size, width]."""
+        """Stack the batches of `count` steps: leaves [count, batch_size, width]."""
         batches = [self.batch(first + n) for n in range(count)]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
@@ -157,7 +161,7 @@ class SFTBatches:
 def prompt_batch(
     prompts: Sequence[list[int]], index: np.ndarray, *, pad_id: int, width: int
 ) -> PromptBatch:
-    """Prompts left-padded to `width`."""
+    """Make a batch of prompts, left-padded to `width`."""
     tokens, mask = pad_left(prompts, width, pad_id)
     return PromptBatch(tokens, mask, np.asarray(index, np.int32))
 
@@ -169,15 +173,15 @@ def preference_batch(
     multiple: int,
     batch_size: int | None = None,
 ) -> PreferenceBatch:
-    """Pairs as (prompt, chosen, rejected) token ids, filled up to `batch_size` rows
-    with invalid ones."""
+    """Make a batch of pairs (prompt, chosen, rejected) of token ids, filled up to
+    `batch_size` rows with invalid ones."""
     count = batch_size or len(pairs)
     filled = list(pairs) + [pairs[0]] * (count - len(pairs))
     prompt_width = round_up(max(len(p) for p, _, _ in filled), multiple)
     width = round_up(max(max(len(c), len(r)) for _, c, r in filled), multiple)
     prompts, prompt_mask = pad_left([p for p, _, _ in filled], prompt_width, pad_id)
-    both = [response for _, *responses in filled for response in responses]
-    responses, response_mask = pad_right(both, width, pad_id)
+    ids = [response for _, *responses in filled for response in responses]
+    responses, response_mask = pad_right(ids, width, pad_id)
     return PreferenceBatch(
         prompts=prompts,
         prompt_mask=prompt_mask,
@@ -194,13 +198,13 @@ def packed_pairs(
     multiple: int,
     batch_size: int,
 ) -> PackedPairs:
-    """The same with prompt, chosen and rejected in one row, so that a batch of pairs of
-    similar total length pads little, however different the three are."""
+    """Make a batch of pairs with prompt, chosen and rejected in one row, so that pairs
+    of similar total length have little padding, however different the three parts."""
     filled = list(pairs) + [pairs[0]] * (batch_size - len(pairs))
     width = round_up(max(sum(map(len, pair)) for pair in filled), multiple)
     tokens, mask = pad_right([p + c + r for p, c, r in filled], width, pad_id)
     lengths = np.array([[len(part) for part in pair] for pair in filled])
-    after = lengths.cumsum(axis=1)  # the prompt, chosen, rejected
+    after = lengths.cumsum(axis=1)  # ends of prompt, chosen, rejected: [B, 3]
     segments = (np.arange(width) >= after[:, :2, None]).sum(axis=1)
     return PackedPairs(
         tokens=tokens,

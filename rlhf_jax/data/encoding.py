@@ -1,8 +1,8 @@
-"""Records to token ids, with a count of what was left out. No response is ever cut, and
-none that generation cut gets an end token: what is trained on or scored here ends where
-PPO ends it.
+"""Encoding of records into token ids, with counts of the records left out.
 
-Each process of a run encodes its share.
+A response of a pair is never cut, and a response that generation cut gets no end token:
+training and scoring end a response where PPO ends it. Each process of a run encodes its
+share.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.shared_work import share_out
 from rlhf_jax.terminal import listed
 
-Example = tuple[list[int], list[bool]]  # token ids, and which of them carry loss
+Example = tuple[list[int], list[bool]]  # token ids, loss mask
 Pair = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
 
 
@@ -30,17 +30,17 @@ def encode_dialogues(
     max_tokens: int,
     too_long: str = "drop",
 ) -> tuple[list[Example], Counter]:
-    """The dialogues that fit, or are made to, and how many were too long, by what was
-    done with them.
+    """Encode the dialogues that fit or can be cut to fit; also count those that are too
+    long, by treatment.
 
     Args:
-        too_long: "drop" leaves a dialogue out; "truncate_prompt" leaves out its oldest
-            turns, and all of it if the last one is too long; "truncate_end" keeps its
-            first tokens, so that the answer that is cut has no end token, and leaves it
-            out if no answer begins among them.
+        too_long: "drop" drops long dialogues; "truncate_prompt" removes their oldest
+            turns, and drops dialogues whose last turn is too long; "truncate_end" keeps
+            their first tokens, so that a cut answer has no end token, and drops
+            dialogues without an answer in these tokens.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: no dialogue is left.
     """
     if too_long not in ("drop", "truncate_prompt", "truncate_end"):
         raise ValueError(
@@ -48,7 +48,7 @@ def encode_dialogues(
         )
 
     def encode(dialogue: Dialogue) -> tuple[list[int], list[bool], str]:
-        """What is kept, nothing or all of it; and what to count."""
+        """Return ids and loss mask, empty if dropped, and the treatment to count."""
         ids, mask = encode_dialogue(dialogue.messages, tokenizer)
         if len(ids) <= max_tokens:
             return ids, mask, ""
@@ -77,8 +77,8 @@ def sft_batches(
     batch_size: int,
     seed: int,
 ) -> SFTBatches:
-    """Batches of the dialogues that fit, all as wide as the longest, rounded up to
-    `multiple`: for the SFT term of PPO and DPO."""
+    """Make batches of the dialogues that fit, all as wide as the longest, rounded up to
+    `multiple`, for the SFT term of PPO and DPO."""
     examples, _ = encode_dialogues(dialogues, tokenizer, max_tokens)
     return SFTBatches(
         examples,
@@ -92,28 +92,28 @@ def sft_batches(
 def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, max_prompt_tokens: int
 ) -> tuple[list[Prompt], list[list[int]]]:
-    """The prompts that fit, and their token ids."""
+    """Return the prompts that fit, and their token ids."""
     encoded = share_out(lambda p: encode_prompt(p.messages, tokenizer), prompts)
-    both = zip(prompts, encoded, strict=True)
-    kept = [(p, ids) for p, ids in both if len(ids) <= max_prompt_tokens]
+    pairs = zip(prompts, encoded, strict=True)
+    kept = [(p, ids) for p, ids in pairs if len(ids) <= max_prompt_tokens]
     if not kept:
         raise ValueError(f"None of {len(prompts)} prompts fits {max_prompt_tokens=}.")
     return [p for p, _ in kept], [ids for _, ids in kept]
 
 
 def sampled_response(ids: Sequence[int], tokenizer: Tokenizer) -> Response:
-    """The response of token ids [R] as a model sampled them, without padding; it ended
-    if the last of them is a stop token."""
+    """Return the response of sampled token ids [R] without padding; the response ended
+    if the last id is a stop token."""
     tokens = [int(token) for token in ids]
     ended = tokens[-1] in tokenizer.stop_ids
     return Response(decode_response(tokens, tokenizer), ended, tokens)
 
 
 def response_ids(response: Response, tokenizer: Tokenizer) -> list[int]:
-    """The token ids of a response, with an end token only if it ended.
+    """Return the token ids of a response, with an end token only if the response ended.
 
-    They are the sampled ones where this tokenizer reads the response in them; those of
-    the text where it is another's, or where the text was edited since.
+    The sampled ids are returned if this tokenizer decodes them to the response's text.
+    Otherwise (another tokenizer's ids, or an edited text) the text is encoded.
     """
     tokens = response.tokens
     if tokens is not None and max(tokens) < tokenizer.vocab_size:
@@ -132,24 +132,26 @@ def encode_pairs(
     max_response_tokens: int,
     too_long: str = "drop",
 ) -> tuple[list[Comparison], list[Pair], Counter]:
-    """The comparisons that can be trained on, their token ids, and counts by reason.
+    """Return the comparisons fit for training, their token ids, and counts by reason.
 
-    Left out: ties, empty or identical responses, prompts and responses above their
-    limits. A response is never cut; its end token counts, and one that generation cut
-    has none, so whatever generation may write within a limit fits the same limit here.
+    Ties, empty or identical responses, and prompts and responses above their limits are
+    dropped. A response is never cut. Its end token counts towards the limit; a response
+    that generation cut has no end token, so every response that generation writes
+    within a limit fits the same limit here.
 
     Args:
-        too_long: of a prompt: "drop" leaves the pair out; "truncate_prompt" leaves out
-            the prompt's oldest turns, and the pair only if its last turn is too long.
+        too_long: the treatment of long prompts: "drop" drops the pair;
+            "truncate_prompt" removes the prompt's oldest turns, and drops the pair only
+            if the last turn is too long.
 
     Raises:
-        ValueError: nothing is left; says why each was dropped.
+        ValueError: no comparison is left; the message counts the reasons.
     """
     if too_long not in ("drop", "truncate_prompt"):
         raise ValueError(f"{too_long=} must be 'drop' or 'truncate_prompt'.")
 
     def encode(comparison: Comparison) -> tuple[Pair | None, str]:
-        """The pair, or None, and what to count."""
+        """Return the pair, or None if dropped, and the treatment to count."""
         if reason := _unusable(comparison):
             return None, reason
         messages, note = comparison.prompt.messages, ""
@@ -166,16 +168,16 @@ def encode_pairs(
 
     encoded = share_out(encode, comparisons)
     counts = Counter(note for _, note in encoded if note)
-    both = zip(comparisons, encoded, strict=True)
-    kept = [(comparison, tuple(pair)) for comparison, (pair, _) in both if pair]
+    pairs = zip(comparisons, encoded, strict=True)
+    kept = [(comparison, tuple(pair)) for comparison, (pair, _) in pairs if pair]
     if not kept:
         raise ValueError(f"No comparison can be trained on; dropped: {listed(counts)}.")
     return [c for c, _ in kept], [pair for _, pair in kept], counts
 
 
 def _without_oldest_turns(messages, tokenizer, max_tokens: int) -> list[int]:
-    """The ids of the system's message and as many of the last turns as fit; of the last
-    turn alone where not even that fits."""
+    """Return the ids of the system's message and as many of the last turns as fit, or
+    of the last turn alone if that is too long."""
     for shorter in _from_each_turn(messages):
         ids = encode_prompt(shorter, tokenizer)
         if len(ids) <= max_tokens:
@@ -184,7 +186,8 @@ def _without_oldest_turns(messages, tokenizer, max_tokens: int) -> list[int]:
 
 
 def _from_each_turn(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """The system's message and all from each of the user's on, the oldest first."""
+    """Yield the system's message and all messages from a user's message on, for each
+    user's message, the oldest first."""
     system = [m for m in messages[:1] if m["role"] == "system"]
     for start, message in enumerate(messages):
         if message["role"] == "user":

@@ -1,6 +1,6 @@
 """Text records: dialogues, prompts, responses and comparisons, one JSON object a line.
 
-What a record may hold is said here; json_lines.py reads the lines.
+This module defines the fields of records; json_lines.py reads the lines.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ from rlhf_jax.data.reading.json_lines import (
 )
 from rlhf_jax.files import writing_whole
 
-VERSION = 1  # of the layout below; written on every line
+VERSION = 1  # version of the layout below, written on every line
 ROLES = ("system", "user", "assistant", "observation")
 CHOICES = ("a", "b", "tie")
 CRITERIA = ("helpfulness", "safety", "fluency")
 
 
-# {"role": one of ROLES, "content": text}; perhaps "metadata", the text behind the role
-# (the name of a tool), and "tools", the list that a system message offers.
+# A message is {"role": one of ROLES, "content": text}, with optional "metadata" (the
+# text after the role, a tool's name) and "tools" (the list that a system message has).
 Message = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """A conversation to imitate: ends with the assistant."""
+    """A conversation to imitate, which ends with the assistant."""
 
     messages: tuple[Message, ...]
     intent: str = ""
@@ -48,8 +48,8 @@ class Dialogue:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A conversation to answer: ends with the user. `task` is whatever a checker of
-    answers needs (the testbed's scorer reads it; training never does)."""
+    """A conversation to answer, which ends with the user. `task` holds data for a
+    checker of answers: the testbed's scorer reads the task, training never does."""
 
     id: str
     messages: tuple[Message, ...]
@@ -71,20 +71,20 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """A response: its text; `ended`, False where generation cut it at its limit; and
-    the token ids that a model sampled, with the end token of one that ended, or None
-    of a text that no model here wrote."""
+    """A response to a prompt."""
 
     text: str
-    ended: bool = True
+    ended: bool = True  # False if generation was cut at its limit of tokens
+    # Token ids that a model sampled, with the end token if the response ended; None
+    # for a text that no model here wrote.
     tokens: list[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two responses to one prompt and which is better: "a", "b" or "tie".
+    """Two responses to one prompt and the better one: "a", "b" or "tie".
 
-    `ended_a` and `tokens_a` are what `Response` says of them.
+    `ended_a`, `tokens_a` and so on are the fields of each `Response`.
     """
 
     prompt: Prompt
@@ -92,12 +92,12 @@ class Comparison:
     response_b: str
     preference: str
     annotator: str = ""
-    criteria: dict[str, str] | None = None  # of CRITERIA: "a", "b" or "tie"
-    shown_first: str = ""  # "a" or "b": which response stood first (left)
-    seconds: float | None = None  # that the annotator took
-    time: str = ""  # when, ISO 8601
-    task: str = ""  # the annotation task that this answers
-    info: dict[str, Any] | None = None  # how it was made; for study, never for training
+    criteria: dict[str, str] | None = None  # "a", "b" or "tie" by name in CRITERIA
+    shown_first: str = ""  # "a" or "b", the response shown first (left)
+    seconds: float | None = None  # seconds that the annotator took
+    time: str = ""  # time of the answer, ISO 8601
+    task: str = ""  # id of the annotation task
+    info: dict[str, Any] | None = None  # origin, for analysis and never for training
     ended_a: bool = True
     ended_b: bool = True
     tokens_a: list[int] | None = None
@@ -145,15 +145,16 @@ def read_records(
     on_bad_record: OnBadRecord = "error",
     report: Path | None = None,
 ) -> list[Record]:
-    """All records of a .jsonl or .jsonl.gz file.
+    """Read all records of a .jsonl or .jsonl.gz file.
 
     Args:
         on_bad_record: "error", or "skip" to leave bad lines out.
-        report: a .jsonl file in which bad lines are listed either way.
+        report: a .jsonl file that lists bad lines in either case.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        RecordError: lines are broken, named by file, line and field; or none is left.
+        FileNotFoundError: the file does not exist.
+        RecordError: lines are broken, named by file, line and field; or no record is
+            left.
     """
 
     def convert(row: dict) -> Record:
@@ -170,7 +171,7 @@ def read_records(
 
 
 def write_records(path: str | Path, records: Iterable) -> None:
-    """Write dataclass records, one JSON object a line; the file appears whole."""
+    """Write dataclass records, one JSON object a line, atomically."""
     encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=vars)
     with writing_whole(path) as file:
         for record in records:
@@ -179,13 +180,14 @@ def write_records(path: str | Path, records: Iterable) -> None:
 
 
 def response_of(record, side: str) -> Response:
-    """The response "a" or "b" of a record that holds two."""
+    """Return the response "a" or "b" of a record that holds two."""
     names = (f"{name}_{side}" for name in ("response", "ended", "tokens"))
     return Response(*(getattr(record, name) for name in names))
 
 
 def fields_of(a: Response, b: Response) -> dict[str, Any]:
-    """The fields of a record that holds two responses: what `response_of` reads."""
+    """Return the fields of a record that holds two responses, as `response_of` reads
+    them."""
     return {
         "response_a": a.text,
         "response_b": b.text,
@@ -197,7 +199,7 @@ def fields_of(a: Response, b: Response) -> dict[str, Any]:
 
 
 def sampled_fields(record: dict) -> dict[str, Any]:
-    """What a line of JSON says of its two responses beside their texts."""
+    """Read the fields of a record's two responses other than their texts."""
     ended = {
         name: fields.boolean(record, name, True) for name in ("ended_a", "ended_b")
     }
@@ -206,7 +208,7 @@ def sampled_fields(record: dict) -> dict[str, Any]:
 
 
 def prompt_of(record: dict) -> Prompt:
-    """The field "prompt" of a record."""
+    """Read the field "prompt" of a record."""
     value = record.get("prompt")
     if not isinstance(value, dict):
         raise RecordError(f"must be an object, not {kind_of(value)}.", "prompt")
@@ -246,10 +248,10 @@ def _messages(record: dict, field: str) -> tuple[Message, ...]:
 
 
 def message_extras(message: dict) -> dict[str, Any]:
-    """What a message holds beside its role and content: "metadata" and "tools".
+    """Read a message's optional fields "metadata" and "tools".
 
     Raises:
-        RecordError: they are of a wrong type, or the message calls a tool in fields
+        RecordError: a field has a wrong type, or the message calls a tool in fields
             that no chat format here writes.
     """
     for name in ("tool_calls", "function_call"):
@@ -269,6 +271,6 @@ def message_extras(message: dict) -> dict[str, Any]:
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
-    """A prompt's id that says what stands in it: equal prompts have equal ids."""
+    """Return the hash of a prompt's messages, so that equal prompts have equal ids."""
     text = json.dumps(list(messages))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

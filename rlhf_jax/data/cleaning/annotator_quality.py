@@ -1,12 +1,12 @@
-"""Who can be trusted: each annotator's record against known answers, against their own
-repeats, against the others; and their liking for the left and for the long.
+"""Annotator quality: agreement with known answers, with an annotator's own repeats and
+with the other annotators; preference for the first shown and for the longer response.
 
-An annotator goes who is certainly bad, not who was unlucky: when the whole Clopper-
-Pearson interval of the share of known answers right lies below the least allowed, or
-that of the share of repeats contradicted above the most allowed. Few answers make wide
-intervals, so nobody goes on little evidence, and nobody on agreement alone: the
-majority may be wrong, and a minority has reasons. The paper (ChatGLM-RLHF, arXiv
-2404.00934) does not say how it judged annotators; this is our choice.
+An annotator is removed if certainly bad, not if unlucky: when the whole Clopper-Pearson
+interval of the share of right known answers lies below `min_known_right`, or the whole
+interval of the share of contradicted repeats above `max_contradicted`. Few answers give
+wide intervals, so no annotator is removed on little evidence, nor for disagreement
+alone: the majority may be wrong. The paper (ChatGLM-RLHF, arXiv 2404.00934) does not
+describe its criterion; this one is our choice.
 """
 
 import warnings
@@ -22,11 +22,11 @@ from rlhf_jax.data.cleaning.votes import UNNAMED, Votes
 
 @dataclass(frozen=True)
 class Limits:
-    """When an annotator is out."""
+    """The limits beyond which an annotator is removed."""
 
-    min_known_right: float  # share of known answers
-    max_contradicted: float  # share of own repeats
-    confidence: float  # of the two-sided intervals: 0.9 errs once in twenty a side
+    min_known_right: float  # smallest share of known-answer tasks answered right
+    max_contradicted: float  # largest share of own repeats that are contradicted
+    confidence: float  # confidence of the two-sided intervals; 0.9 errs 1 in 20 a side
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -35,7 +35,7 @@ class Limits:
 
 
 class Share(NamedTuple):
-    """`count` of `of`, for each annotator, with the interval of the share behind it."""
+    """The share `count` / `of` of each annotator, with its confidence interval."""
 
     count: np.ndarray  # int [A]
     of: np.ndarray  # int [A]
@@ -44,16 +44,16 @@ class Share(NamedTuple):
 
 
 class Annotators(NamedTuple):
-    """What the votes say about each of A named annotators."""
+    """The statistics of the votes of A named annotators."""
 
     names: list[str]
-    votes: np.ndarray  # int [A]
-    known_right: Share  # of known-answer tasks; a tie is wrong
-    contradicted: Share  # of own repeats, ties aside
-    first_chosen: Share  # of votes for one: the response that was shown first
-    longer_chosen: Share  # of votes for one of unequal lengths
-    kappa: np.ndarray  # float [A]: Cohen's, with the others' majority; nan: no others
-    careless: np.ndarray  # bool [A]: out, for known answers or for contradictions
+    votes: np.ndarray  # int [A]: number of votes
+    known_right: Share  # share of right known-answer tasks; a tie is wrong
+    contradicted: Share  # share of own repeats that are contradicted, without ties
+    first_chosen: Share  # share of non-tie votes for the response shown first
+    longer_chosen: Share  # share of non-tie votes for the longer of unequal responses
+    kappa: np.ndarray  # float [A]: Cohen's, with the others' majority; nan if alone
+    careless: np.ndarray  # bool [A]: True if removed by a limit
 
 
 def judge(votes: Votes, usable: np.ndarray, limits: Limits) -> Annotators:
@@ -88,16 +88,20 @@ def judge(votes: Votes, usable: np.ndarray, limits: Limits) -> Annotators:
 
 
 def agreement(votes: Votes, usable: np.ndarray) -> float:
-    """Cohen's kappa of every usable named vote with the majority of the other
-    annotators of the same pair; nan where nobody shares a pair."""
+    """Compute Cohen's kappa of every usable named vote with the majority of the other
+    annotators of the same pair; nan if no two annotators share a pair."""
     rows = np.flatnonzero(usable & (votes.annotator != UNNAMED))
     mine, others, _ = _beside_others(votes, rows)
     return _kappa(mine, others)
 
 
 def _contradicted(votes: Votes, rows: np.ndarray, confidence: float) -> Share:
-    """Of an annotator's n votes on one pair, n - 1 are repeats; contradicted is as many
-    of them as of all pairs of these votes: f a + g b make 2 f g / (f + g)."""
+    """Return the share of contradicted repeats of each annotator.
+
+    An annotator's n votes on one pair have n - 1 repeats. The contradicted share of
+    these repeats is that of all pairs of the n votes: f votes for a and g votes for b
+    count as 2 f g / (f + g) contradicted repeats.
+    """
     people = len(votes.annotators)
     group, first = _groups(votes.pair[rows] * people + votes.annotator[rows])
     for_one = np.bincount(group, votes.verdict[rows] > 0)
@@ -113,12 +117,12 @@ def _kappas(votes: Votes, rows: np.ndarray) -> np.ndarray:
     order = np.argsort(who, kind="stable")
     ends = np.cumsum(np.bincount(who, minlength=len(votes.annotators)))[:-1]
     each = zip(np.split(mine[order], ends), np.split(others[order], ends), strict=True)
-    return np.array([_kappa(*both) for both in each][: len(votes.annotators)])
+    return np.array([_kappa(*votes_of) for votes_of in each][: len(votes.annotators)])
 
 
 def _beside_others(votes: Votes, rows: np.ndarray):
-    """(verdict, the others' majority, annotator) where others voted on the same pair
-    and were not split."""
+    """Return (verdict, the others' majority, annotator) of the votes on pairs where
+    other annotators voted and were not split."""
     people = len(votes.annotators)
     pair, who = votes.pair[rows], votes.annotator[rows]
     verdict = votes.verdict[rows].astype(int)
@@ -141,21 +145,21 @@ def _beside_others(votes: Votes, rows: np.ndarray):
 def _kappa(mine: np.ndarray, others: np.ndarray) -> float:
     if len(mine) == 0:
         return float("nan")
-    with warnings.catch_warnings():  # one label only: nan, which says it
+    with warnings.catch_warnings():  # votes of a single label give nan and a warning
         warnings.simplefilter("ignore")
         return float(cohen_kappa_score(mine, others, labels=[-1, 0, 1]))
 
 
 def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of each key among the distinct ones, and where each of those is first."""
+    """Number the distinct keys; return each key's number and each first index."""
     _, first, number = np.unique(keys, return_index=True, return_inverse=True)
     return number, first
 
 
 def _share(count: np.ndarray, of: np.ndarray, confidence: float) -> Share:
-    """Clopper and Pearson's exact interval."""
+    """Return the share with Clopper and Pearson's exact interval."""
     tail = (1 - confidence) / 2
-    low = beta.ppf(tail, count, of - count + 1)  # nan at the ends
+    low = beta.ppf(tail, count, of - count + 1)  # nan for shares of 0 and 1
     high = beta.ppf(1 - tail, count + 1, of - count)
     return Share(
         count,

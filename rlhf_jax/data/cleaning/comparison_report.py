@@ -1,5 +1,5 @@
-"""What became of a set of comparisons: tables for the terminal, Markdown and JSON, and
-a plot of the difference in length before and after."""
+"""The report of the cleaning of comparisons: tables for the terminal, Markdown and
+JSON, and a plot of the difference in length before and after balancing."""
 
 import json
 import math
@@ -19,7 +19,8 @@ PLOT = "length_difference.png"
 
 
 def funnel_rows(count: int, dropped: dict[str, int], out: dict[str, int]) -> list[dict]:
-    """From what came in, by what was dropped, to what goes out; shares of all."""
+    """Return a row for the input, each reason of dropping, and each output, with their
+    shares of the input."""
     steps = [("in", count), *((f"dropped: {why}", n) for why, n in dropped.items())]
     steps += list(out.items())
     return [
@@ -29,7 +30,7 @@ def funnel_rows(count: int, dropped: dict[str, int], out: dict[str, int]) -> lis
 
 
 def annotator_rows(annotators: Annotators) -> list[dict]:
-    """A row for each annotator, those who are out first, then by name."""
+    """Return a row for each annotator, removed ones first, then by name."""
 
     def share(of: Share, i: int) -> dict | None:
         if of.of[i] == 0:
@@ -54,7 +55,7 @@ def annotator_rows(annotators: Annotators) -> list[dict]:
 
 
 def bucket_rows(balance: Balance, width: int) -> list[dict]:
-    """A row for each bucket of the length balancing that holds a pair."""
+    """Return a row for each bucket of the length balancing that holds a pair."""
     columns = zip(
         balance.bucket, balance.longer, balance.shorter, balance.kept, strict=True
     )
@@ -71,8 +72,8 @@ def bucket_rows(balance: Balance, width: int) -> list[dict]:
 
 
 def length_bias(longer: np.ndarray) -> dict:
-    """How often the better response is the longer: `longer` is the difference, better
-    minus worse, in tokens."""
+    """Measure how often the better response is the longer; `longer` is the difference
+    of lengths, better minus worse, in tokens."""
     unequal = int((longer != 0).sum())
     return {
         "pairs": len(longer),
@@ -89,13 +90,13 @@ def write(
     difference: np.ndarray,
     kept: np.ndarray,
 ) -> None:
-    """Print it all, and write report.json, report.md and the plot into `folder`.
+    """Print the tables, and write report.json, report.md and the plot into `folder`.
 
     Args:
         tables: rows by title.
-        kappa: Cohen's, of the votes with the others' majority, by whose votes.
-        difference: in tokens, better minus worse, of every cleaned pair.
-        kept: bool, which of them length balancing keeps.
+        kappa: Cohen's kappa of votes with the others' majority, by group of votes.
+        difference: better minus worse length of every cleaned pair, in tokens.
+        kept: bool, True for the pairs that length balancing keeps.
     """
     length = {
         "cleaned": length_bias(difference),
@@ -126,7 +127,7 @@ def write(
 
 
 def print_rows(title: str, rows: Sequence[dict]) -> None:
-    """Print a table; of a long one, the first rows."""
+    """Print a table, at most its first `SHOWN` rows."""
     if not rows:
         return
     cells = [[_cell(row, name) for name in rows[0]] for row in rows[:SHOWN]]
@@ -143,9 +144,9 @@ def markdown(title: str, rows: Sequence[dict]) -> str:
 
 
 def plot_differences(before: np.ndarray, after: np.ndarray, path: Path) -> None:
-    """Histograms of the difference in length, better minus worse, in tokens."""
+    """Plot histograms of the difference in length, better minus worse, in tokens."""
     reach = int(np.quantile(np.abs(before), 0.99))
-    bar = 2 * (reach // 80) + 1  # tokens; odd, so that the middle one is even-handed
+    bar = 2 * (reach // 80) + 1  # tokens a bar; odd, so that the middle bar is centred
     bars = max(5, math.ceil(reach / bar))
     edges = bar * (np.arange(-bars, bars + 2) - 0.5)
     figure = Figure(figsize=(8, 4.5), layout="constrained")

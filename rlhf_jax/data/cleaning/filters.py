@@ -1,21 +1,22 @@
 """Cleaning of comparisons (ChatGLM-RLHF, arXiv 2404.00934, section 1).
 
-In this order, each step on what the steps before it left:
+Each step works on the comparisons that the earlier steps left:
 
-1. Out: an empty response, and two responses of the same text.
-2. Out: every vote of annotators who fail known answers or contradict their own repeats
+1. Drop comparisons with an empty response, or with two responses of the same text.
+2. Drop every vote of annotators who fail known answers or contradict their own repeats
    (annotator_quality.py).
-3. Out: the answers to known-answer tasks. They are tests, not data.
-4. An annotator's votes on one pair become one, by majority. Votes without an annotator
-   count as one person's each.
-5. The annotators' votes on one pair become one, by majority: the pair is a tie if most
-   votes are, else ties abstain; out if both sides have as many.
-6. Out: every comparison in a cycle: both its responses lie in one strongly connected
-   component of the graph "better than".
+3. Drop the answers to known-answer tasks, which are tests and not data.
+4. Merge an annotator's votes on one pair into one, by majority. Each vote without an
+   annotator counts as another person's.
+5. Merge the annotators' votes on one pair into one, by majority: the pair is a tie if
+   most votes are ties; otherwise ties abstain, and a pair with as many votes on either
+   side is dropped.
+6. Drop every comparison in a cycle, that is, with both responses in one strongly
+   connected component of the graph "better than".
 
-Each comparison that comes in is kept or dropped for one reason. Which pairs stay, and
-with which verdict, does not depend on the order of the comparisons; the first of those
-that agree stands for its pair.
+Each input comparison is kept or dropped for one reason. The remaining pairs and their
+verdicts do not depend on the order of the comparisons; the first comparison with a
+pair's verdict represents the pair.
 """
 
 import dataclasses
@@ -46,26 +47,28 @@ REASONS = (
     "cycle",
 )
 
-_SPLIT = 2  # beside 1, -1 and 0: a group without a majority
+_SPLIT = 2  # verdict of a group without a majority, besides 1, -1 and 0
 
 
 class Cleaning(NamedTuple):
-    """What became of N comparisons."""
+    """The outcome of cleaning for N comparisons."""
 
-    reason: np.ndarray  # int8 [N]: index into REASONS; 0: kept
-    voted: np.ndarray  # bool [N]: counted in step 5, one of an annotator for a pair
+    reason: np.ndarray  # int8 [N]: index into REASONS; 0 if kept
+    voted: (
+        np.ndarray
+    )  # bool [N]: True if counted in step 5, once per annotator and pair
     annotators: Annotators
 
     def dropped(self) -> Counter:
-        """How many were dropped, by reason."""
+        """Count the dropped comparisons by reason."""
         counts = np.bincount(self.reason, minlength=len(REASONS)).tolist()
         return +Counter(dict(zip(REASONS[1:], counts[1:], strict=True)))
 
 
 def clean(votes: Votes, limits: Limits) -> Cleaning:
-    """Take the steps above, on columns: more comparisons than fit into memory.
+    """Run the six steps on columns, since the comparisons' texts may exceed memory.
 
-    Cleaning what is kept once more changes nothing.
+    Cleaning is idempotent: another run on the kept comparisons changes nothing.
     """
     count = len(votes.pair)
     reason = np.zeros(count, np.int8)
@@ -114,12 +117,12 @@ def take(
     votes: Votes,
     cleaning: Cleaning,
 ) -> Iterator[tuple[int, Comparison]]:
-    """The comparisons that `keep` (bool [N]) names, with their numbers; the others may
-    be None. Where several annotators voted on a pair, `info["votes"]` says who was for
-    it, against it, or called a tie.
+    """Yield the comparisons where `keep` (bool [N]) is True, with their numbers; the
+    others may be None. If several annotators voted on a pair, `info["votes"]` lists the
+    annotators for and against the preference and for a tie.
 
     Raises:
-        ValueError: these are not the N comparisons of which the votes were taken.
+        ValueError: these are not the N comparisons from which the votes were read.
     """
     voters = np.flatnonzero(cleaning.voted)
     voters = voters[np.argsort(votes.pair[voters], kind="stable")]
@@ -146,16 +149,16 @@ def take(
 
 
 def chosen_and_rejected(votes: Votes, rows: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Numbers of the better and of the worse response of votes that are no ties."""
+    """Return the numbers of the better and the worse response of votes without ties."""
     one, other = votes.one[rows], votes.other[rows]
     first = votes.verdict[rows] > 0
     return np.where(first, one, other), np.where(first, other, one)
 
 
 def in_cycle(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
-    """Which edges better -> worse (numbers of responses) lie in a cycle: bool [edges].
+    """Find the edges better -> worse (numbers of responses) in a cycle: bool [edges].
 
-    One graph over all prompts: responses to different prompts have different numbers.
+    One graph holds all prompts: responses to different prompts have different numbers.
     """
     nodes = max(better.max(initial=-1), worse.max(initial=-1)) + 1
     if nodes == 0:
@@ -166,8 +169,8 @@ def in_cycle(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
 
 
 def _majority(group: np.ndarray, verdict: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each vote: what its group decides (1, -1, 0: most say tie, or _SPLIT), and
-    whether it is the first of its group that says so."""
+    """Return for each vote the outcome of its group (1, -1, 0 for a tie, or _SPLIT),
+    and whether the vote is the first of its group with that outcome."""
     _, number = np.unique(group, return_inverse=True)
     balance = np.bincount(number, verdict)
     mostly_ties = np.bincount(number, verdict == 0) * 2 > np.bincount(number)

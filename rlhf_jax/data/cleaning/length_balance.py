@@ -1,8 +1,8 @@
-"""Length balancing against the liking for long answers (ChatGLM-RLHF, section 2).
+"""Length balancing against a bias for long answers (ChatGLM-RLHF, section 2).
 
-Pairs go into buckets of equal width by the difference of their lengths. Inside each
-bucket as many pairs are kept in which the better response is the longer as pairs in
-which it is the shorter, by dropping at random from the larger side.
+Pairs are sorted into buckets of equal width by the difference of their lengths. Inside
+each bucket random pairs of the larger side are dropped, so that the better response is
+the longer in as many pairs as it is the shorter.
 """
 
 from typing import NamedTuple
@@ -11,12 +11,12 @@ import numpy as np
 
 
 class Balance(NamedTuple):
-    """Which pairs are kept, and for each bucket how many there were and are left."""
+    """The pairs to keep, and the counts of each bucket before and after balancing."""
 
-    keep: np.ndarray  # bool [pairs]
-    bucket: np.ndarray  # int [buckets]: its lowest |difference|
-    longer: np.ndarray  # int [buckets]: pairs in which the better is the longer
-    shorter: np.ndarray  # int [buckets]
+    keep: np.ndarray  # bool [pairs]: True if kept
+    bucket: np.ndarray  # int [buckets]: lowest |difference| of the bucket, in tokens
+    longer: np.ndarray  # int [buckets]: pairs whose better response is the longer
+    shorter: np.ndarray  # int [buckets]: pairs whose better response is the shorter
     kept: np.ndarray  # int [buckets]: pairs kept on either side
 
 
@@ -26,8 +26,9 @@ def length_balance(
     """Balance pairs by length, in tokens. Pairs of equal length are all kept.
 
     Args:
-        width: of a bucket: [0, width), [width, 2 width), ...; the paper gives no value.
-        seed: decides which pairs of the larger side go.
+        width: the width of the buckets [0, width), [width, 2 width), ..., in tokens;
+            the paper gives no value.
+        seed: the seed of the choice among the pairs of a larger side.
     """
     if width < 1:
         raise ValueError(f"{width=} must be at least 1 token.")
@@ -47,7 +48,7 @@ def length_balance(
 
 
 def _rank_in_group(groups: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... for the members of each group, in order of appearance."""
+    """Number the members of each group 0, 1, 2, ... in order of appearance."""
     order = np.argsort(groups, kind="stable")
     starts = np.r_[0, np.flatnonzero(np.diff(groups[order])) + 1]
     sizes = np.diff(np.r_[starts, len(groups)])

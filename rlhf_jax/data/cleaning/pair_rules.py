@@ -1,4 +1,4 @@
-"""Which of a prompt's scored responses make a pair: arrays in, arrays out.
+"""Rules that choose pairs among a prompt's scored responses, on arrays.
 
 Every rule takes scores [P, K] of K responses to each of P prompts and returns pairs
 int [N, 3] of (prompt, chosen, rejected); the chosen response has the higher score.
@@ -20,7 +20,7 @@ Pairs = Int[np.ndarray, "N 3"]
 def make_pairs(
     scores: Scores, rule: str, *, chosen_rank: int, rejected_rank: int, seed: int
 ) -> Pairs:
-    """The pairs of the rule of that name."""
+    """Return the pairs of the rule named `rule`."""
     if rule == "ranks":
         return pair_ranks(scores, chosen_rank, rejected_rank)
     if rule == "random":
@@ -31,7 +31,7 @@ def make_pairs(
 
 
 def pair_ranks(scores: Scores, chosen_rank: int, rejected_rank: int) -> Pairs:
-    """One rank against another: 0 is the best, -1 the worst, K // 2 the median."""
+    """Pair one rank with another: 0 is the best, -1 the worst, K // 2 the median."""
     count = scores.shape[1]
     ranks = [
         rank + count if rank < 0 else rank for rank in (chosen_rank, rejected_rank)
@@ -46,19 +46,19 @@ def pair_ranks(scores: Scores, chosen_rank: int, rejected_rank: int) -> Pairs:
 
 
 def pair_at_random(scores: Scores, rng: np.random.Generator) -> Pairs:
-    """Two different responses to each prompt."""
+    """Pair two different random responses to each prompt."""
     num_prompts, count = scores.shape
     picked = [(p, *rng.permutation(count)[:2]) for p in range(num_prompts)]
     return _better_first(np.array(picked), scores)
 
 
 def pair_all(scores: Scores) -> Pairs:
-    """Every two responses to each prompt, in the prompts' order."""
+    """Pair every two responses to each prompt, in the prompts' order."""
     num_prompts, count = scores.shape
-    both = itertools.product(
+    pairs = itertools.product(
         range(num_prompts), itertools.combinations(range(count), 2)
     )
-    return _better_first(np.array([(p, *two) for p, two in both]), scores)
+    return _better_first(np.array([(p, *two) for p, two in pairs]), scores)
 
 
 def usable_pairs(
@@ -69,27 +69,27 @@ def usable_pairs(
     *,
     min_margin: float,
 ) -> tuple[Pairs, Counter]:
-    """The pairs that teach something, and how many were left out for which reason.
+    """Return the pairs that are fit for training, and counts of the others by reason.
 
-    Left out: scores that are not finite, responses that are empty or identical,
-    margins up to `min_margin`, and what is there already.
+    Pairs are left out if a score is not finite, if the responses are identical or one
+    is empty, if the margin is at most `min_margin`, or if they are duplicates.
     """
     kept, dropped, seen = [], Counter(), set()
     for prompt, chosen, rejected in pairs:
         margin = scores[prompt, chosen] - scores[prompt, rejected]
-        both = texts[prompt][chosen], texts[prompt][rejected]
+        responses = texts[prompt][chosen], texts[prompt][rejected]
         if not np.isfinite(margin):
             dropped["score not finite"] += 1
-        elif both[0] == both[1]:
+        elif responses[0] == responses[1]:
             dropped["identical responses"] += 1
-        elif not all(text.strip() for text in both):
+        elif not all(text.strip() for text in responses):
             dropped["empty response"] += 1
         elif margin <= min_margin:
             dropped["margin too small"] += 1
-        elif (prompts[prompt], *both) in seen:
+        elif (prompts[prompt], *responses) in seen:
             dropped["duplicate"] += 1
         else:
-            seen.add((prompts[prompt], *both))
+            seen.add((prompts[prompt], *responses))
             kept.append((prompt, chosen, rejected))
     return np.array(kept, int).reshape(-1, 3), dropped
 

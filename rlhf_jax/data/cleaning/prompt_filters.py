@@ -1,7 +1,7 @@
-"""Which prompts are worth asking: by rules, duplicates, quality and intents.
+"""Filters of prompts: rules, duplicates, quality and intents.
 
-ChatGLM-RLHF (arXiv 2404.00934, section 1). Every function returns one reason for each
-prompt, "" for what stays; the first reason that applies is the one that counts.
+The filters follow ChatGLM-RLHF (arXiv 2404.00934, section 1). Every function returns a
+reason for each prompt, "" if the prompt stays; the first reason that applies counts.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ from datasketch import MinHash, MinHashLSH
 from rlhf_jax.data.cleaning.prompt_quality import CRITERIA
 from rlhf_jax.data.records import Prompt
 
-SHINGLE = 5  # characters; words would not do for Chinese
+SHINGLE = 5  # characters of a shingle; Chinese has no spaces between words
 NUM_HASHES = 128
-# A text is in a wrong language only beyond doubt: short ones and code look like any.
+# The language of short texts and of code is uncertain: texts of fewer than MIN_BYTES
+# bytes pass, and so do texts with a probability of MIN_SHARE for wanted languages.
 MIN_BYTES = 24
 HAN = (("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"))
 KANA = (("\u3040", "\u30ff"),)
@@ -28,17 +29,18 @@ MIN_SHARE = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class PromptRules:
-    """Limits of the last message, in characters, and what counts as the same."""
+    """The limits on a prompt's last message, and on its similarity to other prompts."""
 
     min_characters: int
     max_characters: int
-    languages: tuple[str, ...]  # ISO 639-1; (): any
-    max_similarity: float  # Jaccard of character 5-grams, above it a duplicate; 1: none
+    languages: tuple[str, ...]  # ISO 639-1 codes; () allows any language
+    # Largest Jaccard similarity of character 5-grams to an earlier prompt; 1 disables.
+    max_similarity: float
 
 
 def by_rule(prompts: Sequence[Prompt], rules: PromptRules) -> list[str]:
-    """Reasons: "too short", "too long", "wrong language", "duplicate",
-    "near-duplicate". Of prompts that are the same, the first stays."""
+    """Return "too short", "too long", "wrong language", "duplicate", "near-duplicate"
+    or "" for each prompt. The first of equal prompts stays."""
     reasons = [_by_itself(prompt, rules) for prompt in prompts]
     rest = [i for i, reason in enumerate(reasons) if not reason]
     texts = [normalised(prompts[i]) for i in rest]
@@ -57,11 +59,12 @@ def by_rule(prompts: Sequence[Prompt], rules: PromptRules) -> list[str]:
 
 
 def by_quality(scores: np.ndarray, minimum: float) -> list[str]:
-    """Reasons: "no verdict", or "low intention" and so on for the lowest criterion.
+    """Return "no verdict", "low intention" (or whichever criterion is lowest) or "" for
+    each prompt.
 
     Args:
-        scores: [prompts, 3] from a scorer, NaN where it gave no verdict.
-        minimum: of every criterion.
+        scores: [prompts, 3] from a scorer, NaN for prompts without a verdict.
+        minimum: the smallest accepted score of every criterion.
     """
     reasons = []
     for row in scores:
@@ -74,7 +77,8 @@ def by_quality(scores: np.ndarray, minimum: float) -> list[str]:
 
 
 def by_intent(intents: Sequence[str], maximum: int, seed: int) -> list[str]:
-    """Reason: "enough of its intent", drawn at random from intents above `maximum`."""
+    """Return "enough of its intent" for random prompts of intents with more than
+    `maximum` prompts, and "" for all others."""
     reasons = [""] * len(intents)
     places = {}
     for i, intent in enumerate(intents):
@@ -87,12 +91,12 @@ def by_intent(intents: Sequence[str], maximum: int, seed: int) -> list[str]:
 
 
 def near_duplicates(texts: Sequence[str], max_similarity: float) -> np.ndarray:
-    """Which texts are like an earlier one that stays: bool [texts].
+    """Find the texts that are similar to an earlier one that stays: bool [texts].
 
-    MinHash finds candidates without comparing all pairs; the exact Jaccard similarity
-    decides, so that nothing below the limit is ever dropped.
+    MinHash proposes candidates without comparing all pairs; the exact Jaccard
+    similarity decides, so that no text below the limit is dropped.
     """
-    # Missing a duplicate is worse than a candidate too many.
+    # The weights prefer superfluous candidates to missed duplicates.
     index = MinHashLSH(max_similarity, num_perm=NUM_HASHES, weights=(0.2, 0.8))
     near = np.zeros(len(texts), bool)
     for i, text in enumerate(texts):
@@ -109,16 +113,17 @@ def near_duplicates(texts: Sequence[str], max_similarity: float) -> np.ndarray:
 
 
 def normalised(prompt: Prompt) -> str:
-    """The conversation without what makes no difference: case, width and spaces."""
+    """Return the conversation without differences in case, width and spaces."""
     text = "\n".join(f"{m['role']}: {m['content']}" for m in prompt.messages)
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def language_share(text: str, languages: Sequence[str]) -> float:
-    """How probable it is that a text is in one of `languages`.
+    """Return the probability that a text is in one of `languages`.
 
-    Chinese, Japanese and Korean are told by their script; py3langid (97 languages, its
-    model comes with the package) tells the others, and takes Chinese for Japanese.
+    Chinese, Japanese and Korean are recognised by script, since py3langid takes Chinese
+    for Japanese; py3langid recognises the other languages (97 in all, the model is part
+    of the package).
     """
     letters = [c for c in text if c.isalpha()]
     han, kana, hangul = (
