@@ -1,4 +1,4 @@
-"""The folder of data that a run reads, made from whatever `config.path` names.
+"""The data folder of a run, made from the source that `config.path` names.
 
 Every stage reads one data folder:
 
@@ -8,8 +8,9 @@ Every stage reads one data folder:
     identity_probes.jsonl  json_probes.jsonl        (testbed) capabilities to keep
     tokenizer/
 
-`open_data` makes it, from the synthetic testbed or a data set in a published layout, or
-takes one that is already laid out. The rows of each file may be in a published layout.
+`open_data` makes the folder from the synthetic testbed or a data set in a published
+layout, or uses a folder that already has these files. The rows of each file may be in a
+published layout.
 """
 
 import hashlib
@@ -52,13 +53,13 @@ KINDS = {  # the files of a data folder that several stages read
     "prompts.jsonl": Prompt,
     "eval_prompts.jsonl": Prompt,
 }
-MADE_FROM = "made_from.json"  # in a data folder that a run made
-BAD_RECORDS = "bad_records.jsonl"  # in the workdir: every line that could not be read
+MADE_FROM = "made_from.json"  # file in a data folder that a run made
+BAD_RECORDS = "bad_records.jsonl"  # file in the workdir that lists unreadable lines
 
 
 def data_folder(config, workdir: Path) -> Path:
-    """Where the data folder of a run lies: `config.path` if that is laid out already,
-    else `workdir/data`."""
+    """Return the path of a run's data folder: `config.path` if that is a data folder
+    already, else `workdir/data`."""
     path = Path(config.path)
     laid_out = all((path / name).is_file() for name in FOLDER)
     is_testbed = config.path == "testbed"
@@ -67,20 +68,20 @@ def data_folder(config, workdir: Path) -> Path:
 
 @first_makes
 def open_data(config, workdir: Path) -> Path:
-    """The data folder of a run: `config.path`, or `workdir/data` made from it. The
-    folder is made anew where its source has changed since; `made_from.json` in it says
-    what it was made from.
+    """Open the data folder of a run: `config.path`, or `workdir/data` made from that
+    path. The folder is made anew if its source has changed; `made_from.json` in the
+    folder describes the source.
 
     Args:
-        config: path ("testbed", a laid-out folder, or what `write_data_folder` takes);
-            layout, train_split, test_split, test_share and on_bad_record (of a
-            data set); testbed and annotators (settings of the testbed);
-            vocab_size (of a tokenizer trained here).
+        config: path ("testbed", a data folder, or an origin of `write_data_folder`);
+            layout, train_split, test_split, test_share and on_bad_record (for a data
+            set); testbed and annotators (settings of the testbed); vocab_size (for a
+            tokenizer trained here).
 
     Raises:
-        FileNotFoundError: there is no such folder or split.
-        RecordError: bad records, under on_bad_record="error".
-        ValueError: a data set that its library cannot read, or an unknown layout.
+        FileNotFoundError: the folder or split does not exist.
+        RecordError: there are bad records, under on_bad_record="error".
+        ValueError: a library cannot read its data set, or the layout is unknown.
     """
     if not config.path:
         raise ValueError(
@@ -94,8 +95,8 @@ def open_data(config, workdir: Path) -> Path:
         before = made_from(made)
         if before in (None, source):
             return made
-        logging.warning("%s: what it was made from has changed; made anew.", made)
-    making = made.with_name("data.making")  # gets its name when all of it is there
+        logging.warning("%s: its source has changed; it is made anew.", made)
+    making = made.with_name("data.making")  # renamed to `made` when complete
     shutil.rmtree(making, ignore_errors=True)
     if config.path == "testbed":
         write_testbed(config, making)
@@ -115,7 +116,7 @@ def open_data(config, workdir: Path) -> Path:
     elif not has_tokenizer(making / "tokenizer"):
         _train_tokenizer(config, making, workdir, making / "tokenizer")
     write_json(making / MADE_FROM, source)
-    if made.exists() and made_from(made) is None:  # perhaps not ours
+    if made.exists() and made_from(made) is None:  # possibly the user's own folder
         made.rename(made.with_name(f"data.before.{time.time():.0f}"))
     shutil.rmtree(made, ignore_errors=True)
     making.rename(made)
@@ -123,7 +124,7 @@ def open_data(config, workdir: Path) -> Path:
 
 
 def source_of(config) -> dict:
-    """What `workdir/data` is made from: the settings, and the source's fingerprint."""
+    """Return the source of `workdir/data`: its settings and its fingerprint."""
     if config.path == "testbed":
         names = ("path", "testbed", "annotators", "vocab_size")
     else:
@@ -135,7 +136,7 @@ def source_of(config) -> dict:
 
 
 def made_from(folder: Path) -> dict | None:
-    """What a data folder of a workdir was made from; None where that is not known."""
+    """Read the source from which a data folder was made, None if unknown."""
     try:
         return json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -143,7 +144,7 @@ def made_from(folder: Path) -> dict | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a data folder lacks nothing, and its tokenizer can be read."""
+    """Return True if a data folder has all files and a readable tokenizer."""
     if not all((folder / name).is_file() for name in FOLDER):
         return False
     try:
@@ -154,29 +155,30 @@ def is_whole(folder: Path) -> bool:
 
 
 def fingerprint(origin: str | Path) -> str:
-    """SHA-256 of a file, or of all files of a folder; "" for what is no file here."""
-    origin, found = Path(origin), hashlib.sha256()
+    """Return the SHA-256 of a file, or of all files of a folder, shortened to 16 hex
+    digits; "" if the path does not exist here."""
+    origin, combined = Path(origin), hashlib.sha256()
     if not origin.exists():
         return ""
     files = [origin] if origin.is_file() else sorted(origin.rglob("*"))
     for path in filter(Path.is_file, files):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found.update(f"{path.relative_to(origin)} {digest}\n".encode())
-    return found.hexdigest()[:16]
+        combined.update(f"{path.relative_to(origin)} {digest}\n".encode())
+    return combined.hexdigest()[:16]
 
 
 def fingerprints(*origins: str) -> dict[str, str]:
-    """File or folder -> fingerprint; those that are "" are left out."""
+    """Return the fingerprints by file or folder; origins that are "" are left out."""
     return {origin: fingerprint(origin) for origin in origins if origin}
 
 
 class Reader:
-    """Reads files of records, in our own layout or in a published one, and treats bad
-    ones as `config.on_bad_record` says. `workdir/bad_records.jsonl` lists them.
+    """A reader of files of records, in our own layout or a published one. Bad records
+    are treated by `config.on_bad_record`, and listed in `workdir/bad_records.jsonl`.
 
     Attributes:
-        fingerprints: file -> fingerprint, of all that was read.
+        fingerprints: the fingerprints of the files read so far, by path.
     """
 
     def __init__(self, config, workdir: Path):
@@ -185,11 +187,11 @@ class Reader:
         self._report = Path(workdir) / BAD_RECORDS if is_first() else None
 
     def __call__(self, path: str | Path, kind: type[Record]) -> list[Record]:
-        """The records of a file; what is left out or not used is counted in the log.
+        """Read the records of a file; log counts of rows left out and fields unused.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            RecordError: bad records, named by file and line; or there is no good one.
+            FileNotFoundError: the file does not exist.
+            RecordError: there are bad records, named by file and line, or no good ones.
         """
         path = Path(path)
         if path.is_file() and not path.stat().st_size:
@@ -198,16 +200,16 @@ class Reader:
                 "s. docs/your_own_data.md shows what each stage needs."
             )
         records, counts = [], Counter()
-        for found in keep_good(
+        for row in keep_good(
             scan_file(path),
             lambda row: read_as(row, kind),
             source=path,
             on_bad_record=self._config.on_bad_record,
             report=self._report,
         ):
-            records += found.records
-            counts += Counter({f"left out: {x}": n for x, n in found.left_out.items()})
-            counts.update(f"rows with an unused field: {x}" for x in found.unused)
+            records += row.records
+            counts += Counter({f"left out: {x}": n for x, n in row.left_out.items()})
+            counts.update(f"rows with an unused field: {x}" for x in row.unused)
         if counts:
             logging.info("%s: %d read; %s.", path, len(records), listed(counts))
         if not records:
@@ -220,8 +222,8 @@ reader = Reader
 
 
 def read_all(config, data: Path, workdir: Path) -> None:
-    """Read every file of a data folder, for what is wrong with it: a run of several
-    stages finds it before the first one."""
+    """Read every file of a data folder to find its errors, so that a run of several
+    stages fails before its first stage."""
     read = Reader(config, workdir)
     for name, kind in KINDS.items():
         if (data / name).is_file() and (data / name).stat().st_size:
@@ -230,13 +232,14 @@ def read_all(config, data: Path, workdir: Path) -> None:
 
 @first_makes
 def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokenizer:
-    """The run's tokenizer, copied into its workdir: `config.tokenizer` if given, else
-    that of the model it starts from, else the data folder's; of random weights, else
-    one that is trained on the data.
+    """Open the run's tokenizer, copied into its workdir: `config.tokenizer` if given,
+    else that of the initial model, else the data folder's. A run from random weights
+    without any of these trains a tokenizer on the data.
 
     Raises:
-        FileNotFoundError: `config.tokenizer` or the start model has none.
-        ValueError: it is damaged, or another one than this run went on with so far.
+        FileNotFoundError: `config.tokenizer` or the initial model has no tokenizer.
+        ValueError: the tokenizer is damaged, or differs from the one with which this
+            run began.
     """
     target = Path(workdir) / "tokenizer"
     places = [data / "tokenizer"]
@@ -248,8 +251,8 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
     if place is None and config.tokenizer:
         raise FileNotFoundError(
             f"data.tokenizer: {config.tokenizer} holds no tokenizer. Name the folder "
-            "of one, or set it to nothing: then the start model's is used, or one is "
-            "trained on the data."
+            "of a tokenizer, or set data.tokenizer to nothing: then the start model's "
+            "is used, or one is trained on the data."
         )
     if place is None and init_from:
         raise FileNotFoundError(
@@ -272,12 +275,12 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
                 "began: one of the two was changed. Restore it (or delete the second, "
                 "if that one was changed), or start anew in another --workdir."
             )
-        copy_tokenizer(place, target)  # of a run that has not begun
+        copy_tokenizer(place, target)  # this run has no checkpoint yet
     return tokenizer
 
 
 def _train_tokenizer(config, data: Path, workdir: Path, target: Path) -> None:
-    """Train one on the dialogues of a data folder, or on its prompts if it has none."""
+    """Train a tokenizer on the dialogues of a data folder, or else on its prompts."""
     read, file, kind = Reader(config, workdir), data / "sft.jsonl", Dialogue
     if not file.stat().st_size:
         file, kind = data / "prompts.jsonl", Prompt
@@ -286,7 +289,7 @@ def _train_tokenizer(config, data: Path, workdir: Path, target: Path) -> None:
 
 
 def tokenizer_of(model: str | Path) -> Tokenizer:
-    """The tokenizer of a workdir, of its checkpoint, or of a Hugging Face folder."""
+    """Load the tokenizer of a workdir, a checkpoint in it, or a Hugging Face folder."""
     places = tokenizer_places(model)
     for place in places:
         if has_tokenizer(place):
@@ -298,22 +301,22 @@ def tokenizer_of(model: str | Path) -> Tokenizer:
 
 
 def tokenizer_places(model: str | Path) -> list[Path]:
-    """Where a model's tokenizer may lie."""
+    """Return the folders that may hold a model's tokenizer."""
     model = Path(model)
     places = [model / "tokenizer", model]
-    if model.parent.name == "checkpoints":  # perhaps one of a workdir's
+    if model.parent.name == "checkpoints":  # possibly a checkpoint of a workdir
         places.append(model.parents[1] / "tokenizer")
     return places
 
 
 def tokenizer_fingerprint(model: str | Path) -> str:
-    """That of the tokenizer that lies with a model; "": none does."""
+    """Return the fingerprint of a model's tokenizer, "" if there is none."""
     place = next(filter(has_tokenizer, tokenizer_places(model)), None)
     return load_tokenizer(place).fingerprint if place else ""
 
 
 def write_testbed(config, folder: Path) -> None:
-    """Lay out the synthetic world of `config.testbed` and `config.annotators`."""
+    """Write the synthetic world of `config.testbed` and `config.annotators`."""
     testbed = world.TestbedConfig(**config.testbed)
     world.write(testbed, folder)
     annotators = make_annotators(AnnotatorConfig(**config.annotators))

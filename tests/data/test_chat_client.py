@@ -58,7 +58,7 @@ def test_what_was_answered_is_never_asked_again(service, make_client):
     assert client.answers([asking("a"), asking("b")]) == ["yes", "yes"]
     assert sorted(r["messages"][0]["content"] for r in service.requests) == ["a", "b"]
     assert service.keys == ["Bearer secret"] * 2
-    # Nor after a restart; but another setting is another question.
+    # A restart asks nothing either, but another setting makes another request.
     assert make_client().answer(asking("a")) == "yes"
     assert len(service.requests) == 2
     make_client(temperature=0.5).answer(asking("a"))

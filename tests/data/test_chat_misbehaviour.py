@@ -1,7 +1,7 @@
 """The client against a service that misbehaves: a row each, with the right outcome.
 
-A failure that passes is asked again; one that stays is one answer missing, while the
-others are there. What an answer that never came may have cost counts as spent.
+A transient failure is retried; a permanent one loses one answer, not the others. The
+possible cost of an answer that never came counts as spent.
 """
 
 import gzip
@@ -67,7 +67,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 GZIPPED = {"Content-Encoding": "gzip"}
 CHINESE = content("是").replace(b"\\u662f", "是".encode("gbk"))
 
-# --- Asked again: name, first reply, what that reply may have cost ---
+# --- Retried: name, first reply, what that reply may have cost ---
 PASSING = [
     ("408", (408, b""), MOST),
     ("409", (409, b"{}"), 0),

@@ -1,5 +1,5 @@
-"""Records to token ids: what is left out is counted, no response is cut, and none that
-generation cut gets an end."""
+"""Encoding of records: omissions are counted, no response is cut, and a response that
+generation cut gets no end token."""
 
 import dataclasses
 
@@ -82,7 +82,7 @@ def test_every_unusable_pair_is_counted_by_its_reason(tokenizer):
 def test_only_a_response_that_ended_has_an_end_token_and_it_counts(
     ended, side, tokenizer
 ):
-    """One token more in the limit is the end's place."""
+    """The end token counts towards the limit."""
     given = dataclasses.replace(comparison(), **{f"ended_{side}": ended})
     whole = [encode_response(text, tokenizer) for text in ("good", "bad")]
     expected = list(whole)

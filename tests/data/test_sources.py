@@ -149,7 +149,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
 
 @pytest.fixture
 def made(tmp_path):
-    """A preference set, its config, and the folder that was made of it."""
+    """A preference set, its config, and the data folder made from both."""
     write_split(
         tmp_path / "set", train=json.dumps(GOOD) + "\n", test=json.dumps(GOOD) + "\n"
     )

@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax.models import huggingface
 from tests.models.families import FAMILIES, random_model, with_fields
 
-# What the published implementations compute for small random checkpoints.
+# Outputs of the published implementations for small random checkpoints.
 PARITY = Path(__file__).parents[2] / ".." / "shared" / "parity"
 CASES = (
     "chatglm_v1",
@@ -25,7 +25,7 @@ CASES = (
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly():
-    """Programs here run once or twice on a few numbers: compiling is all the time."""
+    """Compile quickly: programs here run once or twice, and compilation dominates."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -1,4 +1,4 @@
-"""What must hold for every family, whatever the weights."""
+"""Invariants of every family, for any weights."""
 
 import dataclasses
 
@@ -56,7 +56,7 @@ def test_padding_on_either_side_changes_no_real_token(model):
     tokens, mask = batch(model.config)
     right = hidden_of(model, tokens, mask)
     left = hidden_of(model, *shift_right(tokens, mask))
-    # What follows a row's end is read as text here, and cannot reach back.
+    # Padding after a row's end is read as text here, and cannot affect earlier tokens.
     alone = hidden_of(model, tokens, None)
     for b in range(len(tokens)):
         n = mask[b].sum()
@@ -152,7 +152,8 @@ def test_scanned_and_recomputed_layers_give_the_same_gradients(remat):
 
 
 def test_padding_gives_no_nan_forward_or_backward(model):
-    """Even a row without any token, as in the last batch of an evaluation."""
+    """Outputs are finite even for a row without tokens, as in an evaluation's last
+    batch."""
     tokens, mask = shift_right(*batch(model.config))
     mask[0] = False
     loss, gradient = loss_and_gradient(model, tokens, mask)

@@ -1,4 +1,4 @@
-"""Checkpoints in and out, in every family's naming."""
+"""Reading and writing of checkpoints, in every family's naming."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def test_with_a_mesh_every_device_holds_its_slice(family, chunk, tmp_path, monke
 
 
 def test_loading_takes_less_of_the_host_than_its_largest_tensor(tmp_path, monkeypatch):
-    """What numpy holds, that is; the device's arrays are the device's."""
+    """The host's memory is that of numpy arrays; device arrays do not count."""
     config = ChatGLMConfig(
         vocab_size=2048,
         width=128,

@@ -15,7 +15,7 @@ def test_good_inputs_pass():
     tokens, mask = rows()
     check_inputs(tokens, None, CONFIG)
     mask[0, :3] = mask[1, 4:] = False
-    tokens[0, :3] = -100  # what stands in the padding is nobody's business
+    tokens[0, :3] = -100  # ids in the padding are never checked
     check_inputs(tokens, mask, CONFIG)
 
 

@@ -1,4 +1,4 @@
-"""The cache is written in place, and rows and slots of it make room."""
+"""The cache is written in place, and its rows and slots can be replaced."""
 
 import re
 

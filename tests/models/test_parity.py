@@ -90,8 +90,8 @@ def test_greedy_continuations_are_equal_and_the_cache_changes_nothing(reference)
     full_mask = extend(mask, np.ones(chosen.shape, bool))
     _, whole = forward(model, extend(ids, chosen), full_mask)
     difference = np.abs(np.asarray(decoded - whole))[full_mask]
-    # As above: they add up in different orders, which hang on the machine (1.1e-5 with
-    # AVX-512).
+    # As above, sums are taken in different orders, which depend on the machine (1.1e-5
+    # with AVX-512).
     assert difference.max() < 2e-5
 
 

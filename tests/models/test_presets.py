@@ -67,7 +67,7 @@ def drawn(name, *, then=lambda model: model, **how) -> dict:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_random_weights_are_the_same_numbers_in_every_dtype(name, dtype):
-    """Or a policy and its frozen reference would be two models."""
+    """Otherwise a policy and its frozen reference would be two models."""
     exact, found = drawn(name, param_dtype="float32"), drawn(name, param_dtype=dtype)
     assert exact.keys() == found.keys()
     for parameter, x in found.items():

@@ -1,4 +1,4 @@
-"""Eight bits in place of 32: the same model within a few per cent, in less memory."""
+"""Quantised models: outputs within a few per cent of float32, in less memory."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A data set in a published layout, laid out as the folder that the stages read."""
+"""Conversion of a data set in a published layout to the folder that stages read."""
 
 import hashlib
 import json
@@ -40,34 +40,34 @@ def read_data_set(
     on_bad_record: OnBadRecord = "error",
     report: Path | None = None,
 ) -> tuple[list[Comparison | Dialogue | Prompt], Counter]:
-    """The records of one split of a data set.
+    """Read the records of one split of a data set.
 
     Args:
-        origin: what `rows.sources` takes.
-        layout: one of `layouts.LAYOUTS`; "": found from the fields of each row.
+        origin: an origin of `rows.sources`.
+        layout: one of `layouts.LAYOUTS`; "" detects the layout of each row by its
+            fields.
 
     Returns:
-        The records, and how many rows there were, how many pairs, dialogues and prompts
-        in them, how many of these were left out for each reason, and in how many rows a
-        field was not used.
+        The records, and counts of rows, of the pairs, dialogues and prompts in them, of
+        those left out by reason, and of rows with an unused field.
     """
     if layout and layout not in LAYOUTS:
-        known = ", ".join(LAYOUTS)
-        raise ValueError(f"{layout=} is unknown; there are: {known}, or '' to detect.")
+        names = ", ".join(LAYOUTS)
+        raise ValueError(f"{layout=} is unknown; there are: {names}, or '' to detect.")
     records, counts = [], Counter()
     for source, rows in sources(origin, split):
-        for found in each_good(
+        for row in each_good(
             rows,
             lambda row: records_of(row, layout),
             source=source,
             on_bad_record=on_bad_record,
             report=report,
         ):
-            records += found.records
+            records += row.records
             counts["rows"] += 1
-            counts.update(NAMES[type(record)] for record in found.records)
-            counts += Counter({f"left out: {x}": n for x, n in found.left_out.items()})
-            counts.update(f"rows with an unused field: {x}" for x in found.unused)
+            counts.update(NAMES[type(record)] for record in row.records)
+            counts += Counter({f"left out: {x}": n for x, n in row.left_out.items()})
+            counts.update(f"rows with an unused field: {x}" for x in row.unused)
     return records, counts
 
 
@@ -82,16 +82,17 @@ def write_data_folder(
     on_bad_record: OnBadRecord = "error",
     report: Path | None = None,
 ) -> dict[str, Counter]:
-    """Lay out a data set: its comparisons, its dialogues to imitate (or else what was
-    chosen), its prompts (or else those of the comparisons, or of the dialogues).
-    Returns the counts of each part; `folder/source.json` says the same.
+    """Write a data set as a data folder: its comparisons, its dialogues to imitate (or
+    else the chosen responses), its prompts (or else those of the comparisons or the
+    dialogues). Returns the counts of each part, which `folder/source.json` holds too.
 
     A file is one split. A folder may also hold some of the files of a data folder, in
-    any layout; what it lacks is made of the others.
+    any layout; missing files are made from the others.
 
     Args:
-        test_split: "" holds out `test_share` of each kind of record, by the first turn,
-            so that a conversation stays on one side; so does a file.
+        test_split: the name of the test split. "" instead holds out `test_share` of
+            each kind of record, by the first turn, so that a conversation stays in one
+            part; an `origin` that is a file does so too.
     """
     if train_split == test_split:
         raise ValueError(f"{train_split=} and {test_split=} must differ.")
@@ -113,10 +114,10 @@ def write_data_folder(
     for name, places in parts.items():
         records[name], counts[name] = [], Counter()
         for place, split in places:
-            found, count = read_data_set(
+            more, count = read_data_set(
                 place, split, layout=layout, on_bad_record=on_bad_record, report=report
             )
-            records[name] += found
+            records[name] += more
             counts[name] += count
     _hold_out(records["train"], records["test"], test_share, origin)
     for name, part in records.items():
@@ -129,7 +130,7 @@ def write_data_folder(
 
 def _hold_out(train: list, test: list, share: float, origin: str) -> None:
     """Move a share of the conversations of each kind that `test` lacks from `train` to
-    `test`: at least one, and not all."""
+    `test`, at least one and never all."""
     for kind in {type(record) for record in train} - {type(record) for record in test}:
         places = {_place(record) for record in train if type(record) is kind}
         ordered = sorted(places)
@@ -141,9 +142,9 @@ def _hold_out(train: list, test: list, share: float, origin: str) -> None:
             )
         limit = min(held_out[-1], ordered[-2])
         chosen = [type(r) is kind and _place(r) <= limit for r in train]
-        both = list(zip(train, chosen, strict=True))
-        test += [record for record, is_test in both if is_test]
-        train[:] = [record for record, is_test in both if not is_test]
+        parts = list(zip(train, chosen, strict=True))
+        test += [record for record, is_test in parts if is_test]
+        train[:] = [record for record, is_test in parts if not is_test]
 
 
 def _write_part(folder: Path, part: list, name: str, is_test: bool) -> None:
@@ -155,7 +156,7 @@ def _write_part(folder: Path, part: list, name: str, is_test: bool) -> None:
         purpose = "hold out" if is_test else "train on"
         raise RecordError(f"{name} leaves no pairs to {purpose}.")
     whole = [c for c in decided if c.responses[0].ended]
-    dialogues = dialogues or _unlike(map(chosen_dialogue, whole))
+    dialogues = dialogues or _unique(map(chosen_dialogue, whole))
     prompts = prompts or [as_kind(pair, Prompt) for pair in pairs]
     prompts = prompts or [
         hashed_prompt(d.messages[:-1], d.intent)
@@ -170,13 +171,13 @@ def _write_part(folder: Path, part: list, name: str, is_test: bool) -> None:
     write_records(folder / name, {prompt.id: prompt for prompt in prompts}.values())
 
 
-def _unlike(records: Iterable[Record]) -> list[Record]:
-    """The records without those that say the same."""
+def _unique(records: Iterable[Record]) -> list[Record]:
+    """Return the records without duplicates."""
     return list({json.dumps(vars(record)): record for record in records}.values())
 
 
 def _place(record: Comparison | Dialogue | Prompt) -> float:
-    """Where the conversation's first user turn hashes to in [0, 1)."""
+    """Return the hash in [0, 1) of the conversation's first user turn."""
     is_pair = isinstance(record, Comparison)
     messages = record.prompt.messages if is_pair else record.messages
     first = next(m["content"] for m in messages if m["role"] == "user")

@@ -1,4 +1,4 @@
-"""Fields of a JSON object, checked: each raises RecordError with the field's name."""
+"""Checked fields of a JSON object; each function raises RecordError with the name."""
 
 import sys
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def boolean(record: dict, field: str, default: bool) -> bool:
 
 
 def token_ids(record: dict, field: str) -> list[int] | None:
-    """A list of at least one token id, or None."""
+    """Read a list of at least one token id, or None."""
     value = record.get(field)
     if value is None:
         return None
@@ -56,7 +56,7 @@ def token_ids(record: dict, field: str) -> list[int] | None:
 
 
 def objects(record: dict, field: str) -> list[dict[str, Any]]:
-    """A list of objects."""
+    """Read a list of objects."""
     value = record.get(field)
     if not isinstance(value, list):
         raise RecordError(f"must be a list, not {kind_of(value)}.", field)
@@ -68,7 +68,7 @@ def objects(record: dict, field: str) -> list[dict[str, Any]]:
 
 
 def texts(record: dict, field: str) -> list[str]:
-    """A list of texts."""
+    """Read a list of texts."""
     value = record.get(field)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise RecordError("must be a list of texts.", field)
@@ -78,7 +78,7 @@ def texts(record: dict, field: str) -> list[str]:
 def choices(
     record: dict, field: str, names: Sequence[str], allowed: tuple[str, ...]
 ) -> dict[str, str] | None:
-    """An object that gives some of `names` one of the allowed texts, or None."""
+    """Read an object that maps some of `names` to allowed texts, or None."""
     value = optional_object(record, field)
     for name, chosen in (value or {}).items():
         if name not in names or chosen not in allowed:

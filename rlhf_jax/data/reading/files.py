@@ -4,10 +4,10 @@
 |---|---|
 | .jsonl | one object a line |
 | .json | an object of a list of objects, or one object a line |
-| .csv, .tsv | a line under the line of names; every cell is text, an empty one null |
+| .csv, .tsv | a line below the line of names; cells are text, an empty cell is null |
 | .parquet | a row, numbered from 1 |
 
-All but parquet may be gzipped (.csv.gz), and must be UTF-8.
+Files other than parquet must be UTF-8, and may be gzipped (.csv.gz).
 """
 
 import csv
@@ -39,11 +39,11 @@ Rows = Iterator[tuple[int, dict | RecordError]]
 
 
 def scan_file(path: str | Path) -> Rows:
-    """(line, row or what is wrong with it) of each row of a file.
+    """Yield (line, row or RecordError) for each row of a file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: its ending is none of READERS'.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file's ending is not a key of READERS.
     """
     path = Path(path)
     if path.is_dir():
@@ -59,16 +59,16 @@ def scan_file(path: str | Path) -> Rows:
 
 
 def ending(path: Path) -> str:
-    """Of a file's name, without .gz: a key of READERS, perhaps."""
+    """Return the ending of a file's name without .gz, possibly a key of READERS."""
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 def plain(value: Any) -> Any:
-    """JSON's types for those of arrow, numpy and TFDS; dates and times become ISO 8601;
-    what JSON has not is null.
+    """Convert types of arrow, numpy and TFDS to those of JSON: dates and times become
+    ISO 8601, types unknown to JSON become null.
 
     Raises:
-        UnicodeDecodeError: bytes that are not text.
+        UnicodeDecodeError: the value holds bytes that are not UTF-8 text.
     """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
@@ -88,7 +88,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_rows(rows: Iterable[dict]) -> Rows:
-    """Rows of a library, made plain and checked."""
+    """Convert the rows of a library to plain objects, and check them."""
     for number, row in enumerate(rows, start=1):
         result = {}
         try:
@@ -110,7 +110,7 @@ def _scan_json(path: Path) -> Rows:
     except BROKEN_GZIP as error:
         yield 1, not_whole(error)
     except UnicodeDecodeError as error:
-        # Of JSON lines the others can be read.
+        # In a file of JSON lines, the other lines can still be read.
         begins_list = data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
         yield from [(1, not_utf8(error))] if begins_list else scan_json_lines(path)
     else:
@@ -127,7 +127,7 @@ def _scan_json(path: Path) -> Rows:
 
 
 def _scan_list(text: str) -> Rows:
-    """The items of a JSON list, each with the line that it begins in."""
+    """Yield the items of a JSON list, each with the line in which the item begins."""
     decoder, line, seen = json.JSONDecoder(), 1, 0
     place = _next_sign(text, text.index("[") + 1)
     while text[place : place + 1] not in ("", "]"):
@@ -153,14 +153,14 @@ def _scan_list(text: str) -> Rows:
 
 
 def _next_sign(text: str, place: int) -> int:
-    """Where the next character stands that is no white space."""
+    """Return the place of the next character that is not white space."""
     while place < len(text) and text[place].isspace():
         place += 1
     return place
 
 
 def _is_one_object(text: str) -> bool:
-    """Whether a text is a JSON object that takes several lines."""
+    """Return True if a text is one JSON object over several lines."""
     first, _, rest = text.strip().partition("\n")
     if not rest.strip() or isinstance(parse(first.encode()), dict):
         return False
@@ -213,12 +213,12 @@ def _names(cells: list[str], delimiter: str) -> list[str]:
 def _table_row(names: list[str], cells: list[str]) -> dict:
     if len(cells) != len(names):
         raise RecordError(f"has {len(cells)} cells; the first line has {len(names)}.")
-    both = zip(names, cells, strict=True)
-    return {name: _cell(cell, name) for name, cell in both}
+    columns = zip(names, cells, strict=True)
+    return {name: _cell(cell, name) for name, cell in columns}
 
 
 def _cell(text: str, name: str) -> Any:
-    """The text of a cell; messages, where it is a list of them; null, where empty."""
+    """Return the text of a cell, the messages of a JSON list, or null if empty."""
     text = _as_text(text, name)
     begin = text.lstrip()[:20].replace(" ", "")
     if begin.startswith(('[{"role"', '[{"content"', '[{"from"', '[{"value"')):
@@ -242,7 +242,7 @@ def _as_text(cell: str, name: str) -> str:
 
 
 def _scan_parquet(path: Path) -> Rows:
-    import pyarrow.parquet  # only when it is used: it takes a second
+    import pyarrow.parquet  # a slow import (a second), so only where needed
 
     rows = 0
     try:

@@ -1,8 +1,8 @@
-"""Files of one JSON object a line, plain or gzipped: read strictly, none lost silently.
+"""Strict reading of files of one JSON object a line, plain or gzipped.
 
-A line is either a good object or a `RecordError`; `keep_good` turns a stream of both
-into records, and reports every bad line by file, line, field and reason, whether it
-stops the run or is left out.
+A line is either a good object or a `RecordError`; `keep_good` turns a stream of objects
+and errors into records. No line is lost silently: every bad line is reported by file,
+line, field and reason, whether bad lines stop the run or are left out.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from absl import logging
 
 from rlhf_jax.files import writing_whole
 
-MAX_LINE = 2**24  # bytes; keeps a file without line ends out of memory
-MAX_TEXT = 2**20  # characters in one string
-MAX_DEPTH = 32  # lists and objects inside each other
-SHOWN = 5  # bad records in a message; the report lists all
+MAX_LINE = 2**24  # longest line in bytes, against files without line ends
+MAX_TEXT = 2**20  # longest string, in characters
+MAX_DEPTH = 32  # deepest nesting of lists and objects
+SHOWN = 5  # number of bad records in a message; the report lists all
 
 OnBadRecord = Literal["error", "skip"]
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
-BEGINNINGS = {  # of files that are no text
+BEGINNINGS = {  # first bytes of files that are not UTF-8 text
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
     b"PAR1": "a parquet file",
@@ -37,14 +37,14 @@ BEGINNINGS = {  # of files that are no text
 
 
 class RecordError(ValueError):
-    """No valid record: what is wrong, and in which field ("": the whole line)."""
+    """A record is invalid: `problem` in `field` ("" for the whole line)."""
 
     def __init__(self, problem: str, field: str = ""):
         super().__init__(f"field '{field}' {problem}" if field else problem)
         self.problem, self.field = problem, field
 
     def within(self, parent: str) -> "RecordError":
-        """The same, of a field inside `parent`."""
+        """Return the same error for a field inside `parent`."""
         return RecordError(self.problem, f"{parent}.{self.field}".rstrip("."))
 
 
@@ -52,8 +52,8 @@ class RecordError(ValueError):
 class BadRecord:
     """A line of the report."""
 
-    file: str  # or the name of a data set
-    line: int  # from 1; the row of a data set
+    file: str  # path of the file, or name of a data set
+    line: int  # number of the line, or of the data set's row, from 1
     field: str
     reason: str
 
@@ -65,16 +65,17 @@ class BadRecord:
 def scan_json_lines(
     path: str | Path, wanted: Iterator[bool] | None = None
 ) -> Iterator[tuple[int, dict | RecordError | None]]:
-    """(line number, object or what is wrong with it) for each line that is not blank.
+    """Yield (line number, object or RecordError) for each line that is not blank.
 
-    A broken gzip stream ends the file with one error; the whole lines before stay.
+    A broken gzip stream ends the file with one error; the complete lines before the
+    break are read.
 
     Args:
-        wanted: says of each such line whether it is; the others are not parsed, and
-            come as None.
+        wanted: True or False for each line that is not blank; unwanted lines are not
+            parsed, and yield None.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,23 +97,23 @@ def scan_json_lines(
 
 
 def opened(path: Path) -> BinaryIO:
-    """The bytes of a file, unpacked where it is gzipped, whatever its name."""
+    """Open a file for bytes, decompressed if the file is gzipped, whatever its name."""
     with path.open("rb") as file:
         is_gzip = path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if is_gzip else path.open("rb")
 
 
 def not_whole(error: Exception) -> RecordError:
-    """The error of a gzip stream that breaks off, one of BROKEN_GZIP."""
+    """Return the RecordError for a truncated gzip stream, one of BROKEN_GZIP."""
     return RecordError(f"not a whole gzip file, what follows is lost: {error}")
 
 
 def checked(row: Any) -> dict:
-    """`row`, if it is an object that can be kept and written again.
+    """Return `row` if it is an object that can be written again as JSON.
 
     Raises:
-        RecordError: not an object; or a value in it is too large or too deep, half of
-            a character, or a number that JSON does not know.
+        RecordError: the row is not an object, or a value in it is too large, too deep,
+            a lone surrogate, or a number that JSON does not have.
     """
     if not isinstance(row, dict):
         raise RecordError(f"must be a JSON object, not {kind_of(row)}.")
@@ -123,7 +124,7 @@ def checked(row: Any) -> dict:
 
 
 def keep_good(rows, convert, **where) -> list:
-    """The list of what `each_good` yields."""
+    """Return the results of `each_good` as a list."""
     return list(each_good(rows, convert, **where))
 
 
@@ -135,17 +136,17 @@ def each_good(
     on_bad_record: OnBadRecord = "error",
     report: Path | None = None,
 ) -> Iterator:
-    """`convert(row)` of every good row, one after the other.
+    """Yield `convert(row)` for every good row.
 
     Args:
-        convert: raises RecordError for a row that it does not take.
+        convert: a function that raises RecordError for bad rows.
         source: a file or the name of a data set, for messages.
-        on_bad_record: "error" stops after reading everything, with the bad ones named;
-            "skip" leaves them out.
-        report: a .jsonl file that lists all bad records, of this source among others.
+        on_bad_record: "error" raises after all rows are read, with the bad ones named;
+            "skip" leaves bad rows out.
+        report: a .jsonl file that lists all bad records, also those of other sources.
 
     Raises:
-        RecordError: at the end, a bad row, under "error"; or there is no good one.
+        RecordError: at the end, if a row is bad under "error", or if no row is good.
     """
     if on_bad_record not in ("error", "skip"):
         raise ValueError(f"{on_bad_record=} must be 'error' or 'skip'.")
@@ -175,7 +176,7 @@ def each_good(
 
 
 def kind_of(value) -> str:
-    """What JSON calls it, for messages."""
+    """Return the name of a value's type for messages, as in JSON."""
     if value is None:
         return "null"
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -183,7 +184,7 @@ def kind_of(value) -> str:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """The lines of a file; None for one above the limit."""
+    """Yield the lines of a file, None for a line above the limit."""
     start = True
     while line := file.readline(MAX_LINE + 1):
         if len(line) <= MAX_LINE:
@@ -196,14 +197,14 @@ def _lines(file: BinaryIO) -> Iterator[bytes | None]:
 
 
 def parse(line: bytes) -> dict | RecordError:
-    """The object that a line of JSON holds, or what is wrong with it."""
+    """Parse the object of a line of JSON, or return the error."""
     try:
         text = line.decode("utf-8")
         try:
             row = _DECODER.decode(text)
         except _NotFiniteError:
             return checked(json.loads(text, object_pairs_hook=_object))
-        # Most lines are too short and too plain to hold what `checked` looks for.
+        # Most lines are too short and too plain to violate a limit of `checked`.
         deep = line.count(b"{") + line.count(b"[") > MAX_DEPTH
         plain = len(line) <= MAX_TEXT and not deep and rb"\u" not in line
         return row if plain and isinstance(row, dict) else checked(row)
@@ -216,7 +217,7 @@ def parse(line: bytes) -> dict | RecordError:
 
 
 def not_utf8(error: UnicodeDecodeError) -> RecordError:
-    """What is wrong with bytes that are not text, and what to do."""
+    """Return the error for bytes that are not text, with advice."""
     kinds = [kind for b, kind in BEGINNINGS.items() if error.object.startswith(b)]
     begins = f" It begins as {kinds[0]} does." if kinds else ""
     return RecordError(
@@ -226,16 +227,16 @@ def not_utf8(error: UnicodeDecodeError) -> RecordError:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise RecordError("stands twice.", twice)
-    return found
+    return value
 
 
 class _NotFiniteError(Exception):
-    """There is a number that is not finite; `checked` finds where."""
+    """A number is not finite; `checked` locates the number."""
 
 
 def _float(text: str) -> float:
@@ -273,7 +274,7 @@ def _check(value, field: str, depth: int) -> None:
 
 
 def _write_report(report: Path, source: str, bad: list[BadRecord]) -> None:
-    """Replace what the report says of `source`; lines of another origin stay."""
+    """Replace the report's lines about `source`; lines about other sources stay."""
     lines = report.read_bytes().split(b"\n") if report.exists() else []
     others = [line for line in lines if line.strip() and not _is_of(line, source)]
     if lines or bad:
@@ -283,7 +284,7 @@ def _write_report(report: Path, source: str, bad: list[BadRecord]) -> None:
 
 
 def _is_of(line: bytes, source: str) -> bool:
-    """Whether a line of a report is about `source`."""
+    """Return True if a line of a report is about `source`."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

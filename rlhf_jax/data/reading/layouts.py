@@ -1,4 +1,4 @@
-"""The layouts in which data sets are published, each to our records.
+"""Layouts of published data sets, and their conversion to our records.
 
 Comparisons:
 
@@ -6,7 +6,7 @@ Comparisons:
 |---|---|
 | dialogues | chosen, rejected: text with Human: and Assistant: marks (hh-rlhf) |
 | text | a prompt, chosen, rejected: text |
-| message_pairs | chosen, rejected: lists of messages; a prompt, or it is in both |
+| message_pairs | chosen, rejected: lists of messages; a prompt, or both hold it |
 | scored | a prompt, completions with scores (UltraFeedback), or responses and scores |
 | ranked | instruction, input, output: texts, the best first (LLaMA-Factory) |
 | llmbar | input, output_1, output_2, label: 1 or 2 |
@@ -23,14 +23,14 @@ Dialogues to imitate, and prompts to answer:
 | prompt | a prompt alone |
 
 A prompt is `prompt`, `conversations`, `instruction`, `question` or `input`, text or
-messages; `input` stands behind a text of another name. Before it, in every layout,
-stand `system` (`system_prompt`, `system_message`) with its `tools`, and `history`. A
-null is no field. Fields that are not used, also of messages, are counted by name.
+messages; `input` follows a text of another name. In every layout the prompt is preceded
+by `system` (`system_prompt`, `system_message`) with its `tools`, and by `history`. A
+null field counts as absent. Unused fields, also of messages, are counted by name.
 
-`score_chosen` and `score_rejected` beside a pair make it a tie where they are equal. A
-prompt's id is a hash of its messages, so that equal prompts meet in any order of files.
-A field that is missing or of a wrong type is a bad record; a row that is well formed
-but of no use is left out, and counted by reason. Texts are stripped of white space.
+A pair with equal `score_chosen` and `score_rejected` is a tie. A prompt's id is a hash
+of its messages, so that equal prompts have equal ids in any order of files. A field
+that is missing or of a wrong type is a bad record; a row that is well formed but
+unusable is left out, and counted by reason. Texts are stripped of white space.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ from rlhf_jax.data.records import (
     prompt_id,
 )
 
-# A field that only this layout has.
+# Layouts by a field that no other layout has.
 MARKS = {
     "response_a": "comparison",
     "completions": "scored",
@@ -80,25 +80,26 @@ MARKS = {
     "messages": "messages",
 }
 ANSWERS = ("completion", "output", "response")
-Outcome = Comparison | Dialogue | Prompt | str  # or why the row, or a pair, is left out
+# A record, or the reason why the row, or a pair in the row, is left out.
+Outcome = Comparison | Dialogue | Prompt | str
 
 
-class Found(NamedTuple):
-    """What a row holds."""
+class RowRecords(NamedTuple):
+    """The records of a row."""
 
     records: list[Comparison | Dialogue | Prompt]
-    left_out: Counter  # pairs, dialogues or prompts, by reason
-    unused: set[str]  # fields of the row that nothing was made of
+    left_out: Counter  # counts of pairs, dialogues or prompts left out, by reason
+    unused: set[str]  # names of the row's unused fields
 
 
-def records_of(row: dict, layout: str = "") -> Found:
-    """The records of a row.
+def records_of(row: dict, layout: str = "") -> RowRecords:
+    """Convert a row to records.
 
     Args:
-        layout: a key of LAYOUTS; "": found from the fields.
+        layout: a key of LAYOUTS; "" detects the layout by the fields.
 
     Raises:
-        RecordError: a field is missing or of a wrong type, or no layout has them.
+        RecordError: a field is missing or of a wrong type, or no layout has the fields.
         ValueError: `layout` is unknown.
     """
     row = Row(row)
@@ -115,34 +116,34 @@ def records_of(row: dict, layout: str = "") -> Found:
         raise RecordError(problem, error.field) from None
     left_out = Counter(reason for reason in outcomes if isinstance(reason, str))
     records = [item for item in outcomes if not isinstance(item, str)]
-    return Found(records, left_out, row.unused)
+    return RowRecords(records, left_out, row.unused)
 
 
 def comparisons_of(row: dict, layout: str = "") -> tuple[list[Comparison], Counter]:
-    """The comparisons of a row, and how many pairs were left out, by reason.
+    """Return the comparisons of a row, and counts of pairs left out, by reason.
 
     Raises:
         RecordError, ValueError: as `records_of`; or the row holds other records.
     """
-    found = records_of(row, layout)
-    return [as_kind(record, Comparison) for record in found.records], found.left_out
+    read = records_of(row, layout)
+    return [as_kind(record, Comparison) for record in read.records], read.left_out
 
 
-def read_as(row: dict, kind: type[Record]) -> Found:
-    """The records of one kind in a row, in our own layout or in another's.
+def read_as(row: dict, kind: type[Record]) -> RowRecords:
+    """Read the records of one kind in a row, in our own layout or a published one.
 
     Raises:
-        RecordError: as `records_of`; or the row holds none of this kind.
+        RecordError: as `records_of`; or the row holds no record of this kind.
     """
     row = Row(row)
     if _is_own(row, kind):
         check_version(row)
-        return Found([kind.from_json(row)], Counter(), row.unused)
-    found = records_of(row)
-    records = found.records
+        return RowRecords([kind.from_json(row)], Counter(), row.unused)
+    read = records_of(row)
+    records = read.records
     if kind is Dialogue:
         records = [r for r in records if not isinstance(r, Comparison) or _decided(r)]
-    return found._replace(records=[as_kind(record, kind) for record in records])
+    return read._replace(records=[as_kind(record, kind) for record in records])
 
 
 def _is_own(row: Row, kind: type[Record]) -> bool:
@@ -158,16 +159,16 @@ def _is_own(row: Row, kind: type[Record]) -> bool:
 
 
 def _decided(comparison: Comparison) -> bool:
-    """Whether there is a chosen response, and generation did not cut it."""
+    """Return True if there is a chosen response that generation did not cut."""
     return comparison.preference != "tie" and comparison.responses[0].ended
 
 
 def as_kind(record: Comparison | Dialogue | Prompt, kind: type[Record]) -> Record:
-    """The record, or what it says as a record of another kind: a comparison's prompt,
-    or its chosen response as a dialogue.
+    """Return the record as one of another kind: a comparison's prompt, or its prompt
+    with the chosen response as a dialogue.
 
     Raises:
-        RecordError: it does not hold one.
+        RecordError: the record holds no record of that kind.
     """
     if isinstance(record, kind):
         return record
@@ -175,28 +176,28 @@ def as_kind(record: Comparison | Dialogue | Prompt, kind: type[Record]) -> Recor
         return record.prompt if kind is Prompt else chosen_dialogue(record)
     if kind is Comparison:
         name = type(record).__name__.lower()
-        problem = f"is a {name}, no comparison: it needs chosen and rejected."
+        problem = f"is a {name}, not a comparison, which needs chosen and rejected."
         raise RecordError(problem)
     role = "user" if kind is Prompt else "assistant"
     raise RecordError(f"must end with the {role}.", "messages")
 
 
 def chosen_dialogue(comparison: Comparison) -> Dialogue:
-    """A prompt and its chosen response, to imitate."""
+    """Make a dialogue of a comparison's prompt and its chosen response."""
     answer = {"role": "assistant", "content": comparison.chosen}
     return Dialogue((*comparison.prompt.messages, answer))
 
 
 def detect(row: dict) -> str:
-    """The layout that has these fields; a null is no field.
+    """Detect the layout with these fields; a null field counts as absent.
 
     Raises:
-        RecordError: none has; says which there are.
+        RecordError: no layout has the fields; the message lists the layouts.
     """
     if looks := _looks(Row(row)):
         return looks
     names = ", ".join(sorted(Row(row)))[:200]
-    hint = " A text alone does not say who speaks." if "text" in row else ""
+    hint = " A text alone does not name its speakers." if "text" in row else ""
     raise RecordError(
         f"no known layout has the fields {names}.{hint} docs/data_formats.md lists "
         f"the fields of each: {', '.join(LAYOUTS)}."
@@ -204,7 +205,7 @@ def detect(row: dict) -> str:
 
 
 def _looks(row: Row) -> str:
-    """The layout that has these fields, or ""."""
+    """Return the layout with these fields, or ""."""
     names = set(row)
     if pair := [dict.get(row, name) for name in ("chosen", "rejected") if name in row]:
         if isinstance(pair[0], list | dict):
@@ -223,18 +224,19 @@ def _looks(row: Row) -> str:
     return "prompt" if has_prompt else ""
 
 
-def prompt_in(row: dict, intent_field: str) -> Found:
-    """The prompt of a row, in our own layout or in another's.
+def prompt_in(row: dict, intent_field: str) -> RowRecords:
+    """Read the prompt of a row, in our own layout or a published one.
 
     Raises:
-        RecordError: a field is missing or of a wrong type, or the user is not the last.
+        RecordError: a field is missing or of a wrong type, or the last message is not
+            the user's.
     """
     row = Row(row)
     if not set(row) & set(PROMPTS) or {"id", "messages"} <= set(row):
-        found = records_of(row)
-        if not found.records:
-            raise RecordError(f"holds no prompt: {', '.join(found.left_out)}.")
-        return found._replace(records=[as_kind(found.records[0], Prompt)])
+        read = records_of(row)
+        if not read.records:
+            raise RecordError(f"holds no prompt: {', '.join(read.left_out)}.")
+        return read._replace(records=[as_kind(read.records[0], Prompt)])
     messages = prompt_messages(row)
     if messages[-1]["role"] != "user":
         raise RecordError("must end with the user.", "prompt")
@@ -243,7 +245,7 @@ def prompt_in(row: dict, intent_field: str) -> Found:
 
 
 def hashed_prompt(messages: Sequence[Message], intent: str = "") -> Prompt:
-    """A prompt whose id says what stands in it."""
+    """Make a prompt whose id is the hash of its messages."""
     return Prompt(prompt_id(messages), tuple(messages), intent)
 
 
@@ -259,7 +261,7 @@ def _dialogues(row: Row) -> Iterator[Outcome]:
 
 def _text_pair(row: Row) -> Iterator[Outcome]:
     pair = answer_text(row, "chosen"), answer_text(row, "rejected")
-    if all(map(starts_with_mark, pair)):  # the prompt stands in both as well
+    if all(map(starts_with_mark, pair)):  # both texts hold the prompt as well
         yield from _dialogues(row)
     else:
         yield _comparison(prompt_messages(row), *pair, _preference(row))
@@ -278,12 +280,12 @@ def _message_pairs(row: Row) -> Iterator[Outcome]:
 
 def _scored(row: Row) -> Iterator[Outcome]:
     field = "completions" if "completions" in row else "responses"
-    several = as_records(row.get(field))
-    if not isinstance(several, list):
-        raise RecordError(f"must be a list, not {kind_of(several)}.", field)
-    if all(isinstance(item, dict) for item in several):
+    items = as_records(row.get(field))
+    if not isinstance(items, list):
+        raise RecordError(f"must be a list, not {kind_of(items)}.", field)
+    if all(isinstance(item, dict) for item in items):
         texts, scores = [], []
-        for i, item in enumerate(several):
+        for i, item in enumerate(items):
             try:
                 name = first_of(item, ("response", "completion", "text", "content"))
                 texts.append(fields.text(item, name))
@@ -292,7 +294,7 @@ def _scored(row: Row) -> Iterator[Outcome]:
             except RecordError as error:
                 raise error.within(f"{field}[{i}]") from None
     else:
-        texts = [fields.text({field: item}, field) for item in several]
+        texts = [fields.text({field: item}, field) for item in items]
         name = first_of(row, ("scores", "rewards", "ratings"))
         if not isinstance(row[name], list) or len(row[name]) != len(texts):
             raise RecordError(f"must give each of {len(texts)} {field} a number.", name)
@@ -377,7 +379,7 @@ def _messages(row: Row) -> Iterator[Outcome]:
     elif messages[-1]["role"] == "user":
         task = fields.optional_object(row, "task")
         name = fields.text(row, "id", default="") or prompt_id(messages)
-        yield _asked(Prompt(name, tuple(messages), intent, task))
+        yield _prompt(Prompt(name, tuple(messages), intent, task))
     else:
         raise RecordError("must end with the assistant, or with the user.", name)
 
@@ -399,7 +401,7 @@ def _completion(row: Row) -> Iterator[Outcome]:
 
 
 def _prompt_alone(row: Row) -> Iterator[Outcome]:
-    yield _asked(hashed_prompt(prompt_messages(row)))
+    yield _prompt(hashed_prompt(prompt_messages(row)))
 
 
 LAYOUTS: dict[str, Callable[[dict], Iterator[Outcome]]] = {
@@ -421,7 +423,7 @@ LAYOUTS: dict[str, Callable[[dict], Iterator[Outcome]]] = {
 def _of_whole_dialogues(
     chosen: list[Message], rejected: list[Message], preference: str
 ) -> Outcome:
-    """Two dialogues that share all but their last message."""
+    """Compare two dialogues that share all but their last message."""
     if any(not side or side[-1]["role"] != "assistant" for side in (chosen, rejected)):
         return "no response at the end"
     if chosen[:-1] != rejected[:-1]:
@@ -442,19 +444,19 @@ def _dialogue(messages: Sequence[Message], intent: str = "") -> Outcome:
     return reason or Dialogue(tuple(messages), intent)
 
 
-def _asked(prompt: Prompt) -> Outcome:
+def _prompt(prompt: Prompt) -> Outcome:
     reason = _unanswerable(prompt.messages)
     return reason or prompt
 
 
 def _unanswerable(prompt: Sequence[Message]) -> str:
-    """Why a prompt cannot be answered, or ""."""
+    """Return the reason why a prompt cannot be answered, or ""."""
     roles = [message["role"] for message in prompt]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or not prompt[-1]["content"].strip():
         return "empty prompt"
     in_turn = all(role != after for role, after in itertools.pairwise(turns))
-    # Who calls a tool may speak before and behind the call.
+    # An assistant that calls a tool may speak before and after the call.
     uses_tools = "observation" in turns
     if turns[0] != "user" or not (uses_tools or (in_turn and turns[-1] == "user")):
         return "roles do not alternate"
@@ -479,7 +481,8 @@ def _comparison(
 
 
 def _preference(row: Row) -> str:
-    """Of a pair with chosen first; "" where its scores say otherwise."""
+    """Return the preference of a pair with the chosen response first, "" if its scores
+    contradict the choice."""
     if row.get("score_chosen") is None or row.get("score_rejected") is None:
         return "a"
     chosen, rejected = (number(row, f"score_{x}") for x in ("chosen", "rejected"))

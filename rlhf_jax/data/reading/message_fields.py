@@ -1,6 +1,6 @@
-"""Fields of published data sets: the many ways to write a prompt or a dialogue.
+"""Fields of published data sets: the many forms of a prompt or a dialogue.
 
-Each function raises RecordError, with the field's name, for what it cannot read.
+Each function raises RecordError, with the field's name, for an unreadable field.
 """
 
 import json
@@ -12,8 +12,8 @@ from rlhf_jax.data.reading import fields
 from rlhf_jax.data.reading.json_lines import RecordError, kind_of
 from rlhf_jax.data.records import ROLES, Message, message_extras
 
-# "Human:" and "Assistant:" at the start of a text, or behind a blank line; behind any
-# line end in a text without blank lines before them.
+# "Human:" and "Assistant:" at the start of a text, or after a blank line; in a text
+# without blank lines before them (LINE_MARK), after any line end.
 MARK = re.compile(r"(?:\A\s*|\r?\n[ \t]*\r?\n)(Human|Assistant):")
 LINE_MARK = re.compile(r"(?:\A\s*|\r?\n)(Human|Assistant):")
 ROLE_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant"}
@@ -24,7 +24,7 @@ MESSAGE_KEYS = ("role", "content", "from", "value", "metadata", "tools")
 
 
 class Row(dict):
-    """A row without its nulls, which are no fields; notes which fields are read."""
+    """A row without null fields, which records the names of the fields read."""
 
     def __init__(self, row: dict):
         super().__init__((name, x) for name, x in row.items() if x is not None)
@@ -47,8 +47,8 @@ class Row(dict):
 
 
 def prompt_messages(row: Row, names: Sequence[str] = PROMPTS) -> list[Message]:
-    """From the first of `names` that the row has, text or messages, with `input` behind
-    a text; what `with_context` adds stands before it."""
+    """Read the prompt from the first of `names` that the row has, text or messages. A
+    text is followed by `input`, and preceded by the context of `with_context`."""
     name = first_of(row, names)
     if isinstance(row[name], list | dict):
         return with_context(row, message_list(row, name))
@@ -64,8 +64,8 @@ def prompt_messages(row: Row, names: Sequence[str] = PROMPTS) -> list[Message]:
 
 
 def with_context(row: Row, messages: list[Message]) -> list[Message]:
-    """`messages` behind the row's system text, with its `tools`, and its `history`,
-    unless they begin with these already."""
+    """Return `messages` after the row's system text (with its `tools`) and `history`,
+    each omitted if `messages` begin with it already."""
     own = [m for m in messages[:1] if m["role"] == "system"]
     rest = messages[len(own) :]
     for name in SYSTEMS:
@@ -87,7 +87,7 @@ def with_context(row: Row, messages: list[Message]) -> list[Message]:
 
 
 def _tools(row: Row) -> list:
-    """A list, perhaps as the text of a JSON list."""
+    """Read the list `tools`, which may be the text of a JSON list."""
     tools = row.get("tools") or []
     if isinstance(tools, str):
         try:
@@ -98,7 +98,7 @@ def _tools(row: Row) -> list:
 
 
 def _history(row: Row) -> list[Message]:
-    """Turns as [user, assistant] texts, or messages."""
+    """Read `history`: turns as [user, assistant] texts, or messages."""
     history = row.get("history") or []
     if not isinstance(history, list):
         raise RecordError(f"must be a list, not {kind_of(history)}.", "history")
@@ -116,13 +116,13 @@ def _history(row: Row) -> list[Message]:
 
 
 def starts_with_mark(text: str) -> bool:
-    """Whether a text is a dialogue with marks that the user begins."""
-    found = MARK.match(text)
-    return found is not None and found[1] == "Human"
+    """Return True if a text is a dialogue with marks that the user begins."""
+    mark = MARK.match(text)
+    return mark is not None and mark[1] == "Human"
 
 
 def marked_turns(text: str) -> list[Message]:
-    """A dialogue with Human: and Assistant: marks."""
+    """Split a dialogue with Human: and Assistant: marks into messages."""
     mark = MARK if len(MARK.findall(text)) > 1 else LINE_MARK
     first, *turns = mark.split(text)
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -144,7 +144,7 @@ def answer_text(row: Row, field: str) -> str:
 
 
 def message_list(row: dict, field: str) -> list[Message]:
-    """A list of {role, content} or {from, value}; or one such message."""
+    """Read a list of {role, content} or {from, value}, or one such message."""
     value = as_records(row.get(field))
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list) or not value:
@@ -187,7 +187,7 @@ def is_message(value) -> bool:
 
 
 def as_records(value):
-    """A list of objects that was stored as an object of lists of one length."""
+    """Convert an object of lists of equal length to a list of objects."""
     if isinstance(value, dict) and value:
         columns = list(value.values())
         if all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
@@ -201,16 +201,16 @@ def is_texts(value) -> bool:
 
 
 def vote(row: dict, field: str) -> str:
-    """0, 1 or 2, as a number or as text, is "tie", "a" or "b"."""
+    """Read 0, 1 or 2, a number or text, as "tie", "a" or "b"."""
     value = row.get(field)
-    found = re.fullmatch(r"([012])(\.0*)?", str(value).strip())
-    if isinstance(value, bool) or not found:
+    digit = re.fullmatch(r"([012])(\.0*)?", str(value).strip())
+    if isinstance(value, bool) or not digit:
         raise RecordError(f"must be 0, 1 or 2, not {str(value)[:80]!r}.", field)
-    return ("tie", "a", "b")[int(found[1])]
+    return ("tie", "a", "b")[int(digit[1])]
 
 
 def number(row: dict, field: str) -> float:
-    """A number, or the text of one."""
+    """Read a number, or the text of a number."""
     value = row.get(field)
     decimal = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
     if isinstance(value, str) and re.fullmatch(decimal, value, re.ASCII):
@@ -222,9 +222,9 @@ def number(row: dict, field: str) -> float:
 
 
 def first_of(row: dict, names: Sequence[str]) -> str:
-    """The first of `names` that the row has."""
-    found = next((name for name in names if row.get(name) is not None), None)
-    if found is None:
+    """Return the first of `names` that the row has."""
+    first = next((name for name in names if row.get(name) is not None), None)
+    if first is None:
         others = f", as are {', '.join(names[1:])}" if names[1:] else ""
         raise RecordError(f"is missing{others}.", names[0])
-    return found
+    return first

@@ -1,8 +1,8 @@
-"""The rows of a data set, wherever it lies, as plain JSON objects.
+"""The rows of a data set as plain JSON objects.
 
-A file, a folder with one or more files a split, a folder that Hugging Face `datasets`
-saved, data sets on its hub, and TensorFlow Datasets by random access, which needs no
-TensorFlow.
+A data set is a file, a folder with one or more files a split, a folder that Hugging
+Face `datasets` saved, a data set on its hub, or one of TensorFlow Datasets by random
+access, which needs no TensorFlow.
 """
 
 import re
@@ -12,30 +12,30 @@ from pathlib import Path
 
 from rlhf_jax.data.reading.files import READERS, Rows, ending, plain_rows, scan_file
 
-SHOWN = 8  # names in a message
+SHOWN = 8  # number of names in a message
 
 
 def scan_rows(origin: str, split: str) -> Rows:
-    """The rows of one split: of all its `sources`, one after the other."""
-    found = sources(origin, split)
-    return (row for _, rows in found for row in rows)
+    """Yield the rows of all `sources` of one split."""
+    parts = sources(origin, split)
+    return (row for _, rows in parts for row in rows)
 
 
 def sources(origin: str, split: str) -> list[tuple[str, Rows]]:
-    """The files of one split, or what stands for them: (name for messages, rows).
+    """Return (name for messages, rows) for each file or library source of one split.
 
     Args:
-        origin: a file (files.py says which), whose rows all belong to the split; a
+        origin: a file of a kind in files.py, whose rows all belong to the split; a
             folder with a file SPLIT.jsonl, .json, .csv, .tsv or .parquet, the same in
-            parts (SPLIT-00000-of-00002.parquet), or a folder SPLIT of such files; one
-            that `datasets` saved (save_to_disk); "hf:NAME" or "hf:NAME:SUBSET" on the
-            hub; "tfds:NAME", with the config and version as TFDS writes them,
+            parts (SPLIT-00000-of-00002.parquet), or a folder SPLIT of such files; a
+            folder that `datasets` saved (save_to_disk); "hf:NAME" or "hf:NAME:SUBSET"
+            on the hub; "tfds:NAME", with the config and version as TFDS writes them,
             "tfds:NAME/CONFIG:1.0.0", or "tfds:FOLDER" of a prepared data set.
 
     Raises:
-        FileNotFoundError: there is no such file, folder or split.
-        ValueError: it is not clear which files are meant, or the library cannot read
-            them; says why.
+        FileNotFoundError: the file, folder or split does not exist.
+        ValueError: the files of the split are ambiguous, or the library cannot read
+            them; the message gives the reason.
     """
     kind, _, name = origin.partition(":")
     if kind == "hf":
@@ -57,11 +57,11 @@ def sources(origin: str, split: str) -> list[tuple[str, Rows]]:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split, or its parts in order.
+    """Return the file of a split, or its parts in order.
 
     Raises:
-        FileNotFoundError: there is none; says what there is.
-        ValueError: several files claim to be it, or a part is missing.
+        FileNotFoundError: there is no such file; the message lists the existing ones.
+        ValueError: several files match the split, or a part is missing.
     """
     files = _data_files(folder)
     groups = defaultdict(list)
@@ -102,11 +102,11 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Files that could hold rows, at most two folders down; hidden ones do not."""
-    found = [p for depth in ("*", "*/*", "*/*/*") for p in folder.glob(depth)]
+    """List visible files that could hold rows, at most two folders down."""
+    paths = [p for depth in ("*", "*/*", "*/*/*") for p in folder.glob(depth)]
     return [
         p
-        for p in found
+        for p in paths
         if ending(p) in READERS
         and not any(part.startswith((".", "_")) for part in p.relative_to(folder).parts)
         and p.is_file()
@@ -119,7 +119,7 @@ def _names(files: list[Path], folder: Path) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-# `datasets` and `tensorflow_datasets` take seconds to import: only when they are used.
+# `datasets` and `tensorflow_datasets` take seconds to import, so only where needed.
 
 
 def _from_disk(folder: Path, split: str) -> Iterable:
@@ -155,7 +155,7 @@ def _from_tfds(name: str, split: str) -> Iterator:
 
 
 def _loaded(load, origin, split: str):
-    """`load()`; whatever a library raises becomes one clear line."""
+    """Return `load()`; convert any error of a library to one clear line."""
     try:
         return load()
     except Exception as error:

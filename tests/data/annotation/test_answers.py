@@ -1,4 +1,4 @@
-"""Answers on the disk: none lost, none doubled, half a line set aside."""
+"""Answers on disk: none lost, none duplicated, half a line set aside."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Who gets what: places, leases, repeats, many annotators at once."""
+"""Assignment of tasks: places, leases, repeats, many annotators at once."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +43,7 @@ def start(tmp_path):
 
 
 def work(assignment, annotator, choose=lambda task: "a"):
-    """Answer until nothing is left; the tasks in the order they came."""
+    """Answer until no task is left; return the tasks in the order of their arrival."""
     done = []
     while (task := assignment.next_task(annotator)) is not None:
         assert assignment.save(task.id, annotator, choose(task))

@@ -1,4 +1,4 @@
-"""Label Studio and Argilla: tasks out, filled as those tools fill them, answers in."""
+"""Label Studio and Argilla: export of tasks, and import of answers in their format."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -14,7 +14,8 @@ CHOICES = ("1", "tie", "2")
 
 
 def chosen(number: int) -> dict[str, str]:
-    """What an annotator chooses at the task of this number, as seen on the screen."""
+    """Return the choice of an annotator at the task of this number, as on the screen.
+    """
     return {
         name: CHOICES[(number + i) % 3] for i, name in enumerate((*CRITERIA, "overall"))
     }

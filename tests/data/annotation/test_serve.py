@@ -244,7 +244,7 @@ def test_the_page_shows_text_asks_nobody_else_and_lets_in_by_password_alone(
         page.click("#begin")
         task = tasks[shown_task(page)]
 
-        # What a model or a user wrote is text, letter by letter.
+        # Texts by models and users are shown letter by letter, never as HTML.
         (message,) = task.prompt.messages
         shown = {"#conversation": message["content"]}
         shown |= {f"#response-{n}": task.shown[n - 1] for n in (1, 2)}
@@ -259,7 +259,7 @@ def test_the_page_shows_text_asks_nobody_else_and_lets_in_by_password_alone(
         ours = (url, "data:", "blob:")
         assert [address for address in asked if not address.startswith(ours)] == []
 
-        # Nothing sticks out to the right; nothing says what kind of task it is.
+        # The page does not overflow to the right, and does not reveal the kind of task.
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         boxes = [page.locator(f"#response-{n}").bounding_box() for n in (1, 2)]
         assert (boxes[0]["y"] == boxes[1]["y"]) == (width > 700)

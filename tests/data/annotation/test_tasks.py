@@ -1,4 +1,4 @@
-"""The queue: what stands in it, how far apart, and that it tells nothing."""
+"""The queue: its tasks, their distances, and no hint at the kind of a task."""
 
 import dataclasses
 import json

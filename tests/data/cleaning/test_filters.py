@@ -279,7 +279,7 @@ def test_the_same_as_a_plain_loop(records):
 
 
 def reaches(start, goal, edges) -> bool:
-    """Whether a path leads from one (prompt, response) to another: depth first."""
+    """Return True if a path leads from one (prompt, response) to another."""
     seen, stack = set(), [start]
     while stack:
         node = stack.pop()

@@ -258,7 +258,7 @@ def test_a_row_without_a_pair_is_a_dialogue_or_a_prompt(layout, row, record, con
         assert found.id == row.get("id", found.id) != ""
         assert found.task == row.get("task")
     assert read_as(row | {"system": context}, type(found)).records == [found]
-    with pytest.raises(RecordError, match="no comparison: it needs chosen and reject"):
+    with pytest.raises(RecordError, match="not a comparison, which needs chosen and"):
         comparisons_of(row)
 
 
@@ -395,7 +395,7 @@ def test_a_row_that_does_not_hold_the_kind_is_refused():
         read_as({"messages": [USER, BLUE]}, Prompt)
     with pytest.raises(RecordError, match="must end with the assistant"):
         read_as({"prompt": "x"}, Dialogue)
-    with pytest.raises(RecordError, match="is a prompt, no comparison"):
+    with pytest.raises(RecordError, match="is a prompt, not a comparison"):
         read_as({"prompt": "x"}, Comparison)
 
 

@@ -1,4 +1,4 @@
-"""The probes of what must not be forgotten."""
+"""The probes of capabilities that must not be forgotten."""
 
 import json
 

@@ -128,7 +128,7 @@ def test_naming_every_possible_answer_is_no_answer():
 
 
 def hacks(prompt, rng):
-    """What a policy might try that has learned to please instead of to answer."""
+    """Tricks of a policy that has learned to please instead of to answer."""
     key = key_of(task_of(prompt))
     answer = key.answers[0]
     asked = prompt.messages[0]["content"]

@@ -282,7 +282,7 @@ def as_special(ids, tokenizer):
 @pytest.mark.parametrize("place", [0, 1, 2, 3, "observation", "metadata", "tools"])
 @pytest.mark.parametrize("template", [GLM4_TEMPLATE, TOOLS_TEMPLATE, None])
 def test_a_special_token_in_text_is_letters(folder, tmp_path, place, template):
-    """Whoever writes it: no message can end the prompt, or speak for another."""
+    """No message, of any role, can end the prompt or speak for another role."""
     tokenizer = load_tokenizer(folder)
     if template:
         tokenizer = with_template(folder, tmp_path, template)

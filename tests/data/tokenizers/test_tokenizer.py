@@ -126,7 +126,7 @@ def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path):
 
 
 def other_tokenizer(path, **special):
-    """A tokenizer of another make, as transformers saves it."""
+    """A tokenizer of another family, as transformers saves it."""
     words = {word: i for i, word in enumerate(["[UNK]", "</s>", "be", "or", "to"])}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -255,7 +255,7 @@ def test_using_a_tokenizer_leaves_its_fingerprint(folder):
 
 
 class Killed(BaseException):
-    """As a kill does, it lets nothing be tidied up."""
+    """An exception that, like a kill, prevents any clean-up."""
 
 
 def ways_to_write(folder):
