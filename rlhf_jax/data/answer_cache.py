@@ -93,8 +93,8 @@ class AnswerCache:
                 raise SpendingLimitError(
                     f"The next answer could cost {most:.6f}; {spent:.6f} of "
                     f"spending_limit={limit} are spent and {reserved:.6f} under way, "
-                    "or lost with requests that were killed or cut off. What is "
-                    "answered is kept: raise the limit and start again."
+                    "or lost with requests that were killed or cut off. Answers so far "
+                    "are kept: raise the limit and start again."
                 )
             return connection.execute(
                 "INSERT INTO reserved (most) VALUES (?)", (most,)

@@ -239,7 +239,7 @@ class ChatClient:
             again = error.passes and number <= tries
             if again:
                 logging.info(
-                    "%s: %s. Asked again in %.1f s (try %d of %d).",
+                    "%s: %s. Retry in %.1f s (try %d of %d).",
                     self.settings.model, error.kind, pause, number, tries,
                 )  # fmt: skip
             if not again or self._pause(pause):

@@ -272,8 +272,9 @@ def open_tokenizer(config, data: Path, init_from: str, workdir: Path) -> Tokeniz
         if any((Path(workdir) / "checkpoints").glob("[0-9]*")):
             raise ValueError(
                 f"{place} is another tokenizer than {target}, with which this run "
-                "began: one of the two was changed. Restore it (or delete the second, "
-                "if that one was changed), or start anew in another --workdir."
+                "began: one of the two was changed. Restore the first (or delete the "
+                "second, if the second was changed), or start anew in another "
+                "--workdir."
             )
         copy_tokenizer(place, target)  # this run has no checkpoint yet
     return tokenizer

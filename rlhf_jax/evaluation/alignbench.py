@@ -88,7 +88,7 @@ def read_questions(path: str | Path) -> list[Question]:
     def question(row: dict) -> Question:
         number = row.get("question_id")
         if not isinstance(number, int) or number in seen:
-            problem = "stands twice." if number in seen else "must be a whole number."
+            problem = "occurs twice." if number in seen else "must be a whole number."
             raise RecordError(problem, "question_id")
         seen.add(number)
         return Question(

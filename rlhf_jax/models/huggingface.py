@@ -226,7 +226,9 @@ def _plan(folder: Path, *, dtype, param_dtype, **overrides) -> _Plan:
     _check_tensors(tensors, tensor_shapes(table, config.num_layers), folder)
     offset = fields.get("score_offset", 0.0)
     if not isinstance(offset, int | float) or not math.isfinite(offset):
-        raise ValueError(f"{folder}/config.json: score_offset={offset!r} is no number.")
+        raise ValueError(
+            f"{folder}/config.json: score_offset={offset!r} is not a number."
+        )
     return _Plan(config, tensors, table, is_score, float(offset))
 
 

@@ -109,7 +109,7 @@ def _read_v1(c):
         )
     for key in ("bos_token_id", "gmask_token_id", "mask_token_id"):
         if type(c[key]) is not int or not 0 <= c[key] < c["vocab_size"]:
-            raise ValueError(f"{key}={c[key]!r} is no id below {c['vocab_size']=}.")
+            raise ValueError(f"{key}={c[key]!r} is not an id below {c['vocab_size']=}.")
     return ChatGLMConfig(
         vocab_size=c["vocab_size"],
         width=c["hidden_size"],

@@ -65,7 +65,7 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
         plain = [isinstance(x, str) and Path(x).name == x != ".." for x in names]
         if not all(plain) or "" in names or not names:
             raise ValueError(
-                f"{folder / INDEX} has no weight_map of names of files beside it."
+                f"{folder / INDEX} has no weight_map of file names in this folder."
             )
         files = [folder / name for name in sorted(set(names))]
         absent = [file.name for file in files if not file.is_file()]

@@ -267,7 +267,7 @@ def test_a_failure_that_passes_is_asked_again(service, client, caplog, reply, co
     assert found == ["yes", "yes"] and requests == 2
     assert paid == pytest.approx(cost + USED)
     assert len(client.pauses) == 1
-    assert "Asked again in" in caplog.text and "(try 2 of 4)" in caplog.text
+    assert "Retry in" in caplog.text and "(try 2 of 4)" in caplog.text
 
 
 @pytest.mark.parametrize(("reply", "message", "cost"), named(STAYING))

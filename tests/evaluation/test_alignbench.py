@@ -65,7 +65,7 @@ def line(**changes):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([line(), line()], "line 2, field 'question_id': stands twice"),
+        ([line(), line()], "line 2, field 'question_id': occurs twice"),
         ([line(category="数学")], "field 'category': must be one of"),
         ([line(question=None)], "field 'question': is missing"),
         ([line(question_id="1")], "must be a whole number"),

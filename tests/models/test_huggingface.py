@@ -202,8 +202,8 @@ def test_pickles_are_refused_with_a_way_out(folder):
         ({"quantization_bit": 4}, "quantization_bit=4"),
         ({"inner_hidden_size": 48, "vocab_size": 150528}, "early release"),
         ({"inner_hidden_size": 48}, "has no 'vocab_size'"),
-        (V1 | {"gmask_token_id": 10**9}, "gmask_token_id=1000000000 is no id"),
-        (V1 | {"bos_token_id": None}, "bos_token_id=None is no id"),
+        (V1 | {"gmask_token_id": 10**9}, "gmask_token_id=1000000000 is not an id"),
+        (V1 | {"bos_token_id": None}, "bos_token_id=None is not an id"),
     ],
 )
 def test_unsupported_configs_are_refused(folder, changes, message):
@@ -311,7 +311,7 @@ def test_a_save_that_was_stopped_leaves_no_model(tmp_path, monkeypatch):
 def test_an_index_cannot_name_files_elsewhere(folder, name):
     (folder / "model.safetensors").rename(folder.parent / "x.safetensors")
     (folder / huggingface.INDEX).write_text(json.dumps({"weight_map": {OUTPUT: name}}))
-    with pytest.raises(ValueError, match="no weight_map of names of files beside it"):
+    with pytest.raises(ValueError, match="no weight_map of file names in this folder"):
         huggingface.load(folder, **FLOAT32)
 
 

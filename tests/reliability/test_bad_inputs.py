@@ -37,7 +37,7 @@ RECORDS = [
     (Dialogue, b'"text"', r"must be a JSON object"),
     (Dialogue, b"\xff\xfe", r"not UTF-8.* at byte 0"),
     (Dialogue, b"{}", r"field 'messages': must be a list of at least one message"),
-    (Dialogue, b'{"a": 1, "a": 2}', r"field 'a': stands twice"),
+    (Dialogue, b'{"a": 1, "a": 2}', r"field 'a': occurs twice"),
     (Dialogue, b'{"a": NaN}', r"NaN|no number"),
     (Dialogue, b'{"a": Infinity}', r"Infinity|no number"),
     (Dialogue, b'{"a": "\\ud800"}', r"field 'a': holds half of a surrogate pair"),

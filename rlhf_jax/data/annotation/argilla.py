@@ -94,7 +94,7 @@ def import_answers(
             record = checked(row)
             name = fields.text(record, "id")
             if name not in tasks:
-                raise RecordError(f"is {name[:80]!r}, none of the tasks.", "id")
+                raise RecordError(f"is {name[:80]!r}, not one of the tasks.", "id")
             for user, chosen in _by_user(record, tasks[name]).items():
                 overall = chosen.pop("overall", None)
                 if overall is None:

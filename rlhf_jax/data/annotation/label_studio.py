@@ -96,7 +96,7 @@ def import_answers(
 def _task(record: dict, tasks: dict[str, Task]) -> Task:
     name = fields.text(fields.optional_object(record, "data") or {}, "task")
     if name not in tasks:
-        raise RecordError(f"is {name[:80]!r}, which is none of the tasks.", "task")
+        raise RecordError(f"is {name[:80]!r}, which is not one of the tasks.", "task")
     return tasks[name]
 
 
@@ -139,5 +139,5 @@ def _annotator(annotation: dict) -> str:
     if isinstance(user, dict):
         user = user.get("email") or user.get("id")
     if isinstance(user, bool) or not isinstance(user, int | str):
-        raise RecordError("must say who annotated.", "completed_by")
+        raise RecordError("must name the annotator.", "completed_by")
     return str(user)

@@ -52,8 +52,7 @@ def scan_file(path: str | Path) -> Rows:
         raise FileNotFoundError(f"There is no file {path}.")
     if ending(path) not in READERS:
         raise ValueError(
-            f"{path} is of no known kind: name it {', '.join(READERS)} after what it "
-            "holds."
+            f"{path} has no known ending: name it {', '.join(READERS)} by its contents."
         )
     return READERS[ending(path)](path)
 

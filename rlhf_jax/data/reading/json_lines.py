@@ -169,7 +169,7 @@ def each_good(
         listed = f" (all in {report})" if report is not None else ""
         message = f"{len(bad)} bad of {good + len(bad)}{listed}:\n  {shown}{more}"
         if on_bad_record == "error":
-            raise RecordError(f'{message}\nMend them, or set on_bad_record="skip".')
+            raise RecordError(f'{message}\nFix them, or set on_bad_record="skip".')
         logging.warning("Left out %s", message)
     if not good:
         raise RecordError(f"{source} holds no records.")
@@ -231,7 +231,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict:
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise RecordError("stands twice.", twice)
+        raise RecordError("occurs twice.", twice)
     return value
 
 
@@ -270,7 +270,7 @@ def _check(value, field: str, depth: int) -> None:
             for i, item in enumerate(value):
                 _check(item, f"{field}[{i}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise RecordError(f"is {value}, which is no number.", field)
+        raise RecordError(f"is {value}, which is not finite.", field)
 
 
 def _write_report(report: Path, source: str, bad: list[BadRecord]) -> None:

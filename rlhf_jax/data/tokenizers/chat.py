@@ -76,12 +76,14 @@ def _encode(messages, tokenizer):
     for index, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise ValueError(f"Message {index} has role {role!r}; known are {ROLES}.")
+            raise ValueError(
+                f"Message {index} has role {role!r}; must be one of {ROLES}."
+            )
         if not isinstance(content, str):
             raise ValueError(f"Message {index} ({role}) has no text: {content!r}.")
     if tokenizer.chat_format not in FORMATS:
         raise ValueError(
-            "The tokenizer has no chat template and is none of the ChatGLM family's: "
+            "The tokenizer has no chat template and is not of the ChatGLM family: "
             "put a chat_template.jinja into its folder."
         )
     encode = FORMATS[tokenizer.chat_format]

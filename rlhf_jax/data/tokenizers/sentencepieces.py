@@ -103,9 +103,7 @@ class ChatGLM2Tokenizer:
         self.chat_format = _generation(folder)
         self._pieces = _processor(_read_proto(file))
         if self._pieces.eos_id() < 0 or self._pieces.unk_id() < 0:
-            raise ValueError(
-                f"{file} has no token that ends a text, or no unknown one."
-            )
+            raise ValueError(f"{file} has no end-of-text token, or no unknown token.")
         size = self._pieces.vocab_size()
         names = _V2_SPECIAL_TOKENS
         if self.chat_format == "chatglm3":

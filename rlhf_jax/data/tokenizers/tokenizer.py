@@ -109,7 +109,7 @@ class TransformersTokenizer:
             raise ValueError("it has no end-of-text token (eos_token).")
         for i in self.stop_ids:
             if type(i) is not int or not 0 <= i < self.vocab_size:
-                raise ValueError(f"eos_token_id {i!r} is none of its tokens.")
+                raise ValueError(f"eos_token_id {i!r} is not one of its tokens.")
         self.end_id = self._special["<|user|>"] if is_glm4 else self.stop_ids[0]
         pad = inner.pad_token_id
         self.pad_id = self.stop_ids[0] if pad is None else pad

@@ -195,7 +195,7 @@ def test_several_users_of_argilla_are_kept_apart(make_queue):
         (lambda r: r["data"].update(task="x"), "field 'task' is 'x', which is none"),
         (lambda r: r["annotations"].append(3), r"'annotations\[1\]' must be an object"),
         (lambda r: r["annotations"][0].pop("result"), "'result' must be a list"),
-        (lambda r: r["annotations"][0].pop("completed_by"), "must say who annotated"),
+        (lambda r: r["annotations"][0].pop("completed_by"), "must name the annotator"),
         (lambda r: r["annotations"][0].update(lead_time=-1), "'lead_time' must be sec"),
         (
             lambda r: r["annotations"][0]["result"][0].update(
@@ -229,7 +229,7 @@ def test_a_record_that_stands_twice_in_argillas_export_is_named(make_queue):
     ("change", "message"),
     [
         ({"id": 3}, "field 'id' must be text, not number"),
-        ({"id": "x"}, "field 'id' is 'x', none of the tasks"),
+        ({"id": "x"}, "field 'id' is 'x', not one of the tasks"),
         ({"responses": []}, "field 'responses' must be an object"),
         ({"responses": {"overall": "1"}}, "field 'overall' must be a list"),
         ({"responses": {"overall": [{"value": "1"}]}}, "field 'user_id' is missing"),

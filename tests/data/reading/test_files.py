@@ -140,7 +140,7 @@ def test_a_list_of_objects_is_numbered_by_line(tmp_path):
     found = list(scan_file(path))
     assert [number for number, _ in found] == [2, 4, 5, 6, 6]
     assert [row for _, row in found[:2]] == [{"a": 1}, {"a": 2}]
-    reasons = ["must be a JSON object, not number", "stands twice", "is nan"]
+    reasons = ["must be a JSON object, not number", "occurs twice", "is nan"]
     for (_, error), reason in zip(found[2:], reasons, strict=True):
         assert reason in str(error)
 
@@ -197,7 +197,7 @@ def test_an_empty_file_holds_no_records(tmp_path, name, content):
 
 def test_what_is_no_file_of_rows_is_named(tmp_path):
     (tmp_path / "x.txt").touch()
-    with pytest.raises(ValueError, match=r"x.txt is of no known kind: name it .jsonl"):
+    with pytest.raises(ValueError, match=r"x.txt has no known ending: name it .jsonl"):
         scan_file(tmp_path / "x.txt")
     with pytest.raises(FileNotFoundError, match="is a folder: name a file in it"):
         scan_file(tmp_path)
