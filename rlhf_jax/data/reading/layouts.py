@@ -147,7 +147,7 @@ def read_as(row: dict, kind: type[Record]) -> RowRecords:
 
 
 def _is_own(row: Row, kind: type[Record]) -> bool:
-    """Whether a row is laid out as records.py does it, its messages too."""
+    """Return True if a row, with its messages, has the layout of records.py."""
     if set(row) & {"chosen", "rejected", *CONTEXT}:
         return False
     if kind is Comparison:
@@ -241,7 +241,7 @@ def prompt_in(row: dict, intent_field: str) -> RowRecords:
     if messages[-1]["role"] != "user":
         raise RecordError("must end with the user.", "prompt")
     prompt = hashed_prompt(messages, fields.text(row, intent_field, default=""))
-    return Found([prompt], Counter(), row.unused)
+    return RowRecords([prompt], Counter(), row.unused)
 
 
 def hashed_prompt(messages: Sequence[Message], intent: str = "") -> Prompt:
@@ -360,13 +360,13 @@ def _qa_feedback(row: Row) -> Iterator[Outcome]:
 
 def _own_comparison(row: Row) -> Iterator[Outcome]:
     check_version(row)
-    found = Comparison.from_json(row)
-    messages = with_context(row, list(found.prompt.messages))
-    if messages != list(found.prompt.messages):
+    comparison = Comparison.from_json(row)
+    messages = with_context(row, list(comparison.prompt.messages))
+    if messages != list(comparison.prompt.messages):
         names = {"id": prompt_id(messages), "messages": tuple(messages)}
-        prompt = dataclasses.replace(found.prompt, **names)
-        found = dataclasses.replace(found, prompt=prompt)
-    yield found
+        prompt = dataclasses.replace(comparison.prompt, **names)
+        comparison = dataclasses.replace(comparison, prompt=prompt)
+    yield comparison
 
 
 def _messages(row: Row) -> Iterator[Outcome]:

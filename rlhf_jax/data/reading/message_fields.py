@@ -40,7 +40,7 @@ class Row(dict):
 
     @property
     def unused(self) -> set[str]:
-        """Fields that were not read, and what messages hold that no record keeps."""
+        """Names of unread fields, and of keys in messages that no record keeps."""
         read = self.read & set(self)
         inside = (f"{x}[].{key}" for x in read for key in _unkept(dict.get(self, x)))
         return (set(self) - read).union(inside)
@@ -56,7 +56,7 @@ def prompt_messages(row: Row, names: Sequence[str] = PROMPTS) -> list[Message]:
     if starts_with_mark(text):
         turns = marked_turns(text)
         if turns[-1] == {"role": "assistant", "content": ""}:
-            turns.pop()  # a mark at the end asks for the answer
+            turns.pop()  # a mark at the end is the place of the answer
         return with_context(row, turns)
     if name != "input" and row.get("input"):
         text = f"{text}\n\n{fields.text(row, 'input').strip()}".strip()
@@ -134,8 +134,8 @@ def marked_turns(text: str) -> list[Message]:
 
 
 def answer_text(row: Row, field: str) -> str:
-    """The text of an answer, without the mark that begins it where the prompt is a text
-    with marks."""
+    """Read the text of an answer; drop its Assistant: mark if the prompt is a text with
+    marks."""
     text, prompt = fields.text(row, field), row.get(first_of(row, PROMPTS))
     mark = MARK.match(text)
     if isinstance(prompt, str) and starts_with_mark(prompt) and mark:
@@ -170,7 +170,7 @@ def message_list(row: dict, field: str) -> list[Message]:
 
 
 def _unkept(value) -> Iterator[str]:
-    """The keys of messages, or of a prompt's, that no record keeps."""
+    """Yield the keys of messages, or of a prompt's messages, that no record keeps."""
     if isinstance(value, dict) and "messages" in value:
         value = value["messages"]
     value = as_records(value)

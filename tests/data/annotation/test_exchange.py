@@ -14,8 +14,7 @@ CHOICES = ("1", "tie", "2")
 
 
 def chosen(number: int) -> dict[str, str]:
-    """Return the choice of an annotator at the task of this number, as on the screen.
-    """
+    """Return an annotator's choice on the screen at the task of this number."""
     return {
         name: CHOICES[(number + i) % 3] for i, name in enumerate((*CRITERIA, "overall"))
     }
