@@ -191,7 +191,7 @@ def test_several_users_of_argilla_are_kept_apart(make_queue):
             "field 'annotations' must be a list, not null",
         ),
         (lambda r: r.pop("data"), "field 'task' is missing"),
-        (lambda r: r["data"].update(task="x"), "field 'task' is 'x', which is none"),
+        (lambda r: r["data"].update(task="x"), "field 'task' is 'x', which is not"),
         (lambda r: r["annotations"].append(3), r"'annotations\[1\]' must be an object"),
         (lambda r: r["annotations"][0].pop("result"), "'result' must be a list"),
         (lambda r: r["annotations"][0].pop("completed_by"), "must name the annotator"),
