@@ -1,12 +1,12 @@
-"""The algorithms: options, experience, loss and train step of each, pure functions.
+"""Algorithms: the options, experience, loss and train step of each, as pure functions.
 
-Nothing is registered: `find("dpo")` is the module `rlhf_jax/algorithms/dpo.py`, and a
-file beside it is found likewise. Each module has these names:
+There is no registry: `find("dpo")` imports `rlhf_jax/algorithms/dpo.py`, and any file
+added to this folder is importable in the same way. Each module has these names:
 
-    Batch       the kind of batch (rlhf_jax/batches.py) that `train_step` learns from
+    Batch       the type of batch (rlhf_jax/batches.py) that `train_step` learns from
     Hyper       the options, a frozen dataclass with `from_config(config, num_tokens)`
-    train_step  state and batch to the next state and metrics
-    batch_loss  model and whole batch to the loss and metrics, with `hyper=`
+    train_step  maps a state and a batch to the next state and metrics
+    batch_loss  maps a model and a whole batch to the loss and metrics (takes `hyper=`)
 """
 
 import importlib
@@ -15,12 +15,12 @@ from types import ModuleType
 
 
 def find(stage: str) -> ModuleType:
-    """The module of a stage's algorithm.
+    """Return the module of a stage's algorithm.
 
     Raises:
-        ValueError: the stage trains nothing; those that do are listed.
+        ValueError: the stage trains nothing; the message lists the stages that train.
     """
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    if stage not in known:
-        raise ValueError(f"Stage {stage!r} trains nothing; {', '.join(known)} do.")
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if stage not in names:
+        raise ValueError(f"Stage {stage!r} trains nothing; {', '.join(names)} do.")
     return importlib.import_module(f"{__name__}.{stage}")

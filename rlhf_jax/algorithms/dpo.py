@@ -1,4 +1,4 @@
-"""DPO and its relatives: the options, the loss with its SFT term, the train step.
+"""DPO and its relatives: the options, the loss with its SFT term and the train step.
 
 ChatGLM-RLHF (arXiv 2404.00934), section 4; DPO: arXiv 2305.18290, equation 7.
 
@@ -21,13 +21,13 @@ from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, optimizer_step
 
-Batch = PreferenceBatch  # the kind of batch that `train_step` learns from
+Batch = PreferenceBatch  # the type of batch that `train_step` learns from
 LOSSES = ("dpo", "robust", "ipo", "simpo", "length_regularised")
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """Options of DPO on which the compiled step depends; configs/dpo.py explains them.
+    """Options of DPO that the compiled step depends on; configs/dpo.py explains them.
 
     `num_tokens` is the size of the tokenizer's vocabulary.
     """
@@ -58,14 +58,14 @@ class Hyper:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares the policy with a reference."""
+        """True if the loss compares the policy with a reference."""
         return self.loss != "simpo"
 
 
 def pair_logprobs(
     policy: Policy, batch: PreferenceBatch, *, hyper: Hyper
 ) -> Float[Array, "B 2"]:
-    """The summed log-probabilities of chosen and rejected, float32."""
+    """Return the summed log-probabilities of (chosen, rejected), float32."""
     out = response_logprobs(
         policy,
         batch.prompts,
@@ -85,10 +85,10 @@ def preference_loss(
     lengths: Array,
     hyper: Hyper,
 ) -> losses.PreferenceLoss:
-    """The loss that `hyper.loss` names, of (chosen, rejected).
+    """Compute the loss that `hyper.loss` names from (chosen, rejected) columns.
 
     Raises:
-        ValueError: the loss needs `ref_logprobs`.
+        ValueError: the loss needs `ref_logprobs`, which is None.
     """
     both_lengths = {"chosen_lengths": lengths[:, 0], "rejected_lengths": lengths[:, 1]}
     if not hyper.needs_reference:
@@ -129,15 +129,17 @@ def loss_fn(
     num_sft_tokens: jax.Array | None,
     hyper: Hyper,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The share of L_preference + beta_sft * L_sft of a part of a batch, and metrics.
+    """Return the contribution of a part of a batch to L_preference + beta_sft * L_sft,
+    and metrics.
 
     Args:
-        inputs: the pairs, the reference's log-probabilities of them, and the SFT batch
-            (None: without the SFT term).
-        reference: a model that computes the log-probabilities here; None: they are in
-            `inputs`.
-        num_pairs: the number of valid pairs of the whole batch.
-        num_sft_tokens: the number of tokens of the whole SFT batch that carry loss.
+        inputs: the pairs, the reference's log-probabilities of the pairs, and the SFT
+            batch (None: no SFT term).
+        reference: the model that computes the reference's log-probabilities here;
+            None: the log-probabilities are in `inputs`.
+        num_pairs: the number of valid pairs in the whole batch.
+        num_sft_tokens: the number of tokens that carry loss in the whole SFT batch;
+            None without the SFT term.
     """
     batch, ref_logprobs, sft_batch = inputs
     logprobs = pair_logprobs(policy, batch, hyper=hyper)
@@ -175,7 +177,7 @@ def batch_loss(
     ref_logprobs: Float[Array, "B 2"] | None = None,
     sft: SFTBatch | None = None,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The loss of a whole batch, and metrics."""
+    """Return the loss of a whole batch, and metrics."""
     return loss_fn(
         policy,
         (batch, ref_logprobs, sft),
@@ -197,7 +199,10 @@ def train_step(
     optimizer: Optimizer,
     hyper: Hyper,
 ) -> tuple[TrainState, dict]:
-    """One optimizer step, and its metrics; see `loss_fn` for the arguments."""
+    """Take one optimizer step; return the new state and the metrics of the step.
+
+    See `loss_fn` for the arguments.
+    """
     share = functools.partial(
         loss_fn,
         reference=reference,

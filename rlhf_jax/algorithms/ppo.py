@@ -1,7 +1,7 @@
 """PPO and its critic-free relatives: options, experience, losses and the train step.
 
-ChatGLM-RLHF (arXiv 2404.00934), section 3. stages/ppo.py says what one iteration does,
-and calls these functions.
+ChatGLM-RLHF (arXiv 2404.00934), section 3. stages/ppo.py describes one iteration and
+calls these functions.
 
 Letters: B batch, R response.
 """
@@ -33,17 +33,17 @@ from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, optimizer_step
 
-Batch = Experience  # the kind of batch that `train_step` learns from
+Batch = Experience  # the type of batch that `train_step` learns from
 
-# rollout/ratio_outside counts tokens whose probabilities under trainer and sampler
-# differ by more than this share: half of the usual clip range, so a gap that would
-# use up much of the trust region before any update.
+# The metric rollout/ratio_outside counts tokens whose probabilities under trainer and
+# sampler differ by more than this fraction. It is half of the usual clip range: a gap
+# of this size uses up much of the trust region before any update.
 RATIO_TOLERANCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """Options of PPO on which the compiled programs depend; configs/ppo.py explains
+    """Options of PPO that the compiled programs depend on; configs/ppo.py explains
     them.
 
     `num_tokens` is the size of the tokenizer's vocabulary.
@@ -107,20 +107,20 @@ class Hyper:
 
     @property
     def has_critic(self) -> bool:
-        """Whether the advantage needs a value model."""
+        """True if the advantage needs a value model."""
         return self.advantage == "gae"
 
     @property
     def num_updates(self) -> int:
-        """Optimizer steps in an iteration."""
+        """The number of optimizer steps in one iteration."""
         return self.ppo_epochs * self.minibatches
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PPOState:
-    """Training state: the policy; the value model (None without a critic); the
-    coefficient of the KL; the moments of all scores so far (normalise_scores)."""
+    """Training state: the policy, the value model (None without a critic), the KL
+    coefficient, and the moments of all scores so far (for `normalise_scores`)."""
 
     policy: TrainState
     value: TrainState | None
@@ -137,7 +137,7 @@ class PPOState:
         value_optimizer: Optimizer,
         hyper: Hyper,
     ) -> "PPOState":
-        """The state before the first iteration; `value` is None without a critic."""
+        """Create the initial state; `value` is None without a critic."""
         return cls(
             policy=TrainState.create(policy, policy_optimizer),
             value=None if value is None else TrainState.create(value, value_optimizer),
@@ -147,7 +147,7 @@ class PPOState:
 
 
 def with_opt_states(state: PPOState, change: Callable[[dict], dict]) -> PPOState:
-    """The state with `change` applied to the state of each model's optimizer."""
+    """Return the state with `change` applied to each model's optimizer state."""
 
     def changed(trained: TrainState | None) -> TrainState | None:
         if trained is None:
@@ -168,8 +168,8 @@ class Frozen:
     reward: ScoreModel
 
 
-class Judged(NamedTuple):
-    """What the models say of a rollout; zeros where masked, but for `entropy`."""
+class ModelOutputs(NamedTuple):
+    """Outputs of all models on a rollout; zeros where masked, except in `entropy`."""
 
     old_logprobs: Float[Array, "B R"]
     entropy: Float[Array, "B R"]
@@ -179,8 +179,8 @@ class Judged(NamedTuple):
 
 
 def policy_logprobs(policy: Policy, batch: Rollout | Experience, *, hyper: Hyper):
-    """Log-probability and entropy [B, R] of the response tokens, at the temperature of
-    the rollout."""
+    """Compute log-probability and entropy [B, R] of the response tokens, at the
+    temperature of the rollout."""
     out = response_logprobs(
         policy,
         *one_response(batch),
@@ -191,10 +191,10 @@ def policy_logprobs(policy: Policy, batch: Rollout | Experience, *, hyper: Hyper
     return out._replace(logprobs=out.logprobs[:, 0], entropy=out.entropy[:, 0])
 
 
-def ask_models(
+def forward_models(
     rollout: Rollout, *, state: PPOState, frozen: Frozen, hyper: Hyper
-) -> Judged:
-    """One forward pass of each model over a rollout."""
+) -> ModelOutputs:
+    """Run one forward pass of each model over a rollout."""
     mask = rollout.response_mask
     old = policy_logprobs(state.policy.model, rollout, hyper=hyper)
     ref = policy_logprobs(frozen.reference, rollout, hyper=hyper)
@@ -203,7 +203,7 @@ def ask_models(
     if state.value is not None:
         values = response_values(state.value.model, *one_response(rollout))[:, 0]
         values = masked.keep(values, mask)
-    return Judged(
+    return ModelOutputs(
         old_logprobs=masked.keep(old.logprobs, mask),
         entropy=old.entropy,
         ref_logprobs=masked.keep(ref.logprobs, mask),
@@ -220,59 +220,62 @@ def make_experience(
     *,
     hyper: Hyper,
 ) -> tuple[Experience, dict, dict]:
-    """Everything the update needs, fixed before it.
+    """Compute everything the update needs; the update changes none of it.
 
     Args:
         baseline_scores: the score of another answer to each row's prompt (the
-            reference's, or the policy's greedy one); zeros for no baseline.
+            reference's, or the policy's greedy answer); zeros for no baseline.
 
     Returns:
-        The experience, the fields of the state that it changes, and metrics.
+        The experience, the changed fields of the state by name, and metrics.
     """
     mask = rollout.response_mask
-    # As many rows at a time as in the update: that is what fits.
-    judged = in_parts(
-        functools.partial(ask_models, state=state, frozen=frozen, hyper=hyper),
+    # As many rows at a time as in the update, since that many fit in memory.
+    outputs = in_parts(
+        functools.partial(forward_models, state=state, frozen=frozen, hyper=hyper),
         rollout,
         parts=hyper.minibatches * hyper.microbatches,
     )
 
-    # The reward of a response: its score less the baseline's.
+    # The reward of a response is its score minus the baseline's score.
     baselined = estimators.reference_baseline(
-        scores=judged.scores, reference_scores=baseline_scores
+        scores=outputs.scores, reference_scores=baseline_scores
     )
     rewarded, moments = baselined, state.moments
     if hyper.normalise_scores:
-        everything = jnp.ones(baselined.shape, bool)
-        moments = estimators.update_moments(moments, rewarded, everything)
+        all_rows = jnp.ones(baselined.shape, bool)
+        moments = estimators.update_moments(moments, rewarded, all_rows)
         rewarded = estimators.normalise(rewarded, moments)
     rewarded = kl.missing_end_penalty(
         scores=rewarded, ended=rollout.ended, penalty=hyper.missing_end_penalty
     )
     rewarded = kl.clip_scores(rewarded, hyper.score_clip)
 
-    # The reward of a token: minus its KL, and at the last one the response's reward.
+    # The reward of a token is minus its KL penalty, plus the response's reward at the
+    # last token.
     rewards = kl.penalised_rewards(
         scores=rewarded,
-        logprobs=judged.old_logprobs,
-        ref_logprobs=judged.ref_logprobs,
+        logprobs=outputs.old_logprobs,
+        ref_logprobs=outputs.ref_logprobs,
         mask=mask,
         kl_coef=0.0 if hyper.kl_in_loss else state.kl_coef,
     )
-    advantages, returns = estimate_advantages(rewards, judged.values, mask, hyper=hyper)
+    advantages, returns = estimate_advantages(
+        rewards, outputs.values, mask, hyper=hyper
+    )
     experience = Experience(
         prompts=rollout.prompts,
         prompt_mask=rollout.prompt_mask,
         responses=rollout.responses,
         response_mask=mask,
-        old_logprobs=judged.old_logprobs,
-        ref_logprobs=judged.ref_logprobs,
+        old_logprobs=outputs.old_logprobs,
+        ref_logprobs=outputs.ref_logprobs,
         advantages=advantages,
-        old_values=judged.values,
+        old_values=outputs.values,
         returns=returns,
     )
 
-    sequence_kl = kl.k1(judged.old_logprobs, judged.ref_logprobs).sum(-1)
+    sequence_kl = kl.k1(outputs.old_logprobs, outputs.ref_logprobs).sum(-1)
     changes = {"kl_coef": state.kl_coef, "moments": moments}
     if hyper.kl_target:
         changes["kl_coef"] = kl.update_kl_coef(
@@ -282,7 +285,7 @@ def make_experience(
             horizon=hyper.kl_horizon,
             batch_size=len(sequence_kl),
         )
-    # A score that is not finite would stay in the running statistics for ever.
+    # A non-finite score would stay in the running statistics for ever.
     finite = jnp.isfinite(baselined).all() & jnp.isfinite(sequence_kl).all()
     changes = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
@@ -291,7 +294,7 @@ def make_experience(
     )
     metrics = experience_metrics(
         rollout,
-        judged,
+        outputs,
         returns,
         baselined=baselined,
         rewarded=rewarded,
@@ -308,10 +311,11 @@ def estimate_advantages(
     *,
     hyper: Hyper,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"] | None]:
-    """Advantages, and the returns that the value model learns (None without one).
+    """Estimate advantages, and the returns that the value model learns (None without a
+    value model).
 
     Raises:
-        ValueError: `hyper.advantage` is not known.
+        ValueError: `hyper.advantage` names no estimator.
     """
     if hyper.advantage == "gae":
         if hyper.whiten_rewards:
@@ -319,8 +323,8 @@ def estimate_advantages(
         gae = functools.partial(estimators.gae, gamma=hyper.gamma, lam=hyper.lam)
         advantages, returns = jax.vmap(gae)(rewards=rewards, values=values, mask=mask)
     else:
-        # Every token has the advantage of its response, whose reward is the sum of
-        # its tokens' rewards: [prompts, samples_per_prompt].
+        # Every token has the advantage of its response. A response's reward is the sum
+        # of its tokens' rewards: [prompts, samples_per_prompt].
         totals, returns = rewards.sum(-1).reshape(-1, hyper.samples_per_prompt), None
         if hyper.advantage == "rloo":
             totals = estimators.rloo_advantages(scores=totals)
@@ -329,9 +333,9 @@ def estimate_advantages(
                 scores=totals, epsilon=hyper.group_epsilon
             )
         elif hyper.advantage == "remax":
-            pass  # the baseline is off the scores already: see `reference_baseline`
+            pass  # `reference_baseline` has subtracted the baseline already
         else:
-            raise ValueError(f"{hyper.advantage=} is not known.")
+            raise ValueError(f"{hyper.advantage=} must be gae, rloo, grpo or remax.")
         advantages = masked.keep(
             jnp.broadcast_to(totals.reshape(-1, 1), mask.shape), mask
         )
@@ -342,7 +346,7 @@ def estimate_advantages(
 
 def experience_metrics(
     rollout: Rollout,
-    judged: Judged,
+    outputs: ModelOutputs,
     returns: Float[Array, "B R"] | None,
     *,
     baselined: Float[Array, " B"],
@@ -350,18 +354,19 @@ def experience_metrics(
     sequence_kl: Float[Array, " B"],
     kl_coef: Float[Array, ""],
 ) -> dict:
-    """Metrics of an experience: KL in nats a response, entropy in nats a token."""
+    """Compute metrics of an experience: KL in nats per response, entropy in nats per
+    token."""
     mask = rollout.response_mask
-    # The difference between trainer and sampler.
-    gap = judged.old_logprobs - masked.keep(rollout.logprobs, mask)
+    # The difference between the trainer's and the sampler's log-probabilities, nats.
+    gap = outputs.old_logprobs - masked.keep(rollout.logprobs, mask)
     is_outside = jnp.abs(jnp.expm1(gap)) > RATIO_TOLERANCE
     metrics = {
         "objective/kl": Mean.of(sequence_kl),
-        "objective/scores": Mean.of(judged.scores),
+        "objective/scores": Mean.of(outputs.scores),
         "objective/rlhf_reward": Mean.of(rewarded - kl_coef * sequence_kl),
         "objective/non_score_reward": Mean.of(-kl_coef * sequence_kl),
         "objective/baselined_scores": Mean.of(baselined),
-        "objective/entropy": Mean.of(judged.entropy, mask),
+        "objective/entropy": Mean.of(outputs.entropy, mask),
         "objective/kl_coef": Mean.of(kl_coef),
         "response/length_mean": Mean.of(mask.sum(-1)),
         "response/ended_fraction": Mean.of(rollout.ended),
@@ -369,9 +374,9 @@ def experience_metrics(
         "rollout/logprob_gap_max": jnp.abs(gap).max(),
         "rollout/ratio_outside": Mean.of(is_outside, mask),
     }
-    if judged.values is not None:
+    if outputs.values is not None:
         metrics["val/explained_variance"] = losses.explained_variance(
-            values=judged.values, returns=returns, mask=mask
+            values=outputs.values, returns=returns, mask=mask
         )
     return metrics
 
@@ -379,9 +384,9 @@ def experience_metrics(
 def aggregate(
     x: Float[Array, "B R"], mask: Bool[Array, "B R"], *, hyper: Hyper
 ) -> Mean:
-    """The mean of a loss, as `hyper.loss_aggregation` says.
+    """Average a loss in the way that `hyper.loss_aggregation` names.
 
-    "token": over all tokens, so that a long response weighs more than a short one.
+    "token": over all tokens, so a long response weighs more than a short one.
     "response": over the tokens of each response, then over the responses that have a
     token (GRPO: arXiv 2402.03300, equation 3).
     """
@@ -391,7 +396,7 @@ def aggregate(
 
 
 def aggregate_count(mask: Bool[Array, "B R"], *, hyper: Hyper) -> jax.Array:
-    """The count of `aggregate` over a whole minibatch, at least 1."""
+    """Return the divisor of `aggregate` over a whole minibatch, at least 1."""
     counted = mask.any(-1) if hyper.loss_aggregation == "response" else mask
     return jnp.maximum(counted.sum(), 1)
 
@@ -405,13 +410,15 @@ def policy_loss_fn(
     kl_coef: jax.Array | float,
     hyper: Hyper,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The share of L_ppo + beta_sft * L_sft of a part of a minibatch, and metrics.
+    """Return the contribution of a part of a minibatch to L_ppo + beta_sft * L_sft, and
+    metrics.
 
     Args:
-        inputs: the experience, and the SFT batch (None: without the SFT term).
+        inputs: the experience, and the SFT batch (None: no SFT term).
         count: `aggregate_count` of the whole minibatch.
-        num_sft_tokens: the number of tokens of the whole SFT batch that carry loss.
-        kl_coef: the coefficient of the KL in the loss (`hyper.kl_in_loss`).
+        num_sft_tokens: the number of tokens that carry loss in the whole SFT batch;
+            None without the SFT term.
+        kl_coef: the KL coefficient in the loss (used if `hyper.kl_in_loss`).
     """
     experience, sft_batch = inputs
     mask = experience.response_mask
@@ -453,10 +460,11 @@ def policy_loss_fn(
 def value_loss_fn(
     value_model, experience: Experience, *, num_tokens: jax.Array, hyper: Hyper
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The share of the clipped value loss of a part of a minibatch, and metrics.
+    """Return the contribution of a part of a minibatch to the clipped value loss, and
+    metrics.
 
     Args:
-        num_tokens: the number of response tokens of the whole minibatch.
+        num_tokens: the number of response tokens in the whole minibatch.
     """
     mask = experience.response_mask
     out = losses.ppo_value_loss(
@@ -474,7 +482,7 @@ def value_loss_fn(
 def batch_loss(
     policy: Policy, batch: Experience, *, hyper: Hyper, sft: SFTBatch | None = None
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The policy's loss of a whole experience at the first coefficient of the KL, and
+    """Return the policy's loss of a whole experience at the initial KL coefficient, and
     metrics."""
     return policy_loss_fn(
         policy,
@@ -497,12 +505,12 @@ def train_step(
     value_optimizer: Optimizer,
     hyper: Hyper,
 ) -> tuple[PPOState, dict]:
-    """All epochs and minibatches of one iteration, in one scan of U updates.
+    """Run all epochs and minibatches of one iteration, in one scan of U updates.
 
     Args:
         sft: one SFT batch for each update, stacked: leaves [U, b, T].
-        key: the order of the rows in each epoch.
-        learning_rates: the policy's and the value model's.
+        key: the random key of the order of the rows in each epoch.
+        learning_rates: the learning rates of the policy and of the value model.
     """
 
     def one_update(models, inputs):

@@ -1,7 +1,7 @@
 """The reward model: the options, the ranking loss and the train step.
 
-ChatGLM-RLHF (arXiv 2404.00934), section 2: -log sigmoid(chosen - rejected), plus a
-penalty on large scores, as a mean over the pairs of the batch.
+ChatGLM-RLHF (arXiv 2404.00934), section 2. The loss is -log sigmoid(chosen - rejected)
+plus a penalty on large scores, averaged over the pairs of the batch.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, optimizer_step
 
-Batch = PackedPairs  # the kind of batch that `train_step` learns from
+Batch = PackedPairs  # the type of batch that `train_step` learns from
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """Options of the reward model on which the compiled step depends;
+    """Options of the reward model that the compiled step depends on;
     configs/reward.py explains them."""
 
     margin: float
@@ -31,7 +31,7 @@ class Hyper:
 
     @classmethod
     def from_config(cls, config, num_tokens: int) -> "Hyper":
-        """`num_tokens`, which other algorithms need, has no use here."""
+        """Read the options; `num_tokens`, which other algorithms need, is ignored."""
         del num_tokens
         return cls(
             margin=config.margin,
@@ -44,10 +44,10 @@ class Hyper:
 def loss_fn(
     model, batch: PackedPairs, *, num_pairs: jax.Array, hyper: Hyper
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The share of the loss of a part of a batch, and metrics.
+    """Return the contribution of a part of a batch to the loss, and metrics.
 
     Args:
-        num_pairs: the number of valid pairs of the whole batch.
+        num_pairs: the number of valid pairs in the whole batch.
     """
     scores = pair_scores(model, batch)
     out = ranking_loss(
@@ -74,7 +74,7 @@ def loss_fn(
 def batch_loss(
     model, batch: PackedPairs, *, hyper: Hyper
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The loss of a whole batch, and metrics."""
+    """Return the loss of a whole batch, and metrics."""
     return loss_fn(model, batch, num_pairs=batch.valid.sum(), hyper=hyper)
 
 
@@ -86,7 +86,7 @@ def train_step(
     optimizer: Optimizer,
     hyper: Hyper,
 ) -> tuple[TrainState, dict]:
-    """One optimizer step, and its metrics."""
+    """Take one optimizer step; return the new state and the metrics of the step."""
     share = functools.partial(loss_fn, num_pairs=batch.valid.sum(), hyper=hyper)
     return optimizer_step(
         share,

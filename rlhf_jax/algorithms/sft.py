@@ -1,7 +1,7 @@
 """Supervised fine-tuning: the options, the loss and the train step.
 
-Next-token loss on the assistant's tokens, as a mean over the tokens of the batch.
-PPO and DPO add `mean_loss` of another batch to their losses.
+The loss is the next-token loss of the assistant's tokens, averaged over those tokens of
+the whole batch. PPO and DPO add `mean_loss` of a separate SFT batch to their losses.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, optimizer_step
 
-Batch = SFTBatch  # the kind of batch that `train_step` learns from
+Batch = SFTBatch  # the type of batch that `train_step` learns from
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """Options of SFT on which the compiled step depends; configs/sft.py explains them.
+    """Options of SFT that the compiled step depends on; configs/sft.py explains them.
 
     `num_tokens` is the size of the tokenizer's vocabulary.
     """
@@ -43,7 +43,7 @@ class Hyper:
 def mean_loss(
     policy: Policy, batch: SFTBatch, *, num_tokens: int, chunk_size: int
 ) -> Mean:
-    """The mean of -log p over the tokens that carry loss, float32."""
+    """Return the mean of -log p over the tokens that carry loss, float32."""
     logprobs = dialogue_logprobs(
         policy, batch, num_tokens=num_tokens, chunk_size=chunk_size
     )
@@ -53,10 +53,10 @@ def mean_loss(
 def loss_fn(
     policy: Policy, batch: SFTBatch, *, num_target: jax.Array, hyper: Hyper
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The share of the loss of a part of a batch, and metrics.
+    """Return the contribution of a part of a batch to the loss, and metrics.
 
     Args:
-        num_target: the number of tokens of the whole batch that carry loss.
+        num_target: the number of tokens that carry loss in the whole batch.
     """
     loss = mean_loss(
         policy, batch, num_tokens=hyper.num_tokens, chunk_size=hyper.chunk_size
@@ -67,7 +67,7 @@ def loss_fn(
 def batch_loss(
     policy: Policy, batch: SFTBatch, *, hyper: Hyper
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """The loss of a whole batch, and metrics."""
+    """Return the loss of a whole batch, and metrics."""
     return loss_fn(policy, batch, num_target=batch.loss_mask.sum(), hyper=hyper)
 
 
@@ -79,7 +79,7 @@ def train_step(
     optimizer: Optimizer,
     hyper: Hyper,
 ) -> tuple[TrainState, dict]:
-    """One optimizer step, and its metrics."""
+    """Take one optimizer step; return the new state and the metrics of the step."""
     share = functools.partial(loss_fn, num_target=batch.loss_mask.sum(), hyper=hyper)
     return optimizer_step(
         share,

@@ -38,7 +38,7 @@ def response_logprobs(
     """
     tokens, mask, segments = pack(prompts, prompt_mask, responses, response_mask)
     hidden = policy.hidden(tokens, mask, segments=segments)
-    return logprobs_.response_logprobs(
+    return logprobs_.packed_response_logprobs(
         hidden,
         policy.output_matrix,
         responses,

@@ -1,6 +1,6 @@
 """Advantages: GAE of one sequence, baselines from scores, running normalisation.
 
-All of them are targets, so no gradient flows through what this file returns.
+All results are targets, so no gradient flows through the values returned here.
 
 Letters: B batch, K responses to one prompt, R response.
 """
@@ -13,12 +13,12 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from rlhf_jax.losses import masked
 
-EQUAL = 1e-6  # eight times the rounding error of a float32
+EQUAL = 1e-6  # relative; eight times the rounding error of float32
 
 
 class Advantages(NamedTuple):
     advantages: Float[Array, " R"]
-    returns: Float[Array, " R"]  # advantages + values: what the value model learns
+    returns: Float[Array, " R"]  # advantages + values: the value model's targets
 
 
 def gae(
@@ -34,8 +34,8 @@ def gae(
     delta_r = reward_r + gamma V_{r+1} - V_r
     A_r = delta_r + gamma lam A_{r+1}
 
-    Masked tokens are skipped as if they were not there, holes included: r + 1 is the
-    next real token, and V after the last one is 0. Zeros where masked.
+    Masked tokens are skipped, also in the middle of a sequence: r + 1 is the next real
+    token, and V after the last real token is 0. Zeros where masked.
     Schulman et al. (2015), arXiv 1506.02438, equation 16.
     """
     rewards, values = masked.keep(rewards, mask), masked.keep(values, mask)
@@ -64,10 +64,10 @@ def reference_baseline(
 
     r(x, y) - r(x, y_ref)
 
-    ChatGLM-RLHF, arXiv 2404.00934, section 3: removes what depends on the prompt
-    alone. y_ref is the reference model's response, generated once for each prompt.
-    With the current policy's greedy response as y_ref the difference is the advantage
-    of ReMax: Li et al. (2023), arXiv 2310.10505.
+    ChatGLM-RLHF, arXiv 2404.00934, section 3: the difference removes the part of the
+    score that depends on the prompt alone. y_ref is the reference model's response,
+    generated once for each prompt. With the current policy's greedy response as y_ref
+    the difference is the advantage of ReMax: Li et al. (2023), arXiv 2310.10505.
     """
     scores = scores.astype(jnp.float32) - reference_scores.astype(jnp.float32)
     return lax.stop_gradient(scores)
@@ -94,9 +94,9 @@ def grpo_advantages(
 
     A_k = (r_k - mean(r)) / (std(r) + epsilon)
 
-    Shao et al. (2024), arXiv 2402.03300, section 4.1.2. The paper does not say which
-    std; we take the biased one, so that K = 1 gives 0 (implementations with Bessel's
-    correction give sqrt((K - 1) / K) times this).
+    Shao et al. (2024), arXiv 2402.03300, section 4.1.2. The paper does not define std;
+    the biased std is used here, so K = 1 gives 0 (implementations with Bessel's
+    correction give sqrt((K - 1) / K) times these advantages).
     """
     centred = _centre(scores)
     std = jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True))
@@ -112,18 +112,19 @@ class RunningMoments(NamedTuple):
 
 
 def init_moments() -> RunningMoments:
-    """Start from having seen nothing."""
+    """Return the moments of no numbers: all zero."""
     return RunningMoments(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
 
 def update_moments(
     moments: RunningMoments, x: Shaped[Array, "*S"], mask: Bool[Array, "*S"]
 ) -> RunningMoments:
-    """Take the kept elements of x into the moments.
+    """Add the kept elements of x to the moments.
 
     mean = mean_a + d n_b / n,  m2 = m2_a + m2_b + d^2 n_a n_b / n,  d = mean_b - mean_a
 
-    Chan, Golub and LeVeque (1979): exact, whatever the parts the data come in.
+    Chan, Golub and LeVeque (1979). The result does not depend on how the data are split
+    into parts.
     """
     added = jnp.sum(mask).astype(jnp.float32)
     count = moments.count + added
@@ -138,11 +139,11 @@ def update_moments(
 
 
 def normalise(x: Float[Array, "*S"], moments: RunningMoments) -> Float[Array, "*S"]:
-    """Move x by the running mean and scale it by the running standard deviation.
+    """Shift x by the running mean and scale x by the running standard deviation.
 
-    (x - mean) / std; while all numbers seen are equal, std is taken as 1. Equal means
-    that their std is at most EQUAL times their mean: the rounding of a running mean
-    leaves as much.
+    (x - mean) / std; while all numbers seen are equal, std is taken as 1. Numbers count
+    as equal if their std is at most EQUAL times their mean, because the rounding of a
+    running mean leaves a std of that size.
     """
     std = jnp.sqrt(moments.m2 / jnp.maximum(moments.count, 1))
     std = jnp.where(std > EQUAL * jnp.abs(moments.mean), std, 1.0)
@@ -150,7 +151,7 @@ def normalise(x: Float[Array, "*S"], moments: RunningMoments) -> Float[Array, "*
 
 
 def _centre(scores):
-    # Twice, so that equal scores give exactly 0: see losses/masked.py.
+    # Subtract the mean twice, so that equal scores give exactly 0 (losses/masked.py).
     scores = scores.astype(jnp.float32)
     scores = scores - jnp.mean(scores, axis=1, keepdims=True)
     return scores - jnp.mean(scores, axis=1, keepdims=True)

@@ -1,8 +1,8 @@
 """DPO and its relatives, on log-probabilities summed over the response.
 
-With z = log(pi / pi_ref)(chosen) - log(pi / pi_ref)(rejected), all but SimPO are
-functions of z. One value for each pair; the caller averages. The ChatGLM-RLHF paper
-(arXiv 2404.00934, section 4) uses `dpo_loss` with label_smoothing 0.
+With z = log(pi / pi_ref)(chosen) - log(pi / pi_ref)(rejected), all losses but
+SimPO are functions of z. Each loss returns one value per pair; the caller averages. The
+ChatGLM-RLHF paper (arXiv 2404.00934, section 4) uses `dpo_loss` with label_smoothing 0.
 
 Letters: B pairs.
 """
@@ -43,8 +43,8 @@ def dpo_loss(
     loss = -(1 - e) log sigmoid(beta z) - e log sigmoid(-beta z)
 
     Rafailov et al. (2023), arXiv 2305.18290, equation 7. With label smoothing e > 0
-    it is conservative DPO (Mitchell, 2023, https://ericmitchell.ai/cdpo.pdf,
-    equation 3): a share e of the labels is taken to be wrong.
+    this is conservative DPO (Mitchell, 2023, https://ericmitchell.ai/cdpo.pdf,
+    equation 3), which assumes that a fraction e of the labels is wrong.
     """
     rewards = _implicit_rewards(pair, beta)
     right, wrong = _log_sigmoids(rewards[0] - rewards[1])
@@ -59,11 +59,12 @@ def robust_dpo_loss(
     beta: Float[ArrayLike, ""],
     label_smoothing: float,
 ) -> PreferenceLoss:
-    """Correct DPO for a share e of flipped labels, without bias.
+    """Correct DPO for a fraction e of flipped labels, without bias.
 
     loss = (-(1 - e) log sigmoid(beta z) + e log sigmoid(-beta z)) / (1 - 2 e)
 
-    Its mean over labels flipped with probability e is the DPO loss of the clean ones.
+    The mean of this loss over labels flipped with probability e is the DPO loss of the
+    clean labels.
     Chowdhury et al. (2024), arXiv 2403.00409.
     """
     if not 0.0 <= label_smoothing < 0.5:
@@ -83,8 +84,8 @@ def ipo_loss(
 
     loss = (z - 1 / (2 beta))^2
 
-    Azar et al. (2023), arXiv 2310.12036, equation 17 (tau is our beta). On summed
-    log-probabilities, as in the paper; TRL divides them by the length first.
+    Azar et al. (2023), arXiv 2310.12036, equation 17 (tau is beta here). The loss uses
+    summed log-probabilities, as the paper does; TRL divides them by the length first.
     """
     rewards = _implicit_rewards(pair, beta)
     log_ratio = (rewards[0] - rewards[1]) / beta
@@ -99,13 +100,13 @@ def length_regularised_dpo_loss(
     beta: Float[ArrayLike, ""],
     alpha: Float[ArrayLike, ""],
 ) -> PreferenceLoss:
-    """Learn less from a pair whose chosen response is the longer (R-DPO).
+    """Learn less from a pair whose chosen response is the longer of the two (R-DPO).
 
     loss = -log sigmoid(beta z + alpha (|chosen| - |rejected|))
 
-    It is DPO for the reward r(x, y) - alpha |y|: the length explains a part of the
-    preference, the policy only the rest. The rewards returned are those of DPO,
-    without the length. Park et al. (2024), arXiv 2403.19159.
+    This is DPO for the reward r(x, y) - alpha |y|: the length explains a part of the
+    preference, and the policy explains only the rest. The returned rewards are those of
+    DPO, without the length term. Park et al. (2024), arXiv 2403.19159.
     """
     rewards = _implicit_rewards(pair, beta)
     longer = (chosen_lengths - rejected_lengths).astype(jnp.float32)

@@ -15,8 +15,9 @@ def k1(
 ) -> Float[Array, "*S"]:
     """Estimate KL(policy || reference) of each token: log(pi / pi_ref).
 
-    Unbiased on samples from the policy, may be negative. Its gradient is 0 on
-    average: use it in rewards, not as a loss. http://joschu.net/blog/kl-approx.html
+    The estimate is unbiased on samples from the policy and may be negative. Its
+    gradient is 0 on average, so use the estimate in rewards, not as a loss.
+    http://joschu.net/blog/kl-approx.html
     """
     return logprobs.astype(jnp.float32) - ref_logprobs.astype(jnp.float32)
 
@@ -26,8 +27,8 @@ def k3(
 ) -> Float[Array, "*S"]:
     """Estimate KL(policy || reference) of each token: s - 1 - log(s), s = pi_ref / pi.
 
-    Unbiased on samples from the policy, never negative. As a loss, give it
-    `masked.keep(...)` of both: s overflows on garbage.
+    The estimate is unbiased on samples from the policy and never negative. As a loss,
+    pass `masked.keep(...)` of both arguments: s overflows on garbage.
     http://joschu.net/blog/kl-approx.html
     """
     log_ratio = k1(logprobs, ref_logprobs)
@@ -46,8 +47,8 @@ def penalised_rewards(
 
     reward_r = -kl_coef log(pi_r / pi_ref_r), plus the score at the last real token.
 
-    Zeros where masked; a row without real tokens gets nothing, not even its score.
-    The KL term is what `objective/non_score_reward` reports.
+    Zeros where masked; a row without real tokens gets no reward, not even its score.
+    The metric `objective/non_score_reward` reports the KL term.
     Ziegler et al. (2019), arXiv 1909.08593, equation 2; ChatGLM-RLHF, arXiv
     2404.00934, section 3.
     """
@@ -71,9 +72,9 @@ def update_kl_coef(
     e = clip(kl / target - 1, -0.2, 0.2)
     kl_coef <- kl_coef (1 + e batch_size / horizon)
 
-    kl is the mean over responses of the sum over tokens; horizon is in responses. A
-    fixed coefficient is an infinite horizon. Ziegler et al. (2019), arXiv 1909.08593,
-    section 2.2, and its code for the horizon.
+    kl (nats) is the mean over responses of the sum over tokens; horizon is a number of
+    responses. An infinite horizon keeps the coefficient fixed. Ziegler et al. (2019),
+    arXiv 1909.08593, section 2.2; the horizon is from the code of that paper.
     """
     error = jnp.clip(jnp.asarray(kl, jnp.float32) / target - 1.0, -0.2, 0.2)
     return lax.stop_gradient(kl_coef * (1.0 + error * batch_size / horizon))
@@ -87,7 +88,8 @@ def missing_end_penalty(
 ) -> Float[Array, "*B"]:
     """Subtract `penalty` from the score of a response that has no end token.
 
-    The ChatGLM-RLHF paper does not say; we do as TRL's missing_eos_penalty.
+    The ChatGLM-RLHF paper does not mention such responses; this follows TRL's
+    missing_eos_penalty.
     """
     scores = scores.astype(jnp.float32)
     return jnp.where(ended, scores, scores - penalty)

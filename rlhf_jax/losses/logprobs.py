@@ -1,9 +1,9 @@
-"""Log-probabilities of tokens from hidden states: the shift by one lives here.
+"""Log-probabilities of tokens from hidden states; the shift by one is made here.
 
-The state at position t predicts the token at t + 1. Everything that leaves this
-file is aligned with tokens instead: index t belongs to token t and to the state
-before it. The logits [B, T, V] are never held at once: they are projected
-`chunk_size` positions at a time, and again in the backward pass.
+The state at position t predicts the token at t + 1. Every result of this file is
+aligned with tokens instead: index t belongs to token t and to the state before that
+token. The logits [B, T, V] are never held at once: they are projected `chunk_size`
+positions at a time, and again in the backward pass.
 
 Letters: B batch, T tokens, P prompt, K responses, R response, V vocab, D width.
 """
@@ -17,13 +17,13 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
-# The logit of a column of padding: its probability is 0, and 0 times it is 0, not NaN.
+# The logit of a padding column: finite, so that 0 (its probability) times it is 0.
 MASKED = -1e30
 
 
 class TokenLogprobs(NamedTuple):
-    logprobs: Float[Array, "*B T"]  # of each token, given what stands before it
-    entropy: Float[Array, "*B T"]  # of the distribution which that token is from
+    logprobs: Float[Array, "*B T"]  # of each token, given the tokens before it
+    entropy: Float[Array, "*B T"]  # of the distribution that predicts the token, nats
 
 
 def next_token_logprobs(
@@ -41,10 +41,10 @@ def next_token_logprobs(
 
     Index 0, which nothing predicts, is 0 in both. Vocabulary columns from
     `num_tokens` on are padding and have probability 0. `chunk_size` positions of every
-    row are projected at a time (0: all at once). The product runs in the dtype of
-    `hidden` and adds up in float32; the gradient of `output_matrix` adds up over chunks
-    in the dtype of `output_matrix`. Token ids outside the vocabulary (padding) give a
-    finite number without meaning.
+    row are projected at a time (0: all at once). The product takes inputs in the
+    dtype of `hidden` and accumulates in float32; the gradient of `output_matrix`
+    accumulates over chunks in the dtype of `output_matrix`. Token ids outside the
+    vocabulary (padding) give a finite number without meaning.
     """
     out = _project(
         hidden[:, :-1],
@@ -57,7 +57,7 @@ def next_token_logprobs(
     return TokenLogprobs(*(jnp.pad(x, ((0, 0), (1, 0))) for x in out))
 
 
-def response_logprobs(
+def packed_response_logprobs(
     hidden: Float[Array, "B T D"],
     output_matrix: Float[Array, "D V"],
     responses: Int[Array, "B K R"],
@@ -67,10 +67,14 @@ def response_logprobs(
     num_tokens: int,
     chunk_size: int,
 ) -> TokenLogprobs:
-    """Compute log-probabilities [B, K, R] of K responses that share their prompt.
+    """Compute log-probabilities and entropies [B, K, R] of K responses to one prompt.
 
-    Rows are [prompt P | response 1 R | ... | response K R], T = P + K R. Only
-    response positions reach the vocabulary; the rest is `next_token_logprobs`.
+    Rows are packed as [prompt P | response 1 R | ... | response K R], T = P + K R. Only
+    response positions are projected to the vocabulary; see `next_token_logprobs` for
+    the other arguments.
+
+    Raises:
+        ValueError: `hidden` has another number of positions than P + K R.
     """
     num_responses, response_length = responses.shape[1:]
     expected = prompt_length + num_responses * response_length
@@ -97,12 +101,15 @@ def response_hidden(
     """Pick the state before each response token.
 
     Token 0 of every response follows the prompt's last token, at P - 1 (prompts are
-    left-padded); token r follows token r - 1 of the same response. A value model
-    reads its values here: index r is the value of the state before token r.
+    left-padded); token r follows token r - 1 of the same response. The values of a
+    value model are read at the same states: index r is the value of the state before
+    token r.
     """
     batch_size, length, width = hidden.shape
     if prompt_length < 1:
-        raise ValueError(f"{prompt_length=}: nothing predicts the first token.")
+        raise ValueError(
+            f"{prompt_length=}: nothing predicts the first token; it must be 1 or more."
+        )
     if (length - prompt_length) % num_responses or length <= prompt_length:
         raise ValueError(
             f"{length - prompt_length} positions after {prompt_length=} cannot be "
@@ -116,9 +123,10 @@ def response_hidden(
 
 
 def _project(hidden, output_matrix, tokens, *, temperature, num_tokens, chunk_size):
-    """Log-probabilities and entropies [*N, T] of tokens under the states before them.
+    """Compute log-probabilities and entropies [*N, T] of tokens from the states before
+    the tokens.
 
-    Chunks are cut from the time axis, so that the batch stays sharded as it came.
+    Chunks are cut from the time axis, so the sharding of the batch does not change.
     """
     if not temperature > 0:
         raise ValueError(f"{temperature=} must be positive.")
@@ -148,7 +156,8 @@ def _project(hidden, output_matrix, tokens, *, temperature, num_tokens, chunk_si
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _token_logprobs(hidden, output_matrix, tokens, temperature, num_tokens):
-    """One chunk. The backward pass projects again: only [*N, T] arrays are kept."""
+    """Project one chunk. The backward pass projects again: only [*N, T] arrays are
+    kept."""
     return _measure(hidden, output_matrix, tokens, temperature, num_tokens)[0]
 
 
@@ -160,7 +169,7 @@ def _forward(hidden, output_matrix, tokens, temperature, num_tokens):
 
 def _measure(hidden, output_matrix, tokens, temperature, num_tokens):
     logits, ids = _logits(hidden, output_matrix, temperature, num_tokens)
-    # Compare and sum rather than gather: it stays local when the vocabulary is
+    # Compare and sum rather than gather: both stay local when the vocabulary is
     # sharded over devices.
     chosen = jnp.sum(jnp.where(ids == tokens[..., None], logits, 0.0), axis=-1)
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -171,12 +180,12 @@ def _measure(hidden, output_matrix, tokens, temperature, num_tokens):
 
 
 def _backward(temperature, num_tokens, residuals, gradients):
-    """Differentiate one chunk; automatic differentiation takes twice the time.
+    """Differentiate one chunk; automatic differentiation would take twice the time.
 
     d logprob / d logit_v = [v = token] - p_v
     d entropy / d logit_v = -p_v (log p_v + entropy)
 
-    An output that no loss reads has a symbolic zero as its gradient: it costs nothing.
+    An output that no loss reads has a symbolic zero as its gradient and costs nothing.
     """
     hidden, output_matrix, tokens, log_normaliser = residuals
     logits, ids = _logits(hidden, output_matrix, temperature, num_tokens)
@@ -207,7 +216,8 @@ _token_logprobs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _logits(hidden, output_matrix, temperature, num_tokens):
-    """Logits [*N, T, V] in float32, as good as -inf where padding is, and the ids."""
+    """Compute logits [*N, T, V], float32, effectively -inf in padding columns, and the
+    token ids of the columns."""
     logits = jnp.einsum(
         "...d,dv->...v",
         hidden,

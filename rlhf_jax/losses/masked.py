@@ -1,9 +1,9 @@
-"""Reductions over the elements that a mask keeps: division lives here.
+"""Reductions over the elements that a mask keeps and divisions by their count.
 
-Every function takes `x` and a Bool `mask` of the same shape (True: counts), works
-in float32, never lets a masked value through (inf and nan included, in gradients
-too), and has an answer for an empty mask: 0. Appending masked elements changes no
-result. For one number per row, `jax.vmap` over the rows.
+Every function takes `x` and a Bool `mask` of the same shape (True: the element counts),
+works in float32, never lets a masked value through (inf and nan included, in gradients
+too), and returns 0 for an empty mask. Appending masked elements changes no result. For
+one number per row, `jax.vmap` over the rows.
 """
 
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ def sum(x: Shaped[Array, "*S"], mask: Bool[Array, "*S"]) -> Float[Array, ""]:
 def mean(x: Shaped[Array, "*S"], mask: Bool[Array, "*S"]) -> Float[Array, ""]:
     """Average the kept elements: sum(x) / count, every element with equal weight.
 
-    Over tokens [B, R] this is the mean per token of the batch. The mean per
-    sequence and then over sequences is another number: vmap over rows first.
+    Over tokens [B, R] the result is the mean per token of the batch. The mean per
+    sequence and then over sequences is another number: for that, vmap over rows first.
     """
     return sum(x, mask) / jnp.maximum(jnp.sum(mask), 1)
 
@@ -47,7 +47,7 @@ def whiten(
     """Scale the kept elements to variance 1; move their mean to 0 if `shift_mean`.
 
     (x - mean) / sqrt(var + 1e-8), plus the mean again without `shift_mean`; zeros
-    where masked. As in the code of Ziegler et al. (2019), arXiv 1909.08593.
+    where masked. This follows the code of Ziegler et al. (2019), arXiv 1909.08593.
     """
     centred = _centre(x, mask)
     whitened = centred / jnp.sqrt(mean(centred**2, mask) + 1e-8)

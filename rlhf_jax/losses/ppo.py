@@ -1,8 +1,9 @@
 """Policy and value losses of PPO, elementwise over tokens.
 
-Zeros where masked (ratio 1): divide their sum by the number of real tokens, as
-`masked.mean` does, never by the size of the array. Old log-probabilities, old values,
-advantages and returns are targets: no gradient reaches them.
+Losses are 0 where masked (and the ratio is 1): divide the sum of a loss by the number
+of real tokens, as `masked.mean` does, never by the size of the array. Old
+log-probabilities, old values, advantages and returns are targets: no gradient flows to
+the targets.
 """
 
 from typing import NamedTuple
@@ -17,13 +18,13 @@ from rlhf_jax.losses import masked
 class PolicyLoss(NamedTuple):
     loss: Float[Array, "*S"]
     ratio: Float[Array, "*S"]  # pi / pi_old
-    clipped: Bool[Array, "*S"]  # where the clip stops the gradient
+    clipped: Bool[Array, "*S"]  # True where the clip stops the gradient
     approxkl: Float[Array, "*S"]  # log(ratio)^2 / 2, as TRL's policy/approxkl
 
 
 class ValueLoss(NamedTuple):
     loss: Float[Array, "*S"]
-    clipped: Bool[Array, "*S"]
+    clipped: Bool[Array, "*S"]  # True where the clip stops the gradient
 
 
 def ppo_policy_loss(
@@ -34,7 +35,8 @@ def ppo_policy_loss(
     mask: Bool[Array, "*S"],
     clip_range: Float[ArrayLike, ""],
 ) -> PolicyLoss:
-    """Raise what had a positive advantage, within a trust region around the old policy.
+    """Raise the probability of tokens with a positive advantage, within a trust region
+    around the old policy.
 
     loss = max(-A ratio, -A clip(ratio, 1 - clip_range, 1 + clip_range))
 
@@ -62,7 +64,7 @@ def dual_clip_policy_loss(
     clip_range: Float[ArrayLike, ""],
     dual_clip: Float[ArrayLike, ""],
 ) -> PolicyLoss:
-    """Bound the PPO loss also where the advantage is negative and the ratio large.
+    """Bound the PPO loss also where the advantage is negative and the ratio is large.
 
     loss = min(ppo, -dual_clip A) where A < 0, ppo elsewhere; dual_clip > 1.
 
@@ -95,8 +97,9 @@ def ppo_value_loss(
 
     loss = max((V - G)^2, (V_old + clip(V - V_old, -c, c) - G)^2) / 2
 
-    An infinite range clips nothing. As in the code of Ziegler et al. (2019), arXiv
-    1909.08593; after the code of Schulman et al. (2017), whose paper has no clip here.
+    An infinite range clips nothing. This follows the code of Ziegler et al. (2019),
+    arXiv 1909.08593, and the code of Schulman et al. (2017), whose paper has no value
+    clip.
     """
     values = masked.keep(values, mask)
     old_values = lax.stop_gradient(masked.keep(old_values, mask))
@@ -115,8 +118,8 @@ def explained_variance(
 ) -> Float[Array, ""]:
     """Measure how much of the returns the values explain: 1 - var(G - V) / var(G).
 
-    1 is perfect, 0 no better than a constant, negative worse; 0 if all returns are
-    equal or none is real.
+    1 is perfect, 0 is no better than a constant, and a negative value is worse. The
+    result is 0 if all returns are equal or all are masked.
     """
     returns = masked.keep(returns, mask)
     total = masked.var(returns, mask)

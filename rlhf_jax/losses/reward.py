@@ -14,7 +14,7 @@ class RankingLoss(NamedTuple):
     loss: Float[Array, "*B"]  # ranking + score_regularisation * regulariser
     ranking: Float[Array, "*B"]
     regulariser: Float[Array, "*B"]  # unweighted
-    margin: Float[Array, "*B"]  # chosen score - rejected score; right if positive
+    margin: Float[Array, "*B"]  # chosen score - rejected score; > 0 if ranked right
 
 
 def ranking_loss(
@@ -25,14 +25,14 @@ def ranking_loss(
     label_smoothing: Float[ArrayLike, ""],
     score_regularisation: Float[ArrayLike, ""],
 ) -> RankingLoss:
-    """Rank the chosen response above the rejected one; hold scores near 0.
+    """Rank the chosen response above the rejected one, and keep scores near 0.
 
     d = r_chosen - r_rejected - margin
     loss = -(1 - e) log sigmoid(d) - e log sigmoid(-d)
            + score_regularisation (r_chosen^2 + r_rejected^2)
 
-    ChatGLM-RLHF, arXiv 2404.00934, section 2, which has no margin (Llama 2, arXiv
-    2307.09288, equation 2) and no label smoothing e: 0 for both is the paper.
+    ChatGLM-RLHF, arXiv 2404.00934, section 2. The margin is from Llama 2, arXiv
+    2307.09288, equation 2; margin 0 and label smoothing e = 0 give the paper's loss.
     """
     chosen = chosen_scores.astype(jnp.float32)
     rejected = rejected_scores.astype(jnp.float32)

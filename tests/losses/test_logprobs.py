@@ -7,8 +7,8 @@ import pytest
 
 from rlhf_jax.losses.logprobs import (
     next_token_logprobs,
+    packed_response_logprobs,
     response_hidden,
-    response_logprobs,
 )
 
 B, P, K, R, D, V, NUM_TOKENS = 2, 3, 2, 4, 5, 11, 9
@@ -27,7 +27,7 @@ next_logprobs = partial(
     chunk_size=3,
 )
 of_responses = partial(
-    jax.jit(response_logprobs, static_argnames=STATIC),
+    jax.jit(packed_response_logprobs, static_argnames=STATIC),
     prompt_length=P,
     temperature=0.7,
     num_tokens=NUM_TOKENS,
