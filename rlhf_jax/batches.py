@@ -1,4 +1,4 @@
-"""Every batch of the project, with its shapes and the meaning of its masks.
+"""Batches: every kind of batch of the project, its shapes and the meaning of its masks.
 
 Letters: B batch, T tokens, P prompt, K responses to one prompt, R response.
 Prompts are left-padded to P and responses right-padded to R, so a prompt's last
@@ -32,9 +32,9 @@ class SFTBatch:
 
 @_batch
 class PromptBatch:
-    """Prompts to answer. `index` identifies a row in whichever batch it stands: random
-    keys derive from it. The k-th of K responses to the i-th prompt of a data set has
-    the index i * K + k."""
+    """Prompts to answer. `index` identifies a row independently of its batch, and the
+    random keys of a row derive from `index`. The k-th of K responses to the i-th prompt
+    of a data set has the index i * K + k."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
@@ -57,9 +57,10 @@ class PreferenceBatch:
 
 @_batch
 class PackedPairs:
-    """Two responses behind their one prompt, in one row without gaps; padding on the
-    right. `segments` is 0 on the prompt, 1 on chosen, 2 on rejected; `ends` is the
-    place of each response's last token. `valid` as above."""
+    """Pairs of responses packed after their shared prompt in one row without gaps,
+    padded on the right. `segments` is 0 on the prompt, 1 on chosen and 2 on rejected;
+    `ends` is the position of each response's last token; `valid` is that of
+    `PreferenceBatch`."""
 
     tokens: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
@@ -70,8 +71,8 @@ class PackedPairs:
 
 @_batch
 class Rollout:
-    """Sampled responses. `logprobs` are those of the sampler, `ended` is True where
-    the response stopped by itself rather than at the length limit."""
+    """Sampled responses. `logprobs` are those of the sampler; `ended` is True where the
+    response ended with an end token rather than at the length limit."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
@@ -83,7 +84,7 @@ class Rollout:
 
 @_batch
 class Experience:
-    """A rollout with everything the PPO update needs, fixed before the update.
+    """A rollout with everything the PPO update needs, constant during the update.
     `old_values` and `returns` are None without a value model."""
 
     prompts: Int[Array, "B P"]
@@ -103,11 +104,11 @@ def pack(
     responses: Int[Array, "B K R"],
     response_mask: Bool[Array, "B K R"],
 ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"], Int[np.ndarray, " T"]]:
-    """Lay K responses behind their one prompt: tokens and mask [B, P + K R], and the
-    segments [P + K R] of every row.
+    """Pack K responses after their shared prompt: return tokens and mask [B, P + K R],
+    and the segments [P + K R] of every row.
 
-    Segment 0 is the prompt and k the k-th response; the model lets a token see its
-    own segment and the prompt, so the prompt is computed once for all K.
+    Segment 0 is the prompt and segment k is the k-th response. A token attends to its
+    own segment and to the prompt, so the prompt is computed once for all K responses.
     """
     batch, count, length = responses.shape
     tokens = jnp.concatenate([prompts, responses.reshape(batch, count * length)], 1)

@@ -1,15 +1,16 @@
 """DPO and its relatives on pairs that the reward model labelled, with an SFT term.
 
-ChatGLM-RLHF (arXiv 2404.00934), section 4; DPO: arXiv 2305.18290, equation 7. Before
-the first step the reference's log-probabilities of every pair are computed once
-(`reference="cached"`), or they are computed with every step ("on_the_fly"). One step:
+ChatGLM-RLHF (arXiv 2404.00934), section 4; DPO: arXiv 2305.18290, equation 7. The
+reference's log-probabilities of every pair are computed once before the first step
+(`reference="cached"`), or in every step ("on_the_fly"). One step:
 1. A batch of pairs of similar length; the two responses share their prompt.
 2. Summed log-probabilities of both responses under the policy, in one pass.
-3. For DPO -log sigmoid(beta * (chosen log-ratio - rejected log-ratio)), or another
-   loss of losses/dpo.py, + beta_sft * SFT loss.
+3. The loss: for DPO -log sigmoid(beta * (chosen log-ratio - rejected log-ratio)), or
+   another loss of losses/dpo.py, plus beta_sft * the SFT loss.
 4. AdamW.
-At evaluation the policy answers the same prompts every time: KL(policy || reference) of
-these answers, and their length. The losses and the step are in algorithms/dpo.py.
+Every evaluation lets the policy answer the same prompts, and measures the length and
+KL(policy || reference) of the answers. The losses and the step are in
+algorithms/dpo.py.
 """
 
 import functools
@@ -41,7 +42,7 @@ from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
-    """Improve `config.init_from` (an SFT policy) on labelled pairs; leave it in
+    """Train `config.init_from` (an SFT policy) on labelled pairs; save the policy in
     `workdir/checkpoints`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
@@ -158,7 +159,7 @@ def run(config, workdir: str) -> None:
             ),
             shape=(len(pairs), 2),
         )
-        reference = None  # its memory is free; an evaluation loads it again
+        reference = None  # frees its memory; an evaluation loads the reference again
 
     # State
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
@@ -215,24 +216,24 @@ def run(config, workdir: str) -> None:
 
 
 def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):
-    """The reference's log-probabilities of all pairs: float32 [pairs, 2]."""
+    """Compute the reference's log-probabilities of all pairs: float32 [pairs, 2]."""
     order = np.argsort(pair_lengths(pairs))
-    found = np.zeros((len(pairs), 2), np.float32)
+    logprobs = np.zeros((len(pairs), 2), np.float32)
     for i in range(0, len(pairs), batch_size):
         index = order[i : i + batch_size]
         batch = shard_batch(make_batch([pairs[j] for j in index]))
-        found[index] = fetch(logprob_step(reference, batch))[: len(index)]
-    return found
+        logprobs[index] = fetch(logprob_step(reference, batch))[: len(index)]
+    return logprobs
 
 
 def pair_lengths(pairs) -> list[int]:
-    """The longer response of each pair, in tokens."""
+    """Return the length of the longer response of each pair, in tokens."""
     return [max(len(chosen), len(rejected)) for _, chosen, rejected in pairs]
 
 
 def evaluate(policy, reference, ask, logprobs) -> tuple[dict, list[dict]]:
-    """KL(policy || reference) in nats, length, share that ended and (testbed) true
-    quality of the policy's own answers, and the conversations."""
+    """Measure KL(policy || reference) in nats, length, share that ended and (testbed)
+    true quality of the policy's own answers; return metrics and the conversations."""
     answers = ask(policy)
     kl = logprobs(policy, answers) - logprobs(reference, answers)
     samples = [
@@ -259,7 +260,7 @@ def check_options(config) -> None:
     """Refuse options that contradict each other, before anything is read or compiled.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the options and what to set instead.
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
     options.fused_updates(config)
@@ -272,7 +273,9 @@ def check_options(config) -> None:
     if label_smoothing and loss not in ("dpo", "robust"):
         raise ValueError(f"{label_smoothing=} needs loss dpo or robust, not {loss!r}.")
     if loss == "robust" and not label_smoothing:
-        raise ValueError("loss='robust' without label_smoothing is 'dpo': set either.")
+        raise ValueError(
+            "loss='robust' without label_smoothing is 'dpo': set one of the two."
+        )
     if config.gamma and loss != "simpo":
         raise ValueError(f"{config.gamma=} needs loss='simpo', not {loss!r}.")
     if config.alpha and loss != "length_regularised":
@@ -286,4 +289,7 @@ def check_options(config) -> None:
     if loss == "simpo" and config.reference == "on_the_fly":
         raise ValueError("loss='simpo' has no reference: leave reference='cached'.")
     if config.reference_cache and (loss == "simpo" or config.reference == "on_the_fly"):
-        raise ValueError(f"{config.reference_cache=} is read only where one is cached.")
+        raise ValueError(
+            f"{config.reference_cache=} needs reference='cached' and another loss than "
+            "simpo."
+        )

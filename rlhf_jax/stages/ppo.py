@@ -1,24 +1,24 @@
 """PPO with a reference-reward baseline, a KL penalty and an SFT term.
 
-ChatGLM-RLHF (arXiv 2404.00934), section 3. One iteration, whose functions are in
+ChatGLM-RLHF (arXiv 2404.00934), section 3. The functions of one iteration are in
 algorithms/ppo.py:
-1. rollout: the policy answers a batch of prompts. So does the reference, when a prompt
-   is first drawn; the reward model's score of that answer is kept.
+1. rollout: the policy answers a batch of prompts. When a prompt is first drawn, the
+   reference answers it too, and the reward model's score of that answer is kept.
 2. make_experience: old log-probabilities, reference log-probabilities, scores and
-   values in one program. Score minus the reference answer's score at the last token,
-   minus kl_coef * KL at every token; generalised advantage estimation.
+   values in one program. A token's reward is -kl_coef * KL; the last token's reward
+   also has the score minus the reference answer's score. Advantages are from GAE.
 3. train_step: epochs x minibatches of the clipped policy loss plus beta_sft * the SFT
    loss, and of the clipped value loss, in one program.
 
 The paper does not give kl_coef, the clip ranges, GAE's lambda or the critic's design;
-we start the value model from the reward model and take the usual values.
+here the value model starts from the reward model, and the numbers are the usual ones.
 
-Without a critic: advantage="rloo" (arXiv 2402.14740), "grpo" (2402.03300) or "remax"
-(2310.10505) gives every token of a response the same advantage, from its score minus
-kl_coef * its KL (the GRPO paper has the KL in the loss: kl_in_loss), in the same
-clipped loss; there is no value model then, in memory or in the programs. ReMax's
-baseline is the policy's greedy answer (baseline="greedy"); with baseline="reference"
-it is the paper's baseline without a critic.
+Three advantages need no critic: "rloo" (arXiv 2402.14740), "grpo" (2402.03300) and
+"remax" (2310.10505). Every token of a response then has the same advantage, computed
+from the response's score minus kl_coef * its KL (kl_in_loss moves the KL into the loss,
+as in the GRPO paper), in the same clipped loss; there is no value model, in memory or
+in the programs. ReMax's baseline is the policy's greedy answer (baseline="greedy");
+baseline="reference" combines the ChatGLM-RLHF baseline with no critic.
 """
 
 import dataclasses
@@ -72,11 +72,11 @@ from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import check_learned, from_items, to_items
 from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
-ABOVE_CEILING = "above_kl_ceiling"  # in the workdir: a policy that stopped its run
+ABOVE_CEILING = "above_kl_ceiling"  # folder of the policy that stopped its run
 
 
 def run(config, workdir: str) -> None:
-    """Improve `config.init_from` (an SFT policy) against `config.reward_model`; leave
+    """Train `config.init_from` (an SFT policy) against `config.reward_model`; save
     policy ("model") and value model ("value") in `workdir/checkpoints`.
 
     Raises:
@@ -223,14 +223,15 @@ def run(config, workdir: str) -> None:
     del frozen
 
     def answer(policy, index: np.ndarray, key) -> tuple[Rollout, np.ndarray]:
-        """The policy's responses, and the scores to subtract: float32 [prompts]."""
+        """Return the policy's responses and the scores to subtract: float32
+        [prompts]."""
         batch = prompts_at(number_repeats(index, len(prompts)))
         sampler = memory.sampler(policy)
-        several = repeat_prompts(batch, config.samples_per_prompt)
+        repeated = repeat_prompts(batch, config.samples_per_prompt)
         baseline = np.zeros(len(index), np.float32)
         if config.baseline == "reference":
             baseline = reference_scores.at(index)
-        responses = rollout(sampler, several, key, sampling)
+        responses = rollout(sampler, repeated, key, sampling)
         if config.baseline == "greedy":
             reward_model = memory.frozen().reward
             baseline = answer_scores(sampler, reward_model, batch, key, greedy)
@@ -330,19 +331,20 @@ class KLCeilingError(ValueError):
 
 
 def stop_above_ceiling(config, workdir, checkpoints, step, state, meta, kl) -> NoReturn:
-    """End a run whose policy is above the ceiling: it is kept for study, apart from the
-    run's checkpoints, of which the newest is then one below the ceiling.
+    """End a run whose policy is above the ceiling. The policy is saved for study, apart
+    from the run's checkpoints; the newest of the checkpoints is below the ceiling.
 
     Raises:
-        KLCeilingError: always.
+        KLCeilingError: always; names the step, the KL (nats per response) and what to
+            change.
     """
-    told = (
+    message = (
         f"Step {step} of {workdir}: objective/kl {kl:.1f} nats a response is above "
         f"kl_ceiling {config.kl_ceiling:.1f}, with kl_coef {state.kl_coef:.3g}."
     )
     if step == 0:
         raise KLCeilingError(
-            f"{told} The policy had no update yet: it starts too far from its "
+            f"{message} The policy has had no update yet: it starts too far from its "
             f"reference, {weights.fingerprint(config.reference or config.init_from)}."
         )
     study = Path(workdir) / ABOVE_CEILING
@@ -358,30 +360,30 @@ def stop_above_ceiling(config, workdir, checkpoints, step, state, meta, kl) -> N
     below = checkpoints.latest_step()
     checkpoints.close()
     raise KLCeilingError(
-        f"{told} Raise kl_coef or lower optimizer.learning_rate, in another --workdir. "
-        f"The newest checkpoint below the ceiling is of step {below}; this policy is "
-        f"kept in {study}."
+        f"{message} Raise kl_coef or lower optimizer.learning_rate, in another "
+        f"--workdir. The newest checkpoint below the ceiling is of step {below}; "
+        f"this policy is kept in {study}."
     )
 
 
 class Memory:
-    """Where the models lie: on the device, or in the host's memory while others are at
-    work (`offload_frozen`, `offload_moments`); and the sampler's copy in 8 bits
-    (`rollout_param_dtype`)."""
+    """Placement of the models: on the device, or in the host's memory while they are
+    not in use (`offload_frozen`, `offload_moments`); and the sampler's int8 copy of the
+    policy (`rollout_param_dtype`)."""
 
     def __init__(self, config, frozen: Frozen):
         self._frozen_rests = "pinned_host" if config.offload_frozen else "device"
         self._moments_rest = "pinned_host" if config.offload_moments else "device"
         self._frozen = to_memory(frozen, self._frozen_rests)
         self._is_copied = config.rollout_param_dtype == "int8"
-        self._in_8_bits = None  # compiled for the first policy
+        self._in_8_bits = None  # the conversion, compiled for the first policy
 
     def frozen(self) -> Frozen:
-        """The frozen models, on the device."""
+        """Return the frozen models, on the device."""
         return to_memory(self._frozen, "device")
 
     def sampler(self, policy):
-        """The model that answers prompts: the policy, or its copy in 8 bits."""
+        """Return the model that answers prompts: the policy, or its int8 copy."""
         if not self._is_copied:
             return policy
         if self._in_8_bits is None:
@@ -389,17 +391,18 @@ class Memory:
         return self._in_8_bits(policy)
 
     def at_work(self, state: PPOState) -> PPOState:
-        """The state as the update needs it: all of it on the device."""
+        """Move the whole state to the device, as the update needs it."""
         return with_opt_states(state, lambda moments: to_memory(moments, "device"))
 
     def at_rest(self, state: PPOState) -> PPOState:
-        """The state between updates: the moments where they rest."""
+        """Move the optimizers' moments to their place between updates."""
         rest = self._moments_rest
         return with_opt_states(state, lambda moments: to_memory(moments, rest))
 
 
 def to_checkpoint(state: PPOState) -> dict:
-    """The state as checkpoint items, each model apart, so that it loads alone."""
+    """Split the state into checkpoint items, one per model, so each model loads
+    alone."""
     items = to_items(state.policy)
     if state.value is not None:
         items |= to_items(state.value, "value")
@@ -407,7 +410,7 @@ def to_checkpoint(state: PPOState) -> dict:
 
 
 def from_checkpoint(items: dict) -> PPOState:
-    """The inverse of `to_checkpoint`."""
+    """Build the state from checkpoint items; the inverse of `to_checkpoint`."""
     value = from_items(items, "value") if "value" in items else None
     return PPOState(policy=from_items(items), value=value, **items["rest"])
 
@@ -416,12 +419,12 @@ def check_options(config) -> None:
     """Refuse options that contradict each other, before anything is read or compiled.
 
     Raises:
-        ValueError: which, and what to set instead.
+        ValueError: names the options and what to set instead.
     """
     if pipe_size() > 1:
         raise ValueError(
-            "PPO has no pipeline: it generates in every iteration, which through a "
-            "pipeline is bubbles for about 80 % of the time (ChatGLM-RLHF, section 5). "
+            "PPO has no pipeline: it generates in every iteration, and generation in a "
+            "pipeline is idle for about 80 % of the time (ChatGLM-RLHF, section 5). "
             f"Give the mesh's pipe={pipe_size()} to data, fsdp or tensor."
         )
     options.one_of(config, "advantage", ("gae", "rloo", "grpo", "remax"))
@@ -447,7 +450,7 @@ def check_options(config) -> None:
             )
     if config.advantage == "remax" and config.baseline == "none":
         raise ValueError(
-            "advantage='remax' is the score less a baseline's: set baseline='greedy', "
+            "advantage='remax' is the score minus a baseline's: set baseline='greedy', "
             "or 'reference'."
         )
     if config.whiten_rewards and config.advantage != "gae":
@@ -455,7 +458,7 @@ def check_options(config) -> None:
     if config.temperature == 0:
         raise ValueError(
             f"{config.temperature=}: PPO learns from samples, and greedy answers are "
-            "none: set it above 0, 1.0 for the policy's own distribution."
+            "not samples: set it above 0, 1.0 for the policy's own distribution."
         )
     if math.isnan(config.kl_ceiling):
         raise ValueError(f"{config.kl_ceiling=}: set a number, or inf for no ceiling.")

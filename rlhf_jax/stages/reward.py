@@ -1,16 +1,17 @@
 """The reward model: a scalar score that ranks responses as people do.
 
-ChatGLM-RLHF (arXiv 2404.00934), section 2. The comparisons are clean and balanced by
-length already (stages/prepare_comparisons.py). One step:
+ChatGLM-RLHF (arXiv 2404.00934), section 2. The comparisons have been cleaned
+and balanced by length (stages/prepare_comparisons.py). One step:
 1. A batch of comparisons of similar length; the two responses share their prompt.
 2. One forward pass; the score is read at each response's last token.
 3. -log sigmoid(chosen - rejected), plus a penalty on large scores.
 4. AdamW.
-Every `eval_every` steps the model is measured on validation pairs, a part of the
-training prompts. The best of these models is handed on; training stops when `patience`
-of them in a row were no better (the paper does not say when it stops). The test pairs
-are read once, at the end. There the scores are centred as well: mean 0 over training
-responses, which in the paper's data are those of the SFT model that PPO starts from.
+Every `eval_every` steps the model is measured on validation pairs, which are those of
+a part of the training prompts. The best of these models is the result; training stops
+after `patience` evaluations in a row without a better model (the paper does not say
+when training stops). The test pairs are used once, at the end. Then the scores are also
+centred: their mean over training responses is 0. In the paper's data these responses
+are those of the SFT model that PPO starts from.
 The loss and the step are in algorithms/reward.py.
 """
 
@@ -41,12 +42,12 @@ from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
 from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
-LENGTH_WINDOW = 64  # batches: padding of hh-rlhf falls from 15 to 11 % against 16
+LENGTH_WINDOW = 64  # batches; 16 would pad hh-rlhf by 15 %, 64 pads it by 11 %
 
 
 def run(config, workdir: str) -> None:
-    """Train a reward model from `config.init_from` (an SFT policy) on comparisons;
-    leave it in `workdir/checkpoints` and its report in `workdir/evaluation`."""
+    """Train a reward model from `config.init_from` (an SFT policy) on comparisons; save
+    the model in `workdir/checkpoints` and a report on it in `workdir/evaluation`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
     if done_before(workdir):
@@ -80,7 +81,7 @@ def run(config, workdir: str) -> None:
         "dropped": dict(dropped),
         "dropped_test": dict(test_dropped),
     }
-    if (data / "source.json").is_file():  # what was left out before
+    if (data / "source.json").is_file():  # what an earlier stage left out
         counts["source"] = json.loads((data / "source.json").read_text())
     logging.info("Pairs: %s.", listed(counts))
     order = BatchOrder(
@@ -157,27 +158,29 @@ def run(config, workdir: str) -> None:
             step += 1
             bar.update(*writer.write(step, metrics, {"batch": batch}))
             if due(step, config.eval_every or total_steps, total_steps):
-                found = validate(state.model, validation, padding)
-                best = best.update(state.model, found["validation/accuracy"])
-                writer.write(step, found)
+                validated = validate(state.model, validation, padding)
+                best = best.update(state.model, validated["validation/accuracy"])
+                writer.write(step, validated)
             is_done = step == total_steps or best.is_final(config.patience)
             if checkpoints.due(step, config.save_every, total_steps) and not is_done:
                 writer.flush()
                 checkpoints.save(step, to_items(state) | {"best": best}, meta)
 
-    # Hand on: without further steps the checkpoint that was restored is the last
+    # Hand on: without further steps, the restored checkpoint is already the last one
     if step > start:
         check_learned(state)
         if not np.isfinite(best.score):
-            raise NonFiniteError("No evaluation had an accuracy to choose a model by.")
+            raise NonFiniteError(
+                "No evaluation gave an accuracy by which to choose a model."
+            )
         model = best.model
         sample = pairs[: config.num_centring_pairs]
         model.offset[...] = jnp.float32(score_pairs(model, sample, **padding).mean())
         scores = score_pairs(model, test_pairs, **padding)
-        found = evaluate_held_out(
+        report = evaluate_held_out(
             scores, test, test_pairs, pairs, workdir / "evaluation"
         )
-        writer.write(step, {f"eval/{name}": x for name, x in found.items()})
+        writer.write(step, {f"eval/{name}": x for name, x in report.items()})
         writer.write_samples(step, samples(test, scores, config.num_samples))
         writer.flush()
         checkpoints.save(step, to_items(state) | {"model": model, "best": best}, meta)
@@ -190,14 +193,18 @@ def run(config, workdir: str) -> None:
 def split_by_prompt(
     pairs: list[Pair], share: float, seed: int
 ) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs: all pairs of `share` of the prompts, at least one,
-    are for validation."""
+    """Split pairs into training and validation pairs: all pairs of a fraction `share`
+    of the prompts, at least one prompt, are for validation.
+
+    Raises:
+        ValueError: one of the parts would be empty.
+    """
     prompts = list(dict.fromkeys(tuple(prompt) for prompt, _, _ in pairs))
     count = max(1, round(share * len(prompts)))
     if not 0 < share < 1 or count == len(prompts):
         raise ValueError(
-            f"config.validation_share={share} of {len(prompts)} prompts leaves nothing "
-            "to train on or nothing to choose the best model by."
+            f"config.validation_share={share} of {len(prompts)} prompts leaves no "
+            "pairs to train on, or none to choose the best model by."
         )
     chosen = np.random.default_rng(seed).permutation(len(prompts))[:count]
     held = {prompts[i] for i in chosen}
@@ -208,17 +215,17 @@ def split_by_prompt(
 
 
 def validate(model, pairs: list[Pair], padding: dict) -> dict[str, float]:
-    """What is watched while training goes on."""
+    """Compute the metrics by which training is stopped and the best model is chosen."""
     scores = score_pairs(model, pairs, **padding)
-    found = pair_accuracy(
+    metrics = pair_accuracy(
         scores[:, 0] - scores[:, 1], [tuple(prompt) for prompt, _, _ in pairs]
     )
-    found |= {"score_mean": scores.mean(), "score_std": scores.std()}
-    return {f"validation/{name}": x for name, x in found.items()}
+    metrics |= {"score_mean": scores.mean(), "score_std": scores.std()}
+    return {f"validation/{name}": x for name, x in metrics.items()}
 
 
 def samples(test: list[Comparison], scores: np.ndarray, count: int) -> list[dict]:
-    """The first test pairs with their scores."""
+    """Return the first `count` test pairs with their scores."""
     return [
         {
             "prompt": comparison.prompt.messages[-1]["content"],
@@ -237,10 +244,10 @@ def samples(test: list[Comparison], scores: np.ndarray, count: int) -> list[dict
 
 
 def check_options(config) -> None:
-    """Refuse what cannot be done, before anything is read or compiled.
+    """Refuse impossible options, before anything is read or compiled.
 
     Raises:
-        ValueError: says which value, and what it can be.
+        ValueError: names the option and the values it can have.
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
     options.one_of(config, "too_long", ("drop", "truncate_prompt"))

@@ -2,8 +2,8 @@
 
 One step:
 1. A batch of dialogues of similar length, right-padded.
-2. Log-probabilities of every assistant token (its end token included).
-3. Minus their mean over the tokens of the batch, not the mean of means.
+2. Log-probabilities of every assistant token (end tokens included).
+3. The loss: minus their mean over the tokens of the batch, not a mean of means.
 4. AdamW.
 The loss and the step are in algorithms/sft.py.
 """
@@ -33,8 +33,8 @@ from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
-    """Fine-tune `config.init_from` (or random weights) on dialogues; leave the policy
-    in `workdir/checkpoints`."""
+    """Fine-tune `config.init_from` (or random weights) on dialogues; save the policy in
+    `workdir/checkpoints`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
     if done_before(workdir):
@@ -152,7 +152,7 @@ def run(config, workdir: str) -> None:
 
 
 def evaluate(policy, batches, eval_step) -> dict:
-    """Mean loss per assistant token on held-out dialogues."""
+    """Compute the mean loss per assistant token on held-out dialogues, in nats."""
     losses = [eval_step(policy, shard_batch(batch)) for batch in batches]
     return {"eval/loss": functools.reduce(operator.add, losses)}
 
@@ -161,7 +161,7 @@ def check_options(config) -> None:
     """Refuse options that contradict each other, before anything is read or compiled.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the options and what to set instead.
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
     options.fused_updates(config)
