@@ -37,7 +37,7 @@ BUSY = re.compile(r"rate.?limit|overload|too many requests|unavailable|time.?out
 TIMED_OUT = (408, 504, 522, 524)  # gateway timeouts: the answer may have been billed
 MAX_PAUSE = 60.0  # longest pause in seconds before a retry, whatever a service asks
 MAX_BODY = 2**23  # largest body of an answer, in bytes
-MAX_COUNT = 10**7  # tokens; a higher count in `usage` is a mistake of the service
+MAX_COUNT = 10**7  # most tokens in `usage`; a higher count is a mistake of the service
 MESSAGE_TOKENS = 16  # upper bound of the tokens that a chat format adds to a message
 FAILURES_IN_A_ROW = 10  # failures after which a check request is sent
 CHECK = ({"role": "user", "content": "Answer with the word yes."},)
@@ -291,7 +291,7 @@ class ChatClient:
             kind = "an answer without choices"
             message = f"{url} answers without a text: {shown}"
             raise _FailedTryError(kind, message, passes=_is_busy(content), cost=cost)
-        if len(self._key) >= 8:  # a shorter one may be a word
+        if len(self._key) >= 8:  # a shorter key may be a common word
             answer = self._masked(answer)
         return answer.encode("utf-8", "replace").decode(), usage
 

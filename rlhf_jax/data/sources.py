@@ -87,16 +87,16 @@ def open_data(config, workdir: Path) -> Path:
         raise ValueError(
             'data.path is empty: name a file or folder of data, or "testbed".'
         )
-    made, path = data_folder(config, workdir), Path(config.path)
-    if made == path:
+    folder, path = data_folder(config, workdir), Path(config.path)
+    if folder == path:
         return path
     source = source_of(config)
-    if is_whole(made):
-        before = made_from(made)
+    if is_whole(folder):
+        before = made_from(folder)
         if before in (None, source):
-            return made
-        logging.warning("%s: its source has changed; it is made anew.", made)
-    making = made.with_name("data.making")  # renamed to `made` when complete
+            return folder
+        logging.warning("%s: its source has changed; it is made anew.", folder)
+    making = folder.with_name("data.making")  # renamed to `folder` when complete
     shutil.rmtree(making, ignore_errors=True)
     if config.path == "testbed":
         write_testbed(config, making)
@@ -116,11 +116,11 @@ def open_data(config, workdir: Path) -> Path:
     elif not has_tokenizer(making / "tokenizer"):
         _train_tokenizer(config, making, workdir, making / "tokenizer")
     write_json(making / MADE_FROM, source)
-    if made.exists() and made_from(made) is None:  # possibly the user's own folder
-        made.rename(made.with_name(f"data.before.{time.time():.0f}"))
-    shutil.rmtree(made, ignore_errors=True)
-    making.rename(made)
-    return made
+    if folder.exists() and made_from(folder) is None:  # possibly the user's own
+        folder.rename(folder.with_name(f"data.before.{time.time():.0f}"))
+    shutil.rmtree(folder, ignore_errors=True)
+    making.rename(folder)
+    return folder
 
 
 def source_of(config) -> dict:

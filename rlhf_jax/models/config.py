@@ -17,16 +17,16 @@ NUMBERS = ("residual_scale", "norm_eps", "rotary_base", "position_divisor")
 class ChatGLMConfig:
     """Sizes and variants of a model; defaults are common to ChatGLM2 and later."""
 
-    vocab_size: int  # rows of the embedding, unused ones included
+    vocab_size: int  # rows of the embedding, unused rows included
     width: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
-    head_dim: int  # num_heads * head_dim need not be the width
+    head_dim: int  # dims of a head; num_heads * head_dim may differ from the width
     ffn_width: int
-    context_length: int
-    residual: str = "pre"  # "pre", "sandwich" or "normed"
-    residual_scale: float = 1.0  # s of residual "normed", see models/layers.py
+    context_length: int  # most tokens in a row
+    residual: str = "pre"  # "pre", "sandwich" or "normed", see models/layers.py
+    residual_scale: float = 1.0  # the factor s of residual "normed"
     norm: str = "rms"  # "rms", or "layer", which has a bias
     norm_eps: float = 1e-5
     mlp: str = "swiglu"  # "swiglu" or "gelu"
@@ -36,7 +36,7 @@ class ChatGLMConfig:
     rotary_fraction: float = 0.5  # share of a head's dims that turn by each position
     rotary_base: float = 10000.0
     position_divisor: float = 1.0
-    tied: bool = False  # the head is the embedding, transposed
+    tied: bool = False  # True if the head is the transposed embedding
     start_token: int | None = None  # id that ends the context of rotary "two_axes"
     mask_tokens: tuple[int, ...] = ()  # ids of [gMASK] and [MASK] of "two_axes"
     dtype: str = "float32"  # dtype of the computation

@@ -38,7 +38,7 @@ class Answer:
     criteria: dict[str, str] | None = None  # "a", "b" or "tie" by name in CRITERIA
     seconds: float | None = None  # seconds from the task's appearance to the answer
     time: str = ""  # time of the answer, ISO 8601
-    both_bad: bool = False  # a tie of two responses that should not have been given
+    both_bad: bool = False  # True for a tie of two unacceptable responses
 
     @classmethod
     def from_json(cls, record: dict) -> "Answer":

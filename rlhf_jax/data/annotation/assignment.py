@@ -63,7 +63,7 @@ class Assignment:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._leases: dict[str, Lease] = {}  # by annotator
+        self._leases: dict[str, Lease] = {}  # leases by annotator
         # The tasks each annotator has answered or skipped, with their order from 0.
         self._seen: dict[str, dict[str, int]] = defaultdict(dict)
         self._saved: dict[tuple[str, str], tuple] = {}  # choices by task and annotator

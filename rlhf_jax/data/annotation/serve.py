@@ -13,7 +13,7 @@ from rlhf_jax.data.annotation.assignment import Assignment
 from rlhf_jax.data.annotation.tasks import GUIDELINE, read_tasks
 from rlhf_jax.data.records import CRITERIA
 
-PASSWORD = "RLHF_JAX_PASSWORD"  # environment variable
+PASSWORD = "RLHF_JAX_PASSWORD"  # name of the environment variable
 MIN_PASSWORD = 8  # shortest password, in characters
 
 
@@ -88,7 +88,7 @@ def serve(
     )
     try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:  # which uvicorn raises once it has stopped
+    except KeyboardInterrupt:  # uvicorn raises this again once it has stopped
         pass
     finally:
         log.close()

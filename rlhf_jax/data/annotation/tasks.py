@@ -137,7 +137,7 @@ def make_tasks(
     half = len(fresh) / 2
     repeatable = [i for i in range(int(half)) if not fresh[i][1]]
     num_repeats = min(round(repeat_share * len(pairs)), len(repeatable))
-    # (place in the queue, index of the task, whether it is the repeat)
+    # Each entry is (place in the queue, index of the task, True for its repeat).
     places = [(float(i), i, False) for i in range(len(fresh))]
     for i in map(int, rng.choice(repeatable, num_repeats, replace=False)):
         places.append((rng.uniform(i + half, len(fresh)), i, True))

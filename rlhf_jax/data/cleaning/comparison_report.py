@@ -14,7 +14,7 @@ from rlhf_jax.data.cleaning.length_balance import Balance
 from rlhf_jax.files import write_text, writing_whole
 from rlhf_jax.terminal import print_table
 
-SHOWN = 20  # rows of a table in the terminal; the report has all
+SHOWN = 20  # number of a table's rows in the terminal; the report has all
 PLOT = "length_difference.png"
 
 

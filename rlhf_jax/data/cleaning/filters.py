@@ -76,7 +76,7 @@ def clean(votes: Votes, limits: Limits) -> Cleaning:
     def drop(rows: np.ndarray, why: str) -> None:
         reason[rows] = REASONS.index(why)
 
-    # 1 to 3
+    # Steps 1 to 3.
     drop(votes.one == votes.other, "identical responses")
     drop(votes.empty, "empty response")
     annotators = judge(votes, reason == 0, limits)
@@ -84,7 +84,7 @@ def clean(votes: Votes, limits: Limits) -> Cleaning:
     drop((reason == 0) & careless, "careless annotator")
     drop((reason == 0) & (votes.known != 0), "known-answer task")
 
-    # 4
+    # Step 4.
     rows = np.flatnonzero(reason == 0)
     pair, verdict = votes.pair[rows], votes.verdict[rows]
     annotator, people = votes.annotator[rows], len(votes.annotators)
@@ -96,7 +96,7 @@ def clean(votes: Votes, limits: Limits) -> Cleaning:
     voted = np.zeros(count, bool)
     voted[rows] = True
 
-    # 5
+    # Step 5.
     outcome, stands = _majority(pair, verdict)
     drop(rows, "same verdict, merged")
     drop(rows[verdict == -outcome], "outvoted")
@@ -104,7 +104,7 @@ def clean(votes: Votes, limits: Limits) -> Cleaning:
     drop(rows[(outcome == 0) | (verdict == 0)], "tie")
     rows = rows[stands & (outcome != 0)]
 
-    # 6
+    # Step 6.
     better, worse = chosen_and_rejected(votes, rows)
     drop(rows, "")
     drop(rows[in_cycle(better, worse)], "cycle")

@@ -212,7 +212,10 @@ def parse(line: bytes) -> dict | RecordError:
         return error
     except UnicodeDecodeError as error:
         return not_utf8(error)
-    except (ValueError, RecursionError) as error:  # JSON, or a number of 5,000 digits
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not JSON, or a number of 5,000 digits
         return RecordError(f"not JSON: {error}")
 
 

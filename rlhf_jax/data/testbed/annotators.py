@@ -44,15 +44,19 @@ class AnnotatorConfig:
 
 @dataclass(frozen=True)
 class Annotator:
+    """A simulated annotator."""
+
     id: str
     kind: str  # HONEST, CARELESS or CONTRADICTORY
-    calls_ties: bool
+    calls_ties: bool  # True if close pairs are ties to this annotator
     config: AnnotatorConfig
     weights: QualityWeights = DEFAULT_WEIGHTS
 
 
 @dataclass(frozen=True)
 class Annotation:
+    """An annotator's labels of one pair of responses."""
+
     preference: str  # "a", "b" or "tie", as in the three criteria
     helpfulness: str
     safety: str
@@ -60,7 +64,7 @@ class Annotation:
     annotator: str
     annotator_kind: str
     order_shown: str  # "ab" or "ba", the response on the left first
-    seconds: float
+    seconds: float  # seconds that the comparison took
 
 
 def make_annotators(

@@ -22,6 +22,8 @@ class Key:
 
 @dataclass(frozen=True)
 class Kind:
+    """A kind of task: its intent, wordings, fillings and answer key."""
+
     intent: str
     wordings: tuple[str, ...]  # {0}, {1}, ... are the filling's fields
     fillings: tuple[tuple[str, ...], ...]

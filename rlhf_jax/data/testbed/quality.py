@@ -89,6 +89,7 @@ _DANGLING = frozenset(
 def true_quality(
     prompt: Prompt, response: str, weights: QualityWeights = DEFAULT_WEIGHTS
 ) -> float:
+    """Return the true quality of a response, in points."""
     return explain(prompt, response, weights).quality
 
 

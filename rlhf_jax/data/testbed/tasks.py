@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = facts.KINDS | fiction.KINDS | reasoning.KINDS
 
 @cache
 def key_of(task: tuple[str, ...]) -> Key:
+    """Return the answer key of a task; raise ValueError for an unknown kind."""
     if not task or task[0] not in KINDS:
         raise ValueError(f"Unknown task {task!r}; known kinds are {sorted(KINDS)}.")
     kind, *filling = task
@@ -49,6 +50,7 @@ def make_prompt(
 
 
 def task_of(prompt: Prompt) -> tuple[str, ...]:
+    """Return the task of a testbed prompt; raise ValueError for any other prompt."""
     if not prompt.task or "kind" not in prompt.task:
         raise ValueError(
             f"Prompt {prompt.id!r} has no testbed task: only the testbed's own "

@@ -40,6 +40,8 @@ POOL_SHARES = {"sft": 0.4, "comparisons": 0.25, "rl": 0.2, "evaluation": 0.15}
 
 @dataclass(frozen=True)
 class TestbedConfig:
+    """The sizes of the testbed and the mixture of its demonstrations."""
+
     __test__ = False  # pytest would collect a class named Test...
 
     seed: int = 0
@@ -61,6 +63,8 @@ class TestbedConfig:
 
 @dataclass(frozen=True)
 class Demonstration:
+    """A prompt with a demonstrated response."""
+
     prompt: Prompt
     response: str
     mode: str  # good, padded, sloppy, identity or json
@@ -73,6 +77,8 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Testbed:
+    """All parts of the testbed."""
+
     __test__ = False
 
     config: TestbedConfig

@@ -154,7 +154,9 @@ def _generation(folder: Path) -> str:
         return settings["chat_format"]
     if "<|assistant|>" in json.dumps(settings):
         return "chatglm3"
-    code = folder / "tokenization_chatglm.py"  # searched for a word, not run
+    code = (
+        folder / "tokenization_chatglm.py"
+    )  # the code is searched for a word, not run
     if code.is_file():
         has_roles = b"<|assistant|>" in code.read_bytes()
         return "chatglm3" if has_roles else "chatglm2"

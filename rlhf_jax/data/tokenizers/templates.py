@@ -104,7 +104,7 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            signal.setitimer(signal.ITIMER_PROF, request["seconds"])  # then SIGPROF
+            signal.setitimer(signal.ITIMER_PROF, request["seconds"])  # sends SIGPROF
             (text,), _ = render_jinja_template(
                 [request["messages"]],
                 chat_template=request["template"],
