@@ -28,7 +28,7 @@
     if (index >= 0) mark(index + 1);
   });
 
-  // After a click with the mouse, keys mean what the page says, not that button.
+  // After a mouse click, keys act on the page, not on the clicked button.
   document.addEventListener("click", (event) => {
     if (event.detail > 0 && event.target.closest("button")) document.activeElement.blur();
   });

@@ -37,10 +37,10 @@ class Limits:
 class Share(NamedTuple):
     """The share `count` / `of` of each annotator, with its confidence interval."""
 
-    count: np.ndarray  # int [A]
-    of: np.ndarray  # int [A]
-    low: np.ndarray  # float [A]; 0 where there is no evidence
-    high: np.ndarray  # float [A]; 1 where there is no evidence
+    count: np.ndarray  # int [A]: number of hits
+    of: np.ndarray  # int [A]: number of trials
+    low: np.ndarray  # float [A]: lower end of the interval, 0 without trials
+    high: np.ndarray  # float [A]: upper end of the interval, 1 without trials
 
 
 class Annotators(NamedTuple):
@@ -151,7 +151,8 @@ def _kappa(mine: np.ndarray, others: np.ndarray) -> float:
 
 
 def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the distinct keys; return each key's number and each first index."""
+    """Number the distinct keys; return the number of every key, and the index at which
+    each distinct key is first."""
     _, first, number = np.unique(keys, return_index=True, return_inverse=True)
     return number, first
 

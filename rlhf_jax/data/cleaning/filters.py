@@ -9,8 +9,8 @@ Each step works on the comparisons that the earlier steps left:
 4. Merge an annotator's votes on one pair into one, by majority. Each vote without an
    annotator counts as another person's.
 5. Merge the annotators' votes on one pair into one, by majority: the pair is a tie if
-   most votes are ties; otherwise ties abstain, and a pair with as many votes on either
-   side is dropped.
+   most votes are ties; otherwise ties abstain, and a pair with equally many votes on
+   both sides is dropped.
 6. Drop every comparison in a cycle, that is, with both responses in one strongly
    connected component of the graph "better than".
 

@@ -17,7 +17,7 @@ class Balance(NamedTuple):
     bucket: np.ndarray  # int [buckets]: lowest |difference| of the bucket, in tokens
     longer: np.ndarray  # int [buckets]: pairs whose better response is the longer
     shorter: np.ndarray  # int [buckets]: pairs whose better response is the shorter
-    kept: np.ndarray  # int [buckets]: pairs kept on either side
+    kept: np.ndarray  # int [buckets]: pairs kept on each side
 
 
 def length_balance(

@@ -19,7 +19,7 @@ from rlhf_jax.data.records import Prompt
 SHINGLE = 5  # characters of a shingle; Chinese has no spaces between words
 NUM_HASHES = 128
 # The language of short texts and of code is uncertain: texts of fewer than MIN_BYTES
-# bytes pass, and so do texts with a probability of MIN_SHARE for wanted languages.
+# bytes pass, and so do texts whose wanted languages have a probability of MIN_SHARE.
 MIN_BYTES = 24
 HAN = (("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"))
 KANA = (("\u3040", "\u30ff"),)

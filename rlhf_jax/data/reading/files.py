@@ -3,7 +3,7 @@
 | file | a row is |
 |---|---|
 | .jsonl | one object a line |
-| .json | an object of a list of objects, or one object a line |
+| .json | an object in a list of objects, or one object a line |
 | .csv, .tsv | a line below the line of names; cells are text, an empty cell is null |
 | .parquet | a row, numbered from 1 |
 
