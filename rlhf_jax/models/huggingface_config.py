@@ -21,14 +21,6 @@ _REMOTE_FIXED = {
     "rmsnorm": True,
     "original_rope": True,
 }
-# Keys that only transformers reads; the code published with these models ignores them.
-_NO_ROPE = {
-    "rope_parameters": None,
-    "rope_scaling": None,
-    "rope_theta": None,
-    "partial_rotary_factor": None,
-    "quantization_config": None,
-}
 
 
 def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, str]:
@@ -87,6 +79,8 @@ def _rope(fields):
     rope = {}
     for place in (None, "rope_parameters", "rope_scaling"):
         settings = fields if place is None else fields.get(place) or {}
+        if not isinstance(settings, dict):
+            raise ValueError(f"{place}={settings!r} is not an object.")
         for key, value in settings.items():
             if value is None:
                 continue
@@ -100,8 +94,17 @@ def _rope(fields):
     return rope
 
 
+def _check_remote(c):
+    """Raise ValueError for keys that only transformers reads, unless they ask for what
+    the code published with these models does."""
+    _require(c, {"quantization_config": None, "quantization_bit": 0})
+    for key, value in _rope(c).items():
+        raise ValueError(f"{key}={value!r} is not supported.")
+
+
 def _read_v1(c):
-    _require(c, _NO_ROPE | {"position_encoding_2d": True, "quantization_bit": 0})
+    _check_remote(c)
+    _require(c, {"position_encoding_2d": True})
     if c["vocab_size"] == 150528:
         raise ValueError(
             "This is an early release of ChatGLM-6B with 150528 tokens, whose ids do "
@@ -134,7 +137,8 @@ def _read_v1(c):
 
 
 def _read_remote(c):
-    _require(c, _REMOTE_FIXED | _NO_ROPE | {"quantization_bit": 0})
+    _check_remote(c)
+    _require(c, _REMOTE_FIXED)
     heads = c["num_attention_heads"]
     ratio = float(c.get("rope_ratio", 1))
     # The name alone identifies ChatGLM2-6B-32k, which divides positions by the ratio.

@@ -15,8 +15,8 @@ from rlhf_jax.models.config import ChatGLMConfig
 # Buffers in published files that only the published code reads; no other tensor may be
 # ignored.
 IGNORED = re.compile(
-    r"(transformer|model)\.((layers\.\d+\.)?(self_attn|attention)\.)?"
-    r"rotary(_pos)?_emb\.(original_)?inv_freq"
+    r"(transformer|model)\.((encoder\.)?layers\.\d+\.(self_attn|(self_)?attention)\.)?"
+    r"rotary(_pos)?_emb\.((original_)?inv_freq|(cos|sin)_cached)"
 )
 
 

@@ -68,7 +68,7 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
                 f"{folder / INDEX} has no weight_map of file names in this folder."
             )
         files = [folder / name for name in sorted(set(names))]
-        absent = [file.name for file in files if not file.is_file()]
+        absent = [file.name for file in files if file not in present]
         if absent:
             raise FileNotFoundError(f"{folder} lacks files of its index: {absent}.")
     others = [file.name for file in present if file not in files]
@@ -112,7 +112,7 @@ def _read_header(file: Path) -> tuple[dict[str, dict], int]:
     try:
         with safe_open(file, framework="numpy"):
             pass  # the library checks every entry: type, shape and place
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{file} is not a safetensors file, or was cut off: get it again ({error})."
         ) from None

@@ -170,13 +170,23 @@ def test_layers_without_end_are_refused_before_they_are_counted(folder):
         huggingface.load(folder, **FLOAT32)
 
 
-def test_rotary_frequencies_are_ignored_and_nothing_else(folder):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.rotary_pos_emb.inv_freq",
+        "transformer.layers.0.attention.rotary_emb.inv_freq",
+        "transformer.encoder.layers.0.self_attention.rotary_emb.inv_freq",
+        "model.rotary_emb.original_inv_freq",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+    ],
+)
+def test_rotary_frequencies_are_ignored_and_nothing_else(folder, name):
     frequencies = np.ones(4, np.float32)
-    name = "transformer.rotary_pos_emb.inv_freq"
     edit_tensors(folder, lambda t: t.update({name: frequencies}))
     huggingface.load(folder, **FLOAT32)
     edit_tensors(folder, lambda t: t.update({name + "2": frequencies}))
-    with pytest.raises(ValueError, match=r"unknown: .*inv_freq2"):
+    with pytest.raises(ValueError, match=f"unknown: {name}2"):
         huggingface.load(folder, **FLOAT32)
 
 
@@ -204,11 +214,34 @@ def test_pickles_are_refused_with_a_way_out(folder):
         ({"inner_hidden_size": 48}, "has no 'vocab_size'"),
         (V1 | {"gmask_token_id": 10**9}, "gmask_token_id=1000000000 is not an id"),
         (V1 | {"bos_token_id": None}, "bos_token_id=None is not an id"),
+        ({"rope_theta": 20000.0}, "rope_theta=20000.0 is not supported"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: type='yarn' is not"),
+        ({"rope_parameters": "yarn"}, "rope_parameters='yarn' is not an object"),
     ],
 )
 def test_unsupported_configs_are_refused(folder, changes, message):
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=message):
+        huggingface.load(folder, **FLOAT32)
+
+
+@pytest.mark.parametrize("family", ["v1", "v2", "glm4"])
+def test_default_rope_settings_change_nothing(family, tmp_path):
+    naming = {"v1": "v1", "v2": "remote"}.get(family)
+    huggingface.save(random_model(FAMILIES[family]), tmp_path, naming=naming)
+    default = {"rope_type": "default", "type": "default", "rope_theta": None}
+    edit_config(tmp_path, rope_scaling=default, rope_parameters=default)
+    assert huggingface.load(tmp_path, **FLOAT32).config == FAMILIES[family]
+
+
+@pytest.mark.parametrize("names", [["a" * 5000], ["a\0b"], ["folder.safetensors"]])
+def test_an_index_of_what_is_no_file_is_refused(folder, names):
+    (folder / "model.safetensors").unlink()
+    (folder / "folder.safetensors").mkdir()
+    index = {"weight_map": dict(enumerate(names))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = r"lacks files of its index|is not a safetensors file"
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
         huggingface.load(folder, **FLOAT32)
 
 
