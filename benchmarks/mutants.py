@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
@@ -279,6 +280,7 @@ def passes(copy_of_root: Path, file: str, source: str, order: Order, limit=0.0) 
     for name in list(sys.modules):
         if name.split(".")[0] in ("rlhf_jax", "tests") and name != "tests.conftest":
             del sys.modules[name]
+    jax.clear_caches()  # which hold the classes of those modules
     flags = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
     signal.setitimer(signal.ITIMER_PROF, limit)
     try:

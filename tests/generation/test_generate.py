@@ -282,13 +282,13 @@ def test_scores_of_a_shared_prompt_equal_separate_passes(model):
 def test_an_empty_response_has_the_score_of_its_prompts_end(model):
     score_model = ScoreModel(model, rngs=nnx.Rngs(1))
     tokens, mask, responses, response_mask = score_arguments()
-    nothing = response_mask.at[:, 1].set(False)
+    nothing = response_mask.at[:, 0].set(False)
     empty = scoring.response_scores(score_model, tokens, mask, responses, nothing)
     whole = scoring.response_scores(score_model, tokens, mask, responses, response_mask)
-    np.testing.assert_allclose(empty[:, 0], whole[:, 0], atol=1e-5)
+    np.testing.assert_allclose(empty[:, 1], whole[:, 1], atol=1e-5)
     ends = forward(score_model, tokens[1:])[0, -1]  # a prompt without padding
-    np.testing.assert_allclose(empty[1, 1], ends, atol=1e-5)
-    assert abs(ends - whole[1, 1]) > 1e-3
+    np.testing.assert_allclose(empty[1, 0], ends, atol=1e-5)
+    assert abs(ends - whole[1, 0]) > 1e-3
 
 
 def test_a_value_is_of_the_state_before_its_token(model):

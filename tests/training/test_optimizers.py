@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 
 import jax
@@ -7,6 +8,7 @@ import optax
 import pytest
 
 from configs.common import optimizer as optimizer_config
+from rlhf_jax.training.metrics import NonFiniteError
 from rlhf_jax.training.optimizers import (
     adafactor,
     adamw,
@@ -16,7 +18,7 @@ from rlhf_jax.training.optimizers import (
     learning_rates,
     sgd,
 )
-from rlhf_jax.training.state import TrainState, apply_gradients
+from rlhf_jax.training.state import TrainState, apply_gradients, check_learned
 
 
 def test_schedule_warms_up_and_decays():
@@ -176,6 +178,19 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters():
     recovered, _ = apply_gradients(skipped, 0.0, good, tx)
     assert int(recovered.skipped) == 0
     assert (recovered.model["norm"]["scale"] != state.model["norm"]["scale"]).all()
+
+
+@pytest.mark.parametrize(
+    ("step", "skipped", "is_refused"),
+    [(0, 0, False), (1, 0, False), (3, 2, False), (1, 1, True), (3, 3, True)],
+)
+def test_a_state_that_skipped_every_update_has_learned_nothing(
+    step, skipped, is_refused
+):
+    state = TrainState(jnp.int32(step), jnp.int32(skipped), PARAMS, {})
+    said = pytest.raises(NonFiniteError, match=f"None of {step} updates was applied")
+    with said if is_refused else contextlib.nullcontext():
+        check_learned(state)
 
 
 def test_grad_norm_is_of_the_gradient_before_clipping():

@@ -156,6 +156,7 @@ def test_the_bars_are_even_about_zero_and_hold_all_but_the_farthest(
             inside = np.abs(difference) < -edges[0]
             assert sum(bar.get_height() for bar in bars) == inside.sum()
             assert 11 <= len(bars) < 100
+    assert len(figures[0].axes[0].containers[0]) > 60
     labels = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert labels == [
         "cleaned: 801 pairs, the longer is better in 50.0%",
