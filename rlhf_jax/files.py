@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a full or broken disk says."""
+"""Files that appear whole or not at all, and clear errors of the disk."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_jax.shared_work import is_first
 
-# What the system did not allow, by its number, and what to do about it.
+# Errors of the system by number: the description and the remedy.
 _TROUBLES = {
     errno.ENOSPC: ("No space left on the disk", "free some space"),
     errno.EDQUOT: ("The disk quota is used up", "free some space, or raise the quota"),
@@ -24,18 +24,18 @@ _TROUBLES = {
     errno.EROFS: ("The disk is read-only", "make it writable"),
     errno.EIO: ("The disk fails", "repair it, or move the folder to another"),
 }
-# As Python, Rust and tensorstore write it.
+# The patterns of an error's number in messages of Python, Rust and tensorstore.
 _NUMBER = re.compile(r"(?i)\b(?:errno |os error |os_error_code=')(\d+)")
 
 
 @contextlib.contextmanager
 def writing_whole(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
-    """Open a file that gets its name at the end, when all of it is on the disk. After
-    an error or a kill there is what was there before. Text is UTF-8. Of the processes
-    of a run the first writes; what the others write goes nowhere.
+    """Open a file that gets its name at the end, when all of it is on the disk. An
+    error or a kill leaves the previous file. Text is UTF-8. Process 0 of a run writes;
+    the output of the other processes is discarded.
 
     Raises:
-        OSError: it cannot be written; names the file.
+        OSError: the file cannot be written; names the file.
     """
     encoding = None if "b" in mode else "utf-8"
     if not is_first():
@@ -70,11 +70,11 @@ def write_json(path: str | os.PathLike, content) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict:
-    """The object of a JSON file.
+    """Read the object of a JSON file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no JSON object; names the file.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not hold a JSON object; names the file.
     """
     try:
         with naming(path):
@@ -93,10 +93,10 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file; never a pickle.
+    """Read the arrays of a .npz file, without pickles.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is broken; names the file.
     """
     try:
@@ -107,15 +107,15 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except MemoryError:
         raise
-    except Exception as error:  # whatever zipfile and numpy make of a broken file
+    except Exception as error:  # zipfile and numpy raise any of these for a broken file
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise  # EINVAL is a seek to where a broken file says
+            raise  # EINVAL: a broken file names an invalid position
         raise ValueError(f"{path} is damaged: {error}.") from None
 
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """What a disk did not allow names this file: Python's `read` and `write` do not."""
+    """Name this file in errors of the disk, which Python's `read` and `write` omit."""
     try:
         yield
     except OSError as error:
@@ -125,8 +125,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def disk_trouble(error: BaseException) -> tuple[str, str] | None:
-    """What the disk or a limit of the system did not allow, and what to do about it, in
-    words; None for any other error. An accelerator without memory is another one."""
+    """Describe an error of the disk or of a limit of the system, and its remedy; None
+    for any other error, such as an accelerator that is out of memory."""
     while error is not None:
         numbers = [getattr(error, "errno", None)]
         numbers += [int(number) for number in _NUMBER.findall(str(error))]

@@ -1,7 +1,7 @@
-"""Work that the processes of one run share: each does a part, or the first does all.
+"""Work shared by the processes of a run: each does a part, or process 0 does all.
 
-Results travel between the processes as JSON, so a tuple arrives as a list. Every
-process must call these functions, in the same order.
+Results are exchanged as JSON, so that a tuple arrives as a list. Every process must
+call these functions, in the same order.
 """
 
 import contextvars
@@ -13,26 +13,27 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Errors of a user's input or of the disk. The others are told of them, so that no
-# process sits in a collective that never comes.
+# Errors of the user's input or of the disk. They are passed to the other processes, so
+# that no process waits in a collective that the failed one never enters.
 TOLD = (ValueError, OSError)
 
-# Set while process 0 does something for all: what it calls then asks nobody else.
+# True while process 0 works for all: functions of this file that it calls then do not
+# contact the other processes.
 _alone = contextvars.ContextVar("alone", default=False)
 
 
 def is_first() -> bool:
-    """Whether this is process 0 of the run, the one that writes files and asks
-    services. A process alone is told so without a start of its accelerators."""
+    """Return True in process 0 of the run, which writes files and calls services. A
+    single process gets True without starting its accelerators."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def share_out(function: Callable, items: Sequence) -> list:
-    """`[function(x) for x in items]`, the same in every process: of N processes, each
-    does every N-th item and gets the results of the others.
+    """Return `[function(x) for x in items]`, the same in every process: each of N
+    processes computes every N-th item and receives the results of the others.
 
     Raises:
-        ValueError: says in all processes what `function` raised in one of them.
+        ValueError: `function` raised an error in one process; all processes raise it.
     """
     if not _are_several():
         return [function(x) for x in items]
@@ -42,10 +43,11 @@ def share_out(function: Callable, items: Sequence) -> list:
 
 
 def first_does(function: Callable, *args):
-    """`function(*args)`, called in process 0 alone; the others get its result.
+    """Return `function(*args)`, called in process 0 alone, in all processes.
 
     Raises:
-        ValueError: says in the others what `function` raised in process 0.
+        ValueError: `function` raised an error in process 0; the other processes raise
+            it as this.
     """
     if not _are_several():
         return function(*args)
@@ -61,8 +63,8 @@ def first_does(function: Callable, *args):
 
 
 def first_makes(make: Callable) -> Callable:
-    """A function that makes files if they are not there: process 0 calls it first, the
-    others when the files are whole."""
+    """Decorate a function that makes missing files: process 0 calls the function first,
+    the others when the files are complete."""
 
     @functools.wraps(make)
     def in_turn(*args):
@@ -74,7 +76,7 @@ def first_makes(make: Callable) -> Callable:
 
 
 def exchange(mine) -> list:
-    """What every process passes, in the order of the processes."""
+    """Return the arguments of all processes, in the order of the processes."""
     if not _are_several():
         return [mine]
     message = np.frombuffer(json.dumps(mine).encode(), np.uint8)
@@ -88,13 +90,13 @@ def exchange(mine) -> list:
 
 
 def _are_several() -> bool:
-    # Asked first, since the count starts the accelerators.
+    # This test comes first, because counting processes starts the accelerators.
     joined = jax.distributed.is_initialized()
     return joined and jax.process_count() > 1 and not _alone.get()
 
 
 def _told(function: Callable) -> list:
-    """Every process's `function()`, or the first error among them, in all."""
+    """Return `function()` of every process, or raise the first error in all of them."""
     own = None
     try:
         mine = {"result": function()}

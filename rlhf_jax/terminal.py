@@ -1,4 +1,4 @@
-"""Tables and counts as a person reads them: whole, in a terminal of any width."""
+"""Tables and counts for people, complete in a terminal of any width."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ GAP = 3  # between two columns
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]):
-    """Print a table of which nothing is cut. What is too wide for the terminal goes on
-    in a second table below, which begins with the same first column; a file or a pipe
-    gets one table."""
+    """Print a table without cutting anything. Columns that do not fit the terminal
+    follow in a second table below, which begins with the same first column; a file or a
+    pipe gets one table."""
     longest = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     full = max(80, sum(longest) + GAP * len(longest), cell_len(title))
     console = Console(width=None if Console().is_terminal else full, highlight=False)
@@ -45,7 +45,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def print_markdown(text: str) -> None:
-    """Print Markdown: as it is into a file or a pipe, its tables laid out for a
+    """Print Markdown, unchanged into a file or a pipe, with its tables laid out in a
     terminal."""
     if not Console().is_terminal:
         print(text)
@@ -59,8 +59,8 @@ def print_markdown(text: str) -> None:
 
 
 def listed(counts: Mapping) -> str:
-    """Counts as words: "pairs 8,400; dropped: tie 223"; "nothing" where there are
-    none. A section within is told in brackets."""
+    """Return counts as words: "pairs 8,400; dropped: tie 223"; "nothing" without
+    counts. Nested counts are put in brackets."""
     parts = []
     for name, value in counts.items():
         if isinstance(value, Mapping):
@@ -75,7 +75,8 @@ def listed(counts: Mapping) -> str:
 
 
 def _parts(longest: Sequence[int], width: int) -> list[list[int]]:
-    """Columns that fit beside each other, each part with the first column."""
+    """Return groups of columns that fit beside each other, each with the first
+    column."""
     needed = [min(cells, FOLDED) + GAP for cells in longest]
     parts, room = [[0]], width - needed[0]
     for i in range(1, len(longest)):
@@ -88,6 +89,6 @@ def _parts(longest: Sequence[int], width: int) -> list[list[int]]:
 
 
 def _cells(line: str) -> list[str]:
-    """The cells of a line of a Markdown table."""
+    """Split a line of a Markdown table into its cells."""
     cells = re.split(r"(?<!\\)\|", line)[1:-1]
     return [cell.strip().replace("\\|", "|") for cell in cells]

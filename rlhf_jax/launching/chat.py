@@ -1,4 +1,4 @@
-"""Answers of a checkpoint in the terminal, alone or in a chat."""
+"""Answers of a checkpoint in the terminal, to one prompt or in a chat."""
 
 import contextlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ HELP = "Ctrl-C stops an answer, /new starts again, Ctrl-D ends."
 
 
 class Speaker(NamedTuple):
-    """A model with what it needs to answer."""
+    """A model with its tokenizer and the options of sampling."""
 
     model: ChatGLM
     tokenizer: Tokenizer
@@ -30,8 +30,8 @@ class Speaker(NamedTuple):
 def open_checkpoint(
     folder: Path, dtype: str | None = None
 ) -> tuple[ChatGLM, Tokenizer]:
-    """The language model and the tokenizer of a workdir, of one of its checkpoints, or
-    of a Hugging Face folder."""
+    """Load the language model and the tokenizer of a workdir, of one of its
+    checkpoints, or of a Hugging Face folder."""
     if not weights.workdir_of(folder)[0].is_dir():
         raise FileNotFoundError(f"--checkpoint: there is no folder {folder}.")
     tokenizer = sources.tokenizer_of(folder)
@@ -47,7 +47,7 @@ def open_checkpoint(
 def answer(
     speaker: Speaker, messages: list[Message], turn: int, write: Callable[[str], None]
 ) -> str:
-    """Write the answer to some messages as it comes; Ctrl-C ends it early."""
+    """Write the answer to some messages as it is generated; Ctrl-C ends the answer."""
     prompt = encode_prompt(messages, speaker.tokenizer)
     text = ""
     with contextlib.suppress(KeyboardInterrupt):
@@ -62,7 +62,7 @@ def answer(
 def chat(
     speaker: Speaker, system: str, read: Callable[[], str], write: Callable[[str], None]
 ) -> None:
-    """Take turns until `read` comes to its end."""
+    """Chat until `read` raises EOFError."""
     opening = [{"role": "system", "content": system}] if system else []
     messages, turn = list(opening), 0
     while True:
@@ -76,12 +76,12 @@ def chat(
             write("A new talk.\n")
         if question in ("", "/new"):
             continue
-        asked = [*messages, {"role": "user", "content": question}]
+        with_question = [*messages, {"role": "user", "content": question}]
         try:
-            text = answer(speaker, asked, turn, write)
+            text = answer(speaker, with_question, turn, write)
         except ValueError as error:  # most often the context is full
             write(f"{error}\n/new starts again.\n")
             continue
         write("\n")
-        messages = [*asked, {"role": "assistant", "content": text}]
+        messages = [*with_question, {"role": "assistant", "content": text}]
         turn += 1

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a stage before it runs: options and inputs.
+"""Checks of a stage's options and inputs before it runs.
 
 A command checks all of its stages before it starts the first one.
 """
@@ -23,7 +23,7 @@ from rlhf_jax.stages.evaluate import parse_models
 from rlhf_jax.training import options, weights
 from rlhf_jax.training.workdir import results
 
-# Keys of configs that name a folder with a model, and a file.
+# Keys of configs that name the folder of a model, and keys that name a file.
 POLICIES = ("init_from", "reference_from", "policy")
 REWARD_MODELS = ("reward_model",)
 FILES = (
@@ -36,7 +36,7 @@ FILES = (
     "prompts",
     "questions",
 )
-ELSEWHERE = ("hf:", "tfds:", "testbed")  # data that are no files here
+ELSEWHERE = ("hf:", "tfds:", "testbed")  # prefixes of data that are not local files
 
 
 def check_stage(
@@ -46,13 +46,13 @@ def check_stage(
     later: Iterable[str | Path] = (),
     on_mesh: bool = True,
 ) -> None:
-    """Refuse options that make no sense, and inputs that are not there.
+    """Refuse invalid options and missing inputs.
 
     Args:
-        workdir: the folder of the run. Where it has results its inputs were read, and
-            are compared when they are read again.
+        workdir: the folder of the run. The inputs of a run with results have been read
+            before, and are compared when they are read again.
         later: folders that other stages fill first.
-        on_mesh: whether the options have to fit the devices of this process.
+        on_mesh: True checks that the options fit the devices of this process.
 
     Raises:
         ValueError, OSError: says what is wrong, and what to do.
@@ -72,8 +72,8 @@ def check_stage(
 
 
 def _check_memory(config: ConfigDict) -> None:
-    """Refuse random weights of a model that the devices of the run cannot hold: the
-    least that they take is counted, the weights and AdamW's moments."""
+    """Refuse random weights of a model that the devices of the run cannot hold, by a
+    lower bound of the memory: the weights and AdamW's moments."""
     if config.get("init_from", "given"):
         return
     each = jnp.dtype(config.param_dtype).itemsize
@@ -90,7 +90,8 @@ def _check_memory(config: ConfigDict) -> None:
 
 
 def device_memory() -> float:
-    """Bytes of all devices of the run together; of CPUs the memory of the machine."""
+    """Return the bytes of memory of all devices of the run; on CPUs the memory of the
+    machine."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -101,7 +102,7 @@ def device_memory() -> float:
 
 @contextlib.contextmanager
 def naming_the_stage(name: str) -> Iterator[None]:
-    """Errors of a user's input say of which stage or run they are."""
+    """Put the name of the stage or run into errors of the user's input."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -134,7 +135,7 @@ def _check_inputs(config: ConfigDict, later: list[str | Path]) -> None:
 
 
 def check_data(data: ConfigDict, later: Iterable[str | Path] = ()) -> None:
-    """Refuse a path of data, or of a tokenizer, at which nothing is."""
+    """Refuse a path of data or of a tokenizer that does not exist."""
     if not data.path:
         raise ValueError(
             'data.path is empty: name a file or folder of data, or "testbed".'

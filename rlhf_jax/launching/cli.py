@@ -1,4 +1,4 @@
-"""The front door of every command: flags, quiet logs, a compile cache, clear errors."""
+"""The entry point of every command: flags, logs, the compile cache, clear errors."""
 
 import contextlib
 import difflib
@@ -28,18 +28,18 @@ from rlhf_jax.training.metrics import NonFiniteError
 ROOT = Path(__file__).parents[2]
 # transformers would advise installing torch; the project uses only its tokenizers.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-# Errors whose message is all that the user needs: of bad input, of files (missing, not
-# allowed, no space left) and of a run that cannot go on.
-OTHERS_SECONDS = 60  # that a process which fails has for a save with the others
+# Errors whose message suffices for the user: of bad input, of files (missing, not
+# allowed, no space left) and of a run that cannot continue.
+OTHERS_SECONDS = 60  # that a failing process has for a save with the others
 USER_ERRORS = (ValueError, OSError, NonFiniteError)
 
 
 def run(main: Callable[[ConfigDict, str], None]) -> None:
-    """Call `main(config, workdir)` with the values of --config and --workdir: a run,
-    perhaps in several processes.
+    """Call `main(config, workdir)` with the values of --config and --workdir, in one or
+    more processes.
 
-    A user's mistake ends with its message and status 1; --verbosity=1 adds the
-    traceback. SIGTERM and Ctrl-C end it as `preemption` says.
+    A user's mistake ends the command with a message and status 1; --verbosity=1 adds
+    the traceback. SIGTERM and Ctrl-C end the command as described in `preemption`.
     """
     config = config_flags.DEFINE_config_file("config", None, "Config, FILE.py:PRESET.")
     workdir = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -69,11 +69,11 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
 def command(
     main: Callable[[list[str]], None], *, verbosity: int = logging.INFO
 ) -> None:
-    """Call `main` with the arguments that are no flags, once the flags are parsed: a
-    command of one process. Errors end it as they end a `run`.
+    """Parse the flags and call `main` with the other arguments, in a command of one
+    process. Errors end the command as in `run`.
 
     Args:
-        verbosity: from which level on log lines are shown, if --verbosity says nothing.
+        verbosity: the level from which on log lines are shown, without --verbosity.
     """
 
     def prepared(argv):
@@ -86,12 +86,12 @@ def command(
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Check the flags of a config, and parse all; --help and --version end here."""
-    asked = {arg.lstrip("-") for arg in argv[1:] if arg.startswith("-")}
-    if asked & {"version"}:
+    """Check the flags of a config and parse all flags; --help and --version exit."""
+    given = {arg.lstrip("-") for arg in argv[1:] if arg.startswith("-")}
+    if given & {"version"}:
         print(f"rlhf_jax {__version__}, jax {jax.__version__}")
         sys.exit(0)
-    if asked & {"help", "h", "?", "helpshort"}:
+    if given & {"help", "h", "?", "helpshort"}:
         print(help_text(argv))
         sys.exit(0)
     check_config_flags(argv)
@@ -99,8 +99,9 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def help_text(argv: list[str]) -> str:
-    """What a command does, its flags, the presets of its configs and where their keys
-    are described; the keys themselves where --config is among the arguments."""
+    """Return the help of a command: its docstring, its flags, the presets of its
+    configs and the page of their keys; with --config among the arguments, the keys
+    too."""
     doc = sys.modules["__main__"].__doc__ or ""
     own = (argv[0], __name__, processes.__name__)
     modules = flags.FLAGS.flags_by_module_dict()
@@ -111,11 +112,11 @@ def help_text(argv: list[str]) -> str:
         "  --verbosity: -1 shows warnings alone, 1 details and tracebacks. (0)",
         "  --version: Print the versions and end.",
     ]
-    known = sorted(set(re.findall(r"configs/\w+\.py", doc)))
-    if not known:
+    files = sorted(set(re.findall(r"configs/\w+\.py", doc)))
+    if not files:
         return "\n".join(lines)
     lines += ["", "Configs and their presets:"]
-    lines += [f"  {file}: {', '.join(presets_of(ROOT / file))}" for file in known]
+    lines += [f"  {file}: {', '.join(presets_of(ROOT / file))}" for file in files]
     given = [arg.partition("config=")[2] for arg in argv if "-config=" in arg]
     for place in given:
         keys = read_config_file(place).to_dict()
@@ -127,7 +128,7 @@ def help_text(argv: list[str]) -> str:
 
 
 def presets_of(path: Path) -> tuple[str, ...]:
-    """The presets that a config file takes."""
+    """Return the presets of a config file."""
     module = runpy.run_path(str(path))
     return module.get("PRESETS") or module["common"].STAGE_PRESETS
 
@@ -149,15 +150,15 @@ def _key_lines(values: dict, prefix: str) -> Iterator[str]:
 
 
 def refuse_arguments(arguments: list[str]) -> None:
-    """Raise app.UsageError where something on the command line is no flag."""
+    """Raise app.UsageError for an argument that is not a flag."""
     if arguments:
         raise app.UsageError(f"unknown arguments {arguments}: flags start with --")
 
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """End a program that fails at once, behind its message: threads of libraries, which
-    an ordinary end waits for and which print on, have nothing left to do."""
+    """Exit at once after the message of an error, without waiting for the threads of
+    libraries, which would go on printing."""
     try:
         yield
     except BaseException as error:
@@ -176,8 +177,8 @@ def leaving_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """A user's mistake, or what a disk did not allow, ends with its message and status
-    1, Ctrl-C with status 130."""
+    """End the program with a message and status 1 after a user's mistake or an error of
+    the disk, with status 130 after Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
@@ -199,8 +200,8 @@ def clear_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def saves_finished() -> Iterator[None]:
-    """However the block ends, no save is under way after it, and what an error left
-    locked is free. A signal is told of in one line, with where the run goes on."""
+    """Wait for all saves and release all locks, however the block ends. A signal is
+    reported in one line, with the checkpoint from which the run resumes."""
     preemption.tell()
     try:
         yield
@@ -209,13 +210,13 @@ def saves_finished() -> Iterator[None]:
         finishing = threading.Thread(
             target=lambda: newest.extend(finish_saves()), daemon=True
         )
-        asked = isinstance(error, preemption.Preempted)
-        alone = asked or not jax.distributed.is_initialized()
+        by_signal = isinstance(error, preemption.Preempted)
+        alone = by_signal or not jax.distributed.is_initialized()
         with preemption.leaving():
             finishing.start()
             finishing.join(None if alone else OTHERS_SECONDS)
             lock.release_all()
-        if asked:
+        if by_signal:
             if newest and newest[-1] not in error.where:
                 error.where += f", behind {newest[-1]}"
             logging.warning("%s", error)
@@ -223,7 +224,7 @@ def saves_finished() -> Iterator[None]:
 
 
 def set_up_logs(verbosity: int = logging.INFO) -> None:
-    """Show our own log lines from a level on, and the warnings of libraries."""
+    """Show our log lines from a level on, and the warnings of libraries."""
     logging.set_verbosity(verbosity)
     handler = logging.get_absl_handler()
     handler.addFilter(_is_ours)
@@ -231,19 +232,19 @@ def set_up_logs(verbosity: int = logging.INFO) -> None:
 
 
 def use_compile_cache() -> None:
-    """Keep compiled programs on disk: a second run starts fast."""
+    """Cache compiled programs on disk, for a fast start of the next run."""
     cache = Path.home() / ".cache" / "rlhf_jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def check_config_flags(argv: list[str]) -> None:
-    """Refuse a config file, preset or key that does not exist, in plain words.
+    """Refuse a config file, preset or key that does not exist.
 
     Raises:
-        FileNotFoundError: --config names no file.
-        ValueError: the file is no config; or an unknown preset or key, or one that
-            holds others; the known ones are listed.
+        FileNotFoundError: --config does not name a file.
+        ValueError: the file is not a config; a preset or key does not exist, and the
+            existing ones are listed; or a key holds other keys, which are listed.
     """
     values = {}
     for arg, after in itertools.pairwise([*argv[1:], ""]):
@@ -265,26 +266,30 @@ def check_config_flags(argv: list[str]) -> None:
         node, done = config, "config"
         for key in flag.split(".")[1:]:
             if not isinstance(node, ConfigDict) or key not in node:
-                known = list(node) if isinstance(node, ConfigDict) else []
-                close = difflib.get_close_matches(key, known, n=1)
+                keys = list(node) if isinstance(node, ConfigDict) else []
+                close = difflib.get_close_matches(key, keys, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise ValueError(
                     f"--{flag}: {done} has no key {key!r}.{hint} It has: "
-                    f"{', '.join(known)}."
+                    f"{', '.join(keys)}."
                 )
             node, done = node[key], f"{done}.{key}"
         if isinstance(node, ConfigDict):
-            known = ", ".join(node)
-            raise ValueError(f"--{flag}: it holds other keys, set these: {known}.")
+            keys = ", ".join(node)
+            raise ValueError(f"--{flag}: it holds other keys, set these: {keys}.")
 
 
 def read_config_file(place: str) -> ConfigDict:
-    """The config of "FILE.py" or "FILE.py:PRESET"; raises as `check_config_flags`."""
+    """Return the config of "FILE.py" or "FILE.py:PRESET".
+
+    Raises:
+        FileNotFoundError, ValueError: see `check_config_flags`.
+    """
     path, _, preset = place.partition(":")
     if not Path(path).is_file():
-        known = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
+        files = sorted(p.name for p in (ROOT / "configs").glob("*.py"))
         raise FileNotFoundError(
-            f"--config: there is no file {path}. In configs/: {', '.join(known)}."
+            f"--config: there is no file {path}. In configs/: {', '.join(files)}."
         )
     try:
         module = runpy.run_path(path)
@@ -296,8 +301,8 @@ def read_config_file(place: str) -> ConfigDict:
 
 
 class _Line(standard_logging.Formatter):
-    """Writes "03:12:05 message". What is not mere information is called by its level;
-    with --verbosity=1 the file and the line are named."""
+    """A formatter of log lines as "03:12:05 message". Warnings and errors begin with
+    their level; --verbosity=1 adds the file and the line."""
 
     def formatMessage(self, record: standard_logging.LogRecord) -> str:
         parts = [self.formatTime(record, self.datefmt)]
@@ -309,8 +314,9 @@ class _Line(standard_logging.Formatter):
 
 
 def _is_ours(record: standard_logging.LogRecord) -> bool:
-    """Libraries log through absl too: of theirs, only warnings are shown."""
+    """A filter that shows only the warnings of libraries, which log through absl
+    too."""
     ours = "rlhf_jax" in record.pathname or "launch" in record.pathname
     if not ours:
-        record.exc_info = None  # what went wrong is told once, by us
+        record.exc_info = None  # our own message reports the error once
     return ours or record.levelno >= standard_logging.WARNING

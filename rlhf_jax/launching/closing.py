@@ -1,4 +1,4 @@
-"""What a command says at the end of a stage: its result, and what can be run next."""
+"""The closing lines of a command: the result of a stage, and the next command."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.shared_work import is_first
 
 WIDTH = 80
-# Parts of a stage's result, from summary.json; one whose numbers are missing is left
+# Parts of a stage's result, from summary.json; a part with a missing number is left
 # out. The first number of all is the one that a sweep shows.
 RESULTS = {
     "alignbench": ("mark {overall:.2f} of 10",),
@@ -53,13 +53,13 @@ RESULTS = {
 
 
 def main_number(stage: str) -> str:
-    """The key in summary.json of a stage's main number; "" where it has none."""
-    found = re.search(r"\{([^:}]+)", "".join(RESULTS.get(stage, ())))
-    return found.group(1) if found else ""
+    """Return the key of a stage's main number in summary.json; "" without one."""
+    key = re.search(r"\{([^:}]+)", "".join(RESULTS.get(stage, ())))
+    return key.group(1) if key else ""
 
 
 def result(stage: str, summary: Mapping, workdir: str | Path) -> str:
-    """A stage's result in a few words, and where the rest of it is."""
+    """Return a stage's result in a few words, and the place of its files."""
     parts = []
     for part in RESULTS.get(stage, ()):
         keys = re.findall(r"\{([^:}]+)", part)
@@ -80,13 +80,14 @@ def result(stage: str, summary: Mapping, workdir: str | Path) -> str:
 def next_command(
     config: ConfigDict, workdir: str | Path, preset: str, overrides: Mapping
 ) -> str:
-    """The command that uses what a stage has left, in lines of a terminal; "" where
-    there is none. Capitals stand for what nobody can know here.
+    """Return the next command, which uses the output of a stage, in lines of a
+    terminal; "" without one. Words in capitals stand for values that the user must fill
+    in.
 
     Args:
-        preset: of the config.
-        overrides: key -> value, what was set besides the config file; what is about
-            the data goes on.
+        preset: the preset of the config.
+        overrides: key -> value of the flags given besides the config file; those about
+            the data are repeated.
     """
     if preset in ("", "default"):  # of the stages that have no model
         preset = "tiny"
@@ -149,30 +150,30 @@ def next_command(
 
 
 def has_checkpoints(folder: str) -> bool:
-    """Whether a folder is the workdir of a model, not only a tokenizer's."""
+    """Return True if a folder is the workdir of a model, not only of a tokenizer."""
     return bool(folder) and (Path(folder) / "checkpoints").is_dir()
 
 
 def say_next(command: str) -> None:
-    """Print the command that can be run next, if there is one, in the first process."""
+    """Print the next command, if there is one, in process 0."""
     if command and is_first():
         print(f"Next:\n{command}")
 
 
 def chat_command(checkpoint: str | Path) -> str:
-    """How to talk to a model."""
+    """Return the command that chats with a model."""
     flags = [f"--checkpoint={_short(checkpoint)}", "--chat", "--temperature=0"]
     return _lines(["python", "launch/generate.py", *flags])
 
 
 def _short(path: str | Path) -> str:
-    """A path as seen from here, where it is below."""
+    """Return a path relative to the current folder, if it lies in it."""
     near = os.path.relpath(path)
     return str(path) if near.startswith("..") else near
 
 
 def _lines(words: list[str]) -> str:
-    """A command in as many lines as the terminal's width makes it need."""
+    """Break a command into lines that fit the width of the terminal."""
     lines = [""]
     for word in map(shlex.quote, words):
         if lines[-1] and len(lines[-1]) + len(word) > WIDTH - 3:

@@ -1,4 +1,4 @@
-"""A checkpoint of ours to a Hugging Face folder, and the other way round."""
+"""Conversion of our checkpoints to Hugging Face folders and back."""
 
 import shutil
 from pathlib import Path
@@ -30,13 +30,14 @@ def convert(
     """Convert `source` into the new folder `target`.
 
     Args:
-        item: which model of our checkpoint ("value" is there after PPO).
+        item: the model of our checkpoint: "model", or after PPO also "value".
         naming: "native", "remote" or "v1", see `huggingface.save`.
-        param_dtype: the type of the numbers; None keeps ours and takes float32 else.
+        param_dtype: the dtype of the weights; None keeps that of our checkpoint, and
+            takes float32 for a Hugging Face folder.
     """
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty; give a new folder.")
-    making = target.with_name(f"{target.name}.making")  # gets its name when it is whole
+    making = target.with_name(f"{target.name}.making")  # renamed when it is complete
     shutil.rmtree(making, ignore_errors=True)
     if has_checkpoint(weights.workdir_of(source)[0]):
         _export(source, making, item, naming, param_dtype)
@@ -54,8 +55,8 @@ def _export(source, target, item, naming, param_dtype):
     fields = {}
     tokenizer = weights.workdir_of(source)[0] / "tokenizer"
     if has_tokenizer(tokenizer):
-        known = load_tokenizer(tokenizer)
-        fields = {"pad_token_id": known.pad_id, "eos_token_id": list(known.stop_ids)}
+        ids = load_tokenizer(tokenizer)
+        fields = {"pad_token_id": ids.pad_id, "eos_token_id": list(ids.stop_ids)}
     huggingface.save(
         model, target, naming=naming, fields=fields, progress=_bar("writing tensors")
     )
@@ -73,7 +74,7 @@ def _import(source, target, param_dtype):
         param_dtype=param_dtype,
         progress=_bar("reading parameters"),
     )
-    # Step 0: a model that no stage has trained.
+    # Step 0 marks a model that no stage has trained.
     checkpoints = Checkpoints(target, keep=1)
     meta = {"models": {"model": weights.describe(model, tokenizer)}}
     checkpoints.save(0, {"model": model}, meta)

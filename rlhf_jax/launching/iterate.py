@@ -15,7 +15,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Run `config.rounds` rounds; the last policy is `workdir/dpo_ROUNDS`.
 
     Raises:
-        ValueError: an option of the rounds makes no sense.
+        ValueError: an option of the rounds is invalid.
     """
     if config.reference not in ("first", "previous"):
         raise ValueError(f"{config.reference=} must be 'first' or 'previous'.")
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 def stage_configs(
     config: ConfigDict, folder: Path, data: Path
 ) -> dict[str, ConfigDict]:
-    """The configs of all rounds' stages by name, in the order in which they run."""
+    """Return the configs of all rounds' stages by name, in the order of the runs."""
     stages, policy = {}, config.init_from
     for number in range(1, config.rounds + 1):
         labelled, trained = f"pairs_{number}", f"dpo_{number}"

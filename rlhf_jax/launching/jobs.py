@@ -1,10 +1,9 @@
-"""Many runs on one machine: jobs with their order, a few at a time, each in a workdir.
+"""Many runs on one machine: ordered jobs, a few at a time, each in its workdir.
 
 A job is one command line, `python launch/train.py --config=... --workdir=...`. Workers
-are processes that run one job after another; each has a share of the machine's cores
-and accelerators to itself.
-A finished workdir is skipped and an interrupted one goes on, so the same command again
-does what is left. SIGTERM goes on to the workers, which save and leave.
+are processes that run one job after another; each has its own share of the machine's
+cores and accelerators. The same command again skips finished workdirs and resumes
+interrupted ones. SIGTERM is passed on to the workers, which save and exit.
 """
 
 import contextlib
@@ -42,9 +41,9 @@ from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
 
 KILLED = "its process was killed, perhaps for want of memory; see log.txt"
-SAVING = 60  # seconds that a worker has to save when its parent is gone
+SAVING = 60  # seconds that a worker has to save when its parent has died
 
-_idle = threading.Event()  # this worker runs no job
+_idle = threading.Event()  # set while this worker runs no job
 _idle.set()
 
 
@@ -55,7 +54,7 @@ class Job:
     Attributes:
         config: file and preset, "configs/ppo.py:tiny".
         overrides: config key (with dots) -> value.
-        after: names of jobs that must be done before.
+        after: the names of jobs that must be done before.
     """
 
     name: str
@@ -65,17 +64,17 @@ class Job:
     after: tuple[str, ...] = ()
 
     def command(self) -> str:
-        """The command line that does the same."""
+        """Return the equivalent command line."""
         flags = [f"--config={self.config}", f"--workdir={self.workdir}"]
         flags += [f"--config.{key}={value}" for key, value in self.overrides.items()]
         return shlex.join(["python", "launch/train.py", *flags])
 
     def resolve(self) -> ConfigDict:
-        """The config with the overrides.
+        """Return the config with the overrides.
 
         Raises:
-            KeyError, TypeError: an override that the config does not have, or does
-                not take.
+            KeyError, TypeError: the config does not have the key of an override, or
+                does not accept its value.
         """
         config = load_config(self.config)
         for key, value in self.overrides.items():
@@ -85,7 +84,7 @@ class Job:
 
 
 def load_config(name: str) -> ConfigDict:
-    """The config of a file and preset, "configs/ppo.py:tiny"; locked."""
+    """Return the locked config of a file and preset, "configs/ppo.py:tiny"."""
     path, _, preset = name.partition(":")
     get_config = runpy.run_path(str(ROOT / path))["get_config"]
     config = get_config(preset) if preset else get_config()
@@ -93,8 +92,8 @@ def load_config(name: str) -> ConfigDict:
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
-    """Refuse options that make no sense, and inputs that are not there, of any job.
-    Devices are left alone: they belong to the workers.
+    """Refuse jobs with invalid options or missing inputs. The check does not touch
+    devices, which belong to the workers.
 
     Raises:
         ValueError: names the job.
@@ -109,14 +108,16 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
     """Run all jobs, at most `workers` at a time.
 
     Raises:
-        Preempted: SIGTERM, to this process or to a worker; all of them have saved.
-        ValueError: the accelerators cannot be shared out to so many workers.
+        Preempted: SIGTERM has reached this process or a worker; all have saved.
+        ValueError: the number of workers does not divide that of the accelerators.
 
     Returns:
-        For each job that was not done its reason: the error, the job it needed, or
-        that its process was killed. The traceback is in the workdir's log.txt.
+        The reason for each job that was not done: its error, the failed job that it
+        needs, or the kill of its process. The traceback is in the workdir's log.txt.
     """
-    group_environment(0, workers, os.environ)  # raises here, not in a worker
+    group_environment(
+        0, workers, os.environ
+    )  # an error is raised here, not in a worker
     done = {job.name for job in jobs if (job.workdir / "summary.json").exists()}
     waiting = {job.name: job for job in jobs if job.name not in done}
     failed: dict[str, str] = {}
@@ -125,7 +126,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
     with contextlib.ExitStack() as pools, _ended_together():
 
         def start(share: int) -> ProcessPoolExecutor:
-            # One process each: where one is killed the others run on.
+            # One pool for each worker: if one worker is killed, the others continue.
             context = multiprocessing.get_context("spawn")  # no fork: JAX has threads
             return pools.enter_context(
                 ProcessPoolExecutor(1, context, _take_share, (share, workers))
@@ -169,7 +170,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _ended_together() -> Iterator[None]:
-    """What ends this process early (SIGTERM, Ctrl-C) ends its workers too."""
+    """End the workers when SIGTERM or Ctrl-C ends this process."""
     try:
         yield
     except BaseException:
@@ -179,7 +180,7 @@ def _ended_together() -> Iterator[None]:
 
 
 def _take_share(share: int, workers: int) -> None:
-    """Give this worker its part of the cores and accelerators, before JAX starts."""
+    """Give this worker its share of the cores and accelerators, before JAX starts."""
     preemption.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     take_group(share, workers)
@@ -193,8 +194,8 @@ def _take_share(share: int, workers: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when the process that started it is gone, however that ended: a
-    run under way saves first."""
+    """End this worker when its parent process has ended, in whatever way; the worker's
+    run saves first."""
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
     _idle.wait(SAVING)
@@ -202,7 +203,7 @@ def _end_with_parent() -> None:
 
 
 def _run(job: Job) -> None:
-    """Run one job in this process; what it prints goes to its log.txt."""
+    """Run one job in this process; its output goes to its log.txt."""
     job.workdir.mkdir(parents=True, exist_ok=True)
     _idle.clear()
     with (
@@ -219,4 +220,4 @@ def _run(job: Job) -> None:
             raise
         finally:
             _idle.set()
-            jax.clear_caches()  # programs of other shapes only take memory
+            jax.clear_caches()  # the programs of the last job only take memory

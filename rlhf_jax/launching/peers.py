@@ -1,8 +1,9 @@
-"""The other processes of a run: whether all have come, and whether one is gone.
+"""The other processes of a run: wait until all have started, and notice a lost one.
 
-jax ends a process with a C++ stack where the processes do not find each other, or where
-process 0 is lost. So they meet before jax starts, at the address that jax's own service
-uses after them, and keep their connections: a process that dies closes its own.
+jax ends a process with a C++ stack trace if the processes do not find each other, or if
+process 0 is lost. Therefore the processes connect before jax starts, at the address
+that jax's own service uses afterwards, and keep their connections: the connection of a
+process that dies is closed.
 """
 
 import contextlib
@@ -18,25 +19,25 @@ import time
 
 from rlhf_jax.training import preemption
 
-PATIENCE = 60  # seconds for all processes to come
-GRACE = 20  # seconds to come to an error of one's own when another process has one
-DONE, FAILED = b"d", b"f"  # said before a process ends
+PATIENCE = 60  # seconds for all processes to connect
+GRACE = 20  # seconds to reach an own error after another process has one
+DONE, FAILED = b"d", b"f"  # messages of a process before it ends
 
 _peers: list[socket.socket] = []
 _leaving = threading.Lock()  # held by the thread that ends this process
 
 
 def meet(address: str, count: int, index: int) -> None:
-    """Return when all processes of the run are there.
+    """Wait until all processes of the run are connected.
 
     Args:
-        address: where process 0 listens, "HOST:PORT".
-        count: how many processes there are.
-        index: which of them this is.
+        address: the address at which process 0 listens, "HOST:PORT".
+        count: the number of processes.
+        index: the number of this process.
 
     Raises:
-        ValueError: they do not find each other; says why, in every process that can be
-            told.
+        ValueError: the processes do not find each other; says why, in every process
+            that can be reached.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
@@ -58,15 +59,15 @@ def meet(address: str, count: int, index: int) -> None:
 
 
 def part(status: int) -> None:
-    """Tell the other processes that this one ends: done, or with an error."""
+    """Tell the other processes that this one ends, successfully or with an error."""
     for peer in _peers:
         with contextlib.suppress(OSError):
             peer.sendall(DONE if status in (0, preemption.STATUS) else FAILED)
 
 
 def leave(status: int, why: str = "") -> None:
-    """End this process at once, without the libraries' goodbyes. Of several threads
-    that call, the first decides."""
+    """End this process at once, without the exit handlers of libraries. The first
+    thread that calls decides."""
     _leaving.acquire()
     if why:
         print(why, file=sys.stderr)
@@ -77,7 +78,7 @@ def leave(status: int, why: str = "") -> None:
 
 
 def leave_lost(reason: str) -> None:
-    """End this process because another one is gone."""
+    """End this process because another one was lost."""
     leave(
         preemption.STATUS,
         f"Another process of this run is gone ({reason}). Start the same command in "
@@ -86,7 +87,7 @@ def leave_lost(reason: str) -> None:
 
 
 def _receive_all(port: int, count: int, deadline: float) -> list[socket.socket]:
-    """Process 0: the connections of the others."""
+    """Accept, as process 0, the connections of the others."""
     try:
         listener = socket.create_server(
             ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=count
@@ -114,7 +115,7 @@ def _receive_all(port: int, count: int, deadline: float) -> list[socket.socket]:
                     )
                 continue
             except (OSError, ValueError, TypeError):
-                continue  # no process of ours
+                continue  # not a process of this run
             if of != count:
                 problem = f"Process {number} has --num_processes={of}, not {count}."
             elif number in came:
@@ -131,7 +132,7 @@ def _receive_all(port: int, count: int, deadline: float) -> list[socket.socket]:
 def _report(
     host: str, port: int, count: int, index: int, deadline: float
 ) -> socket.socket:
-    """Another process: its connection to process 0."""
+    """Connect, as another process, to process 0."""
     problem = ""
     while time.monotonic() < deadline:
         try:
@@ -160,10 +161,10 @@ def _write(peer: socket.socket, message) -> None:
 
 
 def _read(peer: socket.socket, seconds: float):
-    """A line of JSON.
+    """Receive a line of JSON.
 
     Raises:
-        OSError, ValueError: none came in time, or something else did.
+        OSError, ValueError: no line arrived in time, or one that is not JSON.
     """
     peer.settimeout(seconds)
     line = b""
@@ -176,7 +177,7 @@ def _read(peer: socket.socket, seconds: float):
 
 
 def _watch() -> None:
-    """End this process when another one is gone without a word."""
+    """End this process when another one is lost without a message."""
     watched = list(_peers)
     while watched:
         for peer in select.select(watched, [], [])[0]:
@@ -188,12 +189,12 @@ def _watch() -> None:
                 watched.remove(peer)
                 continue
             if said == FAILED:
-                time.sleep(GRACE)  # most errors come to all processes
+                time.sleep(GRACE)  # most errors occur in all processes
             leave_lost("it failed" if said == FAILED else "its connection closed")
 
 
 def _end_aborts() -> None:
-    """Where jax aborts because of a lost process, end as `leave_lost` does."""
+    """End as `leave_lost` does where jax aborts because of a lost process."""
 
     def on_abort(_):
         if _any_closed():
@@ -205,7 +206,7 @@ def _end_aborts() -> None:
 
 
 def _any_closed() -> bool:
-    """Whether the connection of a process that did not say goodbye is closed."""
+    """Return True if a connection was closed without the message of an end."""
     for peer in _peers:
         try:
             if peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"":

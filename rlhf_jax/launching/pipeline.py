@@ -13,11 +13,11 @@ from rlhf_jax.training.workdir import finish, open_workdir, read_summary
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-    """Run SFT, comparisons, reward model, PPO, DPO and evaluation; leave the report.
+    """Run SFT, comparisons, reward model, PPO, DPO and evaluation; write the report.
 
     Raises:
-        ValueError, OSError: an option of any stage makes no sense, or an input is not
-            there; no stage has run then.
+        ValueError, OSError: an option of a stage is invalid, or an input is missing; no
+            stage has run then.
     """
     folder = Path(workdir)
     config.data.testbed.seed = config.data.annotators.seed = config.seed
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 def stage_configs(
     config: ConfigDict, folder: Path, data: Path
 ) -> dict[str, ConfigDict]:
-    """The configs of all stages by name, in the order in which they run: every input
+    """Return the configs of all stages by name, in the order of the runs: every input
     is a file of `data` or of an earlier stage's folder."""
     stages = {}
 

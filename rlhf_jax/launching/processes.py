@@ -1,11 +1,11 @@
-"""Several processes, one run: flags say where they are, or they find each other.
+"""A run in more than one process: the processes connect by flags or by themselves.
 
-Everywhere, for process 0, 1, ... of N: the same command, with
+Start the same command for each process 0, 1, ... of N, with the flags
 
     --coordinator=ADDRESS:PORT --num_processes=N --process_id=0
 
-where ADDRESS is process 0's. On TPU pods, slurm and GKE without these flags: there jax
-asks the machine. When one of them dies or fails, the others end within a minute.
+where ADDRESS is that of process 0. TPU pods, slurm and GKE need no flags: there jax
+asks the machine. When a process dies or fails, the others end within a minute.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ def define_flags() -> None:
 
 
 def connect() -> None:
-    """Join the other processes that the flags speak of, see `join`."""
+    """Join the other processes by the values of the flags, see `join`."""
     names = ("coordinator", "num_processes", "process_id")
     join({name: flags.FLAGS[name].value for name in names})
 
 
 def join(given: dict) -> None:
-    """Join the other processes, if there are any; before anything else of jax.
+    """Join the other processes, if there are any, before any other call of jax.
 
     Raises:
         ValueError: some of the flags are missing, or the processes do not find each
@@ -61,12 +61,12 @@ def join(given: dict) -> None:
     else:
         return
     if jax.process_index():
-        logging.set_verbosity(logging.WARNING)  # one process tells what all do
+        logging.set_verbosity(logging.WARNING)  # process 0 logs for all
 
 
 def is_cluster() -> bool:
-    """Whether this is one of several tasks of slurm, or a TPU machine (of a pod, on GKE
-    too, perhaps): jax knows how to ask these."""
+    """Return True for a task of a slurm job with more than one task and for a TPU
+    machine (of a pod, also on GKE), where jax can ask for the other processes."""
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return True
     chips = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*")]
@@ -75,8 +75,9 @@ def is_cluster() -> bool:
 
 @contextlib.contextmanager
 def failing_at_once() -> Iterator[None]:
-    """End a process that fails at once, where there are several: jax would have it wait
-    for the others for minutes, and them for it. To stand around all that reports."""
+    """End a failing process of a run with other processes at once; jax would let it
+    wait for the others for minutes, and the others for it. Use as the outermost context
+    manager, around all that reports errors."""
     try:
         yield
     except BaseException as error:
@@ -94,8 +95,9 @@ def failing_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def missing_no_one() -> Iterator[None]:
-    """End this process, and say why, when another of the run is gone. To stand inside
-    of all that reports: what jax raises then may be a ValueError."""
+    """End this process, with a message, when another process of the run was lost. Use
+    as the innermost context manager, inside all that reports errors, because the error
+    that jax raises may be a ValueError."""
     try:
         yield
     except Exception as error:
@@ -106,7 +108,7 @@ def missing_no_one() -> Iterator[None]:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error says that another process does not answer any more."""
+    """Return True for an error that says that another process no longer answers."""
     signs = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Connection closed")
     of_jax = isinstance(error, jax.errors.JaxRuntimeError)
     text = str(error)

@@ -22,14 +22,15 @@ ROWS = 3  # shown
 
 
 def replay(workdir: Path, path: Path) -> dict:
-    """Loss, metrics, gradient norm, the names of parameters whose gradient is not
-    finite, and the loss of every row, "rows"; and the record of the batch.
+    """Return the loss, the metrics, the gradient norm, the names of the parameters with
+    a non-finite gradient, the loss of every row ("rows"), and the record of the batch.
 
     Args:
-        path: of the batch; "newest" takes the last that the run kept.
+        path: the path of the batch; "newest" takes the last one that the run saved.
 
     Raises:
-        ValueError: no run of a stage that trains, or not a batch that it saved.
+        ValueError: the folder is not a run of a stage that trains, or the file is not a
+            batch that the run saved.
     """
     config = read_config(workdir)
     algorithm = algorithms.find(config.stage)
@@ -68,10 +69,10 @@ def replay(workdir: Path, path: Path) -> dict:
 
 
 def newest_batch(workdir: Path) -> Path:
-    """The batch of the last step that a run found suspect.
+    """Return the path of the last batch that a run saved as suspect.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the run saved no batch.
     """
     batches = sorted((workdir / suspects.FOLDER).glob("*.npz"))
     if not batches:
@@ -83,7 +84,7 @@ def newest_batch(workdir: Path) -> Path:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that a run recorded."""
+    """Read the config that a run recorded."""
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(f"--workdir: {workdir} holds no run: it has no config.json.")
@@ -91,12 +92,12 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def inputs_of(batch_type: type, parts: dict) -> dict:
-    """The arguments of an algorithm's `batch_loss` in a saved batch: the batch, and
-    what its run saved beside it.
+    """Return the arguments of an algorithm's `batch_loss` from a saved batch: the batch
+    and the arrays that its run saved beside it.
 
     Args:
         batch_type: the algorithm's kind of batch.
-        parts: what `suspects.load_batch` returns.
+        parts: the result of `suspects.load_batch`.
     """
     fields = dict.fromkeys(field.name for field in dataclasses.fields(batch_type))
     inputs = {"batch": batch_type(**fields | parts["batch"])}
@@ -109,7 +110,7 @@ def inputs_of(batch_type: type, parts: dict) -> dict:
 
 
 def text_of(batch, row: int, tokenizer: Tokenizer) -> str:
-    """What stands in a row."""
+    """Return the text of a row."""
     if hasattr(batch, "tokens"):
         return tokenizer.decode(batch.tokens[row][batch.mask[row]].tolist())
     response = batch.responses[row][batch.response_mask[row]]
@@ -117,19 +118,19 @@ def text_of(batch, row: int, tokenizer: Tokenizer) -> str:
     return tokenizer.decode([*prompt.tolist(), *response.tolist()])
 
 
-def show(found: dict) -> None:
-    """Print what was found, the worst rows first."""
-    print(f"Step {found['step']}, saved for: {found['reason']}")
-    print(f"loss {found['loss']:.6g}, gradient norm {found['grad_norm']:.6g}")
-    print(listed(found["metrics"]))
-    for name in found["not finite"]:
+def show(result: dict) -> None:
+    """Print the result of a replay, the rows with the highest loss first."""
+    print(f"Step {result['step']}, saved for: {result['reason']}")
+    print(f"loss {result['loss']:.6g}, gradient norm {result['grad_norm']:.6g}")
+    print(listed(result["metrics"]))
+    for name in result["not finite"]:
         print(f"gradient not finite: {name}")
     worst = sorted(
-        range(len(found["rows"])),
-        key=lambda i: -np.nan_to_num(found["rows"][i], nan=np.inf),
+        range(len(result["rows"])),
+        key=lambda i: -np.nan_to_num(result["rows"][i], nan=np.inf),
     )
     rows = [
-        [str(i), f"{found['rows'][i]:.4g}", repr(found["texts"][i][:300])]
+        [str(i), f"{result['rows'][i]:.4g}", repr(result["texts"][i][:300])]
         for i in worst[:ROWS]
     ]
     print_table("The rows of the highest loss", ["row", "loss", "text"], rows)

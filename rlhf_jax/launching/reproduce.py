@@ -1,4 +1,4 @@
-"""The runs behind the claims of the paper, and what they show, seed by seed."""
+"""The runs behind the claims of the paper, and their effects, seed by seed."""
 
 import functools
 import re
@@ -26,10 +26,10 @@ REFERENCE = re.compile(r"@([\w.]+)")  # "@name": the folder of another run
 
 
 def run(config: ConfigDict, workdir: str, *, paper) -> None:
-    """Run what the claims of `config` need; leave tables, plots and the report.
+    """Do the runs that the claims of `config` need; write tables, plots and the report.
 
     Args:
-        paper: the module that names the runs and what is compared, configs/paper.py.
+        paper: the module that names the runs and the measures, configs/paper.py.
     """
     folder = open_workdir(workdir, config)
     jobs = []
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: str, *, paper) -> None:
 
 
 def write_results(out: Path, results: list[dict], text: str) -> None:
-    """Leave the tables, and the effects as a picture, in the folder `out`."""
+    """Write the tables, and a plot of the effects, into the folder `out`."""
     write_text(out / "claims.md", text)
     write_json(out / "claims.json", results)
     if results:
@@ -69,7 +69,7 @@ def write_results(out: Path, results: list[dict], text: str) -> None:
 
 
 def compare(measure, folder: Path, seeds) -> dict | None:
-    """The effect that a measure finds over seeds; None where a run is missing."""
+    """Return the effect of a measure over seeds; None where a run is missing."""
     ours = [_number(measure.ours, folder / f"seed{seed}") for seed in seeds]
     theirs = [_number(measure.theirs, folder / f"seed{seed}") for seed in seeds]
     if None in ours or None in theirs:
@@ -84,7 +84,7 @@ def compare(measure, folder: Path, seeds) -> dict | None:
 
 
 def markdown(results: list[dict]) -> str:
-    """The results as a table."""
+    """Return the results as a table."""
     lines = [
         "Brackets hold 95 % intervals (Student's t over seeds).",
         "",
@@ -103,7 +103,7 @@ def markdown(results: list[dict]) -> str:
 
 
 def _number(where: str, folder: Path) -> float | None:
-    """The number that "run:key.key" names in a seed's folder; 0 for ""."""
+    """Return the number that "run:key.key" names in a seed's folder; 0 for ""."""
     if not where:
         return 0.0
     run, _, keys = where.partition(":")
@@ -115,7 +115,8 @@ def _number(where: str, folder: Path) -> float | None:
 
 
 def seed_jobs(folder: Path, seed: int, config: ConfigDict, paper) -> list[Job]:
-    """The runs of one seed that the claims need, each after what it starts from."""
+    """Return the runs of one seed that the claims need, each after the runs that it
+    starts from."""
     runs = paper.runs(config.claims)
     world = config.data.copy_and_resolve_references()
     world.testbed.seed = world.annotators.seed = seed
@@ -157,4 +158,4 @@ def seed_jobs(folder: Path, seed: int, config: ConfigDict, paper) -> list[Job]:
 def _resolve(value, folder: Path):
     if not isinstance(value, str):
         return value
-    return REFERENCE.sub(lambda found: str(folder / found.group(1)), value)
+    return REFERENCE.sub(lambda match: str(folder / match.group(1)), value)

@@ -18,7 +18,7 @@ from rlhf_jax.training.workdir import is_finished, read_summary
 
 
 def known_stages() -> tuple[str, ...]:
-    """The modules in rlhf_jax/stages."""
+    """Return the names of the modules in rlhf_jax/stages."""
     return tuple(
         module.name for module in pkgutil.iter_modules(rlhf_jax.stages.__path__)
     )
@@ -26,16 +26,16 @@ def known_stages() -> tuple[str, ...]:
 
 def run_stage(config: ConfigDict, workdir: str | Path) -> None:
     """Run the stage that `config.stage` names in `workdir`, on the mesh of the config,
-    and say what came out.
+    and report its result.
 
     Raises:
-        ValueError: there is no such stage; those that there are are listed.
+        ValueError: the stage does not exist; the existing ones are listed.
     """
     if config.stage not in known_stages():
         known = ", ".join(known_stages())
         raise ValueError(f"{config.stage=} must be one of {known}.")
     module = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
-    if "mesh" not in config:  # it works on files alone
+    if "mesh" not in config:  # the stage works on files alone
         module.run(config, str(workdir))
         return
     with jax.set_mesh(make_mesh(config.mesh)):
@@ -45,7 +45,7 @@ def run_stage(config: ConfigDict, workdir: str | Path) -> None:
 
 
 def run_in_folder(config: ConfigDict, folder: Path) -> None:
-    """`run_stage`, unless the folder's run is finished."""
+    """Call `run_stage`, unless the run of the folder is finished."""
     if is_finished(folder):
         logging.info("%s: done before.", folder.name)
         return
@@ -54,7 +54,7 @@ def run_in_folder(config: ConfigDict, folder: Path) -> None:
 
 
 def command(*stages: str) -> None:
-    """The whole of a command that runs one of `stages` (any, when none is given)."""
+    """Be the whole command that runs one of `stages`, or any stage without `stages`."""
 
     def main(config, workdir):
         known = stages or known_stages()

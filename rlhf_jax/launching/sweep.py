@@ -1,4 +1,4 @@
-"""The runs of a sweep: which they are, and the table of what came out."""
+"""The runs of a sweep, and the table of their results."""
 
 import ast
 import itertools
@@ -25,18 +25,18 @@ def variants(
     count: int = 0,
     seed: int = 0,
 ) -> list[dict]:
-    """The overrides of each run: key -> value.
+    """Return the overrides of each run: key -> value.
 
     Args:
         config: FILE.py:PRESET; a function `sweep(add)` of the file adds runs.
-        grid: "config.KEY=V,V", whose product is taken.
-        together: "config.KEY=V,V", whose values go together.
+        grid: "config.KEY=V,V", of which the product is taken.
+        together: "config.KEY=V,V", whose values are combined one by one.
         draws: "config.KEY=LOW:HIGH[:log]", drawn `count` times.
-        count: so many of the runs are drawn; 0: all.
-        seed: of the draws.
+        count: the number of runs that are drawn; 0 takes all.
+        seed: the seed of the draws.
 
     Raises:
-        ValueError: one of these is not of its form.
+        ValueError: an argument has another form.
     """
     grid = [_values(text) for text in grid]
     together = [_values(text) for text in together]
@@ -51,37 +51,37 @@ def variants(
     ]
     keys = [key for key, _ in grid]
     products = itertools.product(*(values for _, values in grid))
-    found = [row | dict(zip(keys, p, strict=True)) for p in products for row in rows]
+    runs = [row | dict(zip(keys, p, strict=True)) for p in products for row in rows]
     own = runpy.run_path(config.partition(":")[0]).get("sweep")
     if own is not None:
         added: list[dict] = []
         own(lambda **fields: added.append(fields))
-        found = [run | fields for run in added for fields in found]
+        runs = [run | fields for run in added for fields in runs]
     ranges = [_range(text) for text in draws]
     if ranges and not count:
         raise ValueError("--draw: say how many runs with --random=N.")
     rng = np.random.default_rng(seed)
     if ranges:
-        chosen = rng.choice(len(found), count)
-        return [found[i] | {key: draw(rng) for key, draw in ranges} for i in chosen]
-    if count and count < len(found):
-        chosen = rng.choice(len(found), count, replace=False)
-        found = [found[i] for i in sorted(chosen)]
-    return found
+        chosen = rng.choice(len(runs), count)
+        return [runs[i] | {key: draw(rng) for key, draw in ranges} for i in chosen]
+    if count and count < len(runs):
+        chosen = rng.choice(len(runs), count, replace=False)
+        runs = [runs[i] for i in sorted(chosen)]
+    return runs
 
 
 def make_jobs(
     config: str, runs: list[dict], folder: Path, *, same: Sequence[str] = ()
 ) -> list[Job]:
-    """One job a run, in a folder named after what is its own.
+    """Return one job per run, in a folder named after the run's own overrides.
 
     Args:
         config: FILE.py:PRESET.
         same: "config.KEY=V", the same in every run.
 
     Raises:
-        ValueError: a key or a value that the config does not take, or two runs that
-            are the same; or options or inputs of a run that cannot work.
+        ValueError: the config does not accept a key or a value, two runs are equal, or
+            options or inputs of a run are invalid.
     """
     pairs = map(_key_and_text, same)
     same = {key: _value(text) for key, text in pairs}
@@ -107,13 +107,13 @@ def make_jobs(
 def table(
     jobs: list[Job], failed: dict[str, str], metric: str = "", *, lowest: bool = False
 ) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the runs, best first; those without the metric at the
-    end.
+    """Return the header and the rows of the runs, the best run first and runs without
+    the metric last.
 
     Args:
-        metric: a number of summary.json, dots for what is inside; "": the main number
-            of the stage is shown, and the runs stay in their order.
-        lowest: whether the lowest is the best.
+        metric: a number of summary.json, with dots between nested keys; "" shows the
+            main number of the stage and keeps the order of the runs.
+        lowest: True if the lowest number is the best.
     """
     summaries = {
         job.name: read_summary(job.workdir)
@@ -127,8 +127,8 @@ def table(
         if (value := _find(summary, shown)) is not None
     }
     if metric and summaries and not values:
-        known = sorted({key for summary in summaries.values() for key in summary})
-        logging.warning("No run reports %r; known: %s.", metric, ", ".join(known))
+        keys = sorted({key for summary in summaries.values() for key in summary})
+        logging.warning("No run reports %r; known: %s.", metric, ", ".join(keys))
     sign = 1 if lowest else -1
     if metric:
         jobs = sorted(
@@ -147,32 +147,32 @@ def table(
 
 
 def _find(summary: dict, metric: str) -> float | None:
-    """The number that a metric names: a key, or keys with dots between."""
-    found = summary.get(metric)
-    if found is None:
-        found = summary
+    """Return the number of a metric, which is a key or keys with dots between."""
+    value = summary.get(metric)
+    if value is None:
+        value = summary
         for key in metric.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, int | float) else None
+            value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, int | float) else None
 
 
 def _values(text: str) -> tuple[str, list]:
     key, value = _key_and_text(text)
-    found = _value(f"[{value}]")  # numbers and tuples; words do not parse
-    return key, found if isinstance(found, list) else list(
+    values = _value(f"[{value}]")  # numbers and tuples; words do not parse
+    return key, values if isinstance(values, list) else list(
         map(_value, value.split(","))
     )
 
 
 def _range(text: str) -> tuple[str, Callable[[np.random.Generator], float]]:
-    """A key, and a function that draws it: whole numbers between whole numbers, else
-    to three digits."""
+    """Return a key and a function that draws its value: a whole number between whole
+    numbers, otherwise a number of three digits."""
     key, value = _key_and_text(text)
     bounds, scale = value.removesuffix(":log"), value.endswith(":log")
-    found = [_value(part) for part in bounds.split(":")]
-    if len(found) != 2 or not all(isinstance(x, int | float) for x in found):
+    ends = [_value(part) for part in bounds.split(":")]
+    if len(ends) != 2 or not all(isinstance(x, int | float) for x in ends):
         raise ValueError(f"{text!r} is not of the form config.KEY=LOW:HIGH[:log].")
-    low, high = found
+    low, high = ends
     if not low < high or (scale and low <= 0):
         raise ValueError(f"{text!r}: LOW must be below HIGH, and above 0 for log.")
     if scale:
