@@ -1,4 +1,4 @@
-"""This project and others on the same work, side by side, in turns.
+"""Benchmark of this project against others on the same work, in turns.
 
 pip install -e '.[bench]'
 python -m benchmarks.against_peers [--rounds=3] [--repeats=10] [--out=results] \
@@ -6,13 +6,13 @@ python -m benchmarks.against_peers [--rounds=3] [--repeats=10] [--out=results] \
     [--python tunix_llama=tunix/bin/python easydel_glm=easydel/bin/python]
 
 Every round runs, for every row, this project and then each peer (a script in peers/),
-each in a process of its own with the machine to itself, so that a slow minute meets all
-of them. Peers whose libraries want an environment of their own run with the
-interpreter that --python names, and are left out without it. All have this project's
-setting of the C library's allocator (training/allocator.py), which makes some peers up
-to a half faster; --as_shipped leaves them their own. Prints every run as a JSON line,
-and leaves them in against_peers.jsonl; the table, against_peers.md, has medians over
-rounds. Its ratios are what to read: seconds belong to the machine.
+each in a process of its own with the machine to itself, so that a slow minute affects
+all of them. Peers whose libraries need an environment of their own run with the
+interpreter that --python names, and are skipped without it. All run with this project's
+settings of the C library's allocator (training/allocator.py), which make some peers up
+to 50 % faster; --as_shipped keeps the peers' own settings. Every run is printed as a
+JSON line and written to against_peers.jsonl; the table, against_peers.md, has medians
+over rounds. Compare the ratios: the seconds depend on the machine.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ROWS = {
     "dpo": ("pairs", "on_the_fly", SHAPE, ("torch_glm", "trl_glm", "easydel_glm")),
     "ppo": ("iterations", "iteration", SHAPE, ("torch_glm", "tunix_llama")),
 }
-# Their libraries' requirements exclude ours.
+# The requirements of these peers' libraries conflict with those of this project.
 APART = ("tunix_llama", "easydel_glm")
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
@@ -44,20 +44,20 @@ ALLOCATOR = {
 
 
 def run(command: list[str], row: str, who: str, settings: dict) -> dict:
-    """What a command measured in an environment with these settings; printed as a JSON
-    line."""
+    """Run a command in an environment with these settings; print and return the
+    measurement."""
     done = subprocess.run(
         command,
         check=True,
         stdout=subprocess.PIPE,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | settings,
     )
-    found = json.loads(done.stdout.splitlines()[-1])
+    measured = json.loads(done.stdout.splitlines()[-1])
     if who == "rlhf_jax":
-        found = found[ROWS[row][1]] | {"peak_gib": found["peak_gib"]}
-    found = {"row": row, "who": who} | found
-    print(json.dumps(found), flush=True)
-    return found
+        measured = measured[ROWS[row][1]] | {"peak_gib": measured["peak_gib"]}
+    measured = {"row": row, "who": who} | measured
+    print(json.dumps(measured), flush=True)
+    return measured
 
 
 def main():
@@ -87,7 +87,7 @@ def main():
                 runs.append(run([python, *script], row, peer, settings))
 
     flags.out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(found) + "\n" for found in runs)
+    lines = "".join(json.dumps(x) + "\n" for x in runs)
     (flags.out / "against_peers.jsonl").write_text(lines)
     table = "\n".join(table_of(runs)) + "\n"
     (flags.out / "against_peers.md").write_text(table)
@@ -95,7 +95,7 @@ def main():
 
 
 def table_of(runs: list[dict]) -> list[str]:
-    """Lines of a table: a row for every peer that did some work, beside ours."""
+    """Format a table with one row for every peer on every work, beside this project."""
 
     def rates(row, who):
         return [x["per_second"] for x in runs if (x["row"], x["who"]) == (row, who)]
@@ -109,7 +109,7 @@ def table_of(runs: list[dict]) -> list[str]:
 
     lines = ["| row | a second | rlhf_jax | peer | its rate | ratio |"]
     lines.append("|---|---|---|---|---|---|")
-    for row, who in dict.fromkeys((found["row"], found["who"]) for found in runs):
+    for row, who in dict.fromkeys((x["row"], x["who"]) for x in runs):
         if who == "rlhf_jax":
             continue
         ours, theirs = rates(row, "rlhf_jax"), rates(row, who)

@@ -1,10 +1,11 @@
-"""Does cleaning find careless annotators and raise agreement with true quality?
+"""Benchmark of cleaning: careless annotators found, agreement with true quality.
 
-On the testbed it is known who is careless and what is true; the cleaning sees neither.
+The testbed knows which annotators are careless and the true quality of every response;
+the cleaning sees neither.
 Annotators answer tasks as launch/collect.py makes them: every pair of responses to
 three people, one task in ten with a known answer, one in ten repeated.
 
-python -m benchmarks.annotators [--seeds=10]      JSON lines, one a seed, then the sum
+python -m benchmarks.annotators [--seeds=10]      JSON lines, one per seed, then the sum
 """
 
 import argparse
@@ -35,7 +36,7 @@ from rlhf_jax.data.testbed.world import TestbedConfig, make_testbed
 
 MODES = ("good", "padded", "sloppy")
 LIMITS = Limits(**get_config().annotators)
-LENGTH_BIAS = 0.2  # logits a word; more than the testbed's, to have something to lose
+LENGTH_BIAS = 0.2  # logits per word; more than the testbed's, to leave work to do
 CLEAR = 3.0  # points of true quality between the responses of a known-answer task
 
 
@@ -50,10 +51,10 @@ def campaign(
     repeat_share: float = 0.1,
     **faults,
 ) -> list[Comparison]:
-    """Simulated annotation; `info["annotator_kind"]` says who is what.
+    """Simulate annotation; `info["annotator_kind"]` is the kind of the annotator.
 
     Args:
-        each: how many people answer a task.
+        each: the number of people who answer a task.
         faults: fields of AnnotatorConfig.
     """
     rng = np.random.default_rng(seed)
@@ -73,12 +74,12 @@ def campaign(
     )
 
     annotators = make_annotators(AnnotatorConfig(seed, people, **faults))
-    asked, comparisons = {}, []
+    assigned, comparisons = {}, []
     for task in tasks:
         chosen = rng.choice(people, each, replace=False)
-        asked[task.id] = asked.get(task.repeat_of, chosen)
+        assigned[task.id] = assigned.get(task.repeat_of, chosen)
         order = "ab" if task.shown_first == "a" else "ba"
-        for person in asked[task.id]:
+        for person in assigned[task.id]:
             shown = (task.prompt, task.response_a, task.response_b)
             note = annotate(*shown, annotators[person], rng, order)
             info = {"annotator_kind": note.annotator_kind}
@@ -97,7 +98,7 @@ def campaign(
 
 
 def study(comparisons: list[Comparison], limits: Limits, width: int, seed: int) -> dict:
-    """What cleaning and balancing do to one campaign."""
+    """Measure the effects of cleaning and balancing on one campaign."""
     votes = read_votes(comparisons, lambda texts: [len(t.split()) for t in texts])
     cleaning = clean(votes, limits)
     kept = np.flatnonzero(cleaning.reason == 0)
@@ -109,7 +110,7 @@ def study(comparisons: list[Comparison], limits: Limits, width: int, seed: int) 
 
     kind = {c.annotator: c.info["annotator_kind"] for c in comparisons}
     out = dict(zip(votes.annotators, cleaning.annotators.careless, strict=True))
-    asked = np.flatnonzero((votes.known == 0) & (votes.one != votes.other))
+    rows = np.flatnonzero((votes.known == 0) & (votes.one != votes.other))
     return {
         "comparisons": len(comparisons),
         "dropped": dict(cleaning.dropped()),
@@ -121,12 +122,12 @@ def study(comparisons: list[Comparison], limits: Limits, width: int, seed: int) 
             for name in (CARELESS, CONTRADICTORY, HONEST)
         },
         "agreement": {
-            "before": agreement_with_truth(comparisons, asked),
+            "before": agreement_with_truth(comparisons, rows),
             "cleaned": agreement_with_truth(comparisons, kept),
             "balanced": agreement_with_truth(comparisons, balanced),
         },
         "length_correlation": {
-            "before": length_correlation(votes, asked),
+            "before": length_correlation(votes, rows),
             "cleaned": length_correlation(votes, kept),
             "balanced": length_correlation(votes, balanced),
         },
@@ -134,7 +135,8 @@ def study(comparisons: list[Comparison], limits: Limits, width: int, seed: int) 
 
 
 def agreement_with_truth(comparisons: list[Comparison], rows: np.ndarray) -> float:
-    """The share of these comparisons, ties aside, whose better response is truly."""
+    """Return the share of these comparisons, without ties, whose preferred response has
+    the higher true quality."""
     right = []
     for comparison in (comparisons[row] for row in rows):
         texts = comparison.chosen, comparison.rejected
@@ -145,8 +147,8 @@ def agreement_with_truth(comparisons: list[Comparison], rows: np.ndarray) -> flo
 
 
 def length_correlation(votes: Votes, rows: np.ndarray) -> float:
-    """Of the label (1: the one response is better, -1: the other) with the difference
-    of their lengths."""
+    """Correlate the label (1: `one` is better, -1: `other` is better) with the
+    difference of the two lengths in words."""
     rows = rows[votes.verdict[rows] != 0]
     difference = votes.lengths[votes.one[rows]] - votes.lengths[votes.other[rows]]
     return float(np.corrcoef(votes.verdict[rows], difference)[0, 1])
@@ -157,11 +159,11 @@ def main():
     parser.add_argument("--seeds", type=int, default=10)
     studies = []
     for seed in range(parser.parse_args().seeds):
-        found = study(
+        effects = study(
             campaign(seed, length_bias=LENGTH_BIAS), LIMITS, width=4, seed=seed
         )
-        studies.append(found)
-        print(json.dumps({"seed": seed, **found}), flush=True)
+        studies.append(effects)
+        print(json.dumps({"seed": seed, **effects}), flush=True)
     total = {
         kind: np.sum([s["out"][kind] for s in studies], axis=0).tolist()
         for kind in studies[0]["out"]

@@ -1,11 +1,12 @@
-"""Tokens a second of answering many prompts: rows that take turns, and whole batches.
+"""Benchmark of answering many prompts: continuous batching against whole batches.
 
 python -m benchmarks.continuous_batching [--prompts=256] [--batch_size=32] [--mean=32]
     [--repeats=5]
 
-Prompts of 16 to 64 tokens and responses of 128 at most, whose lengths are as good as
-geometric: random weights, and one token in `mean` ends a response. The same keys, so
-the same responses, both ways. JSON: new tokens a second, seconds, memory.
+Prompts have 16 to 64 tokens, responses at most 128. The weights are random and one
+token in `mean` ends a response, so lengths are nearly geometric. Both ways use the same
+random keys and so give the same responses. JSON: new tokens per second, seconds,
+memory.
 """
 
 import argparse
@@ -62,22 +63,22 @@ def main():
     responses, others = (answer() for answer in ways.values())
     same = np.mean([a == b for a, b in zip(responses, others, strict=True)])
     new_tokens = sum(map(len, responses))
-    found = measure(ways, repeats=flags.repeats, work=new_tokens)
-    speedup = found["by_batches"]["seconds"] / found["by_turns"]["seconds"]
-    found |= {"speedup": round(speedup, 3), "mean_length": new_tokens / len(prompts)}
-    print(json.dumps(vars(flags) | {"same_responses": same} | found))
+    results = measure(ways, repeats=flags.repeats, work=new_tokens)
+    speedup = results["by_batches"]["seconds"] / results["by_turns"]["seconds"]
+    results |= {"speedup": round(speedup, 3), "mean_length": new_tokens / len(prompts)}
+    print(json.dumps(vars(flags) | {"same_responses": same} | results))
 
 
 def in_batches(model, prompts, key, sampling, *, batch_size):
-    """`rollout` of one batch after the other, as token ids."""
+    """Sample one batch after the other with `rollout`; return token ids."""
     width, responses = max(map(len, prompts)), []
     for start in range(0, len(prompts), batch_size):
         rows = prompts[start : start + batch_size]
         index = np.arange(start, start + len(rows))
         batch = prompt_batch(rows, index, pad_id=sampling.pad_id, width=width)
-        rolled = jax.device_get(rollout(model, batch, key, sampling))
-        found = zip(rolled.responses, rolled.response_mask, strict=True)
-        responses += [tokens[mask].tolist() for tokens, mask in found]
+        sampled = jax.device_get(rollout(model, batch, key, sampling))
+        rows = zip(sampled.responses, sampled.response_mask, strict=True)
+        responses += [tokens[mask].tolist() for tokens, mask in rows]
     return responses
 
 

@@ -1,4 +1,4 @@
-"""DPO's step with the reference cached and on the fly: pairs a second.
+"""Benchmark of DPO's step, in pairs per second: reference cached and on the fly.
 
 python -m benchmarks.dpo [--pairs=16] [--prompt=64] [--response=128] [--repeats=12]
 
@@ -62,24 +62,26 @@ def main():
         functools.partial(train_step, optimizer=optimizer, hyper=hyper),
         donate_argnums=0,
     )
-    known = {"cached": (ref_logprobs, None), "on_the_fly": (None, reference)}
-    states = {name: TrainState.create(create(), optimizer) for name in known}
+    references = {"cached": (ref_logprobs, None), "on_the_fly": (None, reference)}
+    states = {name: TrainState.create(create(), optimizer) for name in references}
 
     def inputs(name):
-        logprobs, model = known[name]
+        logprobs, model = references[name]
         return states[name], batch, logprobs, None, model, LEARNING_RATE
 
     def call(name):
         states[name], metrics = step(*inputs(name))
         return states[name], metrics
 
-    found = measure(
-        {name: functools.partial(call, name) for name in known},
+    results = measure(
+        {name: functools.partial(call, name) for name in references},
         repeats=flags.repeats,
         work=flags.pairs,
-        operations=lambda: {name: count_flops(step, *inputs(name)) for name in known},
+        operations=lambda: {
+            name: count_flops(step, *inputs(name)) for name in references
+        },
     )
-    print(json.dumps(vars(flags) | found))
+    print(json.dumps(vars(flags) | results))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Tokens a second of sampling: prefill and decoding in one program.
+"""Benchmark of sampling, in tokens per second: prefill and decoding in one program.
 
 python -m benchmarks.generate [--prompts=32] [--prompt=64] [--response=128] [--int8]
 
-Prompts of 16 to 64 tokens, left-padded; 128 new tokens each from the whole
-distribution, none of which ends a response; the preset "benchmark" (4 layers, width
-256, vocabulary 8,192), random weights. JSON: new tokens a second, seconds, memory.
+Prompts have 16 to 64 tokens, left-padded; each gets 128 new tokens from the whole
+distribution, none of which ends a response. The model is the preset "benchmark" (4
+layers, width 256, vocabulary 8,192) with random weights. JSON: new tokens per second,
+seconds, memory.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def main():
         num_tokens=config.vocab_size,
     )
     keys = map(jax.random.key, itertools.count())
-    found = measure(
+    results = measure(
         {"generate": lambda: rollout(model, batch, next(keys), sampling)},
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
@@ -68,7 +69,7 @@ def main():
             "generate": sampling_operations(model, batch, next(keys), sampling)
         },
     )
-    print(json.dumps(vars(flags) | found))
+    print(json.dumps(vars(flags) | results))
 
 
 if __name__ == "__main__":

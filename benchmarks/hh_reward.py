@@ -1,15 +1,15 @@
-"""Reward models on human comparisons: what does length balancing do?
+"""Benchmark of length balancing of human comparisons, by the reward models it gives.
 
 python -m benchmarks.hh_reward --data=FOLDER --workdir=runs/hh_reward [--seeds 0 1 2]
 
 FOLDER holds hh_rlhf_harmless and hh_rlhf_helpful, each with train.jsonl.gz and
-test.jsonl.gz as Anthropic publishes them. On each, a model of a million parameters is
-trained from random weights (configs/reward.py:hh) on the comparisons that cleaning
-keeps, and on those of them that length balancing keeps
-(configs/prepare_comparisons.py:hh); the same test pairs judge both. People preferred
-the shorter answer in the one set and the longer in the other.
+test.jsonl.gz as Anthropic publishes them. On each set, a model of a million parameters
+is trained from random weights (configs/reward.py:hh) on the comparisons that cleaning
+keeps, and another on the subset that length balancing keeps
+(configs/prepare_comparisons.py:hh); both are evaluated on the same test pairs. People
+preferred the shorter answer in one set and the longer answer in the other.
 
-Leaves results/hh_reward.json.
+The results are written to results/hh_reward.json.
 """
 
 import argparse
@@ -40,7 +40,7 @@ KEPT = (
 
 
 def train(folder: Path, workdir: Path, *, is_balanced: bool, seed: int) -> dict:
-    """The summary of one training."""
+    """Train one reward model; return the summary of the run."""
     config = reward_config.get_config("hh")
     config.data.path = str(folder)
     config.data.path = str(sources.open_data(config.data, workdir))

@@ -1,4 +1,4 @@
-"""What benchmarks share: prompts, pairs, the optimizer, what sampling costs."""
+"""Inputs that benchmarks share: prompts, pairs, optimizer, FLOPs of sampling."""
 
 import functools
 
@@ -13,14 +13,14 @@ from rlhf_jax.training.optimizers import Optimizer, adamw
 
 
 def random_prompts(count: int, *, longest: int, vocab_size: int) -> list[list[int]]:
-    """Prompts of a quarter of `longest` to `longest` random tokens."""
+    """Return prompts of a quarter of `longest` to `longest` random tokens."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(longest // 4, longest + 1, count)
     return [rng.integers(4, vocab_size, n).tolist() for n in lengths]
 
 
 def random_pairs(pairs: int, *, prompt: int, response: int, vocab_size: int) -> list:
-    """(prompt, chosen, rejected) of random tokens, all of full length."""
+    """Return triples (prompt, chosen, rejected) of random tokens of full length."""
     rng = np.random.default_rng(0)
     return [
         tuple(
@@ -31,18 +31,18 @@ def random_pairs(pairs: int, *, prompt: int, response: int, vocab_size: int) -> 
     ]
 
 
-LEARNING_RATE = 1e-6  # leaves random weights as they are
+LEARNING_RATE = 1e-6  # so small that random weights hardly change
 
 
 def plain_adamw() -> Optimizer:
-    """What most trainers use; each step brings its learning rate."""
+    """Return the AdamW of most trainers; the learning rate is passed at each step."""
     return adamw(None, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0)
 
 
 def sampling_operations(
     model: ChatGLM, batch: PromptBatch, key, sampling: Sampling
 ) -> int:
-    """Of the matrix products of a rollout whose responses all are of full length."""
+    """Count the FLOPs of a rollout's matrix products, for full-length responses."""
     return count_flops(
         functools.partial(generate, sampling=sampling),
         *(model, batch.prompts, batch.prompt_mask, key),

@@ -1,4 +1,4 @@
-"""What a machine can do: matrix products a second, and bytes a second through memory.
+"""Benchmark of the machine: rate of matrix products and bandwidth of memory.
 
 python -m benchmarks.machine
 
@@ -27,14 +27,14 @@ def main():
         x = write(x)
         return x
 
-    found = {
+    rates = {
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "float32_gflops": round(matrix_product_rate(jnp.float32) / 1e9),
         "bfloat16_gflops": round(matrix_product_rate(jnp.bfloat16) / 1e9),
         "read_gb_per_second": round(4 * COUNT / best_seconds(lambda: read(x)) / 1e9, 1),
         "rewrite_gb_per_second": round(8 * COUNT / best_seconds(rewrite) / 1e9, 1),
     }
-    print(json.dumps(found))
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":

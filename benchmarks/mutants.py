@@ -1,11 +1,11 @@
-"""Mutation testing: does some test fail when the code is changed?
+"""Mutation testing: does a test fail when the code is changed?
 
 python -m benchmarks.mutants [--files=rlhf_jax/losses/kl.py,...] [--sample=40]
 
 Every mutant is one small change of one file (see `_places`), run against that file's
-own tests, all in one process: what mutants have in common is imported and compiled
-once, and the tests that found most mutants run first. A sample is the same every time.
-Prints the survivors as lines for docs/mutants.md.
+own tests, all in one process, so that shared code is imported and compiled once. The
+tests that found most mutants run first. A sample is the same every time. The survivors
+are printed as lines for docs/mutants.md.
 """
 
 import argparse
@@ -131,8 +131,8 @@ FILES = {  # file -> its quick tests
         f"{STAGES}::test_another_seed_is_another_run",
     ],
 }
-# A mutant that takes this much longer than no mutant counts as found, and so does one
-# that takes so many seconds more. All of the processor.
+# A mutant counts as found if its tests take more than TIMES the processor time of the
+# unchanged file's tests plus SECONDS.
 TIMES, SECONDS = 4, 20
 
 SWAPS = {
@@ -162,7 +162,7 @@ FIRST = ast.parse("lambda first, *_, **__: first", mode="eval").body
 
 
 def mutants(source: str) -> Iterator[tuple[int, str, str]]:
-    """(line, what was changed, the changed source) of every mutant."""
+    """Yield (line, description of the change, changed source) of every mutant."""
     tree = ast.parse(source)
     for line, change, node, field, value in list(_places(tree)):
         old = getattr(node, field)
@@ -172,9 +172,10 @@ def mutants(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _places(tree: ast.AST) -> Iterator[tuple[int, str, ast.AST, str, object]]:
-    """(line, change, node, its field, the field's other value) of every change: another
-    operator or comparison, a number + 1, no sign, min for max, a condition's opposite,
-    two neighbouring arguments swapped, a call's first argument for its result."""
+    """Yield (line, change, node, its field, the field's other value) of every change:
+    another operator or comparison, a number + 1, no sign, min for max, a condition's
+    opposite, two neighbouring arguments swapped, a call's first argument for its
+    result."""
     for node in _code(tree):
         if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):
             other = SWAPS.get(type(node.op))
@@ -206,12 +207,12 @@ def _places(tree: ast.AST) -> Iterator[tuple[int, str, ast.AST, str, object]]:
 
 
 def _of_call(node: ast.Call) -> Iterator[tuple[int, str, ast.AST, str, object]]:
-    """The changes of a call's arguments."""
+    """Yield the changes of a call's arguments."""
     plain = [a for a in node.args if not isinstance(a, ast.Starred)]
     if len(plain) == len(node.args) > 1:
         name = ast.unparse(node.func)
         yield node.lineno, f"{name}(x, ...) -> x", node, "func", FIRST
-        if name.split(".")[-1] not in NAMES:  # whose arguments have no order
+        if name.split(".")[-1] not in NAMES:  # min(x, y) is min(y, x)
             swapped = [plain[1], plain[0], *plain[2:]]
             yield node.lineno, f"{name}(x, y) -> (y, x)", node, "args", swapped
     for i, (one, two) in enumerate(zip(node.keywords, node.keywords[1:], strict=False)):
@@ -234,7 +235,7 @@ def _change(
 
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node that computes: none of annotations, decorators, fields' defaults,
+    """Yield every node that computes; skip annotations, decorators, fields' defaults,
     messages, errors and the log."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list"):
@@ -248,7 +249,7 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _is_told(node: ast.AST) -> bool:
-    """Whether a node only tells a person of something, or of a mistake."""
+    """Return True if a node only writes a message, for the log or an error."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         return isinstance(node.func.value, ast.Name) and node.func.value.id == "logging"
     if isinstance(node, ast.keyword):
@@ -257,8 +258,8 @@ def _is_told(node: ast.AST) -> bool:
 
 
 class Order:
-    """A plugin of pytest: the tests that found most mutants first, then the quickest;
-    the durations are those of the first run."""
+    """A pytest plugin that runs the tests that found most mutants first, then the
+    quickest; the durations are those of the first run."""
 
     def __init__(self):
         self.found, self.seconds = Counter(), Counter()
@@ -274,8 +275,8 @@ class Order:
 
 
 def passes(copy_of_root: Path, file: str, source: str, order: Order, limit=0.0) -> bool:
-    """Whether all of a file's tests pass with another source, within `limit` seconds of
-    the processor (0: however long)."""
+    """Return True if all of a file's tests pass with another source, within `limit`
+    seconds of processor time (0: no limit)."""
     (copy_of_root / file).write_text(source)
     for name in list(sys.modules):
         if name.split(".")[0] in ("rlhf_jax", "tests") and name != "tests.conftest":
@@ -316,7 +317,7 @@ def main():
 
 
 def test(copied: Path, file: str, sample: int) -> None:
-    """Try a file's mutants and print what no test finds."""
+    """Try a file's mutants and print those that no test finds."""
     source, order = (ROOT / file).read_text(), Order()
     start = time.process_time()
     if not passes(copied, file, source, order):
@@ -344,9 +345,9 @@ def test(copied: Path, file: str, sample: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.dont_write_bytecode = True  # a mutant's would be taken for the next one's
+    sys.dont_write_bytecode = True  # a mutant's bytecode would be reused for the next
     signal.signal(signal.SIGPROF, time_is_up)
-    # The same examples for every mutant, and no time spent on making them small.
+    # The same examples for every mutant, and no time spent on shrinking them.
     hypothesis_settings.register_profile(
         "mutants",
         database=None,

@@ -1,11 +1,11 @@
-"""Seconds of one PPO iteration: generate, score, update.
+"""Benchmark of one PPO iteration, in seconds: generate, score, update.
 
 python -m benchmarks.ppo [--prompts=32] [--response=128] [--epochs=4] [--repeats=10]
 
 32 prompts of 16 to 64 tokens, 128 new tokens each (no response ends early), 4 epochs
 of one minibatch; policy, value, reference and reward model of the preset "benchmark"
 (4 layers, width 256, vocabulary 8,192; 7M parameters), random weights, no SFT term.
-JSON: the seconds of every part, and of all of them.
+JSON: the seconds of every part and of the whole iteration.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main():
         return state, ppo.Frozen(policy, reward)
 
     state, frozen = models()
-    frozen = jax.tree.map(jnp.copy, frozen)  # the state's buffers are donated
+    frozen = jax.tree.map(jnp.copy, frozen)  # because the state's buffers are donated
     prompts = random_prompts(
         flags.prompts, longest=flags.prompt, vocab_size=config.vocab_size
     )
@@ -103,7 +103,7 @@ def main():
     )
 
     keys = map(jax.random.key, itertools.count())
-    now = {}  # what one part leaves to the next
+    now = {}  # the outputs that the next parts read
 
     def to_answer():
         return state.policy.model, batch, next(keys), sampling
@@ -127,7 +127,7 @@ def main():
         state, metrics = update(*to_learn_from())
         return state, metrics
 
-    found = measure(
+    results = measure(
         {"generate": generate, "score": score_them, "update": update_both},
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
@@ -137,15 +137,15 @@ def main():
             "update": count_flops(update, *to_learn_from()),
         },
     )
-    parts = [found[name] for name in ("generate", "score", "update")]
+    parts = [results[name] for name in ("generate", "score", "update")]
     seconds = sum(part["seconds"] for part in parts)
-    share = sum(part["gflop"] for part in parts) / seconds / found["peak_gflops"]
-    found["iteration"] = {
+    share = sum(part["gflop"] for part in parts) / seconds / results["peak_gflops"]
+    results["iteration"] = {
         "seconds": seconds,
         "per_second": 1 / seconds,
         "of_peak": round(share, 3),
     }
-    print(json.dumps(vars(flags) | found))
+    print(json.dumps(vars(flags) | results))
 
 
 if __name__ == "__main__":

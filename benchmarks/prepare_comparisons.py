@@ -1,12 +1,12 @@
-"""Time and memory of launch/prepare_comparisons.py on synthetic comparisons.
+"""Benchmark of launch/prepare_comparisons.py on synthetic comparisons: time and memory.
 
-Five hundred annotators, one in twenty careless, judge pairs of four responses to each
-prompt, ten times a prompt, with repeats and known answers. The file is written first,
-which is not part of the measurement; the launch script then runs as its own process.
+Five hundred annotators, one in twenty of them careless, judge pairs of four responses
+to each prompt, ten times per prompt, with repeats and known answers. The file is
+written before the measurement; then the launch script runs as its own process.
 
 python -m benchmarks.prepare_comparisons [--count=1000000] [--folder=/tmp/prepare]
 
-Prints one JSON line: seconds of wall clock and of CPU, and the peak of memory.
+The output is one JSON line: seconds of wall clock and of CPU, and peak memory.
 """
 
 import argparse
@@ -31,7 +31,8 @@ VOCABULARY = 2000  # words
 
 
 def write_comparisons(path: Path, count: int, seed: int = 0) -> None:
-    """Comparisons as lines of JSON; annotators like the better and the longer."""
+    """Write comparisons as lines of JSON; annotators prefer better and longer
+    responses."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = [
@@ -52,7 +53,7 @@ def write_comparisons(path: Path, count: int, seed: int = 0) -> None:
                 logit = 3 * (quality[a] - quality[b]) + 0.05 * (sizes[a] - sizes[b])
                 if person < CARELESS:
                     logit = 0.0
-                known = abs(quality[a] - quality[b]) > 2.5
+                is_clear = abs(quality[a] - quality[b]) > 2.5
                 choice = "a" if logit > rng.logistic() else "b"
                 if abs(logit) < 0.2 and person >= CARELESS:
                     choice = "tie"
@@ -65,7 +66,7 @@ def write_comparisons(path: Path, count: int, seed: int = 0) -> None:
                     "preference": choice,
                     "annotator": f"annotator-{person:03d}",
                     "shown_first": "ab"[rng.integers(2)],
-                    "info": {"known_answer": right} if known else None,
+                    "info": {"known_answer": right} if is_clear else None,
                 }
                 file.write(json.dumps(line) + "\n")
 
@@ -101,7 +102,7 @@ def main():
         cwd=ROOT,
     )
     _, status, usage = os.wait4(process.pid, 0)
-    found = {
+    results = {
         "comparisons": args.count,
         "status": status,
         "seconds": round(time.perf_counter() - start, 1),
@@ -109,7 +110,7 @@ def main():
         "peak_gib": round(usage.ru_maxrss / 2**20, 2),
         "cores": len(os.sched_getaffinity(0)),
     }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

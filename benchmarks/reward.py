@@ -1,10 +1,10 @@
-"""The reward model's step with the prompt of a pair computed once, and computed twice.
+"""Benchmark of the reward model's step: a pair's prompt computed once, and twice.
 
 python -m benchmarks.reward [--pairs=16] [--prompt=64] [--response=64] [--repeats=15]
 
-Where prompts are as long as responses, two separate dialogues are 4 lengths of tokens
-and one row with a shared prompt is 3: a step whose time is all in the tokens is at most
-1.33 times as fast.
+If prompts are as long as responses, two separate dialogues have 4 lengths of tokens,
+and one row with a shared prompt has 3. A step whose time is proportional to its tokens
+can thus be at most 1.33 times as fast.
 """
 
 import argparse
@@ -33,7 +33,7 @@ HYPER = Hyper(
 
 
 def plain_step(state, batch, learning_rate, *, optimizer):
-    """Chosen and rejected as two rows, each with its prompt: rows [2 B, T]."""
+    """Lay out chosen and rejected as two rows, each with its prompt: rows [2 B, T]."""
 
     def loss_fn(model):
         values = model(batch.tokens, batch.mask)
@@ -94,7 +94,7 @@ def main():
         return states[name], metrics
 
     calls = {name: functools.partial(call, name) for name in steps}
-    found = measure(
+    results = measure(
         calls,
         repeats=flags.repeats,
         work=flags.pairs,
@@ -103,8 +103,8 @@ def main():
             for name in steps
         },
     )
-    speedup = found["plain"]["seconds"] / found["shared"]["seconds"]
-    print(json.dumps(vars(flags) | found | {"speedup": round(speedup, 3)}))
+    speedup = results["plain"]["seconds"] / results["shared"]["seconds"]
+    print(json.dumps(vars(flags) | results | {"speedup": round(speedup, 3)}))
 
 
 if __name__ == "__main__":

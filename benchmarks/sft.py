@@ -1,10 +1,10 @@
-"""Tokens a second of the SFT step: loss, gradient, clipping, AdamW.
+"""Benchmark of the SFT step, in tokens per second: loss, gradient, clipping, AdamW.
 
 python -m benchmarks.sft [--rows=16] [--length=192] [--repeats=10]
 
 The compiled step of algorithms/sft.py on rows without padding; the preset "benchmark"
-(4 layers, width 256, vocabulary 8,192), random weights. JSON: tokens a second, seconds,
-memory.
+(4 layers, width 256, vocabulary 8,192), random weights. JSON: tokens per second,
+seconds, memory.
 """
 
 import argparse
@@ -63,13 +63,13 @@ def main():
         state, metrics = step(state, batch, LEARNING_RATE)
         return state, metrics
 
-    found = measure(
+    results = measure(
         {"step": call},
         repeats=flags.repeats,
         work=tokens.size,
         operations=lambda: {"step": count_flops(step, state, batch, LEARNING_RATE)},
     )
-    print(json.dumps(vars(flags) | found))
+    print(json.dumps(vars(flags) | results))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Seconds from the command that starts PPO to its first update, cold and warm.
+"""Benchmark of PPO's start: seconds from command to first update, cold and warm.
 
 python -m benchmarks.start_up [--repeats=3] \
     [--config.init_from=runs/sft --config.reward_model=runs/reward ...]
 
-Runs launch/train.py with configs/ppo.py:tiny for one step, each time in an empty
-folder: first with nothing compiled, then with the compile cache of that run. JSON: the
-seconds of the cold start, and of every warm one.
+launch/train.py runs configs/ppo.py:tiny for one step, each time in an empty folder:
+first with nothing compiled, then with the compile cache of the first run. JSON: the
+seconds of the cold start and of every warm start.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main():
 
 
 def seconds_to_first_update(options: list[str], home: Path, workdir: Path) -> float:
-    """Of one run whose compile cache is in `home`."""
+    """Measure one run whose compile cache is in `home`."""
     began = time.perf_counter()
     run = subprocess.Popen(
         [*COMMAND, f"--workdir={workdir}", *options],

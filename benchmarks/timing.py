@@ -1,4 +1,4 @@
-"""How every benchmark times its calls."""
+"""Timing of the calls of every benchmark."""
 
 import os
 import resource
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PEAK_SIZE = 2048  # of the square matrices by which a machine's peak is measured
+PEAK_SIZE = 2048  # rows of the square matrices that measure a machine's peak
 
 
 def measure(
@@ -19,21 +19,21 @@ def measure(
     work: float,
     operations: Callable[[], Mapping[str, int]] = dict,
 ) -> dict:
-    """Time calls in turns, so that a slow moment of the machine meets all of them.
+    """Time calls in turns, so that a slow moment of the machine affects all of them.
 
-    The first turn compiles, the second warms up: the rates leave both out.
+    The first turn compiles and the second warms up; the rates leave out both.
 
     Args:
-        calls: name -> what is timed, to the end of what it returns.
+        calls: name -> the function to time, until its results are ready.
         work: units of one call, pairs or tokens.
-        operations: how many the matrix products of a call are (`planning.flops`),
-            asked for at the end.
+        operations: returns name -> FLOPs of the matrix products of a call
+            (`planning.flops`); called after the timing.
 
     Returns:
-        Of every call, units a second, median and quartiles; seconds of wall time and
-        of all processors together, medians; the seconds of its first turn; and with
-        `operations` the share of the machine's peak that they make. Besides, the
-        devices, that peak, and the process's peak memory.
+        For every call: units per second (median and quartiles); seconds of wall time
+        and of all processors together (medians); the seconds of the first turn; and,
+        with `operations`, GFLOP and the share of the machine's peak. Besides these, the
+        devices, the peak in GFLOP/s, and the process's peak memory in GiB.
     """
     peak = matrix_product_rate(jnp.float32)
     wall, busy = ({name: [] for name in calls} for _ in range(2))
@@ -43,10 +43,10 @@ def measure(
             jax.block_until_ready(call())
             wall[name].append(time.perf_counter() - start)
             busy[name].append(time.process_time() - start_busy)
-    found = {}
+    results = {}
     for name in calls:
         rates = np.quantile(work / np.array(wall[name][2:]), (0.25, 0.5, 0.75))
-        found[name] = {
+        results[name] = {
             "per_second": round(rates[1], 2),
             "quartiles": rates[[0, 2]].round(2).tolist(),
             "seconds": round(np.median(wall[name][2:]), 4),
@@ -54,10 +54,10 @@ def measure(
             "first_seconds": round(wall[name][0], 1),
         }
     for name, count in operations().items():
-        share = count / found[name]["seconds"] / peak
-        found[name] |= {"gflop": round(count / 1e9, 1), "of_peak": round(share, 3)}
+        share = count / results[name]["seconds"] / peak
+        results[name] |= {"gflop": round(count / 1e9, 1), "of_peak": round(share, 3)}
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return found | {
+    return results | {
         "devices": f"{devices}, {os.cpu_count()} cores",
         "peak_gflops": round(peak / 1e9),
         "peak_gib": round(peak_gib(), 2),
@@ -65,14 +65,14 @@ def measure(
 
 
 def matrix_product_rate(dtype) -> float:
-    """Operations a second of a large product: the best of a few."""
+    """Measure operations per second of a large product: the best of a few."""
     x = jnp.ones((PEAK_SIZE, PEAK_SIZE), dtype)
     product = jax.jit(jnp.dot)
     return 2 * PEAK_SIZE**3 / best_seconds(lambda: product(x, x))
 
 
 def best_seconds(call: Callable[[], object], *, repeats: int = 10) -> float:
-    """The shortest of a few calls, after one that compiles."""
+    """Return the seconds of the shortest of a few calls, after one that compiles."""
     jax.block_until_ready(call())
     seconds = []
     for _ in range(repeats):
@@ -83,5 +83,5 @@ def best_seconds(call: Callable[[], object], *, repeats: int = 10) -> float:
 
 
 def peak_gib() -> float:
-    """The most memory that this process has held."""
+    """Return the peak memory of this process, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,11 +1,11 @@
-"""Where the time of a benchmark goes: its calls under the profiler, by kind of work.
+"""Profile of a benchmark: the time of a call, by kind of work.
 
 python -m benchmarks.where dpo --call=on_the_fly [--top=20] -- [--pairs=16 ...]
 
-Runs benchmarks/dpo.py, with the flags behind `--`, and a profiler in the place of its
-clock. What the compiler has fused is sorted by what is in it: a matrix product, a sum
-along an axis, arithmetic, or nothing but moving. On a CPU several are under way at a
-time, so that their sum is up to that many times the wall time.
+The example runs benchmarks/dpo.py, with the flags after `--`, under a profiler. Fused
+operations are sorted by their content: a matrix product, a sum along an axis,
+arithmetic, or only moving of data. A CPU runs several operations at a time, so the sum
+of their times can be that many times the wall time.
 """
 
 import argparse
@@ -39,8 +39,8 @@ def main():
 
 
 def profile(calls, flags, folder: Path) -> None:
-    """Print the kinds of work of a call, and its longest pieces; and exit."""
-    for _ in range(2):  # all of them: one may need what another leaves
+    """Print the time of a call by kind of work and by operation; then exit."""
+    for _ in range(2):  # all calls: one may need the results of another
         for call in calls.values():
             jax.block_until_ready(call())
     with jax.profiler.trace(folder / "trace"):
@@ -59,28 +59,28 @@ def profile(calls, flags, folder: Path) -> None:
             kinds[kind] += spent
             pieces[f"{kind}: {shape} of {source}"] += spent
     total = sum(kinds.values())
-    for found in (kinds, pieces):
-        for name, spent in found.most_common(flags.top):
+    for times in (kinds, pieces):
+        for name, spent in times.most_common(flags.top):
             print(f"{1e3 * spent:9.1f} ms {100 * spent / total:5.1f} %  {name}")
         print()
     sys.exit()
 
 
 def seconds_by_operation(path: Path) -> Counter:
-    """(module, operation) -> seconds, of a trace."""
-    found = Counter()
+    """Read (module, operation) -> seconds from a trace."""
+    seconds = Counter()
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
             for event in line.events:
                 stats = dict(event.stats)
                 if "hlo_op" in stats:
                     key = stats["hlo_module"], stats["hlo_op"]
-                    found[key] += event.duration_ns / 1e9
-    return found
+                    seconds[key] += event.duration_ns / 1e9
+    return seconds
 
 
 def describe(text: str) -> dict[str, tuple[str, str, str]]:
-    """Operation -> kind, shape and source, of a compiled program's text."""
+    """Read operation -> (kind, shape, source) from a compiled program's text."""
     bodies, name = {}, ""
     for line in text.splitlines():
         if begins := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(", line):
@@ -88,7 +88,7 @@ def describe(text: str) -> dict[str, tuple[str, str, str]]:
             bodies[name] = []
         elif name:
             bodies[name].append(line)
-    found = {}
+    described = {}
     for line in (line for body in bodies.values() for line in body):
         if not (operation := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (\S+) ", line)):
             continue
@@ -101,8 +101,8 @@ def describe(text: str) -> dict[str, tuple[str, str, str]]:
             kind = "sum along an axis"
         else:
             kind = "arithmetic" if ARITHMETIC.search(body) else "moving"
-        found[operation[1]] = kind, operation[2], source[1] if source else "?"
-    return found
+        described[operation[1]] = kind, operation[2], source[1] if source else "?"
+    return described
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 python launch/annotate.py --workdir=runs/collect [--annotators_per_task=3]
 
-WORKDIR holds tasks.jsonl, from launch/collect.py with --config.annotator=people; each
-answer is on the disk, in answers.jsonl, before the next task appears. Stop with Ctrl-C
-and start again at any time. Then: launch/exchange.py makes comparisons of the answers.
+WORKDIR holds tasks.jsonl, from launch/collect.py with --config.annotator=people. Each
+answer is saved in answers.jsonl before the next task appears, so the command can be
+stopped with Ctrl-C and started again at any time. Afterwards launch/exchange.py makes
+comparisons of the answers.
 
-To others than this machine the page is served under a password only, and in clear text:
-through a tunnel (ssh -L 7860:localhost:7860 HOST) or a proxy with TLS it stays private.
+Other machines reach the page only with a password. The connection is not encrypted: use
+a tunnel (ssh -L 7860:localhost:7860 HOST) or a proxy with TLS to keep it private.
 """
 
 import sys
@@ -41,16 +42,29 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The folder of tasks.jsonl.", required=True)
     flags.DEFINE_integer(
-        "annotators_per_task", 1, "So many people answer each task.", lower_bound=1
+        "annotators_per_task",
+        1,
+        "The number of people who answer each task.",
+        lower_bound=1,
     )
-    flags.DEFINE_list("criteria", list(CRITERIA), "Asked beside the overall choice.")
-    flags.DEFINE_string("guideline", "", "A Markdown file of your own.")
+    flags.DEFINE_list(
+        "criteria", list(CRITERIA), "Criteria to ask for beside the overall choice."
+    )
+    flags.DEFINE_string(
+        "guideline", "", "A Markdown file of your own with the guideline."
+    )
     flags.DEFINE_float(
-        "lease_minutes", 30.0, "A task left on a screen goes to somebody else after."
+        "lease_minutes",
+        30.0,
+        "Minutes after which an unanswered task may go to another person.",
     )
     flags.DEFINE_string("host", "127.0.0.1", "The address to serve at.")
-    flags.DEFINE_integer("port", 7860, "The port; 0: any free one.", lower_bound=0)
+    flags.DEFINE_integer(
+        "port", 7860, "The port to serve at; 0: any free port.", lower_bound=0
+    )
     flags.DEFINE_string(
-        "password_file", "", f"Holds the password; else {PASSWORD} in the environment."
+        "password_file",
+        "",
+        f"A file with the password; else {PASSWORD} in the environment is used.",
     )
     cli.command(main)

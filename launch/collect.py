@@ -5,8 +5,9 @@ python launch/collect.py --config=configs/collect.py:tiny --workdir=runs/collect
 python launch/collect.py --config=configs/pairs.py:tiny --workdir=runs/pairs \
     --config.init_from=runs/sft --config.reward_model=runs/reward
 
-With --config.annotator=people, collect leaves tasks: launch/annotate.py shows them to
-people, and launch/exchange.py makes comparisons of their answers.
+With --config.annotator=people, collect writes tasks instead of comparisons:
+launch/annotate.py shows the tasks to people, and launch/exchange.py makes comparisons
+of the answers.
 """
 
 import sys

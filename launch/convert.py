@@ -1,13 +1,13 @@
-"""Turn a checkpoint of ours into a Hugging Face folder, or the other way round.
+"""Convert a checkpoint of this project into a Hugging Face folder, or the reverse.
 
 python launch/convert.py --source=runs/ppo --target=exported [--item=value] \
     [--naming=remote] [--param_dtype=bfloat16]
 python launch/convert.py --source=chatglm3-6b --target=runs/chatglm3-6b
 
-What the source is decides the direction. The tokenizer goes along. Exports load in
-transformers: `AutoModelForCausalLM.from_pretrained("exported")`, and reward models with
-AutoModelForSequenceClassification, which has no bias: its scores are ours plus the
-`score_offset` of config.json.
+The kind of the source decides the direction. The tokenizer is converted too. Exports
+load in transformers: `AutoModelForCausalLM.from_pretrained("exported")`, and reward
+models with AutoModelForSequenceClassification. That class has no bias: its scores are
+the scores of this project plus the `score_offset` of config.json.
 """
 
 import sys
@@ -37,11 +37,18 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("source", None, "A workdir of ours or a Hugging Face folder.")
-    flags.DEFINE_string("target", None, "The folder to make.")
-    flags.DEFINE_string("item", "model", "Which model of our checkpoint to export.")
-    flags.DEFINE_enum("naming", None, ["native", "remote", "v1"], "Names of tensors.")
+    flags.DEFINE_string(
+        "source", None, "A workdir of this project or a Hugging Face folder."
+    )
+    flags.DEFINE_string("target", None, "The folder to create.")
+    flags.DEFINE_string("item", "model", "The model of the checkpoint to export.")
+    flags.DEFINE_enum(
+        "naming",
+        None,
+        ["native", "remote", "v1"],
+        "The convention for the names of tensors.",
+    )
     types = ["float32", "bfloat16", "float16"]
-    flags.DEFINE_enum("param_dtype", None, types, "Type of the numbers.")
+    flags.DEFINE_enum("param_dtype", None, types, "The dtype of the weights.")
     flags.mark_flags_as_required(["source", "target"])
     cli.command(main)

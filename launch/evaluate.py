@@ -1,5 +1,5 @@
-"""Compare checkpoints on held-out prompts, answer AlignBench, or look at a reward model
-alone.
+"""Compare checkpoints on held-out prompts, answer AlignBench, or evaluate a reward
+model alone.
 
 python launch/evaluate.py --config=configs/evaluate.py:tiny --workdir=runs/evaluate \
     --config.models=sft=runs/sft,ppo=runs/ppo

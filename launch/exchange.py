@@ -1,15 +1,14 @@
-"""Send annotation tasks to another tool, and make comparisons of what comes back.
+"""Send annotation tasks to another tool, and make comparisons of its answers.
 
 python launch/exchange.py --workdir=runs/collect --export=label_studio --file=out.json
 python launch/exchange.py --workdir=runs/collect --import=label_studio --file=in.json
 python launch/exchange.py --workdir=runs/collect --import=page
 
 WORKDIR holds tasks.jsonl, from launch/collect.py with --config.annotator=people.
---export writes FILE and beside it how to set the tool up: Label Studio's labelling
-interface (.xml) or Argilla's settings (.settings.json). --import reads FILE, which for
-the page of launch/annotate.py is WORKDIR/answers.jsonl, and writes
-WORKDIR/comparisons.jsonl; it never overwrites what another import left there (--join
-keeps both).
+--export writes FILE and, beside it, the set-up of the tool: Label Studio's labelling
+interface (.xml) or Argilla's settings (.settings.json). --import reads FILE (for the
+page of launch/annotate.py: WORKDIR/answers.jsonl) and writes WORKDIR/comparisons.jsonl;
+it never overwrites the comparisons of another import there (--join keeps both).
 """
 
 import sys
@@ -55,9 +54,15 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The folder of tasks.jsonl.", required=True)
     flags.DEFINE_enum("export", None, list(TOOLS), "Write tasks for this tool.")
     flags.DEFINE_enum("import", None, ["page", *TOOLS], "Read answers of this tool.")
-    flags.DEFINE_string("file", "", "What is written or read.")
+    flags.DEFINE_string("file", "", "The file to write or to read.")
     flags.DEFINE_bool("join", False, "Keep the comparisons of other imports.")
-    flags.DEFINE_list("criteria", list(CRITERIA), "Asked beside the overall choice.")
-    flags.DEFINE_string("guideline", "", "A Markdown file of your own, for Argilla.")
-    flags.DEFINE_integer("annotators_per_task", 1, "For Argilla.", lower_bound=1)
+    flags.DEFINE_list(
+        "criteria", list(CRITERIA), "Criteria to ask for beside the overall choice."
+    )
+    flags.DEFINE_string(
+        "guideline", "", "A Markdown file with the guideline, for Argilla."
+    )
+    flags.DEFINE_integer(
+        "annotators_per_task", 1, "People per task, for Argilla.", lower_bound=1
+    )
     cli.command(main)

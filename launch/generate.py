@@ -3,9 +3,9 @@
 python launch/generate.py --checkpoint=runs/ppo --prompt="What is 7 plus 5?"
 python launch/generate.py --checkpoint=chatglm3-6b --chat --dtype=bfloat16
 
-A checkpoint is a workdir of ours (or WORKDIR/checkpoints/120, WORKDIR/checkpoints/best)
-or a Hugging Face folder. In a chat, Ctrl-C stops an answer, /new forgets what was said,
-and Ctrl-D ends.
+A checkpoint is a workdir of this project (or WORKDIR/checkpoints/120,
+WORKDIR/checkpoints/best) or a Hugging Face folder. In a chat, Ctrl-C stops an answer,
+/new starts a new conversation, and Ctrl-D ends the chat.
 """
 
 import sys
@@ -58,15 +58,17 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "A workdir or a Hugging Face folder.")
     flags.DEFINE_string("prompt", None, "The question to answer.")
-    flags.DEFINE_bool("chat", False, "Take turns in the terminal.")
+    flags.DEFINE_bool("chat", False, "Chat in the terminal.")
     flags.DEFINE_string("system", "", "A system message to begin with.")
-    flags.DEFINE_integer("max_new_tokens", 256, "Where an answer is cut.")
+    flags.DEFINE_integer("max_new_tokens", 256, "The longest answer, in tokens.")
     flags.DEFINE_float("temperature", 1.0, "Divides the logits; 0 is greedy.")
-    flags.DEFINE_integer("top_k", 0, "Sample of the k likeliest tokens; 0: of all.")
-    flags.DEFINE_float("top_p", 1.0, "Sample of the likeliest that reach this sum.")
+    flags.DEFINE_integer("top_k", 0, "Sample from the k likeliest tokens; 0: from all.")
+    flags.DEFINE_float(
+        "top_p", 1.0, "Sample from the likeliest tokens of this total probability."
+    )
     flags.DEFINE_integer("seed", 0, "The same seed gives the same answers.")
     types = ["float32", "bfloat16", "float16"]
-    flags.DEFINE_enum("dtype", None, types, "Of weights and computation.")
+    flags.DEFINE_enum("dtype", None, types, "The dtype of weights and computation.")
     flags.mark_flag_as_required("checkpoint")
     with contextlib.suppress(KeyboardInterrupt):
         cli.command(main, verbosity=logging.WARNING)

@@ -1,12 +1,12 @@
-"""Iterative DPO: sample pairs from the policy, train it on them, again.
+"""Run iterative DPO: sample pairs from the policy, train the policy on them, repeat.
 
 python launch/iterate.py --config=configs/iterative_dpo.py:tiny --workdir=runs/iterate \
     --config.init_from=runs/sft --config.reward_model=runs/reward
 
     init_from -> pairs_1 -> dpo_1 -> pairs_2 -> dpo_2 -> ...
 
-The last policy is WORKDIR/dpo_ROUNDS. Start the same command again and it goes on
-where it stopped.
+The last policy is WORKDIR/dpo_ROUNDS. Start the same command again, and the run
+continues where it stopped.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The whole pipeline: from nothing to an aligned model, and a table of what it gained.
+"""Run the whole pipeline: from nothing to an aligned model and a table of its gains.
 
 python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/tiny
 
@@ -6,8 +6,8 @@ python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/tiny
                                                             -> pairs -> dpo --^
 
 Every stage is the one that launch/train.py runs, in its own folder. At the end
-WORKDIR/report.html shows all of it. Start the same command again and it goes on where
-it stopped.
+WORKDIR/report.html shows all stages. Start the same command again, and the pipeline
+continues where it stopped.
 """
 
 import sys

@@ -1,21 +1,21 @@
-"""Will a run fit, and how fast could it be? Compiles its programs, without a chip.
+"""Plan a run: does it fit in memory, and how fast could it be? Needs no chip.
 
 python launch/plan.py --config=configs/ppo.py:chatglm3_6b --topology=v5e:4x8 \
     [--config.key=value ...] [--json=plan.json]
 
 Every program of the run is compiled for the topology on this machine, without weights.
-Prints a table, and writes JSON if asked. Exit status 0: all programs fit; 1: one does
-not, and what takes the most is named. Needs libtpu: `pip install -e '.[tpu-plan]'`, in
-an environment of its own, and one process at a time. For GPUs (`--topology=h200:1`)
-there is no such compiler: temporaries are then by arithmetic
-(rlhf_jax/planning/arithmetic.py).
+The command prints a table, and writes JSON with --json. Exit status 0: all programs
+fit; 1: a program does not fit, and its largest allocations are listed. Planning for
+TPUs needs libtpu (`pip install -e '.[tpu-plan]'`, in an environment of its own), one
+process at a time. For GPUs (`--topology=h200:1`) there is no such compiler: the size of
+temporaries is then estimated by arithmetic (rlhf_jax/planning/arithmetic.py).
 """
 
 import os
 import sys
 from pathlib import Path
 
-# What libtpu would ask a TPU machine.
+# Settings that libtpu would otherwise request from a TPU machine.
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -32,26 +32,26 @@ from rlhf_jax.planning.plan import plan, print_plans
 from rlhf_jax.planning.roofline import GPUS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config, FILE.py:PRESET.")
-TOPOLOGY = flags.DEFINE_string("topology", None, "Chips, as v5e:4x8 or v5p:2x2x1.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "The chips, as v5e:4x8 or v5p:2x2x1.")
 JSON = flags.DEFINE_string("json", None, "A file to write the plan to.")
-ONLY = flags.DEFINE_list("only", [], "Programs to plan; all by default.")
+ONLY = flags.DEFINE_list("only", [], "The programs to plan; all by default.")
 
 
 def main(arguments: list[str]) -> None:
     cli.refuse_arguments(arguments)
-    jax.config.update("jax_enable_compilation_cache", False)  # of no use without a chip
+    jax.config.update("jax_enable_compilation_cache", False)  # useless without a chip
     topology = TOPOLOGY.value
     plans, mesh = plan(CONFIG.value, topology, ONLY.value)
     print_plans(plans, topology, mesh)
     for p in plans:
         if not p.fits:
             lines = "\n  ".join(p.largest)
-            print(f"{p.name} does not fit. What takes the most:\n  {lines}")
+            print(f"{p.name} does not fit. Its largest allocations:\n  {lines}")
     if topology.partition(":")[0] in GPUS:
-        print("Temporaries by arithmetic, with cudnn's attention; links not counted.")
+        print("Temporaries are estimated for cudnn's attention; links are not counted.")
     if JSON.value:
-        found = {p.name: p.as_dict() for p in plans}
-        record = {"topology": topology, "mesh": mesh, "programs": found}
+        programs = {p.name: p.as_dict() for p in plans}
+        record = {"topology": topology, "mesh": mesh, "programs": programs}
         write_json(JSON.value, record)
     sys.exit(not all(p.fits for p in plans))
 

@@ -1,4 +1,4 @@
-"""Raw human comparisons to a clean, length-balanced set, and what was dropped and why.
+"""Make a clean, length-balanced set of raw comparisons, and report what was dropped.
 
 python launch/prepare_comparisons.py --config=configs/prepare_comparisons.py \
     --workdir=runs/prepared --config.comparisons=answers.jsonl,more.jsonl.gz

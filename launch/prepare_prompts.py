@@ -1,4 +1,4 @@
-"""Prompts to the ones worth asking, and what was dropped and why.
+"""Select the prompts that are useful for training, and report what was dropped and why.
 
 python launch/prepare_prompts.py --config=configs/prepare_prompts.py \
     --workdir=runs/prompts --config.prompts=requests.jsonl,more.jsonl.gz

@@ -1,12 +1,13 @@
-"""Run a batch again that a run found suspect: what in it is wrong?
+"""Run a suspect batch of a run again, to find what is wrong in it.
 
 python launch/replay.py --workdir=runs/sft --batch=newest
 python launch/replay.py --workdir=runs/sft --batch=runs/sft/suspects/step_000012.npz
 
-A run saves the batch of a step whose loss or gradient was not finite, or whose loss
-stood out (config.spike_zscore). Here its loss and gradient are computed again with the
-newest checkpoint of the run, or the model that it started from; then the loss of every
-row alone, and the text of the highest. One device, whatever the run's mesh was.
+A run saves the batch of a step whose loss or gradient was not finite, or whose loss was
+an outlier (config.spike_zscore). This command computes the loss and gradient of the
+batch again, with the newest checkpoint of the run or else with the start model; then
+the loss of every row alone, and the text of the rows with the highest loss. It uses one
+device, whatever mesh the run had.
 """
 
 import sys
@@ -30,6 +31,6 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "The folder of the run.", required=True)
     flags.DEFINE_string(
-        "batch", None, "A file of its suspects/, or newest.", required=True
+        "batch", None, "A file in suspects/ of the run, or newest.", required=True
     )
     cli.command(main)

@@ -1,11 +1,12 @@
-"""Look at runs: one page with tables, curves and conversations, or tables for pasting.
+"""Report on runs: one page with tables, curves and conversations, or Markdown tables.
 
 python launch/report.py runs/tiny --out=report.html
 python launch/report.py runs/kl runs/other --format=md
 
-A DIR is a run or holds runs, at any depth: a pipeline's workdir, a sweep's, a few of
-each. Runs that differ in nothing but their seed are one, with the seeds as a band. The
-page needs no network; it follows the reader's light or dark colours.
+Every argument is the folder of a run, or a folder that holds runs at any depth, such as
+the workdir of a pipeline or of a sweep. Runs that differ only in their seed are shown
+as one, with a band over the seeds. The page needs no network, and has light and dark
+colours.
 """
 
 import sys
@@ -35,7 +36,9 @@ def main(folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "", "The file; html: report.html; md: printed.")
+    flags.DEFINE_string(
+        "out", "", "The file to write; by default report.html, and md is printed."
+    )
     flags.DEFINE_enum("format", "html", ["html", "md"], "A page, or Markdown tables.")
-    flags.DEFINE_string("title", "", "Over the report; else the folders.")
+    flags.DEFINE_string("title", "", "The title of the report; by default the folders.")
     cli.command(main)

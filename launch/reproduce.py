@@ -1,13 +1,14 @@
-"""The claims of ChatGLM-RLHF (arXiv 2404.00934) in the small, seed by seed.
+"""Test the claims of ChatGLM-RLHF (arXiv 2404.00934) at small scale, over several
+seeds.
 
 python launch/reproduce.py --config=configs/paper.py:tiny --workdir=runs/paper
 
-Trains the runs of configs/paper.py on the testbed, evaluates them by its true scorer,
-and leaves in config.results: claims.md and claims.json, what each claim compares, the
-effect with its 95 % interval over seeds, whether it holds, and how every policy fares;
-claims.png, the effects; frontier.png, score and quality against KL; training.png, step
-by step. In the workdir: report.html, every run side by side. Start the same command
-again and it goes on.
+The command trains the runs of configs/paper.py on the testbed, evaluates them by the
+testbed's true scorer, and writes to config.results: claims.md and claims.json (what
+each claim compares, the effect with its 95 % interval over seeds, the verdict, and the
+results of every policy); claims.png (the effects); frontier.png (score and quality
+against KL); training.png (curves over steps). report.html in the workdir shows every
+run side by side. Start the same command again, and it continues where it stopped.
 """
 
 import sys

@@ -1,21 +1,21 @@
-"""Many runs of one config: a grid, a list or random draws, side by side or elsewhere.
+"""Run one config many times: a grid, a list or random draws, in parallel or elsewhere.
 
 python launch/sweep.py --config=configs/ppo.py:tiny --workdir=runs/kl \
     --grid=config.kl_coef=0.01,0.03,0.1 --grid=config.seed=0,1,2 \
     --set=config.init_from=runs/sft --set=config.reward_model=runs/reward \
     --metric=eval/scores
 
---grid of several keys is their product; --list=config.a=1,2 --list=config.b=3,4 goes
-through the keys together; --random=N draws N of all these.
+--grid for several keys gives the product of their values; --list=config.a=1,2
+--list=config.b=3,4 pairs the values by position; --random=N draws N of all these runs.
 --draw=config.optimizer.learning_rate=1e-5:1e-3:log draws from a range, N times.
-A config file may bring its own, as in big_vision: a function `sweep(add)` that calls
-`add(key=value, ...)` for every run.
+A config file may define its own runs, as in big_vision: a function `sweep(add)` that
+calls `add(key=value, ...)` for every run.
 
 --workers=N runs N at a time, each with its part of the cores and accelerators. --print
-writes one command a line instead, for GNU parallel, slurm or XPK. Started again, it
-skips what is done and takes up what was interrupted. Ends with a table, the best by
---metric first, that names what failed (more in its log.txt), and with
-WORKDIR/report.html.
+prints one command per line instead, for GNU parallel, slurm or XPK. Started again, the
+sweep skips finished runs and continues interrupted runs. At the end it prints a table,
+sorted by --metric with the best run first, in which failed runs are marked (see their
+log.txt), and writes WORKDIR/report.html.
 """
 
 import sys
@@ -36,17 +36,23 @@ from rlhf_jax.launching.jobs import run_jobs
 from rlhf_jax.launching.sweep import make_jobs, table, variants
 
 CONFIG = flags.DEFINE_string("config", None, "FILE.py:PRESET.", required=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Holds a folder a run.", required=True)
-GRID = flags.DEFINE_multi_string("grid", [], "config.KEY=V,V,...: the product of all.")
-LIST = flags.DEFINE_multi_string("list", [], "config.KEY=V,V,...: values together.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The folder for the folders of the runs.", required=True
+)
+GRID = flags.DEFINE_multi_string(
+    "grid", [], "config.KEY=V,V,...: all products of values."
+)
+LIST = flags.DEFINE_multi_string("list", [], "config.KEY=V,V,...: paired by position.")
 SET = flags.DEFINE_multi_string("set", [], "config.KEY=V: the same in every run.")
 DRAW = flags.DEFINE_multi_string("draw", [], "config.KEY=LOW:HIGH[:log]: by --random.")
-RANDOM = flags.DEFINE_integer("random", 0, "Draw so many of the runs; 0: all.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the draw.")
-WORKERS = flags.DEFINE_integer("workers", 1, "Runs at a time.", lower_bound=1)
+RANDOM = flags.DEFINE_integer("random", 0, "The number of runs to draw; 0: run all.")
+SEED = flags.DEFINE_integer("seed", 0, "The seed of the draw.")
+WORKERS = flags.DEFINE_integer(
+    "workers", 1, "The number of runs at a time.", lower_bound=1
+)
 PRINT = flags.DEFINE_bool("print", False, "Print the commands; run nothing.")
 METRIC = flags.DEFINE_string(
-    "metric", "", "Of summary.json, dots for what is inside; sorts the table."
+    "metric", "", "A key of summary.json (nested: a.b) that sorts the table."
 )
 LOWEST = flags.DEFINE_bool("lowest", False, "The lowest of the metric is the best.")
 

@@ -4,7 +4,7 @@ python launch/train.py --config=configs/sft.py:tiny --workdir=runs/sft \
     [--config.key=value ...]
 
 Stages that train: configs/sft.py, configs/reward.py, configs/ppo.py, configs/dpo.py.
-configs/select_prompts.py leaves the prompts from which PPO learns. The other stages
+configs/select_prompts.py selects the prompts that PPO learns from. The other stages
 have commands of their own: launch/collect.py, launch/evaluate.py,
 launch/prepare_prompts.py, launch/prepare_comparisons.py.
 """
