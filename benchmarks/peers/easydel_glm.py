@@ -1,4 +1,4 @@
-"""The DPO row of the benchmarks with EasyDeL's trainer, to compare with.
+"""Benchmark of DPO with EasyDeL's trainer, for comparison.
 
 JAX_PLATFORMS=cpu python benchmarks/peers/easydel_glm.py --row=dpo [--repeats=10]
 
@@ -7,8 +7,9 @@ but for the rotary table (bfloat16, fixed there), JAX 0.9.2, full-length pairs, 
 reference on the fly. It needs an environment of its own with easydel and, for imports
 in its models, torch and pillow. The step is the trainer's own compiled one, called
 directly on one ready batch: train() adds the data loader and logging. Unlike torch_glm,
-every position reaches the vocabulary, and each step returns the norm of every gradient.
-JSON: pairs a second.
+every position is projected to the vocabulary, and each step returns the norm of every
+gradient.
+JSON: pairs per second.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def model():
 
 
 def full_pairs():
-    """A batch of full-length pairs, with the trainer's names."""
+    """Return a batch of full-length pairs, with the trainer's names."""
     rng, batch = np.random.default_rng(0), {}
     lengths = {"prompt": PROMPT, "chosen": RESPONSE, "rejected": RESPONSE}
     for name, length in lengths.items():
@@ -65,7 +66,7 @@ def full_pairs():
 
 
 def dpo(batch, directory: str):
-    """One step of the trainer."""
+    """Return a function that runs one step of the trainer."""
     args = DPOConfig(
         save_directory=directory,
         beta=0.1,

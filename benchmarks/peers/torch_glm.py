@@ -1,12 +1,13 @@
-"""The rows of the benchmarks as plain torch loops, to compare with.
+"""Benchmarks of all rows as plain torch loops, for comparison.
 
 python benchmarks/peers/torch_glm.py --row=sft|reward|dpo|generate|ppo [--repeats=10]
 
 transformers' GLM of the shape of the preset "benchmark" (4 layers, width 256,
 vocabulary 8,192), float32, eager, torch's AdamW and clipping. A pair is two rows, each
-with its prompt; only response positions reach the vocabulary, which is more than most
-trainers do. Sampling is transformers' `generate`. JSON: pairs, tokens or iterations a
-second, median and quartiles, seconds of the first call, and the process's peak memory.
+with its prompt; only response positions are projected to the vocabulary, a saving that
+most trainers do not make. Sampling is transformers' `generate`. JSON: pairs, tokens or
+iterations a second, median and quartiles, seconds of the first call, and the process's
+peak memory.
 """
 
 import argparse
@@ -42,7 +43,7 @@ PROMPT, RESPONSE = 64, 128
 
 
 def training_step(model, loss_fn):
-    """One step: loss, gradient, clipping, AdamW."""
+    """Take one step: loss, gradient, clipping, AdamW."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-6, betas=(0.9, 0.95), weight_decay=0.1
     )
@@ -58,14 +59,14 @@ def training_step(model, loss_fn):
 
 
 def pairs(count: int):
-    """Chosen and rejected behind their prompt: [2 count, PROMPT + RESPONSE]."""
+    """Return chosen and rejected after their prompt: [2 count, PROMPT + RESPONSE]."""
     prompts = torch.randint(1, VOCABULARY, (count, 1, PROMPT)).expand(-1, 2, -1)
     responses = torch.randint(1, VOCABULARY, (count, 2, RESPONSE))
     return torch.cat([prompts, responses], dim=2).flatten(0, 1)
 
 
 def token_logprobs(model, tokens, **fields):
-    """Log-probabilities of the responses' tokens: [rows, RESPONSE]."""
+    """Compute log-probabilities of the responses' tokens: [rows, RESPONSE]."""
     logits = model(
         tokens, logits_to_keep=RESPONSE + 1, use_cache=False, **fields
     ).logits
@@ -76,7 +77,7 @@ def token_logprobs(model, tokens, **fields):
 
 
 def sequence_logprobs(model, tokens):
-    """Summed log-probabilities of the responses: [rows]."""
+    """Compute summed log-probabilities of the responses: [rows]."""
     return token_logprobs(model, tokens).sum(-1)
 
 
@@ -121,14 +122,14 @@ def dpo(rows: int):
 
 
 def prompts(rows: int):
-    """Prompts of random lengths behind their padding, and the mask of real tokens."""
+    """Return left-padded prompts of random lengths, and the mask of real tokens."""
     lengths = torch.randint(PROMPT // 4, PROMPT + 1, (rows, 1))
     mask = torch.arange(PROMPT)[None] >= PROMPT - lengths
     return torch.randint(1, VOCABULARY, (rows, PROMPT)) * mask, mask.long()
 
 
 def sample(model, tokens, mask):
-    """Prompts and responses: [rows, PROMPT + RESPONSE]."""
+    """Sample responses; return prompts and responses: [rows, PROMPT + RESPONSE]."""
     return model.generate(
         tokens,
         attention_mask=mask,

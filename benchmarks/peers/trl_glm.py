@@ -1,14 +1,14 @@
-"""The DPO row of the benchmarks with TRL's trainer, to compare with.
+"""Benchmark of DPO with TRL's trainer, for comparison.
 
 python benchmarks/peers/trl_glm.py --row=dpo [--repeats=10]
 
 TRL 1.16.0's DPOTrainer on transformers 5.24's GLM of the shape of the preset
 "benchmark", float32, torch 2.13, eager, full-length pairs, the reference on the fly.
 The step is the trainer's own, from on_step_begin to on_step_end; batching is outside.
-Unlike torch_glm, every position reaches the vocabulary, in tiles that the backward pass
-computes again; each step computes TRL's metrics (entropy, accuracy, mean logits) and
-has a batch of its own; AdamW is torch's fused one and spares biases and norms the
-decay. JSON: pairs a second.
+Unlike torch_glm, every position is projected to the vocabulary, in tiles that the
+backward pass computes again; each step computes TRL's metrics (entropy, accuracy, mean
+logits) and has a batch of its own; AdamW is torch's fused one, without decay of biases
+and norms. JSON: pairs per second.
 """
 
 import argparse
@@ -35,14 +35,14 @@ PAIRS = 16
 
 
 class PairsTrainer(DPOTrainer):
-    """The trainer for pairs that are token ids already."""
+    """A trainer for pairs that are already token ids."""
 
     def _prepare_dataset(self, dataset, *_):
         return dataset
 
 
 class Clock(TrainerCallback):
-    """Wall and processor seconds of each step."""
+    """A clock of the wall and processor seconds of each step."""
 
     def __init__(self):
         self.wall, self.busy = [], []
@@ -56,7 +56,7 @@ class Clock(TrainerCallback):
 
 
 def dpo(steps: int, directory: str):
-    """A trainer of `steps` batches of full-length pairs, and its clock."""
+    """Return a trainer of `steps` batches of full-length pairs, and its clock."""
     policy, reference = (GlmForCausalLM(GlmConfig(**CONFIG)) for _ in range(2))
     reference.load_state_dict(policy.state_dict())
     lengths = {"prompt_ids": PROMPT, "chosen_ids": RESPONSE, "rejected_ids": RESPONSE}

@@ -1,4 +1,4 @@
-"""Sampling and PPO by Google's tunix, to compare with.
+"""Benchmark of sampling and PPO with Google's tunix, for comparison.
 
 python benchmarks/peers/tunix_llama.py --row=generate|ppo [--repeats=10]
 
@@ -6,8 +6,8 @@ tunix needs an environment of its own: `pip install google-tunix==0.1.7`. Its Ll
 the shape of the preset "benchmark" (4 layers, width 256, vocabulary 8,192): the same
 matrices as GLM's, without biases; float32, random weights. 32 prompts of 16 to 64
 tokens, 128 new tokens each, none of which ends a response. PPO: 4 epochs of one
-minibatch, clipping and AdamW as in torch_glm.py; policy, reference and value model, but
-the length of the text in the reward model's place. tunix applies the vocabulary's
+minibatch, clipping and AdamW as in torch_glm.py; policy, reference and value model;
+the length of the text replaces the reward model's score. tunix applies the vocabulary's
 matrix to the prompt too. JSON: new tokens or iterations a second.
 """
 
@@ -61,14 +61,14 @@ class Numbers:
 
 
 class Backbone(Llama3):
-    """The value model's: tunix hands it `segment_ids`, which its llama doesn't take."""
+    """A llama that ignores `segment_ids`, which tunix passes to value models."""
 
     def __call__(self, *inputs, segment_ids=None, **fields):
         return super().__call__(*inputs, **fields)
 
 
 def llama(kind=Llama3):
-    """A model with random weights; tunix's own begin with zeros in the MLPs."""
+    """Create a model with random weights; tunix's own weights are 0 in the MLPs."""
     rngs = nnx.Rngs(0)
     model = kind(CONFIG, rngs=rngs)
     for layer in model.layers:
@@ -79,7 +79,7 @@ def llama(kind=Llama3):
 
 
 def prompts():
-    """Texts of 16 to 64 random tokens."""
+    """Return texts of 16 to 64 random tokens."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(PROMPT // 4, PROMPT + 1, ROWS)
     ids = [rng.integers(4, CONFIG.vocab_size, n) for n in lengths]

@@ -1,4 +1,4 @@
-"""A run on a TPU slice of a GKE cluster (one made with XPK, for example).
+"""Run on a TPU slice of a GKE cluster (made with XPK, for example).
 
 python launch/tpu/gke.py submit NAME --topology=v5e:4x8 --image=IMAGE -- \\
     --config=configs/ppo.py:chatglm3_6b --workdir=/gcs/... --config.init_from=...
@@ -6,8 +6,8 @@ python launch/tpu/gke.py logs   NAME
 python launch/tpu/gke.py delete NAME
 
 --dry-run prints the job file (launch/tpu/job.yaml, filled in) and the commands instead.
-They need `kubectl` with the cluster as its context. The image is that of
-launch/tpu/Dockerfile. The workdir must be one that all machines see.
+The commands need `kubectl` with the cluster as its context. The image is that of
+launch/tpu/Dockerfile. All machines must be able to access the workdir.
 """
 
 import argparse
@@ -34,9 +34,11 @@ def main(arguments: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=("submit", "logs", "delete"))
-    parser.add_argument("name", help="of the job")
-    parser.add_argument("--topology", help="as launch/plan.py writes it, v5e:4x8")
-    parser.add_argument("--image", help="that the Dockerfile made")
+    parser.add_argument("name", help="name of the job")
+    parser.add_argument(
+        "--topology", help="in the form of launch/plan.py, such as v5e:4x8"
+    )
+    parser.add_argument("--image", help="image that the Dockerfile made")
     parser.add_argument("--dry-run", action="store_true")
     end = [*arguments, "--"].index("--")
     args, run = parser.parse_args(arguments[:end]), arguments[end + 1 :]
@@ -57,10 +59,10 @@ def main(arguments: list[str]) -> None:
 
 
 def fill_in(name: str, topology: str, image: str | None, run: list[str]) -> str:
-    """The job file of a run.
+    """Fill in the job file of a run.
 
     Raises:
-        ValueError: what is missing, or a topology that is none.
+        ValueError: names the missing flag, or the invalid topology.
     """
     kind, _, shape = topology.partition(":")
     sides = shape.split("x")

@@ -1,4 +1,4 @@
-"""TPU machines of one's own: create, install, start a run on all, follow, delete.
+"""Manage your own TPU machines: create, install, start a run, follow its log, delete.
 
 python launch/tpu/vm.py create  NAME --zone=us-west4-a --type=v5litepod-32 \\
     [--queued] [--spot]
@@ -8,9 +8,9 @@ python launch/tpu/vm.py start   NAME --zone=us-west4-a -- \\
 python launch/tpu/vm.py logs    NAME --zone=us-west4-a
 python launch/tpu/vm.py delete  NAME --zone=us-west4-a [--queued]
 
---dry-run prints the commands instead. They need `gcloud`, logged in. The processes find
-each other (rlhf_jax/launching/processes.py). The workdir must be one that all machines
-see.
+--dry-run prints the commands instead. The commands need `gcloud`, logged in. The
+processes find each other (rlhf_jax/launching/processes.py). All machines must be able
+to access the workdir.
 """
 
 import argparse
@@ -26,7 +26,7 @@ RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 FOLDER, LOG, ARCHIVE = "rlhf_jax", "run.log", "rlhf_jax.tar.gz"
-# What a machine does with the archive; its own Python is too old.
+# The installation on every machine, with a Python of its own: the machine's is too old.
 INSTALL = (
     f"mkdir -p {FOLDER} && tar xzf {ARCHIVE} -C {FOLDER} && cd {FOLDER} && "
     "curl -LsSf https://astral.sh/uv/install.sh | sh && "
@@ -40,15 +40,17 @@ def main(arguments: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=sorted(ACTIONS))
-    parser.add_argument("name", help="of the machines together")
+    parser.add_argument("name", help="name of the group of machines")
     parser.add_argument("--zone", required=True)
-    parser.add_argument("--project", help="gcloud's own by default")
-    parser.add_argument("--type", help="of accelerator, such as v5litepod-32 or v5p-64")
     parser.add_argument(
-        "--queued", action="store_true", help="wait for them in a queue"
+        "--project", help="Google Cloud project; default: that of gcloud"
+    )
+    parser.add_argument("--type", help="type of accelerator, such as v5litepod-32")
+    parser.add_argument(
+        "--queued", action="store_true", help="wait in a queue for machines"
     )
     parser.add_argument(
-        "--spot", action="store_true", help="cheaper, can be taken away"
+        "--spot", action="store_true", help="cheaper machines that can be preempted"
     )
     parser.add_argument("--dry-run", action="store_true")
     end = [*arguments, "--"].index("--")
@@ -99,7 +101,7 @@ def start(args) -> list[list[str]]:
 
 
 def logs(args) -> list[list[str]]:
-    """Those of the first machine: only it speaks, but for errors."""
+    """Follow the log of the first machine; the others log only warnings and errors."""
     command = f"--command=tail -n 100 -F {FOLDER}/{LOG}"
     return [gcloud(args, "tpu-vm", "ssh", args.name, "--worker=0", command)]
 
