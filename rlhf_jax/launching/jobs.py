@@ -9,6 +9,7 @@ interrupted ones. SIGTERM is passed on to the workers, which save and exit.
 import contextlib
 import dataclasses
 import functools
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -28,6 +29,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from rlhf_jax.data.chat_client import FREE_SETTINGS
 from rlhf_jax.launching.checks import check_stage, naming_the_stage
 from rlhf_jax.launching.cli import (
     ROOT,
@@ -39,8 +41,10 @@ from rlhf_jax.launching.device_groups import group_environment, take_group
 from rlhf_jax.launching.stage import run_stage
 from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
+from rlhf_jax.training.workdir import refuse_other_config
 
 KILLED = "its process was killed, perhaps for want of memory; see log.txt"
+FREE = [f"{part}.{name}" for part in ("service", "judge") for name in FREE_SETTINGS]
 SAVING = 60  # seconds that a worker has to save when its parent has died
 
 _idle = threading.Event()  # set while this worker runs no job
@@ -92,7 +96,8 @@ def load_config(name: str) -> ConfigDict:
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
-    """Refuse jobs with invalid options or missing inputs. The check does not touch
+    """Refuse jobs with invalid options or missing inputs, and folders with the results
+    of another config, which would pass for those of a job. The check does not touch
     devices, which belong to the workers.
 
     Raises:
@@ -101,7 +106,10 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     later = [job.workdir for job in jobs]
     for job in jobs:
         with naming_the_stage(job.name):
-            check_stage(job.resolve(), job.workdir, later=later, on_mesh=False)
+            config = job.resolve()
+            check_stage(config, job.workdir, later=later, on_mesh=False)
+            resolved = json.loads(config.to_json_best_effort())
+            refuse_other_config(job.workdir, resolved, free=FREE)
 
 
 def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:

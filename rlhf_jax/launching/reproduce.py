@@ -31,7 +31,9 @@ def run(config: ConfigDict, workdir: str, *, paper) -> None:
     Args:
         paper: the module that names the runs and the measures, configs/paper.py.
     """
-    folder = open_workdir(workdir, config)
+    runs = [str(x.relative_to(workdir)) for x in Path(workdir).glob("seed*/*")]
+    free = ("claims", "seeds", "results", "workers")
+    folder = open_workdir(workdir, config, free=free, parts={"data": runs})
     jobs = []
     for seed in config.seeds:
         jobs += seed_jobs(folder / f"seed{seed}", seed, config, paper)

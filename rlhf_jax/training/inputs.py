@@ -41,13 +41,20 @@ def agree(
     Raises:
         ValueError: names the process, or the changed input, and says what to do.
     """
+    workdir = Path(workdir).absolute()
     record = {
-        "files": dict(files),
+        "files": {_from_inside(workdir, name): x for name, x in files.items()},
         "tokenizer": tokenizer,
         "models": {name: fingerprint(name) for name in models if name},
     }
     refuse_difference(exchange(record))
-    first_does(_keep, Path(workdir), record)
+    first_does(_keep, workdir, record)
+
+
+def _from_inside(workdir: Path, file: str) -> str:
+    """A file's name, which stays the same where it moves with the folder."""
+    path = Path(file).absolute()
+    return str(path.relative_to(workdir)) if path.is_relative_to(workdir) else file
 
 
 def _keep(workdir: Path, record: dict) -> None:
@@ -59,11 +66,13 @@ def _keep(workdir: Path, record: dict) -> None:
     if before is None:
         write_json(path, record | {"versions": versions()})
         return
+    if not record.keys() <= before.keys():
+        raise ValueError(f"{path} is damaged: it has no {', '.join(record)}.")
     changed = [
         name
         for kind in ("files", "models")
-        for name in before[kind].keys() & record[kind].keys()
-        if before[kind][name] != record[kind][name]
+        for name in before[kind].keys() | record[kind].keys()
+        if before[kind].get(name) != record[kind].get(name)
     ]
     if before["tokenizer"] != record["tokenizer"]:
         changed.append("the tokenizer")
@@ -77,7 +86,8 @@ def _keep(workdir: Path, record: dict) -> None:
     others = [f"{name} {there} -> {here}" for name, there, here in differences]
     if others:
         logging.warning(
-            "%s began with other versions: %s. The rest of the run may differ.",
+            "%s began with other versions or settings: %s. The rest of the run may "
+            "differ.",
             workdir,
             ", ".join(others),
         )

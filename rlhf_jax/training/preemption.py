@@ -11,11 +11,14 @@ The state of this module belongs to the process: there is one signal handler.
 import contextlib
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again later
 AT_ONCE = 130  # a shell's status of a program ended by Ctrl-C
 NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+AGAIN = 0.1  # seconds after which a signal that Python dropped is sent again
 NOTICE = "Ctrl-C: ends when this step is done and saved. Once more: ends at once.\n"
 
 _received = ""  # one of NAMES
@@ -54,6 +57,7 @@ def install() -> None:
     for number in NAMES:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _on_signal)
+    sys.unraisablehook = _on_dropped
 
 
 def join_others() -> None:
@@ -101,11 +105,24 @@ def _on_signal(number: int, _) -> None:
         _received = NAMES[number]
         if _in_loop and number == signal.SIGINT:
             os.write(2, NOTICE.encode())  # a signal's handler must not log
-    if not (_in_loop or _leaving):
-        end = Preempted("left at once")
-        if not _is_told:
-            os.write(2, f"{end}\n".encode())
-        raise end
+    if _in_loop or _leaving:
+        return
+    end = Preempted("left at once")
+    if not _is_told:  # imports: there is nothing to finish
+        os.write(2, f"{end}\n".encode())
+        os._exit(STATUS)
+    raise end
+
+
+def _on_dropped(dropped) -> None:
+    """Python drops what is raised in a callback, as one of garbage collection: where it
+    was a signal's, the signal is sent again."""
+    if isinstance(dropped.exc_value, Preempted):
+        send = threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGTERM))
+        send.daemon = True
+        send.start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def _pass_on(number: int, _) -> None:

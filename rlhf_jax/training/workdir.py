@@ -24,11 +24,21 @@ from rlhf_jax.training.metrics import MEASURED
 LEFTOVERS = ("tokenizer", "bad_records.jsonl", "inputs.json", "reference_*.npz")
 MADE_DATA = "data/made_from.json"  # in data/ if the run itself made data/
 SHOWN = 6  # the number of entries of a summary that the log shows
+# Settings of JAX and of its compiler, often made in the environment, that change
+# numbers.
+JAX_SETTINGS = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_threefry_partitionable",
+)
+COMPILER_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of the libraries and the SHA-256 of our code."""
+    """Return the versions of the libraries, the SHA-256 of our code, and the settings
+    that change numbers."""
     code, package = hashlib.sha256(), Path(rlhf_jax.__file__).parent
     for path in sorted(package.rglob("*.py")):
         code.update(str(path.relative_to(package)).encode() + path.read_bytes())
@@ -37,7 +47,16 @@ def versions() -> dict[str, str]:
         "rlhf_jax code": code.hexdigest()[:12],
         "jax": jax.__version__,
         "flax": flax.__version__,
+        **{name: str(getattr(jax.config, name)) for name in JAX_SETTINGS},
+        **{name: _without_dumps(name) for name in COMPILER_FLAGS},
     }
+
+
+def _without_dumps(variable: str) -> str:
+    """Return the compiler's flags in a variable, sorted, but for the folders of its
+    dumps, which change no number."""
+    flags = os.environ.get(variable, "").split()
+    return " ".join(sorted(x for x in flags if not x.startswith("--xla_dump")))
 
 
 def open_workdir(
@@ -88,7 +107,8 @@ def refuse_difference(records: list[dict]) -> None:
             listed = ", ".join(f"{k}: {x!r} -> {y!r}" for k, x, y in differences)
             raise ValueError(
                 f"Process {number} differs from process 0 (there -> here): {listed}. "
-                "Start all processes with the same command, code and files."
+                "Start all processes with the same command, environment, code and "
+                "files."
             )
 
 
@@ -107,6 +127,11 @@ def results(folder: Path) -> list[str]:
     return names
 
 
+def _held_by(folder: Path, parts: Collection[str]) -> list[str]:
+    """Return the results in folders inside of a folder."""
+    return [f"{name}/{x}" for name in parts for x in results(folder / name)]
+
+
 def _whole(checkpoints: Path) -> list[Path]:
     """Return the complete checkpoints in a folder, including damaged ones."""
     return [path for path in checkpoints.iterdir() if "-tmp" not in path.name]
@@ -116,39 +141,9 @@ def _open(folder: Path, resolved: dict, free, parts: Mapping) -> None:
     """Take the lock and write config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     lock.acquire(folder)
+    differences = refuse_other_config(folder, resolved, free=free, parts=parts)
     path = folder / "config.json"
-    held = results(folder)
-    begun = {
-        section: [f"{name}/{x}" for name in names for x in results(folder / name)]
-        for section, names in parts.items()
-    }
-    held += [name for names in begun.values() for name in names]
     if path.exists():
-        try:
-            recorded = read_json(path).get("config", {})
-        except ValueError as error:
-            if held:
-                raise ValueError(
-                    f"{error} Restore it from a copy, or start anew in another "
-                    "--workdir."
-                ) from None
-            recorded = {}
-        differences = [
-            (key, there, here)
-            for key, there, here in config_differences(recorded, resolved)
-            if key not in free and not key.endswith("mesh")
-        ]
-        binding = [
-            f"config.{key}: {there!r} -> {here!r}"
-            for key, there, here in differences
-            if held and begun.get(key.partition(".")[0], True)
-        ]
-        if binding:
-            raise ValueError(
-                f"{folder} belongs to a run with another config, and holds "
-                f"{', '.join(held)}. Use a new --workdir, or the old values. Keys that "
-                "differ (there -> here):\n  " + "\n  ".join(binding)
-            )
         if not differences:
             return
         logging.info(
@@ -156,10 +151,62 @@ def _open(folder: Path, resolved: dict, free, parts: Mapping) -> None:
             folder,
             ", ".join(f"config.{key}={here!r}" for key, _, here in differences),
         )
-        if not held:
+        if not results(folder) and not any(_held_by(folder, x) for x in parts.values()):
             _clear(folder, resolved)
     record = {"config": resolved, "versions": versions(), "seed": resolved["seed"]}
     write_json(path, record)
+
+
+def refuse_other_config(
+    folder: Path,
+    resolved: dict,
+    *,
+    free: Collection[str] = (),
+    parts: Mapping[str, Collection[str]] | None = None,
+) -> list[tuple[str, Any, Any]]:
+    """Compare a config with the one that a folder's run began with.
+
+    Args:
+        resolved: the config, as JSON has it.
+        free: as in `open_workdir`.
+        parts: as in `open_workdir`.
+
+    Returns:
+        (key with dots, value there, value here) of each difference; all are allowed.
+
+    Raises:
+        ValueError: the folder has results, and they were made with another config.
+    """
+    path, parts = folder / "config.json", parts or {}
+    if not path.exists():
+        return []
+    begun = {section: _held_by(folder, names) for section, names in parts.items()}
+    held = results(folder) + [name for names in begun.values() for name in names]
+    try:
+        recorded = read_json(path).get("config", {})
+    except ValueError as error:
+        if held:
+            raise ValueError(
+                f"{error} Restore it from a copy, or start anew in another --workdir."
+            ) from None
+        recorded = {}
+    differences = [
+        (key, there, here)
+        for key, there, here in config_differences(recorded, resolved)
+        if key not in free and not key.endswith("mesh")
+    ]
+    binding = [
+        f"config.{key}: {there!r} -> {here!r}"
+        for key, there, here in differences
+        if held and begun.get(key.partition(".")[0], True)
+    ]
+    if binding:
+        raise ValueError(
+            f"{folder} belongs to a run with another config, and holds "
+            f"{', '.join(held)}. Use a new --workdir, or the old values. Keys that "
+            "differ (there -> here):\n  " + "\n  ".join(binding)
+        )
+    return differences
 
 
 def _clear(folder: Path, resolved: dict) -> None:

@@ -88,6 +88,30 @@ def test_claims_can_be_chosen(tmp_path):
     assert models == ["sft", "ppo", "dpo", "ppo_selected"]  # each once
 
 
+def test_the_world_of_runs_that_are_done_stays(tmp_path, monkeypatch):
+    def start(**fields):
+        config = paper.get_config()
+        config.claims = (1,)
+        config.update_from_flattened_dict(fields)
+        reproduce.run(config, str(tmp_path / "paper"), paper=paper)
+
+    class CheckedError(Exception):
+        pass
+
+    def checked(jobs):
+        raise CheckedError
+
+    monkeypatch.setattr(reproduce, "check_jobs", checked)
+    for fields in ({"seeds": (0,)}, {"seeds": (1,), "data.vocab_size": 900}):
+        with pytest.raises(CheckedError):  # nothing is done yet
+            start(**fields)
+    summarise(tmp_path / "paper" / "seed1", "sft", {})
+    with pytest.raises(CheckedError):
+        start(**{"seeds": (1, 2), "workers": 1, "data.vocab_size": 900})
+    with pytest.raises(ValueError, match=r"config\.data\.vocab_size: 900 -> 800"):
+        start(**{"seeds": (1, 2), "data.vocab_size": 800})
+
+
 def test_it_ends_in_tables_and_plots(tmp_path):
     rows = [MEASURE._asdict() | {"ours_mean": 1.0, "theirs_mean": 2.0}]
     effect = Effect.of([-1.0, -2.0, -3.0])._asdict()

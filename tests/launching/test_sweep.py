@@ -11,6 +11,8 @@ import pytest
 from rlhf_jax.launching.device_groups import group_environment
 from rlhf_jax.launching.jobs import Job
 from rlhf_jax.launching.sweep import make_jobs, table, variants
+from rlhf_jax.training import lock
+from rlhf_jax.training.workdir import open_workdir
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +50,26 @@ def test_grids_multiply_and_lists_go_together():
         ("--config.max_tokens=64" in line) == ("--config.batch_size=8" in line)
         for line in lines
     )
+
+
+@pytest.mark.parametrize("result", ["summary.json", "metrics.jsonl"])
+def test_results_of_another_config_are_not_taken_for_a_run_of_this_sweep(
+    result, tmp_path
+):
+    """Neither a run that is done nor one that was stopped."""
+
+    def jobs(epochs):
+        same = (f"config.epochs={epochs}",)
+        return make_jobs("configs/sft.py:tiny", [{"seed": 3}], tmp_path, same=same)
+
+    (job,) = jobs(1)
+    open_workdir(job.workdir, job.resolve())
+    lock.release(job.workdir)
+    assert jobs(2)  # no results: what was wrong is put right
+    (job.workdir / result).write_text("{}")
+    assert jobs(1)
+    with pytest.raises(ValueError, match=r"(?s)seed=3: .* config\.epochs: 1 -> 2"):
+        jobs(2)
 
 
 @pytest.mark.parametrize(

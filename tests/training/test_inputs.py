@@ -41,6 +41,10 @@ def change_file(sft):
     return FILES | {"data/sft.jsonl": "3"}, "t"
 
 
+def one_file_more(sft):
+    return FILES | {"data/more.jsonl": "4"}, "t"
+
+
 def change_tokenizer(sft):
     return FILES, "u"
 
@@ -52,6 +56,7 @@ def change_model(sft):
 
 CHANGES = {
     "data/sft.jsonl": change_file,
+    "data/more.jsonl": one_file_more,
     "the tokenizer": change_tokenizer,
     "sft": change_model,
 }
@@ -70,7 +75,7 @@ def test_a_changed_input_is_refused_by_name(name, run, sft):
 def test_other_versions_are_one_warning(run, sft, monkeypatch, caplog):
     begin(run, sft)
     monkeypatch.setattr(inputs, "versions", lambda: {"jax": "9.9"})
-    agree(run, FILES, tokenizer="t", models=[])
+    agree(run, FILES, tokenizer="t", models=[str(sft)])
     (warning,) = caplog.messages
     assert "began with other versions" in warning and "-> 9.9" in warning
 
@@ -96,3 +101,27 @@ def test_a_workdirs_checkpoint_is_known_by_its_checksums(tmp_path):
     assert fingerprint(tmp_path / "checkpoints" / "9").startswith("step 9, ")
     (folder / "checksums.json").write_text("{}")
     assert fingerprint(tmp_path) != newest
+
+
+def test_a_folder_that_was_moved_goes_on(run, sft, tmp_path):
+    def files(folder):
+        return {str(folder / name): x for name, x in FILES.items()}
+
+    agree(run, files(run), tokenizer="", models=[])
+    (run / "metrics.jsonl").write_text("{}")
+    moved = run.rename(tmp_path / "moved")
+    agree(moved, files(moved), tokenizer="", models=[])
+    with pytest.raises(ValueError, match=r"since: data/sft\.jsonl\. "):
+        agree(
+            moved,
+            files(moved) | {f"{moved}/data/sft.jsonl": "3"},
+            tokenizer="",
+            models=[],
+        )
+
+
+def test_a_damaged_record_is_named(run, sft):
+    begin(run, sft)
+    (run / "inputs.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"inputs\.json is damaged: it has no files"):
+        agree(run, FILES, tokenizer="t", models=[])

@@ -70,3 +70,28 @@ def test_who_only_reads_checkpoints_does_not_end_a_loop(tmp_path, monkeypatch):
 def test_sigterm_outside_of_a_loop_leaves_at_once(start, tmp_path):
     assert start("outside") == 75
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+CALLBACK = """
+import os, signal, sys, time
+from rlhf_jax.training import preemption
+
+class Callback:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)  # the signal's handler raises here
+
+preemption.install()
+if sys.argv[1] == "told":
+    preemption.tell()
+Callback()
+for _ in range(1000):
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("when", ["imports", "told"])
+def test_a_signal_in_a_callback_is_not_lost(when):
+    """Python drops what is raised there."""
+    ended = subprocess.run([sys.executable, "-c", CALLBACK, when], timeout=60)
+    assert ended.returncode == preemption.STATUS

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -27,7 +28,7 @@ def test_the_config_is_recorded_with_versions_and_seed(tmp_path):
     open_workdir(tmp_path / "run", config())
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["config"] == config().to_dict()
-    assert set(record["versions"]) == {*("rlhf_jax", "rlhf_jax code", "jax", "flax")}
+    assert record["versions"] == module.versions()
     assert record["seed"] == 7
 
 
@@ -155,6 +156,30 @@ def test_processes_with_other_code_are_refused(second_differs, tmp_path):
     second_differs(lambda record: record["versions"].update(jax="0.1"))
     with pytest.raises(ValueError, match=r"Process 1 differs .*versions\.jax"):
         open_workdir(tmp_path / "run", config())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("jax_enable_x64", True, "versions.jax_enable_x64: 'False' -> 'True'"),
+        ("jax_default_matmul_precision", "default", "matmul_precision: 'highest' ->"),
+        ("XLA_FLAGS", "--xla_x=1 --xla_dump_to=d", "versions.XLA_FLAGS: .*--xla_x=1"),
+        ("LIBTPU_INIT_ARGS", "--y", "versions.LIBTPU_INIT_ARGS: '' -> '--y'"),
+    ],
+)
+def test_processes_with_other_settings_are_refused(name, value, said, monkeypatch):
+    mine = module.versions.__wrapped__()
+    before = None if name.isupper() else getattr(jax.config, name)
+    if name.isupper():
+        monkeypatch.setenv(name, value)
+    else:
+        jax.config.update(name, value)
+    records = [{"versions": x} for x in (mine, module.versions.__wrapped__())]
+    if not name.isupper():
+        jax.config.update(name, before)
+    with pytest.raises(ValueError, match=said) as error:
+        module.refuse_difference(records)
+    assert "dump" not in str(error.value)
 
 
 def test_another_config_is_refused_and_the_keys_named(tmp_path):
