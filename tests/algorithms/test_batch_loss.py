@@ -37,13 +37,16 @@ def test_of_dialogues():
 
 
 def test_of_pairs():
-    """A pair that only fills the batch has no part in it."""
+    """A pair that only fills the batch has no part in it; equal scores are no
+    success."""
     length = PROMPT + 2 * RESPONSE
+    ends = np.tile([PROMPT + RESPONSE - 1, length - 1], (ROWS, 1))
+    ends[2] = length - 1  # one place for both, so that their scores are equal
     batch = PackedPairs(
         tokens=ids(ROWS, length),
         mask=np.ones((ROWS, length), bool),
         segments=np.tile(np.repeat([0, 1, 2], [PROMPT, RESPONSE, RESPONSE]), (ROWS, 1)),
-        ends=np.tile([PROMPT + RESPONSE - 1, length - 1], (ROWS, 1)),
+        ends=ends,
         valid=np.arange(ROWS) < 3,
     )
     hyper = reward.Hyper(
@@ -61,7 +64,7 @@ def test_of_pairs():
         "rejected": rejected.mean(),
     }.items():
         assert metrics[f"rewards/{name}"].value() == pytest.approx(expected, rel=1e-4)
-    assert 0 < (chosen > rejected).mean() < 1
+    assert 0 < (chosen > rejected).mean() < 1 and chosen[2] == rejected[2]
     ranking = np.log1p(np.exp(-(chosen - rejected - 0.1)))
     assert metrics["loss/ranking"].value() == pytest.approx(ranking.mean(), rel=1e-4)
     whole = ranking + 0.01 * (chosen**2 + rejected**2)
