@@ -283,6 +283,8 @@ def passes(copy_of_root: Path, file: str, source: str, order: Order, limit=0.0) 
             del sys.modules[name]
     jax.clear_caches()  # which hold the classes of those modules
     flags = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+    # Not the settings' type checks: they keep the classes of an earlier mutant.
+    flags += ["-o", "addopts=--import-mode=importlib", "-m", "not slow"]
     signal.setitimer(signal.ITIMER_PROF, limit)
     try:
         with (
