@@ -326,21 +326,21 @@ def test(copied: Path, file: str, sample: int) -> None:
         raise SystemExit(f"{file}: its tests fail without any change.")
     limit = TIMES * (time.process_time() - start) + SECONDS
     order.measures = False
-    found = list(mutants(source))
-    total = len(found)
+    chosen = list(mutants(source))
+    total = len(chosen)
     if 0 < sample < total:
-        found = random.Random(0).sample(found, sample)
+        chosen = random.Random(0).sample(chosen, sample)
     alive = 0
-    for line, change, changed in sorted(found, key=lambda mutant: mutant[0]):
+    for line, change, changed in sorted(chosen, key=lambda mutant: mutant[0]):
         if passes(copied, file, changed, order, limit):
             alive += 1
             text = source.splitlines()[line - 1].strip()
             print(f"| `{file}:{line}` | `{text}` | {change} | |", flush=True)
     if not passes(copied, file, source, order):
         raise SystemExit(f"{file}: the mutants left something behind that fails.")
-    seconds = (time.process_time() - start) / (len(found) + 2)
+    seconds = (time.process_time() - start) / (len(chosen) + 2)
     print(
-        f"| `{file}` | {total} | {len(found)} | {len(found) - alive} | "
+        f"| `{file}` | {total} | {len(chosen)} | {len(chosen) - alive} | "
         f"{seconds:.1f} seconds a run",
         flush=True,
     )

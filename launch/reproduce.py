@@ -1,5 +1,4 @@
-"""Test the claims of ChatGLM-RLHF (arXiv 2404.00934) at small scale, over several
-seeds.
+"""Test the claims of ChatGLM-RLHF (arXiv 2404.00934) at small scale, seed by seed.
 
 python launch/reproduce.py --config=configs/paper.py:tiny --workdir=runs/paper
 

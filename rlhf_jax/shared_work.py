@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Errors of the user's input or of the disk. They are passed to the other processes, so
-# that no process waits in a collective that the failed one never enters.
+# Errors of the user's input or of the disk, which are passed to the other processes, so
+# that no process waits in a collective that the failed process never enters.
 TOLD = (ValueError, OSError)
 
 # True while process 0 works for all: functions of this file that it calls then do not
@@ -47,7 +47,7 @@ def first_does(function: Callable, *args):
 
     Raises:
         ValueError: `function` raised an error in process 0; the other processes raise
-            it as this.
+            a ValueError with the same message.
     """
     if not _are_several():
         return function(*args)

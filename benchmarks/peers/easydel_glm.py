@@ -118,14 +118,14 @@ def main():
             busy.append(time.process_time() - start_busy)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rates = np.quantile(PAIRS / np.array(wall[1:]), (0.25, 0.5, 0.75))
-    found = vars(flags) | {
+    results = vars(flags) | {
         "per_second": round(rates[1], 4),
         "quartiles": rates[[0, 2]].round(4).tolist(),
         "processor_seconds": round(np.median(busy[1:]), 3),
         "first_seconds": round(wall[0], 1),
         "peak_gib": round(peak / 2**20, 2),
     }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

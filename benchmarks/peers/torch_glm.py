@@ -226,7 +226,7 @@ def main():
         wall.append(time.perf_counter() - start)
         busy.append(time.process_time() - start_busy)
     rates = np.quantile(work / np.array(wall[1:]), (0.25, 0.5, 0.75))
-    found = vars(flags) | {
+    results = vars(flags) | {
         "cores": torch.get_num_threads(),
         "per_second": round(rates[1], 4),
         "quartiles": rates[[0, 2]].round(4).tolist(),
@@ -236,7 +236,7 @@ def main():
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
         ),
     }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -109,14 +109,14 @@ def main():
         trainer.train()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rates = np.quantile(PAIRS / np.array(clock.wall[1:]), (0.25, 0.5, 0.75))
-    found = vars(flags) | {
+    results = vars(flags) | {
         "per_second": round(rates[1], 4),
         "quartiles": rates[[0, 2]].round(4).tolist(),
         "processor_seconds": round(np.median(clock.busy[1:]), 3),
         "first_seconds": round(clock.wall[0], 1),
         "peak_gib": round(peak / 2**20, 2),
     }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def generate(turns: int):
     sampler, texts = Sampler(llama(), Numbers(), cache), prompts()
     marks = [clocks()]
     for seed in range(turns):
-        found = sampler(
+        sampled = sampler(
             texts,
             max_generation_steps=RESPONSE,
             max_prompt_length=PROMPT,
@@ -103,7 +103,7 @@ def generate(turns: int):
             seed=seed,
         )
         marks.append(clocks())
-        assert all(len(row) == RESPONSE for row in found.tokens)
+        assert all(len(row) == RESPONSE for row in sampled.tokens)
     return marks, ROWS * RESPONSE
 
 
@@ -170,14 +170,14 @@ def main():
     wall, busy = np.diff(marks, axis=0).T
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rates = np.quantile(work / wall[2:], (0.25, 0.5, 0.75))
-    found = vars(flags) | {
+    results = vars(flags) | {
         "per_second": round(rates[1], 4),
         "quartiles": rates[[0, 2]].round(4).tolist(),
         "processor_seconds": round(np.median(busy[2:]), 3),
         "first_seconds": round(wall[0], 1),
         "peak_gib": round(peak, 2),
     }
-    print(json.dumps(found))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

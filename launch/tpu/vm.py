@@ -69,8 +69,8 @@ def main(arguments: list[str]) -> None:
 def create(args) -> list[list[str]]:
     kind, _, size = (args.type or "").rpartition("-")
     if kind not in RUNTIMES or not size.isdigit():
-        known = ", ".join(f"{kind}-N" for kind in RUNTIMES)
-        raise ValueError(f"--type={args.type}: one of {known} is needed.")
+        types = ", ".join(f"{kind}-N" for kind in RUNTIMES)
+        raise ValueError(f"--type={args.type}: one of {types} is needed.")
     flags = [f"--accelerator-type={args.type}"] + ["--spot"] * args.spot
     if args.queued:
         node, runtime = f"--node-id={args.name}", f"--runtime-version={RUNTIMES[kind]}"
