@@ -11,8 +11,8 @@ JUDGED = {
 
 
 def print_table(summary: dict) -> None:
-    """Print an evaluation's summary.json as a table, one row a model; columns that no
-    model fills are left out."""
+    """Print an evaluation's summary.json as a table, one row per model, without the
+    columns that no model fills."""
     rows = [model_row(name, row) for name, row in summary["models"].items()]
     filled = [key for key in rows[0] if any(row[key] for row in rows)]
     judge = JUDGED[summary["judge"]]
@@ -23,17 +23,17 @@ def print_table(summary: dict) -> None:
     )
     print("Brackets: 95 % intervals over prompts, of n results each.")
     if "reward_model" in summary:
-        found = summary["reward_model"]
+        agreement = summary["reward_model"]
         print(
-            f"Reward model: orders {found['accuracy']:.1%} "
-            f"[{found['accuracy_low']:.1%}, {found['accuracy_high']:.1%}] of "
-            f"{found['pairs']} held-out pairs\nas true quality does."
+            f"Reward model: orders {agreement['accuracy']:.1%} "
+            f"[{agreement['accuracy_low']:.1%}, {agreement['accuracy_high']:.1%}] of "
+            f"{agreement['pairs']} held-out pairs\nas true quality does."
         )
 
 
 def print_held_out(reward: dict) -> None:
     """Print a reward model's accuracy on held-out comparisons, from its summary, beside
-    what it has to beat."""
+    the accuracies of the baselines."""
     rivals = ("always_longer", "always_shorter", "bag_of_words")
     known = [name for name in rivals if f"eval/{name}" in reward]
     beside = ", ".join(
@@ -49,7 +49,7 @@ def print_held_out(reward: dict) -> None:
 
 
 def model_row(name: str, row: dict) -> dict[str, str]:
-    """What is known of a model, by the name of its column; "" where nothing is."""
+    """Return the cells of a model by the names of the columns; "" for missing ones."""
     cells = dict.fromkeys(
         ("model", "n", "win / tie / lose", "net wins", "at equal length"), ""
     )
@@ -73,7 +73,7 @@ def model_row(name: str, row: dict) -> dict[str, str]:
         if count and count != cells["n"]:
             cells["quality"] += f", n = {count}"
     cells["tokens"] = f"{row['length']:.1f}"
-    # Answers sampled at another temperature than 1 have no KL, but a log-ratio.
+    # Answers sampled at another temperature than 1 have a log-ratio instead of a KL.
     for title, key in (("KL", "kl"), ("log-ratio", "log_ratio")):
         cells[title] = f"{row[key]:.2f}" if key in row else ""
     for title, key in (("identity", "identity_probes"), ("JSON", "json_probes")):

@@ -104,7 +104,7 @@ def grpo_advantages(
 
 
 class RunningMoments(NamedTuple):
-    """Count, mean and sum of squared deviations of all the numbers seen so far."""
+    """The count, mean and sum of squared deviations of all numbers so far."""
 
     count: Float[Array, ""]
     mean: Float[Array, ""]

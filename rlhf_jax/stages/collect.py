@@ -3,7 +3,8 @@
 ChatGLM-RLHF (arXiv 2404.00934), section 1:
 1. A model answers every prompt `num_responses` times.
 2. Every two answers to a prompt are compared: by the testbed's annotators, whose raw
-   choices go to `comparisons.jsonl`; or by people, whose tasks go to `tasks.jsonl`.
+   choices are written to `comparisons.jsonl`, or by people, whose tasks are written to
+   `tasks.jsonl`.
 stages/prepare_comparisons.py makes a clean set of the comparisons.
 """
 
@@ -31,7 +32,7 @@ from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
-    """Collect comparisons of responses of `config.init_from` into `workdir`."""
+    """Collect comparisons of responses of `config.init_from` in `workdir`."""
     check_options(config)
     workdir = open_workdir(workdir, config)
     if done_before(workdir):
@@ -122,8 +123,8 @@ def run(config, workdir: str) -> None:
 
 
 def known_comparisons(prompts, config) -> list[Comparison]:
-    """Comparisons whose answer is certain: from the config's file, or in the testbed a
-    good and a spoilt demonstration."""
+    """Return comparisons whose answer is certain: from the config's file, or in the
+    testbed a good against a spoilt demonstration."""
     if config.known_comparisons:
         return read_known(config.known_comparisons)
     if not all(prompt.task for prompt in prompts):
@@ -135,7 +136,7 @@ def known_comparisons(prompts, config) -> list[Comparison]:
 
 
 def pairs_of(prompts, responses, config) -> list[Candidates]:
-    """Every two responses to each prompt, each with how it was generated."""
+    """Return every two responses to each prompt, each with its settings of sampling."""
     names = ("temperature", "top_k", "top_p", "max_response_tokens", "seed")
     settings = {"model": config.init_from, **{name: config[name] for name in names}}
     return [
@@ -152,10 +153,10 @@ def pairs_of(prompts, responses, config) -> list[Candidates]:
 
 
 def check_options(config) -> None:
-    """Refuse options that make no sense, before anything is read.
+    """Refuse invalid options before anything is read.
 
     Raises:
-        ValueError: says which, and what to set instead.
+        ValueError: names the option and says what to set instead.
     """
     if config.annotator not in ("testbed", "people"):
         raise ValueError(f"{config.annotator=} must be 'testbed' or 'people'.")

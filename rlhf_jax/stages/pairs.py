@@ -1,12 +1,12 @@
-"""Pairs of a policy's responses, labelled by a reward model: what DPO learns from.
+"""Pairs of a policy's responses, labelled by a reward model, for DPO.
 
 ChatGLM-RLHF (arXiv 2404.00934), section 4:
 1. The policy answers every prompt `num_responses` times.
 2. The reward model scores the answers as PPO does: at the last token, less
    `missing_end_penalty` where an answer was cut at its limit.
-3. A rule makes pairs of them: the best against the worst, or another of
-   data/cleaning/pair_rules.py. What teaches nothing is left out and counted.
-Leaves `comparisons.jsonl`, each line with where it came from.
+3. A rule makes pairs of the answers: the best against the worst, or another rule of
+   data/cleaning/pair_rules.py. Pairs that teach nothing are left out and counted.
+Writes `comparisons.jsonl`, each line with its origin.
 """
 
 import json
@@ -148,7 +148,7 @@ def run(config, workdir: str) -> None:
 
 
 def make_pairs(scores: np.ndarray, config) -> np.ndarray:
-    """Pairs int [N, 3] of (prompt, chosen, rejected) by the config's rule."""
+    """Return pairs (prompt, chosen, rejected) by the config's rule: int [N, 3]."""
     return pair_rules.make_pairs(
         scores,
         config.rule,
@@ -159,10 +159,10 @@ def make_pairs(scores: np.ndarray, config) -> np.ndarray:
 
 
 def check_options(config) -> None:
-    """Refuse what cannot make pairs, before anything is sampled.
+    """Refuse options that cannot make pairs, before anything is sampled.
 
     Raises:
-        ValueError: says which value, and what it must be.
+        ValueError: names the option and its allowed values.
     """
     if not config.reward_model:
         raise ValueError("config.reward_model is empty: who should label the pairs?")

@@ -1,4 +1,4 @@
-"""Pictures of claims over seeds, as files: effects, quality against KL, training."""
+"""Plots of claims over seeds, as files: effects, quality against KL, training."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,11 +23,11 @@ TRAINING = (
 
 
 def plot_effects(results: Sequence[dict], path: Path) -> None:
-    """Every measure's difference with its interval, a row each on a scale of its own;
-    small strokes are seeds, the dashed line is the bound that the claim names.
+    """Plot the difference of every measure with its interval, one row each with its own
+    scale; small strokes are seeds, the dashed line is the bound of the claim.
 
     Args:
-        results: rows of claims.json.
+        results: the rows of claims.json.
     """
     with mpl.rc_context(plots.STYLE | plots.IN_FILE):
         figure = Figure((9, 0.46 * len(results) + 0.7), layout="constrained")
@@ -62,9 +62,9 @@ def _draw_effect(axes: Axes, row: dict) -> None:
 
 
 def plot_frontier(groups: Sequence[Group], path: Path) -> bool:
-    """Score and true quality against KL: the way of every PPO run, mean over seeds,
-    and where each evaluated policy ends, with 95 % intervals over seeds. Whether there
-    was anything to draw."""
+    """Plot score and true quality against KL: the course of every PPO run as a mean
+    over seeds, and every evaluated policy with 95 % intervals over seeds. Return False
+    if there is nothing to draw."""
     models = [m for m in tables.models(groups) if all("quality" in r for r in m.rows)]
     if not models:
         return False
@@ -95,8 +95,8 @@ def plot_frontier(groups: Sequence[Group], path: Path) -> bool:
 
 
 def plot_training(groups: Sequence[Group], path: Path) -> bool:
-    """Runs of PPO step by step: means, and bands from the lowest seed to the highest.
-    Whether there was anything to draw."""
+    """Plot runs of PPO step by step: means, and bands from the lowest seed to the
+    highest. Return False if there is nothing to draw."""
     trained = [group for group in groups if group.stage == "ppo"]
     colours = _colours(groups, [])
 
@@ -123,7 +123,7 @@ def _draw_end(axes: Axes, model: tables.Model, y: list[float], colour: str) -> N
 
 
 def _way(group: Group, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """KL and the metric where all seeds have both, means over seeds."""
+    """Return KL and the metric, as means over seeds, where all seeds have both."""
     if group.stage != "ppo":
         return None
     curves = [
@@ -134,9 +134,9 @@ def _way(group: Group, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
     ]
     if None in curves:
         return None
-    # Single steps are noise: eight points a way.
+    # Single steps are noisy: eight points for each run.
     parts = [np.array_split(curve.mean, min(8, len(curve.mean))) for curve in curves]
-    return tuple(np.array([part.mean() for part in found]) for found in parts)
+    return tuple(np.array([part.mean() for part in column]) for column in parts)
 
 
 def _score(row: dict) -> float | None:
@@ -144,6 +144,7 @@ def _score(row: dict) -> float | None:
 
 
 def _colours(groups: Sequence[Group], models: Sequence[tables.Model]) -> dict[str, int]:
-    """A colour a name, the same for a policy's training and its evaluation."""
+    """Return a colour for each name, the same for a policy's training and
+    evaluation."""
     names = [m.label for m in models] + [g.label for g in groups if g.stage == "ppo"]
     return {name: i for i, name in enumerate(dict.fromkeys(names))}

@@ -1,4 +1,4 @@
-"""What models say to the same prompts, side by side, with the differences marked."""
+"""Answers of models to the same prompts, side by side, with the differences marked."""
 
 import difflib
 import re
@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 
 from rlhf_jax.evaluation.report.runs import Group, Run, has_number, read_lines
 
-SHOWN = 8  # conversations
-CHARACTERS = 4000  # of a text
+SHOWN = 8  # the number of conversations shown
+CHARACTERS = 4000  # the number of characters shown of a text
 MEASURED = {"quality": "quality", "score": "score", "reward": "reward", "kl": "KL"}
 MEASURED["log_ratio"] = "log-ratio"
 Piece = tuple[Literal["same", "added", "removed"], str]
@@ -17,7 +17,7 @@ Piece = tuple[Literal["same", "added", "removed"], str]
 class Answer(NamedTuple):
     who: str
     pieces: list[Piece]
-    numbers: str  # what was measured of it
+    numbers: str  # the measurements of the answer, in words
 
 
 class Conversation(NamedTuple):
@@ -27,19 +27,20 @@ class Conversation(NamedTuple):
 
 
 def conversations(groups: Sequence[Group]) -> list[Conversation]:
-    """From the evaluation of most models, of its first seed; where there is none, what
-    trained models said first and last."""
+    """Return conversations from the first seed of the evaluation with the most models;
+    without an evaluation, from the first and the last samples of trained models."""
     firsts = [group.runs[0] for group in groups if group.stage == "evaluate"]
     done = [run for run in firsts if run.summary]
     if done:
         return _evaluated(max(done, key=lambda run: len(run.summary["models"])))
-    return [found for group in groups for found in _during(group.runs[0])][:SHOWN]
+    return [shown for group in groups for shown in _during(group.runs[0])][:SHOWN]
 
 
 def differences(old: str, new: str) -> list[Piece]:
-    """`new` as pieces of what it shares with `old`, what it adds and what it lacks; all
-    added where less than a third is shared, for then marks only hide the text."""
-    # Words with the space behind them, Chinese by characters.
+    """Split `new` into pieces that are shared with `old`, added or removed. If less
+    than a third is shared, all of `new` counts as added, because marks would hide the
+    text."""
+    # Tokens are words with the space behind them, and single Chinese characters.
     a, b = (
         re.findall(r"[\u3400-\u9fff]\s*|[^\s\u3400-\u9fff]+\s*|\s+", text)
         for text in (old, new)
@@ -60,15 +61,16 @@ def differences(old: str, new: str) -> list[Piece]:
 
 
 def _evaluated(run: Run) -> list[Conversation]:
-    """The prompts where the last model gained and lost most, and some between."""
+    """Return the prompts where the last model gained most and lost most, and some in
+    between."""
     names = list(run.summary["models"])
     lines = {name: read_lines(run.folder / f"answers_{name}.jsonl") for name in names}
     answers = {
-        name: {line.get("id", i): line for i, line in enumerate(found)}
-        for name, found in lines.items()
+        name: {line.get("id", i): line for i, line in enumerate(records)}
+        for name, records in lines.items()
     }
     first, final = answers[names[0]], answers[names[-1]]
-    shared = [key for key in first if all(key in found for found in answers.values())]
+    shared = [key for key in first if all(key in given for given in answers.values())]
 
     def gain(key):
         for measure in ("quality", "result"):
@@ -114,7 +116,7 @@ def _during(run: Run) -> list[Conversation]:
 
 
 def _measured(answer: dict) -> Iterator[str]:
-    """What is known of an answer, in words."""
+    """Return the measurements of an answer, in words."""
     if isinstance(result := answer.get("result"), int | float):
         yield "won" if result > 0 else "lost" if result < 0 else "tied"
     for name, words in MEASURED.items():
@@ -124,10 +126,10 @@ def _measured(answer: dict) -> Iterator[str]:
 
 def _conversation(line: dict, answers: list[tuple[str, dict]]) -> Conversation:
     old = str(answers[0][1].get("response", ""))[:CHARACTERS]
-    found = []
+    shown = []
     for i, (who, answer) in enumerate(answers):
         text = str(answer.get("response", ""))[:CHARACTERS]
         pieces = differences(old, text) if i else [("same", text)]
-        found.append(Answer(who, pieces, ", ".join(_measured(answer))))
+        shown.append(Answer(who, pieces, ", ".join(_measured(answer))))
     prompt = str(line.get("prompt", "")).strip()[:CHARACTERS]
-    return Conversation(prompt, line.get("intent", ""), found)
+    return Conversation(prompt, line.get("intent", ""), shown)

@@ -1,4 +1,4 @@
-"""Runs as one page that needs nothing else: tables, plots, conversations."""
+"""The report of runs as one self-contained page: tables, plots, conversations."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from rlhf_jax.evaluation.report.runs import (
 )
 from rlhf_jax.files import write_text
 
-# Of stages that train: metric, title.
+# The curves of stages that train: metric, title.
 CURVES = (
     ("objective/scores", "Score of the reward model"),
     ("eval/scores", "Score, held-out prompts"),
@@ -48,22 +48,22 @@ PATHS = (
     ("objective/scores", "Score against KL"),
     ("eval/quality", "True quality against KL"),
 )
-PATH_POINTS = 16  # of a run on its way from the reference; steps are averaged
+PATH_POINTS = 16  # points of a run in a plot against KL; steps are averaged
 
 
 class Section(NamedTuple):
-    """A heading with plots; `legend` names the colours of runs, `numbers` are what was
-    measured only once."""
+    """A heading with plots; `legend` names the colours of runs, `numbers` holds the
+    metrics with a single value."""
 
     title: str
     note: str
     legend: list[tuple[str, str]]  # colour, label
     plots: list[str]  # <svg> elements
-    numbers: list[tuple[str, str]]  # what it is, value
+    numbers: list[tuple[str, str]]  # name, value
 
 
 def html(runs: Sequence[Run], notes: Sequence[str], *, title: str) -> str:
-    """The page. Whatever models or configs say is escaped."""
+    """Return the page; texts of models and configs are escaped."""
     groups = group_runs(runs)
     here = Path(__file__).parent
     environment = jinja2.Environment(
@@ -85,7 +85,7 @@ def html(runs: Sequence[Run], notes: Sequence[str], *, title: str) -> str:
 
 
 def markdown(runs: Sequence[Run], notes: Sequence[str], *, title: str) -> str:
-    """The tables alone, for pasting."""
+    """Return the tables alone, for pasting."""
     groups = group_runs(runs)
     parts = [f"# {title}\n", *(f"- {note}\n" for note in notes)]
     parts += map(tables.markdown, summary_tables(groups))
@@ -97,13 +97,13 @@ def markdown(runs: Sequence[Run], notes: Sequence[str], *, title: str) -> str:
 
 def summary_tables(groups: Sequence[Group]) -> list[tables.Table]:
     models = tables.models(groups)
-    found = [tables.models_table(models)] if models else []
+    evaluated = [tables.models_table(models)] if models else []
     runs = tables.runs_table(groups)
-    return [*found, runs] if runs.rows else found
+    return [*evaluated, runs] if runs.rows else evaluated
 
 
 def sections(groups: Sequence[Group]) -> Iterator[Section]:
-    """Every section that has a plot."""
+    """Return every section that has a plot."""
     colours = {group.label: i for i, group in enumerate(groups)}
     models = tables.models(groups)
     drawn = [_frontier(models), _lengths(models), _reliability(groups, colours)]
@@ -123,14 +123,14 @@ def sections(groups: Sequence[Group]) -> Iterator[Section]:
         numbers = [line for curve in CURVES for line in _numbers(same, *curve)]
         if drawn or numbers:
             note = "Mean over seeds; the band goes from the lowest to the highest."
-            several = any(len(group.runs) > 1 for group in same)
+            has_bands = any(len(group.runs) > 1 for group in same)
             legend = [(plots.colour(colours[g.label]), g.label) for g in same]
-            note = note if several else ""
+            note = note if has_bands else ""
             yield Section(f"Training: {stage}", note, legend, drawn, numbers)
 
 
 def _numbers(groups, metric: str, title: str) -> list[tuple[str, str]]:
-    """What has one point in every run, which makes no plot."""
+    """Return the metrics with one point in every run, which are not plotted."""
     curves = plots.group_curves(
         groups, metric, dict.fromkeys((g.label for g in groups), 0)
     )
@@ -153,7 +153,7 @@ def _curves(groups, colours, metric: str, title: str) -> str | None:
 
 
 def _frontier(models) -> str | None:
-    """Quality against KL, a point a seed of each evaluated model."""
+    """Plot quality against KL, with a point for each seed of each evaluated model."""
     points = [
         plots.Point(
             row["kl"],
@@ -174,7 +174,7 @@ def _frontier(models) -> str | None:
 
 
 def _frontier_of_training(groups, colours, metric: str, title: str) -> str | None:
-    """What was measured against KL while training, a line a seed."""
+    """Plot a training metric against KL, with a line for each seed."""
     curves = []
     for group in groups:
         for path in (_path(run, metric) for run in group.runs):
@@ -191,11 +191,11 @@ def _frontier_of_training(groups, colours, metric: str, title: str) -> str | Non
 
 
 def _path(run: Run, metric: str) -> np.ndarray:
-    """KL and the metric, [points, 2], step by step."""
+    """Return KL and the metric step by step: [points, 2]."""
     path = [
         (line[kl], line[metric])
         for line in run.metrics
-        for kl in ("objective/kl", "eval/kl")  # of PPO, of DPO
+        for kl in ("objective/kl", "eval/kl")  # the names in PPO and in DPO
         if has_number(line, kl) and has_number(line, metric)
     ]
     parts = np.array_split(np.array(path), PATH_POINTS)
@@ -203,7 +203,7 @@ def _path(run: Run, metric: str) -> np.ndarray:
 
 
 def _lengths(models) -> str | None:
-    found = {}
+    lengths = {}
     for i, model in enumerate(models):
         tokens = [
             line["tokens"]
@@ -212,32 +212,32 @@ def _lengths(models) -> str | None:
             if has_number(line, "tokens")
         ]
         if tokens:
-            found[model.label] = (i, np.array(tokens))
-    if not found:
+            lengths[model.label] = (i, np.array(tokens))
+    if not lengths:
         return None
     title = "Length of responses"
     return plots.inline(
-        lambda axes: plots.draw_lengths(axes, found, title=title), name=title
+        lambda axes: plots.draw_lengths(axes, lengths, title=title), name=title
     )
 
 
 def _reliability(groups, colours) -> str | None:
-    """Of the first seed."""
-    found = {}
+    """Plot the reliability of each group's first seed; None without any."""
+    reports = {}
     for group in groups:
         path = group.runs[0].folder / "evaluation" / "report.json"
         if path.is_file():
-            found[group.label] = (colours[group.label], read_calibration(path))
-    if not found:
+            reports[group.label] = (colours[group.label], read_calibration(path))
+    if not reports:
         return None
     title = "Reliability of the reward model"
     return plots.inline(
-        lambda axes: plots.draw_reliability(axes, found, title=title), name=title
+        lambda axes: plots.draw_reliability(axes, reports, title=title), name=title
     )
 
 
 def write_report(folders: list[str], out: Path | None, *, form: str, title: str) -> str:
-    """The report of all runs in `folders`, written to `out` if given; returns it."""
+    """Return the report of all runs in `folders`; write it to `out` if given."""
     runs, notes = find_runs(folders)
     text = {"html": html, "md": markdown}[form](
         runs, notes, title=title or ", ".join(map(str, folders))

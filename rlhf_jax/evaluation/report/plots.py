@@ -1,6 +1,6 @@
-"""Plots of runs: on a page as SVG that follows its light or dark colours, or as files.
+"""Plots of runs: SVG in a page, with the page's light or dark colours, or files.
 
-Each `draw_...` fills the axes that it is given; `inline` and `save` make them.
+Each `draw_...` draws into the given axes; `inline` and `save` make the axes.
 """
 
 import io
@@ -19,19 +19,20 @@ from rlhf_jax.evaluation.report.runs import Group
 from rlhf_jax.files import writing_whole
 from rlhf_jax.training.metrics import MEASURED
 
-# Told apart on white and on black, also by the colour-blind (after Okabe and Ito).
+# Colours that the colour-blind can tell apart, on white and on black (after Okabe and
+# Ito).
 COLOURS = (
     "#3B82F6", "#E8871E", "#1FA774", "#A56BDB",
     "#E0524D", "#12A5B8", "#A9744F", "#D9669B",
 )  # fmt: skip
 DASHES = ("-", "--", ":", "-.")
-MAX_POINTS = 150  # of a curve; more are averaged in bins
-SPEED_POINTS = 24  # of a curve that measures the machine
-# Stand for what the page decides; no plot has these colours otherwise.
+MAX_POINTS = 150  # points of a curve; more points are averaged in bins
+SPEED_POINTS = 24  # points of a curve of a metric that depends on the machine
+# Placeholders of the page's colours; no plot uses these colours otherwise.
 TEXT, LINE = "#010203", "#040506"
 STYLE = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a folder may be called $x
+    "text.parse_math": False,  # the name of a folder may contain $
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -55,7 +56,7 @@ IN_FILE = {"grid.color": "#DDDDDD", "axes.edgecolor": "#999999"}
 
 
 class Curve(NamedTuple):
-    """Values of one or more seeds at shared steps; `low` and `high` bound them."""
+    """The mean of one or more seeds at shared steps, between the lowest and highest."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -77,22 +78,22 @@ def curve(
     points: int = MAX_POINTS,
     middle: Callable = np.mean,
 ) -> Curve | None:
-    """The mean of several seeds' (x, y) with the lowest and highest as its band; None
-    where there is nothing. As far as the shortest goes; where their x differ (an epoch
-    is not equally long in all), they are matched in order.
+    """Return the mean of (x, y) over seeds with the lowest and highest as a band; None
+    without points. The curve ends with the shortest seed; where the x of seeds differ
+    (epochs may differ in length), points are matched in order.
 
     Args:
-        points: so many at most; of more, neighbours are put together.
-        middle: how, np.mean or np.median.
+        points: the largest number of points; neighbours of more points are combined.
+        middle: the function that combines neighbours, np.mean or np.median.
     """
     seeds = [points for points in seeds if points]
     if not seeds:
         return None
-    known = [dict(points) for points in seeds]
-    shared = sorted(set.intersection(*map(set, known)))
-    if len(shared) == min(map(len, known)):
+    by_step = [dict(points) for points in seeds]
+    shared = sorted(set.intersection(*map(set, by_step)))
+    if len(shared) == min(map(len, by_step)):
         x = np.array(shared, np.float64)
-        y = np.array([[points[i] for i in shared] for points in known], np.float64)
+        y = np.array([[points[i] for i in shared] for points in by_step], np.float64)
     else:
         cut = np.array([points[: min(map(len, seeds))] for points in seeds])
         x, y = cut[..., 0].mean(0), cut[..., 1]
@@ -105,12 +106,12 @@ def curve(
 def group_curves(
     groups: Sequence[Group], metric: str, colours: Mapping[str, int]
 ) -> list[Curve]:
-    """The metric step by step, a curve for every group that has it. Of what the machine
-    decides medians: a step that compiles or is followed by a save is no speed."""
+    """Return the metric step by step, with a curve for every group that has it. Speeds
+    are medians, because steps that compile or wait for a save distort a mean."""
     way = {}
     if metric.startswith(MEASURED):
         way = {"points": SPEED_POINTS, "middle": np.median}
-    found = [
+    curves = [
         curve(
             [run.series(metric) for run in group.runs],
             colour=colours[group.label],
@@ -119,36 +120,36 @@ def group_curves(
         )
         for group in groups
     ]
-    return [curve for curve in found if curve is not None]
+    return [curve for curve in curves if curve is not None]
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve], *, title: str, x: str) -> None:
-    for found in curves:
+    for line in curves:
         style = {
-            "color": colour(found.colour),
-            "linestyle": DASHES[found.colour // len(COLOURS) % len(DASHES)],
-            "label": found.label,
-            "marker": "o" if len(found.x) < 12 else None,
+            "color": colour(line.colour),
+            "linestyle": DASHES[line.colour // len(COLOURS) % len(DASHES)],
+            "label": line.label,
+            "marker": "o" if len(line.x) < 12 else None,
             "markersize": 3.5,
         }
-        axes.plot(found.x, found.mean, **style)
-        if (found.high > found.low).any():
+        axes.plot(line.x, line.mean, **style)
+        if (line.high > line.low).any():
             axes.fill_between(
-                found.x,
-                found.low,
-                found.high,
+                line.x,
+                line.low,
+                line.high,
                 color=style["color"],
                 alpha=0.18,
                 linewidth=0,
             )
     axes.set_title(title)
     axes.set_xlabel(x)
-    if max(found.mean.max() for found in curves) >= 10_000:
+    if max(line.mean.max() for line in curves) >= 10_000:
         axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
 class Point(NamedTuple):
-    """A model at its distance from the reference, and what the judge says of it."""
+    """A model as a point: KL from the reference, and the judge's number."""
 
     x: float
     y: float
@@ -180,16 +181,16 @@ def draw_points(
 def draw_reliability(
     axes: Axes, reports: Mapping[str, tuple[int, Mapping]], *, title: str
 ) -> None:
-    """Accuracy against confidence with 95 % intervals.
+    """Draw accuracy against confidence with 95 % intervals.
 
     Args:
-        reports: label -> colour and what `calibration.reliability` returns.
+        reports: label -> colour and result of `calibration.reliability`.
     """
     axes.plot([0.5, 1], [0.5, 1], "--", color="#888888", linewidth=1)
     for label, (number, calibration) in reports.items():
         bins = calibration["bins"]
         accuracy = np.array([b["accuracy"] for b in bins])
-        # Reports of earlier versions have no intervals.
+        # Reports of earlier versions do not have intervals.
         bounds = np.array(
             [
                 (b["accuracy_low"], b["accuracy_high"])
@@ -216,10 +217,10 @@ def draw_reliability(
 def draw_lengths(
     axes: Axes, lengths: Mapping[str, tuple[int, np.ndarray]], *, title: str
 ) -> None:
-    """Histograms of tokens, on shared bins.
+    """Draw histograms of response lengths, on shared bins.
 
     Args:
-        lengths: label -> colour and tokens of each response.
+        lengths: label -> colour and the length of each response in tokens.
     """
     longest = max(values.max() for _, values in lengths.values())
     bins = np.linspace(0, longest + 1, 25)
@@ -246,7 +247,7 @@ def draw_lengths(
 
 
 def _name(axes: Axes) -> None:
-    """Say below the plot, where nothing lies under it, which colour is what."""
+    """Draw the legend below the plot, where it hides nothing."""
     axes.figure.legend(loc="outside lower left", fontsize=8, ncols=2)
 
 
@@ -254,8 +255,8 @@ Draw = Callable[[Axes], None]
 
 
 def inline(draw: Draw, *, name: str, size: tuple[float, float] = (4.2, 2.7)) -> str:
-    """The plot as an <svg> element; `name` is said to those who cannot see it, and
-    keeps its ids apart from other plots'."""
+    """Return the plot as an <svg> element; `name` is read to people who cannot see the
+    plot, and separates its ids from those of other plots."""
     with mpl.rc_context(STYLE | ON_PAGE | {"svg.hashsalt": name}):
         figure = Figure(size, layout="constrained")
         figure.patch.set_alpha(0)
@@ -265,14 +266,17 @@ def inline(draw: Draw, *, name: str, size: tuple[float, float] = (4.2, 2.7)) -> 
         svg = _svg(figure)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[a-z0-9]+_\d+"', "", svg)  # axes_1: the same in all plots
+    svg = re.sub(
+        r' id="[a-z0-9]+_\d+"', "", svg
+    )  # ids such as axes_1 are the same in all plots
     svg = re.sub(r"font: ([\d.]+)px[^;\"]*", r"font-size: \1px", svg)
     svg = svg.replace(TEXT, "currentColor").replace(LINE, "var(--line)")
     return svg.replace("<svg", '<svg role="img"', 1)
 
 
 def save(draws: Sequence[Draw], path: Path, *, size: tuple[float, float]) -> None:
-    """The plots side by side as a file for any background, one legend for all."""
+    """Write plots side by side as a file for any background, with one legend for
+    all."""
     with mpl.rc_context(STYLE | IN_FILE):
         figure = Figure(size, layout="constrained")
         labelled = {}

@@ -1,5 +1,5 @@
-"""Finished and unfinished runs, as their folders tell of them; seeds of one run
-together."""
+"""Finished and unfinished runs, read from their folders; runs that differ only in the
+seed form a group."""
 
 import json
 import os
@@ -9,8 +9,14 @@ from typing import NamedTuple
 
 from absl import logging
 
-DEPTH = 4  # folders below the given ones that are looked into
-INNER = {"checkpoints", "events", "tokenizer", "data", "evaluation"}  # of runs
+DEPTH = 4  # levels of folders searched below the given ones
+INNER = {
+    "checkpoints",
+    "events",
+    "tokenizer",
+    "data",
+    "evaluation",
+}  # folders inside runs, not searched
 ORDER = (
     "sft",
     "collect",
@@ -24,10 +30,10 @@ ORDER = (
 
 
 class Run(NamedTuple):
-    """A folder of a stage.
+    """The folder of a stage.
 
-    `summary` is None until the run is done; `metrics` is empty where nothing was
-    trained.
+    `summary` is None until the run is done; `metrics` is empty for a stage that does
+    not train.
     """
 
     folder: Path
@@ -42,7 +48,8 @@ class Run(NamedTuple):
         return self.config.get("seed", 0)
 
     def series(self, metric: str, *, where: str = "") -> list[tuple[int, float]]:
-        """(step, value) of every line that has the metric, and `where` if given."""
+        """Return (step, value) of every line that has the metric, and `where` if
+        given."""
         return [
             (line["step"], line[metric])
             for line in self.metrics
@@ -51,7 +58,7 @@ class Run(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Runs that differ in their seeds alone."""
+    """Runs that differ only in their seeds."""
 
     label: str
     stage: str
@@ -59,31 +66,31 @@ class Group(NamedTuple):
 
 
 def find_runs(folders: Sequence[str | os.PathLike]) -> tuple[list[Run], list[str]]:
-    """Every run in these folders or below, and what a reader should know of those that
-    are missing.
+    """Return every run in these folders or below, and notes about runs that are left
+    out or unfinished.
 
     Raises:
-        FileNotFoundError: one of them is no folder.
-        ValueError: there is no run in one of them.
+        FileNotFoundError: a folder does not exist.
+        ValueError: a folder holds no run.
     """
     places: dict[Path, None] = {}  # in order, each once
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {folder}.")
-        found = list(_run_folders(folder.resolve(), DEPTH))
-        if not found:
+        inside = list(_run_folders(folder.resolve(), DEPTH))
+        if not inside:
             raise ValueError(
                 f"No run in {folder} or below: a run has a config.json that names its "
                 "stage."
             )
-        places |= dict.fromkeys(found)
+        places |= dict.fromkeys(inside)
     root = Path(os.path.commonpath([place.parent for place in places]))
     runs, notes, seen = [], [], {}
     for place in places:
         run = _read(place, str(place.relative_to(root)))
-        known = seen.setdefault((run.stage, group_key(run), run.seed), run.name)
-        if known != run.name:
-            notes.append(f"{run.name} is left out: config and seed are {known}'s.")
+        first = seen.setdefault((run.stage, group_key(run), run.seed), run.name)
+        if first != run.name:
+            notes.append(f"{run.name} is left out: config and seed are {first}'s.")
             continue
         if run.summary is None:
             steps = run.metrics[-1]["step"] if run.metrics else 0
@@ -93,12 +100,13 @@ def find_runs(folders: Sequence[str | os.PathLike]) -> tuple[list[Run], list[str
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs by what they are, the stages in the order of the pipeline."""
-    found: dict[tuple, list[Run]] = {}
+    """Group runs that differ only in the seed, in the order of the pipeline's
+    stages."""
+    by_key: dict[tuple, list[Run]] = {}
     for run in runs:
-        found.setdefault((run.stage, group_key(run)), []).append(run)
+        by_key.setdefault((run.stage, group_key(run)), []).append(run)
     groups, labels = [], set()
-    for (stage, _), members in found.items():
+    for (stage, _), members in by_key.items():
         label = unique = _label(members)
         number = 1
         while unique in labels:
@@ -111,8 +119,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def flat_config(run: Run) -> dict[str, str]:
-    """Key with dots -> value, without seeds and with paths as seen from the run's
-    parent folder: the same for runs that only seeds tell apart."""
+    """Return key with dots -> value, without seeds and with paths relative to the run's
+    parent folder: equal for runs that differ only in the seed."""
     parent = f"{run.folder.parent}{os.sep}"
     return {
         key: str(value).replace(parent, "")
@@ -126,11 +134,11 @@ def group_key(run: Run) -> tuple:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The objects of a .jsonl file; a half line, as a killed run leaves it, is passed
-    over. Empty where there is no file."""
+    """Read the objects of a .jsonl file, none without the file. An incomplete line,
+    left by a killed run, is skipped."""
     if not path.is_file():
         return []
-    found = []
+    records = []
     for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
         try:
             record = json.loads(line)
@@ -138,22 +146,22 @@ def read_lines(path: Path) -> list[dict]:
             logging.warning("%s, line %d is not JSON; passed over.", path, number)
             continue
         if isinstance(record, dict):
-            found.append(record)
-    return found
+            records.append(record)
+    return records
 
 
 def read_calibration(path: Path) -> dict:
-    """The reliability of a reward model, from its evaluation/report.json.
+    """Read the reliability of a reward model from its evaluation/report.json.
 
     Raises:
-        ValueError: the file holds something else.
+        ValueError: the file does not hold a reliability.
     """
-    found = _read_json(path).get("calibration")
-    bins = found.get("bins") if isinstance(found, dict) else None
+    reliability = _read_json(path).get("calibration")
+    bins = reliability.get("bins") if isinstance(reliability, dict) else None
     keys = ("confidence", "accuracy", "pairs")
     if not (
         isinstance(bins, list)
-        and has_number(found, "expected_error")
+        and has_number(reliability, "expected_error")
         and all(_has_numbers(row, *keys) for row in bins)
     ):
         raise ValueError(
@@ -161,11 +169,11 @@ def read_calibration(path: Path) -> dict:
             f"'expected_error' and 'bins' of {', '.join(keys)}. Remove the file, or "
             "evaluate the model again."
         )
-    return found
+    return reliability
 
 
 def _check_summary(path: Path, stage: str, summary: dict) -> None:
-    """Raise ValueError where an evaluation's summary.json lacks what is read of it."""
+    """Raise ValueError where an evaluation's summary.json lacks a key of the report."""
     if stage != "evaluate":
         return
     models = summary.get("models")
@@ -202,7 +210,7 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _stage(folder: Path) -> str:
-    """What the run in a folder is; "" where there is none."""
+    """Return the stage of the run in a folder; "" without a run."""
     config = _read_json(folder / "config.json").get("config")
     return str(config.get("stage", "")) if isinstance(config, dict) else ""
 
@@ -225,12 +233,12 @@ def _read(folder: Path, name: str) -> Run:
 
 def _read_json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _flat(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -242,8 +250,8 @@ def _flat(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _label(runs: Sequence[Run]) -> str:
-    """The parts of the runs' names that they share: "seed0/ppo" and "seed1/ppo" are
-    ppo."""
+    """Return the shared parts of the runs' names: "ppo" for "seed0/ppo" and
+    "seed1/ppo"."""
     if len(runs) == 1:
         return runs[0].name
     names = [run.name.replace(os.sep, ",").split(",") for run in runs]

@@ -9,7 +9,7 @@ from rlhf_jax.evaluation.claims import Effect
 from rlhf_jax.evaluation.report.runs import Group, Run, flat_config, has_number
 from rlhf_jax.training import metrics
 
-# Of a run's last line of metrics: name -> what it is called.
+# Columns from a run's last line of metrics: metric -> title.
 LAST = {
     "eval/loss": "held-out loss",
     "eval/accuracy": "held-out accuracy",
@@ -19,7 +19,7 @@ LAST = {
     "eval/response_length": "tokens",
     "tokens_per_second": "tokens/s",
 }
-# Of a model in an evaluation: what it is called -> key, key inside, format.
+# Columns of a model in an evaluation: title -> key, nested key, format.
 MEASURED = {
     "quality": ("quality", "mean", "{:.2f}"),
     "net wins": ("against_baseline", "net", "{:+.1%}"),
@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model in the evaluations of one group, a row a seed."""
+    """A model in the evaluations of one group, with a row for each seed."""
 
     label: str
     group: Group
@@ -50,8 +50,8 @@ class Model(NamedTuple):
 
 
 def models(groups: Sequence[Group]) -> list[Model]:
-    """The evaluated models; what several evaluations start from comes once."""
-    found: dict[tuple, Model] = {}
+    """Return the evaluated models; a baseline shared by evaluations appears once."""
+    by_key: dict[tuple, Model] = {}
     for group in groups:
         done = [run for run in group.runs if run.stage == "evaluate" and run.summary]
         for name in done[0].summary["models"] if done else ():
@@ -61,23 +61,23 @@ def models(groups: Sequence[Group]) -> list[Model]:
                 if name in run.summary["models"]
             ]
             key = (name, *(row.get("checkpoint") for row in rows))
-            found.setdefault(key, Model(name, group, name, rows))
-    names = [model.name for model in found.values()]
+            by_key.setdefault(key, Model(name, group, name, rows))
+    names = [model.name for model in by_key.values()]
     return [
         model
         if names.count(model.name) == 1
         else model._replace(label=f"{model.name} ({model.group.label})")
-        for model in found.values()
+        for model in by_key.values()
     ]
 
 
-def models_table(found: Sequence[Model]) -> Table:
+def models_table(models: Sequence[Model]) -> Table:
     body = []
-    for model in found:
+    for model in models:
         cells = [model.label, str(len(model.rows)), _shares(model.rows)]
         cells += [_number(model.rows, *where) for where in MEASURED.values()]
         body.append(cells)
-    done = [run.summary for m in found for run in m.group.runs if run.summary]
+    done = [run.summary for m in models for run in m.group.runs if run.summary]
     judges, firsts = (
         " and ".join(sorted({summary[key] for summary in done}))
         for key in ("judge", "baseline")
@@ -91,7 +91,7 @@ def models_table(found: Sequence[Model]) -> Table:
 
 
 def runs_table(groups: Sequence[Group]) -> Table:
-    """The last numbers of every run that trains, seeds together."""
+    """Return the last metrics of every run that trains, as means over seeds."""
     trained = [group for group in groups if any(run.metrics for run in group.runs)]
     body = []
     for group in trained:
@@ -112,7 +112,8 @@ def runs_table(groups: Sequence[Group]) -> Table:
 
 
 def config_tables(groups: Sequence[Group]) -> Iterator[Table]:
-    """For each stage with several groups, the keys in which they differ."""
+    """Return, for each stage with more than one group, the keys in which groups
+    differ."""
     for stage in dict.fromkeys(group.stage for group in groups):
         same = [group for group in groups if group.stage == stage]
         configs = [flat_config(group.runs[0]) for group in same]
@@ -125,8 +126,8 @@ def config_tables(groups: Sequence[Group]) -> Iterator[Table]:
 
 
 def last(run: Run, name: str) -> float | None:
-    """The last value that a run wrote of a metric; of what the machine decides the
-    median over its steps."""
+    """Return the last value of a metric in a run; for a speed, the median over the
+    steps."""
     if name.startswith(metrics.MEASURED):
         values = [line[name] for line in run.metrics if has_number(line, name)]
         return float(np.median(values)) if values else None
@@ -137,7 +138,7 @@ def last(run: Run, name: str) -> float | None:
 
 
 def number(x: float) -> str:
-    """Four digits, thousands apart: 0.6914, 11,570."""
+    """Format a number with four digits and separated thousands: 0.6914, 11,570."""
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
 
 
@@ -154,12 +155,12 @@ def markdown(table: Table) -> str:
 
 
 def _number(rows: Sequence[dict], key: str, inner: str, shape: str) -> str:
-    """The mean over seeds; with an interval where one is known within a seed."""
-    found = [row[key] for row in rows if key in row]
+    """Format the mean over seeds, with an interval over seeds or within one seed."""
+    entries = [row[key] for row in rows if key in row]
     if not inner:
-        return shape.format(np.mean(found)) if found else ""
-    found = [x for x in found if inner in x]
-    values = [x[inner] for x in found]
+        return shape.format(np.mean(entries)) if entries else ""
+    entries = [x for x in entries if inner in x]
+    values = [x[inner] for x in entries]
     if not values:
         return ""
     text = shape.format(np.mean(values))
@@ -167,22 +168,22 @@ def _number(rows: Sequence[dict], key: str, inner: str, shape: str) -> str:
         _, low, high, _ = Effect.of(values)
     else:
         prefix = "" if inner == "mean" else f"{inner}_"
-        low, high = (found[0].get(f"{prefix}{side}") for side in ("low", "high"))
-    known = low is not None and low < high
-    return f"{text} [{shape.format(low)}, {shape.format(high)}]" if known else text
+        low, high = (entries[0].get(f"{prefix}{side}") for side in ("low", "high"))
+    has_width = low is not None and low < high
+    return f"{text} [{shape.format(low)}, {shape.format(high)}]" if has_width else text
 
 
 def _shares(rows: Sequence[dict]) -> str:
-    found = [row["against_baseline"] for row in rows if "against_baseline" in row]
-    if not found:
+    versus = [row["against_baseline"] for row in rows if "against_baseline" in row]
+    if not versus:
         return ""
     return " / ".join(
-        f"{np.mean([x[name] for x in found]):.0%}" for name in ("win", "tie", "lose")
+        f"{np.mean([x[name] for x in versus]):.0%}" for name in ("win", "tie", "lose")
     )
 
 
 def _without_empty(table: Table) -> Table:
-    """Without the columns that no row fills."""
+    """Remove the columns that no row fills."""
     kept = [
         i
         for i in range(len(table.header))
