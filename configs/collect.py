@@ -14,7 +14,8 @@ def get_config(preset="tiny"):
     c = common.stage("collect", preset)
     common.with_model(c, preset)
     lengths = common.lengths(preset)
-    # A .jsonl file of prompts; "" takes comparison_prompts.jsonl of the data folder.
+    # A .jsonl file of prompts; "" takes comparison_prompts.jsonl of the data folder, or
+    # prompts.jsonl where that is missing.
     c.prompts = ""
     # Samples this many responses to each prompt. [1, 1024]
     c.num_responses = 4

@@ -9,6 +9,7 @@ stages/prepare_comparisons.py makes a clean set of the comparisons.
 """
 
 import itertools
+from pathlib import Path
 
 import jax
 from absl import logging
@@ -48,8 +49,10 @@ def run(config, workdir: str) -> None:
         sources.tokenizer_fingerprint,
         policies=[config.init_from],
     )
+    files = (data / name for name in ("comparison_prompts.jsonl", "prompts.jsonl"))
+    own = next(filter(Path.is_file, files), data)
     prompts, prompt_ids = encode_prompts(
-        read(config.prompts or data / "comparison_prompts.jsonl", Prompt),
+        read(config.prompts or own, Prompt),
         tokenizer,
         config.max_prompt_tokens,
     )

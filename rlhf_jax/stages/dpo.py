@@ -212,7 +212,7 @@ def run(config, workdir: str) -> None:
     check_learned(state)
     writer.close()
     checkpoints.close()
-    finish(workdir, numbers)
+    finish(workdir, numbers | {"pairs": {"used": len(pairs), **dropped}})
 
 
 def reference_logprobs(reference, pairs, make_batch, batch_size, logprob_step):

@@ -148,7 +148,7 @@ def run(config, workdir: str) -> None:
     writer.write_samples(total_steps, samples)
     writer.close()
     checkpoints.close()
-    finish(workdir, numbers)
+    finish(workdir, numbers | {"dialogues": {"used": len(examples), **too_long}})
 
 
 def evaluate(policy, batches, eval_step) -> dict:

@@ -329,6 +329,17 @@ def test_what_a_data_folder_lacks_is_made_of_what_it_has(name, tmp_path):
     assert kept == made
 
 
+def test_the_prompts_to_compare_are_kept_as_they_are(tmp_path):
+    own, kept = tmp_path / "own", "comparison_prompts.jsonl"
+    write_rows(own / "sft.jsonl", map(OWN["messages"][0], QUESTIONS))
+    write_rows(own / kept, map(OWN["prompt"][0], QUESTIONS[:3]))
+    data = sources.open_data(config(own), tmp_path / "run")
+    prompts = read_records(data / kept, Prompt)
+    assert [p.messages[0]["content"] for p in prompts] == QUESTIONS[:3]
+    told = json.loads((data / "source.json").read_text())
+    assert told[kept] == {"rows": 3, "prompts": 3}
+
+
 def test_each_file_of_a_data_folder_may_be_in_a_published_layout(tmp_path):
     own = tmp_path / "own"
     for kind, files in FILES.items():

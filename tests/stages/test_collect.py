@@ -1,6 +1,7 @@
 """Collecting: tasks for people, or raw comparisons of the testbed's annotators."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -80,3 +81,20 @@ def test_what_cannot_be_asked_is_refused_before_any_response(
     config = stage_config("collect", prompts=str(tmp_path / "prompts.jsonl"), **fields)
     with pytest.raises(ValueError, match=message):
         collect.run(config, tmp_path / "run")
+
+
+def test_a_folder_without_prompts_to_compare_has_those_of_training(
+    stage_config, tmp_path, data_folder, monkeypatch
+):
+    def answer(prompts, *_):
+        raise RuntimeError(f"asked {len(prompts)}")
+
+    monkeypatch.setattr(collect, "encode_prompts", answer)
+    own = shutil.copytree(data_folder, tmp_path / "own")
+    config = stage_config("collect")
+    config.data.path = str(own)
+    for name in ("comparison_prompts.jsonl", "prompts.jsonl"):
+        count = len(read_records(own / name, Prompt))
+        with pytest.raises(RuntimeError, match=f"asked {count}$"):
+            collect.run(config, tmp_path / name)
+        (own / "comparison_prompts.jsonl").unlink(missing_ok=True)

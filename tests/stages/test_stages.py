@@ -14,6 +14,7 @@ from rlhf_jax.data.sources import tokenizer_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import read_metrics
 from rlhf_jax.training.weights import load_model
+from rlhf_jax.training.workdir import read_summary
 
 TRAINED = [module.name for module in pkgutil.iter_modules(algorithms.__path__)]
 MEASURED = ("time/", "tokens_per_second")  # of the machine, not of the run
@@ -63,6 +64,14 @@ def test_a_run_leaves_its_files(stage, whole):
     assert load_model(workdir) is not None
     samples = (workdir / "samples.jsonl").read_text().splitlines()
     assert {"step", "prompt", "response", "reward"} <= set(json.loads(samples[0]))
+
+
+def test_the_summary_says_what_was_too_long(stage_config, whole, tmp_path):
+    config = stage_config("sft", max_tokens=40, too_long="truncate_end")
+    run(config, tmp_path)
+    told = read_summary(tmp_path)["dialogues"]
+    assert 0 < told["kept without its end"] < told["used"]
+    assert set(read_summary(whole("dpo"))["pairs"]) >= {"used"}
 
 
 @pytest.mark.parametrize("stage", TRAINED)

@@ -29,6 +29,7 @@ from rlhf_jax.terminal import listed
 
 TRAIN_FILES = ("sft.jsonl", "comparisons.jsonl", "prompts.jsonl")
 TEST_FILES = ("sft_test.jsonl", "comparisons_test.jsonl", "eval_prompts.jsonl")
+ASKED = "comparison_prompts.jsonl"  # prompts whose responses are to be compared
 NAMES = {Comparison: "pairs", Dialogue: "dialogues", Prompt: "prompts"}
 
 
@@ -123,6 +124,12 @@ def write_data_folder(
     for name, part in records.items():
         what = f"{origin} ({name}: {listed(counts[name])})"
         _write_part(folder, part, what, name == "test")
+    asked = path / ASKED  # as it is: both parts are made without it
+    if asked.is_file():
+        more, counts[ASKED] = read_data_set(
+            str(asked), "", layout=layout, on_bad_record=on_bad_record, report=report
+        )
+        write_records(folder / ASKED, [as_kind(record, Prompt) for record in more])
     write_json(folder / "source.json", counts)
     logging.info("Read from %s: %s.", origin, listed(counts))
     return counts
