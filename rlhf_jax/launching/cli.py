@@ -192,7 +192,7 @@ def clear_errors() -> Iterator[None]:
         if trouble is not None and not isinstance(error, SaveError):
             what, cure = trouble
             text = f"{what}: {error}. {cure.capitalize()} and start the same command"
-            text += " again: it goes on from the last checkpoint."
+            text += " again: the run resumes from the last checkpoint."
         notes = getattr(error, "__notes__", [])
         print("\n".join([text, *notes]), file=sys.stderr)
         sys.exit(1)
@@ -294,7 +294,7 @@ def read_config_file(place: str) -> ConfigDict:
     try:
         module = runpy.run_path(path)
     except SyntaxError as error:
-        raise ValueError(f"--config: {path} is no Python: {error}.") from None
+        raise ValueError(f"--config: {path} is not Python: {error}.") from None
     if "get_config" not in module:
         raise ValueError(f"--config: {path} has no function get_config.")
     return module["get_config"](preset) if preset else module["get_config"]()

@@ -43,7 +43,7 @@ from rlhf_jax.training import preemption
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.workdir import refuse_other_config
 
-KILLED = "its process was killed, perhaps for want of memory; see log.txt"
+KILLED = "its process was killed, perhaps for lack of memory; see log.txt"
 FREE = [f"{part}.{name}" for part in ("service", "judge") for name in FREE_SETTINGS]
 SAVING = 60  # seconds that a worker has to save when its parent has died
 

@@ -81,8 +81,8 @@ def leave_lost(reason: str) -> None:
     """End this process because another one was lost."""
     leave(
         preemption.STATUS,
-        f"Another process of this run is gone ({reason}). Start the same command in "
-        "all of them again: it goes on from the last checkpoint.",
+        f"Another process of this run was lost ({reason}). Start the same command in "
+        "all of them again: the run resumes from the last checkpoint.",
     )
 
 
@@ -144,7 +144,7 @@ def _report(
             time.sleep(0.2)
             continue
         except ValueError:
-            problem = "what answers is no process of a run that starts"
+            problem = "the answer is not from a process of a starting run"
             time.sleep(0.2)
             continue
         if answer:

@@ -47,7 +47,7 @@ def acquire(folder: Path) -> None:
         logging.warning("The file system of %s has no locks.", folder)
     left_by = _holder(file)
     if left_by:
-        logging.info("%s: stale lock of %s, which is gone.", folder, left_by)
+        logging.info("%s: stale lock of %s, which has ended.", folder, left_by)
     record = {
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -311,6 +311,6 @@ def _records(path: Path) -> list[tuple[bytes, dict]]:
 
 def _broken(path: Path, place: int, line: str) -> ValueError:
     return ValueError(
-        f"{path}, line {place}: {line[:80]!r} is no record of a step. Restore the file "
-        "from a copy, or delete the line."
+        f"{path}, line {place}: {line[:80]!r} is not a record of a step. Restore the "
+        "file from a copy, or delete the line."
     )

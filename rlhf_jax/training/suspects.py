@@ -86,7 +86,7 @@ def load_batch(path: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
         arrays = read_arrays(path)
         record = dict(json.loads(str(arrays.pop("record"))))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no batch that a run saved: {error}") from None
+        raise ValueError(f"{path} is not a batch that a run saved: {error}") from None
     batch: dict[str, dict[str, np.ndarray]] = {}
     for name, x in arrays.items():
         part, _, field = name.partition(".")

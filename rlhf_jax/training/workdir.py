@@ -147,7 +147,7 @@ def _open(folder: Path, resolved: dict, free, parts: Mapping) -> None:
         if not differences:
             return
         logging.info(
-            "%s: its last start came to no result; goes on with the new config: %s.",
+            "%s: the last start has no results; the run takes the new config: %s.",
             folder,
             ", ".join(f"config.{key}={here!r}" for key, _, here in differences),
         )

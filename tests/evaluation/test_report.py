@@ -181,7 +181,7 @@ def test_a_file_of_something_else_is_named(runs, name, content, form):
     if form == "md" and "report.json" in name:
         assert write_report([runs], None, form=form, title="")  # has no plots
         return
-    with pytest.raises(ValueError, match=rf"{name} is no (report|summary)"):
+    with pytest.raises(ValueError, match=rf"{name} is not the (report|summary)"):
         write_report([runs], None, form=form, title="")
 
 

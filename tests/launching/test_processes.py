@@ -53,7 +53,7 @@ def test_a_process_whose_peer_is_gone_says_so_and_ends_at_once(
         raise kind("UNKNOWN: Gloo AllGather failed: Connection reset by peer\nat")
     assert one_of_two == [75]
     said = capsys.readouterr().err
-    assert said.startswith("Another process of this run is gone (UNKNOWN: Gloo AllG")
+    assert said.startswith("Another process of this run was lost (UNKNOWN: Gloo AllG")
     assert "by peer). Start the same command in all of them again" in said
 
 

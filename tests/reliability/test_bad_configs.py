@@ -352,7 +352,7 @@ FLAGS = [
         r"it holds other keys, set these",
     ),
     (["--config="], r"--config: there is no file"),
-    (["--config=README.md"], r"--config: README.md is no Python: "),
+    (["--config=README.md"], r"--config: README.md is not Python: "),
     (["--config=configs/common.py"], r"configs/common.py has no function get_config"),
 ]
 

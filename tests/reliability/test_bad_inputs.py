@@ -163,7 +163,7 @@ FILES = [
      r"lacks files of its index: \['b.safetensors'\]"),
     ({"summary.json": b"{"}, read_summary, r"summary.json is damaged"),
     ({"b.npz": b""}, lambda p: suspects.load_batch(p / "b.npz"),
-     r"b.npz is no batch that a run saved"),
+     r"b.npz is not a batch that a run saved"),
 ]  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def test_a_line_that_is_no_record_is_named_and_nothing_is_dropped(
     lines.insert(place - 1, line)
     content = b"".join(x + b"\n" for x in lines)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}, line {place}: .* is no record"):
+    with pytest.raises(ValueError, match=rf"{name}, line {place}: .* is not a record"):
         Writer(tmp_path, 2, 1, 0.0)
     assert (tmp_path / name).read_bytes() == content
 

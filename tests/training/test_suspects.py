@@ -98,11 +98,11 @@ def test_the_batch_of_a_step_that_is_not_finite_is_kept(tmp_path):
 def test_what_is_no_saved_batch_is_refused(tmp_path):
     path = tmp_path / "x.npz"
     path.write_bytes(b"PK rubbish")
-    with pytest.raises(ValueError, match="is no batch that a run saved"):
+    with pytest.raises(ValueError, match="is not a batch that a run saved"):
         suspects.load_batch(path)
     np.savez(path, a=np.zeros(3))
-    with pytest.raises(ValueError, match="is no batch that a run saved"):
+    with pytest.raises(ValueError, match="is not a batch that a run saved"):
         suspects.load_batch(path)
     np.savez(path, record=np.array([{"a": 1}], dtype=object))  # a pickle inside
-    with pytest.raises(ValueError, match="is no batch that a run saved"):
+    with pytest.raises(ValueError, match="is not a batch that a run saved"):
         suspects.load_batch(path)

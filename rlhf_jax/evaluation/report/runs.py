@@ -165,7 +165,7 @@ def read_calibration(path: Path) -> dict:
         and all(_has_numbers(row, *keys) for row in bins)
     ):
         raise ValueError(
-            f"{path} is no report of a reward model: its 'calibration' needs "
+            f"{path} is not the report of a reward model: its 'calibration' needs "
             f"'expected_error' and 'bins' of {', '.join(keys)}. Remove the file, or "
             "evaluate the model again."
         )
@@ -184,8 +184,9 @@ def _check_summary(path: Path, stage: str, summary: dict) -> None:
     )
     if not models or not sound:
         raise ValueError(
-            f"{path} is no summary of an evaluation: it needs 'judge', 'baseline' and "
-            "'models', each model with its numbers. Remove the file, or evaluate again."
+            f"{path} is not the summary of an evaluation: it needs 'judge', "
+            "'baseline' and 'models', each model with its numbers. Remove "
+            "the file, or evaluate again."
         )
 
 
