@@ -46,6 +46,7 @@ FILES = {  # file -> its quick tests
     "rlhf_jax/generation/scoring.py": [
         "tests/generation/test_scoring.py",
         f"{GENERATE}::test_scores_of_a_shared_prompt_equal_separate_passes",
+        f"{GENERATE}::test_an_empty_response_has_the_score_of_its_prompts_end",
         f"{GENERATE}::test_a_value_is_of_the_state_before_its_token",
         f"{GOLDEN}[sft]",
         f"{GOLDEN}[dpo]",

@@ -9,7 +9,7 @@ from flax import nnx
 
 from rlhf_jax.batches import PromptBatch
 from rlhf_jax.generation import generate, scoring
-from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.generation.rollout import rollout, row_keys
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.quantise import quantise
@@ -251,6 +251,16 @@ def test_rollout_hangs_on_the_prompts_index_not_on_its_place(model, prompts):
     whole = rollout(model, batch, key, SAMPLING)
     part = PromptBatch(tokens[3:], mask[3:], jnp.array([13, 14]))
     assert (rollout(model, part, key, SAMPLING).responses == whole.responses[3:]).all()
+    out = generate(model, tokens, mask, row_keys(key, batch.index), SAMPLING)
+    for found, expected in (
+        (whole.prompts, tokens),
+        (whole.prompt_mask, mask),
+        (whole.responses, out.tokens),
+        (whole.response_mask, out.mask),
+        (whole.logprobs, out.logprobs),
+        (whole.ended, out.ended),
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 def score_arguments():
