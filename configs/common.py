@@ -104,8 +104,9 @@ def chunk_size(preset: str) -> int:
 
 def data(preset: str) -> ConfigDict:
     c = ConfigDict()
-    # "testbed"; a file or folder of your own (docs/your_own_data.md); or "hf:NAME",
-    # "hf:NAME:SUBSET" or "tfds:NAME" for a published data set.
+    # The source of the data: "testbed"; a file or folder of your own
+    # (docs/your_own_data.md); or "hf:NAME", "hf:NAME:SUBSET" or "tfds:NAME" for a
+    # published data set.
     c.path = "" if preset == "hh" else "testbed"
     # The layout of the rows of a data set, one of docs/data_formats.md; "" recognises
     # the layout of each row by its fields.

@@ -51,7 +51,7 @@ def get_config(preset="default"):
     # Keeps at most this many prompts of each intent, drawn at random; 0 keeps all.
     # [0, inf)
     c.max_per_intent = 0
-    # The chat model that scores prompts
+    # The chat model that scores prompts.
     c.judge = common.chat_service(max_tokens=64)
     # Reward models for scorer "heads", as
     # "intention=FOLDER,semantics=FOLDER,answerability=FOLDER", trained with the

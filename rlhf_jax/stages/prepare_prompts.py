@@ -113,15 +113,15 @@ def read(origin: str, config, report: Path) -> list[Prompt]:
     that lists bad records. The log counts the fields that are not used."""
     prompts, unused = [], Counter()
     for source, rows in sources(origin, config.split):
-        for found in each_good(
+        for parsed in each_good(
             rows,
             functools.partial(prompt_in, intent_field=config.intent_field),
             source=source,
             on_bad_record=config.on_bad_record,
             report=report,
         ):
-            prompts += found.records
-            unused.update(found.unused)
+            prompts += parsed.records
+            unused.update(parsed.unused)
     if unused:
         logging.info("%s: rows with an unused field: %s.", origin, listed(unused))
     return prompts
