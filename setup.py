@@ -71,6 +71,7 @@ setup(
             GRADIO,
             "hypothesis>=6.100",
             "ipykernel>=6.29",
+            "mypy>=1.15",
             "nbclient>=0.10",  # runs colabs/
             "playwright>=1.50",  # drives Debian's chromium; without it tests skip
             "pytest>=9",
