@@ -252,10 +252,13 @@ def test_a_check_pays_once_and_knows_later_that_the_service_is_gone(
 
 
 SPENDER = """
+import signal
 import sys
 from pathlib import Path
 from rlhf_jax.data.chat_client import ChatClient, ChatSettings, SpendingLimitError
 
+# A test in a background job inherits that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 url, cache, name = sys.argv[1:]
 settings = ChatSettings(url, "judge", 100, 0.0, 0.0, 1000.0, 1.05, 0, 300.0, 4)
 client = ChatClient(settings, Path(cache))

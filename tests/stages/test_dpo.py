@@ -151,7 +151,7 @@ def test_a_cache_of_another_reference_is_refused(stage_config, few_pairs, tmp_pa
 def test_files_without_a_usable_pair_say_why(stage_config, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.touch()
-    with pytest.raises(ValueError, match=r"empty.jsonl holds no records"):
+    with pytest.raises(ValueError, match=r"empty.jsonl is empty: "):
         run(stage_config("dpo", pairs=str(empty)), tmp_path / "a")
     prompt = Prompt("p", ({"role": "user", "content": "Hello."},))
     useless = [
