@@ -63,7 +63,6 @@ MISTAKES = [  # stage, the keys that are wrong
     ("reward", {"comparisons": DATA}),
     ("reward", {"comparisons": f"{DATA}/prompts.jsonl"}),
     ("reward", {"comparisons_test": NOWHERE}),
-    ("reward", {"eval_every": 0}),
     ("reward", {"max_prompt_tokens": 2}),
     ("reward", {"validation_share": 0.99}),
     ("ppo", {"init_from": NOWHERE}),
