@@ -155,7 +155,7 @@ def test_a_lost_process_is_one_clear_line(victim, what, port):
     _, said = both[1 - victim].communicate(timeout=60)
     both[victim].communicate()
     assert both[1 - victim].returncode == preemption.STATUS
-    assert said.count("Another process of this run is gone") == 1
+    assert said.count("Another process of this run was lost") == 1
     assert "Traceback" not in said
 
 
