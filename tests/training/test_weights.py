@@ -19,7 +19,7 @@ def test_published_sizes_are_scanned_and_recomputed_and_attend_as_the_machine_ca
     }
 
 
-@pytest.mark.parametrize("kernel", ["splash", "cudnn", "flash"])
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
 def test_an_attention_that_the_machine_does_not_have_is_refused(kernel):
     config = ppo.get_config("tiny")
     config.attention = kernel
