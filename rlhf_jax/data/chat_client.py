@@ -170,9 +170,9 @@ class ChatClient:
             threading.Thread(target=work, daemon=True)
             for _ in range(min(self.settings.workers, count))
         ]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             for thread in threads:
                 thread.join()
         except BaseException:
