@@ -1,4 +1,4 @@
-"""What the documentation says is so: its commands are understood, its tables complete.
+"""The documentation is true: its commands are understood, its tables complete.
 
 A command of the README or of docs/ is not run to its end, which takes hours. Its
 script, config file, preset, keys, values and flags are checked as the script checks

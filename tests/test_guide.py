@@ -39,7 +39,7 @@ def commands() -> list[dict[str, str]]:
 
 
 def paths_of(flags: dict[str, str]) -> list[str]:
-    """What of runs/ a command reads."""
+    """Return the paths in runs/ that a command reads."""
     named = [value for key, value in flags.items() if key.startswith("config.")]
     return re.findall(r"runs/[\w/.-]+", " ".join(named))
 

@@ -1,4 +1,4 @@
-"""What a file of data or of weights can do: be read, and nothing else."""
+"""Files of data and weights can be read, and do nothing else."""
 
 import ast
 import importlib
@@ -64,7 +64,7 @@ def test_nothing_that_is_read_is_run(path):
 
 
 def test_the_reader_of_data_sets_knows_no_pickles():
-    """What `datasets` makes of a folder is decided by its files' endings."""
+    """The endings of a folder's files decide how `datasets` reads it."""
     found = importlib.import_module("datasets.packaged_modules")._EXTENSION_TO_MODULE
     assert not {".pkl", ".pickle", ".py", ".pt"} & found.keys()
 

@@ -1,6 +1,6 @@
-"""The programs of a stage's run, with the shapes of what they take: nothing is loaded.
+"""The programs of a stage's run, with the shapes of their arguments: nothing is loaded.
 
-`of(config)` asks for the current mesh, so every argument is where the stage puts it.
+`of(config)` uses the current mesh, so every argument lies where the stage puts it.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ from rlhf_jax.training.state import TrainState
 
 
 def of(config, *, recompute: bool = True) -> list[Program]:
-    """The programs of the stage that a config is for, the longest-running ones. Its
-    algorithm is found by its name, and its programs by the batches that it learns from.
+    """Return the longest-running programs of the stage that a config is for. The
+    stage's name leads to its algorithm, whose kind of batch leads to the programs.
 
     Args:
-        recompute: False: nothing is computed twice; what is left is useful work.
+        recompute: False plans without recomputation, which leaves the useful work.
 
     Raises:
         ValueError: a stage that trains nothing, or sizes that the mesh does not share
@@ -133,7 +133,7 @@ def update_of(
     held=(),
     **optimizers_of_step,
 ) -> Program:
-    """The train step, by the names that every algorithm has."""
+    """Return the train step, by the names that every algorithm has."""
     hyper = algorithm.Hyper.from_config(config, model.vocab_size)
     step = functools.partial(algorithm.train_step, hyper=hyper, **optimizers_of_step)
     return Program("update", step, arguments, donate=True, held=held)
@@ -159,7 +159,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         stored = dataclasses.replace(in_8_bits, param_dtype=model.dtype)
     frozen = algorithm.Frozen(parameters(stored), parameters(stored, score=True))
     waiting = () if config.offload_frozen else frozen
-    # The reference answers too: then they are on the devices, and the policy beside.
+    # While the reference answers, the frozen models and the policy are on the devices.
     there = frozen if config.baseline == "reference" else waiting
     trained = () if config.offload_moments else (state.policy, state.value)
     moments = [x.opt_state for x in trained if x is not None]
@@ -240,7 +240,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
 
 
 def decoding_reads(config: ChatGLMConfig, rows: int, slots: int):
-    """What a step of decoding reads: the model in its `dtype`, and the whole cache."""
+    """Return the arrays that a decoding step reads: the model in `dtype`, the cache."""
     model = parameters(config)
     with decoding():
         model = shapes_of(ChatGLM.for_decoding, model)
@@ -259,7 +259,7 @@ def decoding_reads(config: ChatGLMConfig, rows: int, slots: int):
 
 
 def parameters(config: ChatGLMConfig, *, score: bool = False):
-    """A model's shapes, sharded."""
+    """Return the sharded shapes of a model."""
 
     def make():
         backbone = ChatGLM(config, rngs=nnx.Rngs(0))
@@ -280,7 +280,7 @@ def dialogues(rows: int, width: int, stacked: int | None = None) -> SFTBatch:
 
 
 def array(shape, dtype=jnp.int32, *, axis: int = 0) -> jax.ShapeDtypeStruct:
-    """A batch's array, its rows (axis `axis`) over data and fsdp."""
+    """Return the shape of a batch's array, its rows (axis `axis`) over data and fsdp."""
     spec = P(*[None] * axis, ACTIVATIONS["batch"])
     sharding = NamedSharding(jax.sharding.get_mesh(), spec)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

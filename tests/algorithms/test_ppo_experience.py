@@ -1,4 +1,4 @@
-"""What PPO makes of its rollouts: the details that fail silently."""
+"""PPO's experience: the details that fail silently."""
 
 import dataclasses
 

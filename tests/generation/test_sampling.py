@@ -79,7 +79,7 @@ def test_top_p_applies_to_what_top_k_left():
 @pytest.mark.parametrize("size", [1, 5, 300])
 @pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.99])
 def test_top_p_keeps_what_sorting_and_adding_up_keeps(size, top_p):
-    """Of either sign, tied, far apart, and excluded before."""
+    """Logits of either sign, tied, far apart, and excluded before."""
     rng = np.random.default_rng(size)
     logits = 4 * rng.standard_normal((20, size)).astype(np.float32)
     logits[::2] = logits[::2].round()

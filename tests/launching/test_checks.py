@@ -1,4 +1,4 @@
-"""What a command refuses before its stage makes a folder."""
+"""Checks that a command makes before its stage makes a folder."""
 
 import pytest
 

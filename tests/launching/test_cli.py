@@ -1,4 +1,4 @@
-"""What a user's mistake on the command line says."""
+"""Errors for mistakes on the command line."""
 
 import logging as standard_logging
 import re

@@ -1,4 +1,4 @@
-"""What a stage says at its end: its result, and a command that can be run."""
+"""The end of a stage: its result, and a next command that can be run."""
 
 import shlex
 

@@ -219,7 +219,7 @@ def start(config, workdir) -> None:
 
 
 def begins(config, workdir, monkeypatch) -> bool:
-    """Whether a stage gets past the opening of its folder."""
+    """Return True if a stage gets past the opening of its folder."""
     module = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
     real = module.open_workdir
 

@@ -91,7 +91,7 @@ def process_of(run: Path) -> int:
 
 
 def is_held(run: Path) -> bool:
-    """Whether a process that lives has the run's folder."""
+    """Return True if a live process holds the run's folder."""
     try:
         lock.acquire(run)
     except ValueError:

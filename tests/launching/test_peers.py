@@ -25,7 +25,7 @@ def port():
 
 
 def meet(port: int, *processes: tuple[int, int], host="localhost") -> list[str]:
-    """What (index, count) are told when they meet; "" when all is well."""
+    """Return the message that each (index, count) gets; "" when all is well."""
     deadline = time.monotonic() + SOON
 
     def process(index, count):

@@ -100,7 +100,7 @@ def test_a_bad_line_of_the_data_is_told_before_the_first_stage(stages, data, tmp
 
 
 def test_a_stage_that_has_not_begun_may_change(stages, data, tmp_path, monkeypatch):
-    """What the stages before it left is used."""
+    """The run uses the results of earlier stages."""
     config, run = config_file.get_config("tiny"), tmp_path / "run"
     config.data.path = str(data)
     record = stage.run_stage

@@ -84,7 +84,7 @@ def call(loss, arguments):
 
 
 def gradients(loss, arguments):
-    """Of the mean over real tokens, to every float argument."""
+    """Gradients of the mean over real tokens, for every float argument."""
 
     @jax.jit
     @jax.grad

@@ -1,4 +1,4 @@
-"""What a GPU needs beside a program's arguments, reckoned by hand."""
+"""A GPU's memory beside a program's arguments, calculated by hand."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a user's mistake says, where no compiler is needed to see it."""
+"""Errors of plan.py that need no compiler."""
 
 import importlib.util
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_plan(topology: str) -> str:
-    """What a plan that cannot be made says."""
+    """Return the error of a plan that cannot be made."""
     command = [
         sys.executable,
         str(ROOT / "launch" / "plan.py"),

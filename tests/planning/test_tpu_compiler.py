@@ -1,4 +1,4 @@
-"""What the TPU's compiler makes of a training step. Needs libtpu, not a TPU:
+"""Training steps compiled by the TPU's compiler. Needs libtpu, not a TPU:
 
 python -m pytest -m tpu_compiler tests/planning/test_tpu_compiler.py
 
@@ -216,8 +216,8 @@ def test_ppo_of_all_parameters_fits(model, topology, name):
 
 
 def compiled_once(name: str, lowered, vocabulary: int) -> dict:
-    """What the compiler makes of a program: as ppo_fits.json has it, if it is the same
-    program by the same versions; else it is compiled now, and written down there."""
+    """Return the compiler's report on a program: that of ppo_fits.json, if program and
+    versions are the same; else the program is compiled now and recorded there."""
     versions = {x: metadata.version(x) for x in ("jax", "jaxlib", "libtpu")}
     # A kernel's body says where its file lies; which kernel it is, stands beside it.
     text = re.sub(r"(body\\22: \\22)[^\\]*", r"\1", lowered.as_text())

@@ -76,8 +76,8 @@ def kill_when(
     delay: float,
     by: signal.Signals = signal.SIGKILL,
 ) -> bool:
-    """Whether the process came to do `what` in the folder, and was ended `delay`
-    seconds after it had begun that."""
+    """Return True if the process began to do `what` in the folder and was ended `delay`
+    seconds later."""
     began = time.time()
     signs = {
         "begins": lambda: [folder / ".lock"],

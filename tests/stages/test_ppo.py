@@ -1,4 +1,4 @@
-"""What PPO refuses, and how a whole run behaves."""
+"""Options that PPO refuses, and the behaviour of a whole run."""
 
 import json
 import shutil

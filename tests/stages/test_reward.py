@@ -1,4 +1,4 @@
-"""What is particular to the reward stage: the split, the best model, the report."""
+"""Features of the reward stage alone: the split, the best model, the report."""
 
 import json
 from pathlib import Path

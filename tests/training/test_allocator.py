@@ -1,4 +1,4 @@
-"""What is freed stays with the process: counted in page faults."""
+"""Freed memory stays with the process, as page faults show."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a run has read stays the same, in all of its processes and when it goes on."""
+"""Inputs of a run are the same in all its processes and when it resumes."""
 
 import json
 

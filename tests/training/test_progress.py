@@ -1,4 +1,4 @@
-"""What a person sees of a run's steps."""
+"""The progress of a run's steps, as a person sees it."""
 
 import sys
 

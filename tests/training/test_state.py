@@ -1,4 +1,4 @@
-"""What a training run may hand on."""
+"""Results that a training run may hand on."""
 
 import jax.numpy as jnp
 import pytest
