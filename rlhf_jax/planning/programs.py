@@ -280,7 +280,7 @@ def dialogues(rows: int, width: int, stacked: int | None = None) -> SFTBatch:
 
 
 def array(shape, dtype=jnp.int32, *, axis: int = 0) -> jax.ShapeDtypeStruct:
-    """Return the shape of a batch's array, its rows (axis `axis`) over data and fsdp."""
+    """Return a batch array's shape, its rows (axis `axis`) over data and fsdp."""
     spec = P(*[None] * axis, ACTIVATIONS["batch"])
     sharding = NamedSharding(jax.sharding.get_mesh(), spec)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -34,8 +34,8 @@ SAMPLING = Sampling(
 
 @pytest.mark.parametrize("quantised", [False, True])
 def test_no_step_of_a_decode_loop_gathers_a_parameter(quantised, monkeypatch):
-    """A layer has 280 KiB of matrices (70 in 8 bits), none of which is sent; its 8 tokens
-    send a few KiB. The cache grows once on the way, and no part of it is sent."""
+    """A layer has 280 KiB of matrices (70 in 8 bits), none of which is sent; its 8
+    tokens send a few KiB. The cache grows once, and no part of the cache is sent."""
     monkeypatch.setattr(generation, "SHORTEST_GROWTH", 2)
     config = dataclasses.replace(CONFIG, quantised=quantised)
     with jax.set_mesh(make_mesh((1, 8, 1))):
