@@ -218,9 +218,6 @@ class Reader:
         return records
 
 
-reader = Reader
-
-
 def read_all(config, data: Path, workdir: Path) -> None:
     """Read every file of a data folder to find its errors, so that a run of several
     stages fails before its first stage."""

@@ -42,7 +42,7 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
-    read = sources.reader(config.data, workdir)
+    read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
     weights.check_models(
         tokenizer,

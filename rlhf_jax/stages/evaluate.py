@@ -64,7 +64,7 @@ def run(config, workdir: str) -> None:
 
     # Data
     data = sources.open_data(config.data, workdir)
-    read = sources.reader(config.data, workdir)
+    read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, models[baseline], workdir)
     weights.check_models(
         tokenizer,

@@ -78,7 +78,7 @@ def test_a_broken_line_stops_or_is_left_out_as_the_config_says(tmp_path):
     # A reader of the stages does the same.
     file = data / "prompts.jsonl"
     file.write_text(file.read_text() + "{\n")
-    assert len(sources.reader(c, tmp_path / "run")(file, Prompt)) == 1
+    assert len(sources.Reader(c, tmp_path / "run")(file, Prompt)) == 1
     listed = (tmp_path / "run" / "bad_records.jsonl").read_text().splitlines()
     assert [json.loads(bad)["file"] for bad in listed][1:] == [str(file)]
 
@@ -231,7 +231,7 @@ def test_what_a_kill_left_is_no_data(made, tmp_path, monkeypatch):
 
 def test_a_reader_notes_what_it_read(made, tmp_path):
     _, c, data = made
-    read = sources.reader(c, tmp_path / "run")
+    read = sources.Reader(c, tmp_path / "run")
     read(data / "sft.jsonl", Dialogue)
     first = dict(read.fingerprints)
     assert list(first) == [str(data / "sft.jsonl")]
@@ -301,7 +301,7 @@ def test_one_file_of_ones_own_is_all_that_a_stage_needs(name, file, tmp_path):
     make, kinds = OWN[name]
     c = config(write_rows(tmp_path / file, map(make, QUESTIONS)))
     data = sources.open_data(c, tmp_path / "run")
-    read = sources.reader(c, tmp_path / "run")
+    read = sources.Reader(c, tmp_path / "run")
     for kind, names in FILES.items():
         if kind in kinds:
             train, test = (read(data / name, kind) for name in names)
@@ -349,7 +349,7 @@ def test_each_file_of_a_data_folder_may_be_in_a_published_layout(tmp_path):
             write_rows(own / file, map(make, QUESTIONS))
     c = config(own)
     assert sources.open_data(c, tmp_path / "run") == own
-    read = sources.reader(c, tmp_path / "run")
+    read = sources.Reader(c, tmp_path / "run")
     for kind, files in FILES.items():
         assert [len(read(own / file, kind)) for file in files] == [20, 20]
     # Without a tokenizer one is trained, once, beside the run's.
@@ -399,7 +399,7 @@ def test_an_answer_that_was_cut_is_nothing_to_imitate(tmp_path):
     (dialogue,) = read_records(data / "sft.jsonl", Dialogue)
     assert dialogue.messages[-1]["content"] == "maybe"
     assert read_records(data / "comparisons.jsonl", Comparison) == pairs
-    found = sources.reader(config(path), tmp_path / "run")(path, Dialogue)
+    found = sources.Reader(config(path), tmp_path / "run")(path, Dialogue)
     assert found == [dialogue]
 
 
