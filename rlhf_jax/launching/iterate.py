@@ -6,9 +6,9 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
 from rlhf_jax.launching import closing
-from rlhf_jax.launching.checks import check_data, check_stage, naming_the_stage
-from rlhf_jax.launching.stage import run_in_folder
-from rlhf_jax.training.workdir import finish, open_workdir, read_summary
+from rlhf_jax.launching.checks import check_data
+from rlhf_jax.launching.stage import run_stages
+from rlhf_jax.training.workdir import finish, read_summary
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -28,18 +28,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     check_data(config.data)
     data = sources.data_folder(config.data, folder)
     stages = stage_configs(config, folder, data)
-    for name, stage in stages.items():
-        with naming_the_stage(name):
-            check_stage(stage, folder / name, later=[folder])
     parts = {
         kind: [name for name in stages if name.startswith(kind)]
         for kind in ("pairs", "dpo")
     }
-    open_workdir(folder, config, parts=parts)
-    sources.open_data(config.data, folder)
-    sources.read_all(config.data, data, folder)
-    for name, stage in stages.items():
-        run_in_folder(stage, folder / name)
+    run_stages(config, folder, stages, parts=parts)
     summary = {
         f"round_{number}": {
             kind: read_summary(folder / f"{kind}_{number}") for kind in parts
@@ -47,7 +40,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         for number in range(1, config.rounds + 1)
     }
     finish(folder, summary)
-    closing.say_next(closing.chat_command(str(folder / name)))
+    closing.say_next(closing.chat_command(str(folder / list(stages)[-1])))
 
 
 def stage_configs(

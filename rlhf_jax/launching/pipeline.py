@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 from rlhf_jax.data import sources
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.launching import closing
-from rlhf_jax.launching.checks import check_data, check_stage, naming_the_stage
-from rlhf_jax.launching.stage import run_in_folder
-from rlhf_jax.training.workdir import finish, open_workdir, read_summary
+from rlhf_jax.launching.checks import check_data
+from rlhf_jax.launching.stage import run_stages
+from rlhf_jax.training.workdir import finish, read_summary
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -24,14 +24,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     check_data(config.data)
     data = sources.data_folder(config.data, folder)
     stages = stage_configs(config, folder, data)
-    for name, stage in stages.items():
-        with naming_the_stage(name):
-            check_stage(stage, folder / name, later=[folder])
-    open_workdir(folder, config, parts={name: [name] for name in stages})
-    sources.open_data(config.data, folder)
-    sources.read_all(config.data, data, folder)
-    for name, stage in stages.items():
-        run_in_folder(stage, folder / name)
+    run_stages(config, folder, stages, parts={name: [name] for name in stages})
     summary = read_summary(folder / "evaluate")
     summary["reward"] = read_summary(folder / "reward")
     finish(folder, summary)

@@ -1,8 +1,9 @@
-"""Run one stage in its folder."""
+"""Stages in their folders: one, or several one after another."""
 
 import importlib
 import pkgutil
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import jax
@@ -10,11 +11,12 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import rlhf_jax.stages
+from rlhf_jax.data import sources
 from rlhf_jax.launching import cli, closing
-from rlhf_jax.launching.checks import check_stage
+from rlhf_jax.launching.checks import check_stage, naming_the_stage
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.shared_work import is_first
-from rlhf_jax.training.workdir import is_finished, read_summary
+from rlhf_jax.training.workdir import is_finished, open_workdir, read_summary
 
 
 def known_stages() -> tuple[str, ...]:
@@ -53,8 +55,36 @@ def run_in_folder(config: ConfigDict, folder: Path) -> None:
     run_stage(config, folder)
 
 
+def run_stages(
+    config: ConfigDict,
+    folder: Path,
+    stages: Mapping[str, ConfigDict],
+    *,
+    parts: Mapping[str, Collection[str]],
+) -> None:
+    """Check all stages of a run of several, open its folder and data, and run them.
+
+    Args:
+        config: the run's config; `config.data` is the data of every stage.
+        stages: name -> config, in their order; a stage runs in `folder/name`.
+        parts: as `open_workdir` takes them.
+
+    Raises:
+        ValueError, OSError: an option of a stage is invalid, or an input is missing; no
+            stage has run then.
+    """
+    for name, stage in stages.items():
+        with naming_the_stage(name):
+            check_stage(stage, folder / name, later=[folder])
+    open_workdir(folder, config, parts=parts)
+    data = sources.open_data(config.data, folder)
+    sources.read_all(config.data, data, folder)
+    for name, stage in stages.items():
+        run_in_folder(stage, folder / name)
+
+
 def command(*stages: str) -> None:
-    """Be the whole command that runs one of `stages`, or any stage without `stages`."""
+    """Run one of `stages` (any, if none is named) by its config: a whole command."""
 
     def main(config, workdir):
         known = stages or known_stages()
