@@ -77,7 +77,9 @@ def run_two(stages: Path) -> list[subprocess.Popen]:
     ]
 
 
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    return output
+def finish(*processes: subprocess.Popen) -> list[str]:
+    """Return the output of each process, after all have ended well."""
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    for index, process in enumerate(processes):
+        assert process.returncode == 0, "\n".join(outputs[index:] + outputs[:index])
+    return outputs

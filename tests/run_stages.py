@@ -6,7 +6,9 @@ STAGES.json: [[stage, fields of its config, folder], ...].
 """
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 from tests.reliability import smallest
@@ -29,6 +31,17 @@ def config_of(stage: str, fields: dict):
     return config
 
 
+def slow_down_the_disk() -> None:
+    """Let the other processes be the first to arrive where process 0 writes a file."""
+    fsync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.05)
+        fsync(descriptor)
+
+    os.fsync = slow
+
+
 def main(stages: str, address: str = "", count: str = "1", index: str = "0") -> None:
     from rlhf_jax.launching import processes
     from rlhf_jax.launching.stage import run_stage
@@ -38,6 +51,8 @@ def main(stages: str, address: str = "", count: str = "1", index: str = "0") -> 
             names = ("coordinator", "num_processes", "process_id")
             values = (address, int(count), int(index))
             processes.join(dict(zip(names, values, strict=True)))
+            if index == "0":
+                slow_down_the_disk()
         for stage, fields, folder in json.loads(Path(stages).read_text()):
             run_stage(config_of(stage, fields), Path(folder))
 

@@ -11,6 +11,7 @@ asks the machine. When a process dies or fails, the others end within a minute.
 import contextlib
 import importlib.util
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,8 +61,9 @@ def join(given: dict) -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE)
     else:
         return
-    if jax.process_index():
-        logging.set_verbosity(logging.WARNING)  # process 0 logs for all
+    if jax.process_index():  # process 0 logs and prints for all
+        logging.set_verbosity(logging.WARNING)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def is_cluster() -> bool:

@@ -13,6 +13,7 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.encoding import encode_pairs
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
+from rlhf_jax.shared_work import is_first
 from rlhf_jax.terminal import listed, print_markdown
 from rlhf_jax.training import options, weights
 from rlhf_jax.training.inputs import agree
@@ -69,7 +70,8 @@ def run(config, workdir: str) -> None:
     )
     folder = workdir / "evaluation"
     summary = evaluate_held_out(scores, comparisons, pairs, train_pairs, folder)
-    print_markdown((folder / "report.md").read_text(encoding="utf-8"))
+    if is_first():  # the other processes may be here before the file is written
+        print_markdown((folder / "report.md").read_text(encoding="utf-8"))
     checkpoint = weights.fingerprint(config.reward_model)
     finish(workdir, summary | {"checkpoint": checkpoint, "dropped": dict(dropped)})
 

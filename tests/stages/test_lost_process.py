@@ -26,8 +26,7 @@ def test_the_other_process_ends_within_a_minute_and_both_resume(
 ):
     config = SMALL | {"data.path": data_folder, "total_steps": 4, "save_every": 1}
     whole, workdir = tmp_path / "whole", tmp_path / "run"
-    for process in start_two(config, whole):
-        finish(process)
+    finish(*start_two(config, whole))
 
     both = start_two(config, workdir)
     while len(read_metrics(workdir)) < 2:
@@ -42,8 +41,7 @@ def test_the_other_process_ends_within_a_minute_and_both_resume(
     assert other.returncode == preemption.STATUS
     assert len(read_metrics(workdir)) < 4
 
-    for process in start_two(config, workdir):
-        finish(process)
+    finish(*start_two(config, workdir))
     assert numbers(workdir) == numbers(whole)
     a, b = ((folder / "summary.json").read_text() for folder in (whole, workdir))
     assert a == b

@@ -16,8 +16,7 @@ from tests.run_stages import config_of
 
 def test_an_iteration_of_ppo_in_two_processes_is_that_of_one(data_folder, tmp_path):
     config = SMALL | {"data.path": data_folder, "total_steps": 1}
-    both = start_two(config, tmp_path / "two")
-    outputs = [finish(process) for process in both]
+    outputs = finish(*start_two(config, tmp_path / "two"))
     finish(start(config, tmp_path / "one", 2))
 
     (two,), (one,) = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
@@ -72,8 +71,10 @@ def test_every_stage_runs_in_two_processes_and_writes_once(tmp_path):
     root = tmp_path / "two"
     plan = tmp_path / "stages.json"
     plan.write_text(json.dumps(every_stage(root)))
-    for process in run_two(plan):
-        finish(process)
+    first, second = finish(*run_two(plan))
+    assert "All numbers" in first
+    assert "All numbers" not in second
+    assert "always longer" not in second  # of a table
     for stage, _, folder in every_stage(root):
         assert is_finished(folder), stage
         assert not list(Path(folder).rglob("*.tmp")), stage
