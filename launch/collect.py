@@ -1,6 +1,7 @@
 """Sample a model's responses and compare them: by annotators, or by a reward model.
 
-python launch/collect.py --config=configs/collect.py:tiny --workdir=runs/collect \
+python launch/collect.py --config=configs/collect.py:tiny \
+    --workdir=runs/collect \
     --config.init_from=runs/sft
 python launch/collect.py --config=configs/pairs.py:tiny --workdir=runs/pairs \
     --config.init_from=runs/sft --config.reward_model=runs/reward

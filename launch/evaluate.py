@@ -1,14 +1,19 @@
 """Compare checkpoints on held-out prompts, answer AlignBench, or evaluate a reward
 model alone.
 
-python launch/evaluate.py --config=configs/evaluate.py:tiny --workdir=runs/evaluate \
+python launch/evaluate.py --config=configs/evaluate.py:tiny \
+    --workdir=runs/evaluate \
     --config.models=sft=runs/sft,ppo=runs/ppo
-python launch/evaluate.py --config=configs/evaluate.py:reward --workdir=runs/scores \
+python launch/evaluate.py --config=configs/evaluate.py:reward \
+    --workdir=runs/scores \
     --config.reward_model=runs/reward --config.data.path=FOLDER
-python launch/evaluate.py --config=configs/evaluate.py:best_of_n --workdir=runs/best \
+python launch/evaluate.py --config=configs/evaluate.py:best_of_n \
+    --workdir=runs/best \
     --config.policy=runs/sft --config.reward_model=runs/reward
-python launch/evaluate.py --config=configs/alignbench.py:tiny --workdir=runs/align \
-    --config.policy=runs/ppo --config.questions=AlignBench/data/data_v1.1_release.jsonl
+python launch/evaluate.py --config=configs/alignbench.py:tiny \
+    --workdir=runs/align \
+    --config.policy=runs/ppo \
+    --config.questions=AlignBench/data/data_v1.1_release.jsonl
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Run iterative DPO: sample pairs from the policy, train the policy on them, repeat.
 
-python launch/iterate.py --config=configs/iterative_dpo.py:tiny --workdir=runs/iterate \
+python launch/iterate.py --config=configs/iterative_dpo.py:tiny \
+    --workdir=runs/iterate \
     --config.init_from=runs/sft --config.reward_model=runs/reward
 
     init_from -> pairs_1 -> dpo_1 -> pairs_2 -> dpo_2 -> ...

@@ -2,8 +2,9 @@
 
 python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/tiny
 
-    data -> sft -> collect -> prepare_comparisons -> reward -> ppo -----------> evaluate
-                                                            -> pairs -> dpo --^
+    data -> sft -> collect -> prepare_comparisons -> reward
+    reward -> ppo          -> evaluate
+    reward -> pairs -> dpo -> evaluate
 
 Every stage is the one that launch/train.py runs, in its own folder. At the end
 WORKDIR/report.html shows all stages. Start the same command again, and the pipeline

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from rlhf_jax import __version__
 from rlhf_jax.files import disk_trouble
 from rlhf_jax.launching import processes
+from rlhf_jax.launching.closing import WIDTH
 from rlhf_jax.training import lock, preemption
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.checkpoints import SaveError, finish_saves
@@ -106,7 +108,7 @@ def help_text(argv: list[str]) -> str:
     own = (argv[0], __name__, processes.__name__)
     modules = flags.FLAGS.flags_by_module_dict()
     doc = re.sub(r"(?<=\S) {4,}", r" \\\n    ", doc)  # a docstring joins such lines
-    lines = [doc.strip(), "", "Flags:"]
+    lines = [_paragraphs(doc.strip()), "", "Flags:"]
     lines += [_flag_line(flag) for module in own for flag in modules.get(module, ())]
     lines += [
         "  --verbosity: -1 shows warnings alone, 1 details and tracebacks. (0)",
@@ -116,7 +118,9 @@ def help_text(argv: list[str]) -> str:
     if not files:
         return "\n".join(lines)
     lines += ["", "Configs and their presets:"]
-    lines += [f"  {file}: {', '.join(presets_of(ROOT / file))}" for file in files]
+    lines += [
+        _item(f"  {file}: {', '.join(presets_of(ROOT / file))}") for file in files
+    ]
     given = [arg.partition("config=")[2] for arg in argv if "-config=" in arg]
     for place in given:
         keys = read_config_file(place).to_dict()
@@ -138,7 +142,25 @@ def _flag_line(flag: flags.Flag) -> str:
     text = f"  --{flag.name}: {flag.help}"
     if choices:
         text += f" One of {', '.join(choices)}."
-    return text if flag.default in (None, "", []) else f"{text} ({flag.default})"
+    if flag.default not in (None, "", []):
+        text += f" ({flag.default})"
+    return _item(text)
+
+
+def _item(text: str) -> str:
+    """Fold an entry of a list to the width of a terminal."""
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent="      ", break_on_hyphens=False
+    )
+
+
+def _paragraphs(doc: str) -> str:
+    """Fold the paragraphs of a docstring to the width of a terminal; leave alone those
+    with indented lines, which are commands and lists."""
+    return "\n\n".join(
+        part if "\n " in f"\n{part}" else textwrap.fill(part, WIDTH)
+        for part in doc.split("\n\n")
+    )
 
 
 def _key_lines(values: dict, prefix: str) -> Iterator[str]:

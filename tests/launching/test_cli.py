@@ -106,13 +106,14 @@ def test_help_lists_flags_presets_and_where_keys_are_described(script):
     if "stage.command(" in source or "cli.run(" in source:
         own += ["config", "workdir", "coordinator", "num_processes", "process_id"]
     assert own
+    assert max(map(len, shown.splitlines())) <= 80
     for name in [*own, "verbosity", "version"]:
         assert f"\n  --{name}: " in shown, name
     if "config" in own:
-        configs = re.findall(r"^  (configs/\w+\.py): (.+)$", shown, flags=re.MULTILINE)
+        configs = re.findall(r"^  (configs/\w+\.py): (.+(?:\n {6}.+)*)", shown, re.M)
         assert configs and "docs/configuration.md" in shown
         for file, presets in configs:
-            for preset in presets.split(", "):
+            for preset in re.split(r",\s+", presets):
                 assert read_config_file(f"{ROOT / file}:{preset}")
 
 
