@@ -23,7 +23,7 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.data.cleaning import comparison_report
-from rlhf_jax.data.cleaning.annotator_quality import Limits, agreement
+from rlhf_jax.data.cleaning.annotator_quality import Limits, agreement, alpha
 from rlhf_jax.data.cleaning.filters import REASONS, chosen_and_rejected, clean, take
 from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.cleaning.votes import read_votes
@@ -120,11 +120,10 @@ def prepare(config, workdir: Path) -> dict[str, int]:
         "Annotators": comparison_report.annotator_rows(cleaning.annotators),
         "Length balance": buckets,
     }
-    kappa = {
-        "of all annotators": agreement(votes, usable),
-        "of those who are in": agreement(votes, trusted),
-    }
-    comparison_report.write(workdir, tables, kappa, better - worse, keep)
+    groups = {"of all annotators": usable, "of those who are in": trusted}
+    kappa = {name: agreement(votes, rows) for name, rows in groups.items()}
+    alphas = {name: alpha(votes, rows) for name, rows in groups.items()}
+    comparison_report.write(workdir, tables, kappa, alphas, better - worse, keep)
     return {row["step"]: row["comparisons"] for row in tables["Comparisons"]}
 
 

@@ -95,6 +95,39 @@ def agreement(votes: Votes, usable: np.ndarray) -> float:
     return _kappa(mine, others)
 
 
+def alpha(votes: Votes, usable: np.ndarray) -> float:
+    """Compute Krippendorff's nominal alpha of the usable named votes, of each annotator
+    the first on a pair; nan if no two annotators share a pair or all votes are equal.
+
+    1 is perfect agreement and 0 that of chance. Unlike `agreement`, alpha counts every
+    two annotators of a pair, also where the others are split.
+    """
+    rows = np.flatnonzero(usable & (votes.annotator != UNNAMED))
+    _, first = _groups(votes.pair[rows] * len(votes.annotators) + votes.annotator[rows])
+    return nominal_alpha(votes.pair[rows][first], votes.verdict[rows][first])
+
+
+def nominal_alpha(unit: np.ndarray, value: np.ndarray) -> float:
+    """Compute Krippendorff's alpha of N nominal values, each an annotator's of a unit
+    ("Content Analysis", 4th edition, chapter 12); nan without variation or overlap.
+
+    Args:
+        unit: int [N], the numbers of the units.
+        value: int [N], the annotators' values; of a unit with one value none counts.
+    """
+    unit, value = (np.unique(x, return_inverse=True)[1] for x in (unit, value))
+    kinds = value.max(initial=0) + 1
+    shape = (unit.max(initial=-1) + 1, kinds)
+    counts = np.bincount(unit * kinds + value, minlength=shape[0] * kinds)
+    counts = counts.reshape(shape).astype(float)
+    counts = counts[counts.sum(axis=1) > 1]
+    size, totals = counts.sum(axis=1), counts.sum(axis=0)
+    total = totals.sum()
+    observed = ((size**2 - (counts**2).sum(axis=1)) / (size - 1)).sum()
+    expected = (total**2 - (totals**2).sum()) / max(total - 1, 1)
+    return 1 - observed / expected if expected else float("nan")
+
+
 def _contradicted(votes: Votes, rows: np.ndarray, confidence: float) -> Share:
     """Return the share of contradicted repeats of each annotator.
 

@@ -87,6 +87,7 @@ def write(
     folder: Path,
     tables: dict[str, list[dict]],
     kappa: dict[str, float],
+    alpha: dict[str, float],
     difference: np.ndarray,
     kept: np.ndarray,
 ) -> None:
@@ -95,6 +96,7 @@ def write(
     Args:
         tables: rows by title.
         kappa: Cohen's kappa of votes with the others' majority, by group of votes.
+        alpha: Krippendorff's alpha, by group of votes.
         difference: better minus worse length of every cleaned pair, in tokens.
         kept: bool, True for the pairs that length balancing keeps.
     """
@@ -102,9 +104,12 @@ def write(
         "cleaned": length_bias(difference),
         "balanced": length_bias(difference[kept]),
     }
-    kappas = {name: _number(value) for name, value in kappa.items()}
+    agreements = {
+        "kappa": {name: _number(value) for name, value in kappa.items()},
+        "alpha": {name: _number(value) for name, value in alpha.items()},
+    }
     report = {title.lower(): rows for title, rows in tables.items()}
-    report |= {"kappa": kappas, "length": length}
+    report |= {**agreements, "length": length}
     write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
 
     lines = [
@@ -113,9 +118,14 @@ def write(
         for name, n in length.items()
         if n["longer_is_better"] is not None
     ]
-    if None not in kappas.values():
-        values = ", ".join(f"{value:.2f} {name}" for name, value in kappas.items())
-        lines.append(f"Cohen's kappa of a vote with the others' majority: {values}.")
+    titles = {
+        "kappa": "Cohen's kappa of a vote with the others' majority",
+        "alpha": "Krippendorff's alpha",
+    }
+    for name, groups in agreements.items():
+        if None not in groups.values():
+            values = ", ".join(f"{x:.2f} {group}" for group, x in groups.items())
+            lines.append(f"{titles[name]}: {values}.")
     parts = [markdown(title, rows) for title, rows in tables.items() if rows]
     parts += [*(f"{line}\n" for line in lines), f"![Difference in length]({PLOT})\n"]
     write_text(folder / "report.md", "\n".join(parts))

@@ -8,7 +8,9 @@ from rlhf_jax.data.cleaning.annotator_quality import (
     Annotators,
     Limits,
     agreement,
+    alpha,
     judge,
+    nominal_alpha,
 )
 from rlhf_jax.data.cleaning.votes import read_votes
 from rlhf_jax.data.records import Comparison, Prompt
@@ -188,6 +190,28 @@ def test_more_ties_than_votes_for_one_are_a_majority_for_neither():
 
 def test_nobody_to_agree_with_is_nan():
     assert np.isnan(agreement(votes_of([vote(0, "a")]), np.ones(1, bool)))
+
+
+def test_alpha_is_krippendorffs_own_example():
+    """Four observers of twelve units; 0 is no answer."""
+    units = "1101 2232 3333 3333 2222 1234 4444 1121 2222 0555 0011 0030".split()
+    values = [(i, int(x)) for i, unit in enumerate(units) for x in unit if x != "0"]
+    assert nominal_alpha(*np.transpose(values)) == pytest.approx(0.743, abs=5e-4)
+
+
+def test_alpha_counts_each_annotator_once_and_pairs_with_several():
+    votes = [vote(i, x, "ann") for i, x in enumerate("aabb")]
+    votes += [vote(i, x, "bob") for i, x in enumerate("aaba")]
+
+    def of(*more):
+        read = votes_of([*votes, *more])
+        return alpha(read, np.ones(len(read.pair), bool))
+
+    assert -1 < of() < 1
+    again, alone, nobody = vote(0, "b"), vote(9, "b", "cay"), vote(0, "b", "")
+    assert of(again) == of(alone) == of(nobody) == of()
+    assert of(vote(0, "b", "cay")) < of()
+    assert np.isnan(alpha(votes_of([alone]), np.ones(1, bool)))
 
 
 def test_limits_out_of_range_are_refused():

@@ -69,7 +69,9 @@ def test_annotators_who_are_out_come_first_each_with_their_own_shares():
 def test_the_report_says_how_often_the_longer_is_better(tmp_path):
     difference, kept = np.array([3, 2, -1, 0]), np.array([True, False, True, False])
     kappa = {"of all": 0.25, "of the clean": 0.5}
-    comparison_report.write(tmp_path, {"写": [{"a": 1}]}, kappa, difference, kept)
+    alpha = {"of all": 0.125, "of the clean": 1.0}
+    tables = {"写": [{"a": 1}]}
+    comparison_report.write(tmp_path, tables, kappa, alpha, difference, kept)
     text = (tmp_path / "report.md").read_text()
     for part in (
         "Of 4 cleaned pairs, 1 are equal in length; of the others, the longer is "
@@ -77,9 +79,11 @@ def test_the_report_says_how_often_the_longer_is_better(tmp_path):
         "Of 2 balanced pairs, 0 are equal in length; of the others, the longer is "
         "better in 50.0%.",
         "majority: 0.25 of all, 0.50 of the clean.",
+        "Krippendorff's alpha: 0.12 of all, 1.00 of the clean.",
     ):
         assert part in text
-    assert "写" in (tmp_path / "report.json").read_text()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["写"], report["alpha"]) == ([{"a": 1}], alpha)
 
 
 def test_a_table_that_just_fits_the_terminal_is_whole(capsys):
@@ -110,6 +114,7 @@ def test_long_tables_are_cut_in_the_terminal_and_whole_in_the_report(tmp_path, c
     comparison_report.write(
         tmp_path,
         {"Steps": rows, "Nobody": []},
+        {"of all": float("nan")},
         {"of all": float("nan")},
         np.array([1, -1, 5]),
         np.array([True, True, False]),
