@@ -194,8 +194,10 @@ def test_nobody_to_agree_with_is_nan():
 
 def test_alpha_is_krippendorffs_own_example():
     """Four observers of twelve units; 0 is no answer."""
-    units = "1101 2232 3333 3333 2222 1234 4444 1121 2222 0555 0011 0030".split()
-    values = [(i, int(x)) for i, unit in enumerate(units) for x in unit if x != "0"]
+    text = "1101 2232 3333 3333 2222 1234 4444 1121 2222 0555 0011 0030"
+    values = [
+        (i, int(x)) for i, unit in enumerate(text.split()) for x in unit if x != "0"
+    ]
     assert nominal_alpha(*np.transpose(values)) == pytest.approx(0.743, abs=5e-4)
 
 
