@@ -91,7 +91,14 @@ def main():
         pad_id=0,
         num_tokens=config.vocab_size,
     )
-    score = jax.jit(functools.partial(ppo.make_experience, hyper=hyper))
+
+    @jax.jit
+    def score(state, frozen, rolled, baseline):
+        outputs = ppo.run_models(state, frozen, rolled, hyper=hyper)
+        return ppo.make_experience(
+            state, rolled, outputs, outputs.scores, baseline, hyper=hyper
+        )
+
     update = jax.jit(
         functools.partial(
             ppo.train_step,

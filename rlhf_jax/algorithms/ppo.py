@@ -162,10 +162,11 @@ def with_opt_states(state: PPOState, change: Callable[[dict], dict]) -> PPOState
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Frozen models: the reference of the KL and the reward model."""
+    """Frozen models: the reference of the KL, and the reward model (None where all
+    rewards are functions)."""
 
     reference: Policy
-    reward: ScoreModel
+    reward: ScoreModel | None
 
 
 class ModelOutputs(NamedTuple):
@@ -174,7 +175,7 @@ class ModelOutputs(NamedTuple):
     old_logprobs: Float[Array, "B R"]
     entropy: Float[Array, "B R"]
     ref_logprobs: Float[Array, "B R"]
-    scores: Float[Array, " B"]
+    scores: Float[Array, " B"] | None  # None without a reward model
     values: Float[Array, "B R"] | None  # None without a critic
 
 
@@ -191,15 +192,28 @@ def policy_logprobs(policy: Policy, batch: Rollout | Experience, *, hyper: Hyper
     return out._replace(logprobs=out.logprobs[:, 0], entropy=out.entropy[:, 0])
 
 
+def run_models(
+    state: PPOState, frozen: Frozen, rollout: Rollout, *, hyper: Hyper
+) -> ModelOutputs:
+    """Run one forward pass of each model over a rollout, as many rows at a time as in
+    the update, since that many fit in memory."""
+    return in_parts(
+        functools.partial(forward_models, state=state, frozen=frozen, hyper=hyper),
+        rollout,
+        parts=hyper.minibatches * hyper.microbatches,
+    )
+
+
 def forward_models(
     rollout: Rollout, *, state: PPOState, frozen: Frozen, hyper: Hyper
 ) -> ModelOutputs:
-    """Run one forward pass of each model over a rollout."""
+    """Run one forward pass of each model over some rows of a rollout."""
     mask = rollout.response_mask
     old = policy_logprobs(state.policy.model, rollout, hyper=hyper)
     ref = policy_logprobs(frozen.reference, rollout, hyper=hyper)
-    scores = response_scores(frozen.reward, *one_response(rollout))[:, 0]
-    values = None
+    scores = values = None
+    if frozen.reward is not None:
+        scores = response_scores(frozen.reward, *one_response(rollout))[:, 0]
     if state.value is not None:
         values = response_values(state.value.model, *one_response(rollout))[:, 0]
         values = masked.keep(values, mask)
@@ -214,8 +228,9 @@ def forward_models(
 
 def make_experience(
     state: PPOState,
-    frozen: Frozen,
     rollout: Rollout,
+    outputs: ModelOutputs,
+    scores: Float[Array, " B"],
     baseline_scores: Float[Array, " B"],
     *,
     hyper: Hyper,
@@ -223,6 +238,8 @@ def make_experience(
     """Compute everything the update needs; the update changes none of it.
 
     Args:
+        outputs: the result of `run_models` on the rollout.
+        scores: the score of each response: the sum of all its rewards by their weights.
         baseline_scores: the score of another answer to each row's prompt (the
             reference's, or the policy's greedy answer); zeros for no baseline.
 
@@ -230,16 +247,9 @@ def make_experience(
         The experience, the changed fields of the state by name, and metrics.
     """
     mask = rollout.response_mask
-    # As many rows at a time as in the update, since that many fit in memory.
-    outputs = in_parts(
-        functools.partial(forward_models, state=state, frozen=frozen, hyper=hyper),
-        rollout,
-        parts=hyper.minibatches * hyper.microbatches,
-    )
-
     # The reward of a response is its score minus the baseline's score.
     baselined = estimators.reference_baseline(
-        scores=outputs.scores, reference_scores=baseline_scores
+        scores=scores, reference_scores=baseline_scores
     )
     rewarded, moments = baselined, state.moments
     if hyper.normalise_scores:
@@ -296,6 +306,7 @@ def make_experience(
         rollout,
         outputs,
         returns,
+        scores=scores,
         baselined=baselined,
         rewarded=rewarded,
         sequence_kl=sequence_kl,
@@ -349,6 +360,7 @@ def experience_metrics(
     outputs: ModelOutputs,
     returns: Float[Array, "B R"] | None,
     *,
+    scores: Float[Array, " B"],
     baselined: Float[Array, " B"],
     rewarded: Float[Array, " B"],
     sequence_kl: Float[Array, " B"],
@@ -362,7 +374,7 @@ def experience_metrics(
     is_outside = jnp.abs(jnp.expm1(gap)) > RATIO_TOLERANCE
     metrics = {
         "objective/kl": Mean.of(sequence_kl),
-        "objective/scores": Mean.of(outputs.scores),
+        "objective/scores": Mean.of(scores),
         "objective/rlhf_reward": Mean.of(rewarded - kl_coef * sequence_kl),
         "objective/non_score_reward": Mean.of(-kl_coef * sequence_kl),
         "objective/baselined_scores": Mean.of(baselined),

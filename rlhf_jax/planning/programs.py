@@ -222,8 +222,8 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         ),
         Program(
             "score",
-            functools.partial(algorithm.make_experience, hyper=hyper),
-            (bare, frozen, rolled, array((rows,), jnp.float32)),
+            functools.partial(algorithm.run_models, hyper=hyper),
+            (bare, frozen, rolled),
             held=moments,
         ),
         Program(

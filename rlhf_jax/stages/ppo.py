@@ -4,9 +4,10 @@ ChatGLM-RLHF (arXiv 2404.00934), section 3. The functions of one iteration are i
 algorithms/ppo.py:
 1. rollout: the policy answers a batch of prompts. When a prompt is first drawn, the
    reference answers it too, and the reward model's score of that answer is kept.
-2. make_experience: old log-probabilities, reference log-probabilities, scores and
-   values in one program. A token's reward is -kl_coef * KL; the last token's reward
-   also has the score minus the reference answer's score. Advantages are from GAE.
+2. run_models: old log-probabilities, reference log-probabilities, scores and values in
+   one program. make_experience: a token's reward is -kl_coef * KL; the last token's
+   reward also has the score minus the reference answer's score. Advantages are from
+   GAE.
 3. train_step: epochs x minibatches of the clipped policy loss plus beta_sft * the SFT
    loss, and of the clipped value loss, in one program.
 
@@ -37,6 +38,7 @@ from rlhf_jax.algorithms.ppo import (
     Hyper,
     PPOState,
     make_experience,
+    run_models,
     train_step,
     with_opt_states,
 )
@@ -59,6 +61,7 @@ from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.parallel.sharding import (
     create,
     creator,
+    fetch,
     shapes_of,
     shard_batch,
     to_memory,
@@ -139,6 +142,7 @@ def run(config, workdir: str) -> None:
     policy_rates = optimizers.learning_rates(config.optimizer, total_updates)
     value_optimizer = optimizers.from_config(config.value_optimizer)
     value_rates = optimizers.learning_rates(config.value_optimizer, total_updates)
+    models_step = jax.jit(functools.partial(run_models, hyper=hyper))
     experience_step = jax.jit(functools.partial(make_experience, hyper=hyper))
     update_step = jax.jit(
         functools.partial(
@@ -277,8 +281,10 @@ def run(config, workdir: str) -> None:
 
             # 2. The experience: log-probabilities, scores, values, advantages.
             baseline = np.repeat(baseline, config.samples_per_prompt)
+            outputs = models_step(state, memory.frozen(), responses)
+            scores = fetch(outputs.scores)
             experience, changes, metrics = experience_step(
-                state, memory.frozen(), responses, baseline
+                state, responses, outputs, scores, baseline
             )
             observed_kl = metrics["objective/kl"].value()
             seconds["time/score"] = watch.lap()

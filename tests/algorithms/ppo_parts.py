@@ -111,7 +111,15 @@ def make_prompts(rows=ROWS, width=5, pad=0):
 
 @functools.cache
 def experience_step(hyper):
-    return jax.jit(functools.partial(ppo.make_experience, hyper=hyper))
+    """Compute the experience from models and rollout, in one program."""
+
+    def step(state, frozen, rolled, baseline_scores):
+        outputs = ppo.run_models(state, frozen, rolled, hyper=hyper)
+        return ppo.make_experience(
+            state, rolled, outputs, outputs.scores, baseline_scores, hyper=hyper
+        )
+
+    return jax.jit(step)
 
 
 @functools.cache

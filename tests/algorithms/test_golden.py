@@ -22,6 +22,7 @@ from rlhf_jax.models.presets import preset
 from rlhf_jax.training.metrics import to_floats
 from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState
+from tests.algorithms.ppo_parts import experience_step
 
 FILE = Path(__file__).with_name("golden.json")
 ROWS, PROMPT, RESPONSE, NUM_TOKENS = 4, 5, 6, 60
@@ -163,9 +164,7 @@ def ppo_steps():
     state = ppo.PPOState.create(
         language_model(), score_model(), **optimizers, hyper=hyper
     )
-    experience, _, metrics = jax.jit(
-        functools.partial(ppo.make_experience, hyper=hyper)
-    )(
+    experience, _, metrics = experience_step(hyper)(
         state,
         ppo.Frozen(reference(), score_model()),
         rollout,

@@ -274,7 +274,7 @@ def test_a_bandit_finds_its_best_arm_unless_the_kl_is_too_dear(
         samples_per_prompt=8,
     )
     sampling = dataclasses.replace(SAMPLING, max_new_tokens=1, temperature=1.0)
-    make = jax.jit(functools.partial(ppo.make_experience, hyper=hyper))
+    make = experience_step(hyper)
     prompts = repeat_prompts(make_prompts(), 8)
     for i in range(30):
         rolled = rollout(state.policy.model, prompts, jax.random.key(i), sampling)

@@ -154,8 +154,9 @@ def ppo_step(model, batch):
         model, scorer, policy_optimizer=SGD, value_optimizer=SGD, hyper=hyper
     )
     reference = jax.tree.map(lambda x: 0.9 * x, model)
+    outputs = ppo.run_models(state, ppo.Frozen(reference, scorer), rolled, hyper=hyper)
     experience, _, metrics = ppo.make_experience(
-        state, ppo.Frozen(reference, scorer), rolled, jnp.zeros(ROWS), hyper=hyper
+        state, rolled, outputs, outputs.scores, jnp.zeros(ROWS), hyper=hyper
     )
     state, update_metrics = ppo.train_step(
         state,

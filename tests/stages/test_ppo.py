@@ -320,7 +320,7 @@ def test_what_each_iteration_hands_to_the_update(
     what they get: baselines by prompt, and keys, rates and SFT batches of their own."""
     baselines, updates = [], []
 
-    def make_experience(state, frozen, rollout, baseline_scores, *, hyper):
+    def make_experience(state, rollout, outputs, scores, baseline_scores, *, hyper):
         baselines.append(baseline_scores)
         return None, {}, {"objective/kl": Mean.of(np.zeros(1))}
 
