@@ -60,7 +60,8 @@ def with_model(c: ConfigDict, preset: str) -> ConfigDict:
     # "dots", all but the results of matrix products; "full", all of a layer.
     c.remat = "none" if is_small(preset) else "full"
     # The implementation of attention: "xla"; "splash" on TPUs; "cudnn" on GPUs in 16
-    # bits; "auto" takes the one that suits the machine.
+    # bits, with a warning and "xla" for shapes that it lacks; "auto" takes the one that
+    # suits the machine.
     c.attention = "xla" if is_small(preset) else "auto"
     return c
 

@@ -4,11 +4,16 @@ Letters: B batch, T query tokens, S key slots, N query heads, K key-value heads,
 dim. Query head n reads key-value head n // (N / K): neighbours share.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
+
+from rlhf_jax.models.config import ChatGLMConfig
 
 # Finite, so that the row of a padded query is uniform and not NaN.
 MASKED = -1e30
@@ -58,21 +63,63 @@ def causal(
     return seen
 
 
-def cudnn_attend(
+def library_attend(
     queries: Float[Array, "B T N H"],
     keys: Float[Array, "B K H S"],
     values: Float[Array, "B K S H"],
     seen: Bool[Array, "B T S"],
     *,
-    implementation: str = "cudnn",
+    implementation: str,
 ) -> Float[Array, "B T N H"]:
-    """Compute `attend` by jax's cuDNN kernel for GPUs, without scores in memory."""
+    """Compute `attend` by `jax.nn.dot_product_attention`; its implementation "cudnn" is
+    a kernel for GPUs, without scores in memory."""
     return jax.nn.dot_product_attention(
         queries,
         keys.transpose(0, 3, 1, 2),
         values.transpose(0, 2, 1, 3),
         mask=seen[:, None],
         implementation=implementation,
+    )
+
+
+cudnn_attend = functools.partial(library_attend, implementation="cudnn")
+
+
+def cudnn_refusal(config: ChatGLMConfig, *, rows: int, queries: int, slots: int) -> str:
+    """Return why cuDNN has no attention for arrays of these sizes, in a line; "" if
+    cuDNN has it.
+
+    jax is asked by tracing the kernel and its gradient: the limits (16 bits, dims of a
+    head, even lengths in training) differ between versions and GPUs.
+    """
+    c, shards = config, jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    if c.num_kv_heads % shards:
+        return f"the mesh's tensor={shards} does not divide {c.num_kv_heads=}"
+    shapes = (
+        (rows, queries, c.num_heads, c.head_dim),
+        (rows, c.num_kv_heads, c.head_dim, slots),
+        (rows, c.num_kv_heads, slots, c.head_dim),
+    )
+    arrays = [jax.ShapeDtypeStruct(shape, c.dtype) for shape in shapes]
+    seen = jax.ShapeDtypeStruct((rows, queries, slots), bool)
+
+    def total(arrays, seen):
+        return cudnn_attend(*arrays, seen).astype(jnp.float32).sum()
+
+    try:
+        jax.eval_shape(jax.grad(total), arrays, seen)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        return str(error).partition("\n")[0]
+    return ""
+
+
+def warn_of_fallback(reason: str) -> None:
+    """Say once, in a warning, that XLA's attention stands in for cuDNN's."""
+    logging.log_first_n(
+        logging.WARNING,
+        "There is no cudnn attention here, xla's is used and takes more memory: %s",
+        1,
+        reason,
     )
 
 

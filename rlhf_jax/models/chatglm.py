@@ -25,7 +25,9 @@ from rlhf_jax.models.attention import (
     block_attend,
     causal,
     cudnn_attend,
+    cudnn_refusal,
     visible,
+    warn_of_fallback,
 )
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.kv_cache import KVCache
@@ -220,7 +222,8 @@ class ChatGLM(nnx.Module):
         """Return the attention function of the layers, with the mask of
         `attention.visible`, and its keyword arguments with a row axis. Splash needs its
         mask, apart from padding, at compile time; where this mask is not static, XLA's
-        attention is used."""
+        attention is used. So it is where cuDNN has none, and for a single query a row,
+        whose keys and values XLA reads in the cache's own order."""
         is_static = context is None and (segments is None or segments.ndim == 1)
         square = len(query_slots) == mask.shape[1]
         if self.config.attention == "splash" and is_static and square:
@@ -229,8 +232,12 @@ class ChatGLM(nnx.Module):
         if segments is not None:
             rows = jnp.broadcast_to(segments, mask.shape)
         seen = visible(mask, query_slots=query_slots, segments=rows, context=context)
-        if self.config.attention == "cudnn":
-            return cudnn_attend, {"seen": seen}
+        if self.config.attention == "cudnn" and len(query_slots) > 1:
+            sizes = {"queries": len(query_slots), "slots": mask.shape[1]}
+            refusal = cudnn_refusal(self.config, rows=mask.shape[0], **sizes)
+            if not refusal:
+                return cudnn_attend, {"seen": seen}
+            warn_of_fallback(refusal)
         if context is None and square:
             possible = causal(mask.shape[1], segments if is_static else None)
             return functools.partial(block_attend, possible=possible), {"seen": seen}

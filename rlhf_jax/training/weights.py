@@ -41,7 +41,7 @@ def computation(config) -> dict:
     config.
 
     Raises:
-        ValueError: this machine or this dtype does not have the attention.
+        ValueError: this machine does not have the attention.
     """
     mesh = jax.sharding.get_mesh()
     platform = (jax.devices() if mesh.empty else mesh.devices.flat)[0].platform
@@ -49,10 +49,10 @@ def computation(config) -> dict:
     fitting = {"tpu": "splash", "gpu": "cudnn" if sixteen_bits else "xla"}
     fitting = fitting.get(platform, "xla")
     attention = fitting if config.attention == "auto" else config.attention
-    if attention in ("splash", "cudnn") and attention != fitting:
+    if platform != {"splash": "tpu", "cudnn": "gpu"}.get(attention, platform):
         raise ValueError(
-            f"{config.attention=} is not for {config.dtype} on {platform}: set 'auto', "
-            "'splash' on TPUs, 'cudnn' in 16 bits on GPUs, or 'xla'."
+            f"{config.attention=} is not for {platform}: set 'auto', 'splash' on TPUs, "
+            "'cudnn' in 16 bits on GPUs, or 'xla'."
         )
     return {
         "dtype": config.dtype,

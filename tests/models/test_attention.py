@@ -1,19 +1,25 @@
 """Grouped attention against jax's own."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
+from rlhf_jax.models import attention, chatglm
 from rlhf_jax.models.attention import (
     attend,
     block_attend,
     causal,
-    cudnn_attend,
+    cudnn_refusal,
+    library_attend,
     visible,
 )
+from rlhf_jax.parallel.mesh import make_mesh
+from tests.models.families import FAMILIES, random_model, random_tokens, with_fields
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -35,7 +41,7 @@ def test_it_equals_the_library_forward_and_backward(kv_heads):
     def theirs(arrays):
         q, k, v = arrays
         k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-        return (cudnn_attend(q, k, v, seen, implementation="xla") ** 2).sum()
+        return (library_attend(q, k, v, seen, implementation="xla") ** 2).sum()
 
     for a, b in zip(
         jax.tree.leaves(ours((queries, k, v))),
@@ -96,3 +102,75 @@ def test_a_block_reads_no_key_that_it_cannot_see():
         queries, keys, values, jnp.asarray(possible)[None], possible=possible
     )
     assert np.isfinite(out[:, 128:]).all() and np.isnan(out[:, 64:128]).all()
+
+
+@pytest.fixture
+def fake_cudnn(monkeypatch):
+    """jax's kernel for GPUs as this machine can run it, with limits of its own; the
+    list has the query tokens of every call."""
+    calls = []
+
+    def kernel(queries, keys, values, seen):
+        if queries.dtype != jnp.bfloat16:
+            raise NotImplementedError(f"Q must be bf16, got {queries.dtype}")
+        if queries.shape[1] % 2:
+            raise NotImplementedError(f"Unsupported sequence length Q {queries.shape}")
+        calls.append(queries.shape[1])
+        return library_attend(queries, keys, values, seen, implementation="xla")
+
+    monkeypatch.setattr(attention, "cudnn_attend", kernel)
+    monkeypatch.setattr(chatglm, "cudnn_attend", kernel)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "reason"),
+    [
+        (8, "bfloat16", ""),
+        (7, "bfloat16", "Unsupported sequence length"),
+        (8, "float32", "Q must be bf16, got float32"),
+    ],
+)
+def test_xla_stands_in_where_cudnn_has_no_attention_and_says_so_once(
+    length, dtype, reason, fake_cudnn, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging, "_log_counter_per_token", {})
+    model = random_model(FAMILIES["v2"])
+    tokens = jnp.asarray(random_tokens(model.config, (2, length)))
+    mask = jnp.arange(length)[None] >= jnp.array([[3], [0]])
+    fields = {"dtype": dtype, "param_dtype": dtype}
+    exact, *others = (
+        with_fields(model, attention=kernel, **fields)(tokens, mask)[mask]
+        for kernel in ("xla", "cudnn", "cudnn")
+    )
+    for logits in others:
+        np.testing.assert_allclose(exact, logits, atol=0.1)
+    assert bool(fake_cudnn) == (not reason)
+    warnings = [r.getMessage() for r in caplog.records if "cudnn" in r.getMessage()]
+    assert len(warnings) == bool(reason)
+    assert all(reason in text for text in warnings)
+
+
+def test_single_queries_are_not_for_cudnn(fake_cudnn, caplog, monkeypatch):
+    """A step of decoding would bring the cache into another order for cuDNN."""
+    monkeypatch.setattr(logging, "_log_counter_per_token", {})
+    model = with_fields(
+        random_model(FAMILIES["v2"]), attention="cudnn", dtype="bfloat16"
+    )
+    tokens = jnp.asarray(random_tokens(model.config, (2, 8)))
+    mask = jnp.ones(tokens.shape, bool)
+    _, cache = model.decode(tokens, mask, model.init_cache(2, 10))
+    read = len(fake_cudnn)
+    model.decode(tokens[:, :1], mask[:, :1], cache)
+    assert set(fake_cudnn[:read]) == {8} and len(fake_cudnn) == read
+    assert not caplog.records
+
+
+def test_heads_that_the_mesh_does_not_divide_are_not_for_cudnn(fake_cudnn):
+    """The kernel wants queries and keys split alike."""
+    sizes = {"rows": 2, "queries": 8, "slots": 8}
+    config = dataclasses.replace(FAMILIES["v2"], dtype="bfloat16")
+    for tensor, refused in ((2, False), (4, True)):
+        with jax.set_mesh(make_mesh((1, -1, tensor))):
+            reason = cudnn_refusal(config, **sizes)
+        assert ("num_kv_heads=2" in reason) == refused
