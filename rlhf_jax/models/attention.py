@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.positions import count_before
 
 # Finite, so that the row of a padded query is uniform and not NaN.
 MASKED = -1e30
@@ -27,6 +28,7 @@ def visible(
     query_slots: Int[Array, " T"],
     segments: Int[Array, "B S"] | None = None,
     context: Int[Array, " B"] | None = None,
+    window: int | None = None,
 ) -> Bool[Array, "B T S"]:
     """Return the slots that each query sees: real ones, not later than the query.
 
@@ -37,12 +39,17 @@ def visible(
             and its own segment; T = S is required.
         context: the number of real tokens at the start of the row that every query
             sees, for ChatGLM-6B.
+        window: the number of tokens that a query sees, itself included; None for all.
     """
     slots = jnp.arange(mask.shape[1])
     seen = (slots[None, :] <= query_slots[:, None])[None]
     if segments is not None:
         key, query = segments[:, None, :], segments[:, :, None]
         seen = seen & ((key == 0) | (key == query))
+    if window is not None:
+        places = count_before(mask, segments)
+        since = places[:, query_slots, None] - places[:, None, :]
+        seen = seen & (since < window)
     if context is not None:
         rank = jnp.cumsum(mask, axis=1)
         in_context = rank <= context[:, None]

@@ -1,9 +1,11 @@
-"""The ChatGLM family: ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4 and GLM-4-0414.
+"""The model: ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4, GLM-4-0414, and Llama,
+Mistral, Qwen2 and Qwen3.
 
-One implementation serves all; each difference between generations is a config field.
+One implementation serves all; each difference between families is a config field.
 
 Sources: the code published with THUDM/chatglm-6b, chatglm2-6b, chatglm3-6b and
-glm-4-9b, and transformers' `glm` and `glm4`. A model is a pytree that `jax.jit`,
+glm-4-9b, and transformers' `glm`, `glm4`, `llama`, `mistral`, `qwen2` and `qwen3`. A
+model is a pytree that `jax.jit`,
 `jax.grad` and `jax.lax.scan` accept. Blocks are stacked: every parameter of a block has
 a leading axis of layers.
 
@@ -62,7 +64,7 @@ class ChatGLM(nnx.Module):
         # Layers are initialised one after another, so that the float32 numbers of only
         # one layer lie in memory at a time.
         self.blocks = jax.lax.map(lambda key: Block(config, rngs=nnx.Rngs(key)), keys)
-        self.final_norm = Norm(config)
+        self.final_norm = Norm(config, config.width)
         self.head = None if config.tied else Head(config, rngs=rngs)
 
     @property
@@ -224,14 +226,22 @@ class ChatGLM(nnx.Module):
         mask, apart from padding, at compile time; where this mask is not static, XLA's
         attention is used. So it is where cuDNN has none, and for a single query a row,
         whose keys and values XLA reads in the cache's own order."""
+        window = self.config.window
         is_static = context is None and (segments is None or segments.ndim == 1)
         square = len(query_slots) == mask.shape[1]
-        if self.config.attention == "splash" and is_static and square:
+        is_causal = is_static and square and window is None
+        if self.config.attention == "splash" and is_causal:
             return functools.partial(splash_attend, segments=segments), {"mask": mask}
         rows = segments
         if segments is not None:
             rows = jnp.broadcast_to(segments, mask.shape)
-        seen = visible(mask, query_slots=query_slots, segments=rows, context=context)
+        seen = visible(
+            mask,
+            query_slots=query_slots,
+            segments=rows,
+            context=context,
+            window=window,
+        )
         if self.config.attention == "cudnn" and len(query_slots) > 1:
             sizes = {"queries": len(query_slots), "slots": mask.shape[1]}
             refusal = cudnn_refusal(self.config, rows=mask.shape[0], **sizes)
@@ -261,4 +271,5 @@ class ChatGLM(nnx.Module):
             rotary_dims=self.config.rotary_dims,
             base=self.config.rotary_base,
             position_divisor=self.config.position_divisor,
+            scaling=self.config.rope_scaling,
         )

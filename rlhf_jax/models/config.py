@@ -1,14 +1,20 @@
-"""The config of a ChatGLM: the differences between the generations are its fields."""
+"""The config of a model: the differences between the families are its fields."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
+from rlhf_jax.models.rope_scaling import RopeScaling
+
 SIZES = (
     *("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
     *("ffn_width", "context_length"),
 )
-FLAGS = ("qkv_bias", "linear_bias", "tied", "scan_layers", "quantised")
+FLAGS = (
+    *("qkv_bias", "output_bias", "mlp_bias", "linear_bias", "qk_norm", "tied"),
+    *("scan_layers", "quantised"),
+)
+FAMILIES = ("glm", "llama", "mistral", "qwen2", "qwen3")
 LARGEST = 1e38  # upper bound of NUMBERS: float32 can hold it
 NUMBERS = ("residual_scale", "norm_eps", "rotary_base", "position_divisor")
 
@@ -25,16 +31,22 @@ class ChatGLMConfig:
     head_dim: int  # dims of a head; num_heads * head_dim may differ from the width
     ffn_width: int
     context_length: int  # most tokens in a row
+    family: str = "glm"  # whose names and config an export has, see `FAMILIES`
     residual: str = "pre"  # "pre", "sandwich" or "normed", see models/layers.py
     residual_scale: float = 1.0  # the factor s of residual "normed"
     norm: str = "rms"  # "rms", or "layer", which has a bias
     norm_eps: float = 1e-5
     mlp: str = "swiglu"  # "swiglu" or "gelu"
     qkv_bias: bool = True
-    linear_bias: bool = False  # biases on the output projection and in the MLP
+    output_bias: bool = False  # a bias on the output projection
+    mlp_bias: bool = False
+    linear_bias: bool = False  # all three of these biases
+    qk_norm: bool = False  # RMSNorm of each query and key before its turn
+    window: int | None = None  # tokens that a query sees, itself included; None: all
     rotary: str = "interleaved"  # or "two_axes", with the prefix mask
     rotary_fraction: float = 0.5  # share of a head's dims that turn by each position
     rotary_base: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     position_divisor: float = 1.0
     tied: bool = False  # True if the head is the transposed embedding
     start_token: int | None = None  # id that ends the context of rotary "two_axes"
@@ -48,6 +60,7 @@ class ChatGLMConfig:
 
     def __post_init__(self):
         choices = {
+            "family": FAMILIES,
             "residual": ("pre", "sandwich", "normed"),
             "norm": ("rms", "layer"),
             "mlp": ("swiglu", "gelu"),
@@ -69,6 +82,9 @@ class ChatGLMConfig:
                 raise ValueError(
                     f"{field}={getattr(self, field)!r}: not true or false."
                 )
+        window = self.window
+        if window is not None and (type(window) is not int or window < 1):
+            raise ValueError(f"{window=}: not a whole number above 0, or None.")
         for field in NUMBERS:
             number = getattr(self, field)
             is_number = isinstance(number, int | float) and not isinstance(number, bool)

@@ -2,7 +2,8 @@
 
 `model_type` "chatglm" is ChatGLM-6B (v1) if `inner_hidden_size` is present, otherwise
 the remote code of ChatGLM2, ChatGLM3 and GLM-4; "glm" is the latter architecture in
-transformers; "glm4" is GLM-4-0414.
+transformers; "glm4" is GLM-4-0414. "llama", "mistral", "qwen2" and "qwen3" are those of
+transformers.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import math
 from typing import Any
 
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.rope_scaling import RopeScaling
 
 # Settings that all published text models share, with the value that an absent key
 # means.
@@ -22,6 +24,51 @@ _REMOTE_FIXED = {
     "original_rope": True,
 }
 
+# Settings of other models, which such a config.json must not have: key and value that
+# changes nothing.
+_LLAMA_FIXED = {
+    "hidden_act": "silu",
+    "quantization_config": None,
+    "pretraining_tp": 1,
+    "alibi": False,
+    "attention_chunk_size": None,
+    "attention_multiplier": 1.0,
+    "attn_logit_softcapping": None,
+    "attn_temperature_tuning": False,
+    "clip_qkv": None,
+    "embedding_multiplier": 1.0,
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "no_rope_layer_interval": None,
+    "no_rope_layers": None,
+    "num_experts": 0,
+    "num_local_experts": 0,
+    "query_pre_attn_scalar": None,
+    "residual_multiplier": 1.0,
+    "rope_interleaved": False,
+    "scale_attn_by_inverse_layer_idx": False,
+    "sliding_window_pattern": None,
+    "use_mrope": False,
+}
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# The settings of each type of rotary positions, besides base and share.
+_YARN = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+_ROPE = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        *("factor", "original_max_position_embeddings"),
+        *("low_freq_factor", "high_freq_factor"),
+    ),
+    "yarn": ("factor", "original_max_position_embeddings", "truncate", *_YARN),
+}
+
 
 def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, str]:
     """Return our config and the naming of the tensors (see `huggingface_names`).
@@ -32,12 +79,16 @@ def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, 
     kind = fields.get("model_type")
     if kind == "chatglm":
         naming = "v1" if "inner_hidden_size" in fields else "remote"
+        reader = {"v1": _read_v1, "remote": _read_remote}[naming]
     elif kind in ("glm", "glm4"):
-        naming = "native"
+        naming, reader = "native", _read_glm
+    elif kind in _ARCHITECTURES:
+        naming, reader = "native", _read_llama
     else:
-        raise ValueError(f"model_type {kind!r} is not one of 'chatglm', 'glm', 'glm4'.")
+        known = ", ".join(map(repr, ("chatglm", "glm", "glm4", *_ARCHITECTURES)))
+        raise ValueError(f"model_type {kind!r} is not one of {known}.")
     try:
-        config = _READERS[naming](fields)
+        config = reader(fields)
     except KeyError as error:
         raise ValueError(f"config.json of a {kind!r} model has no {error}.") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -48,14 +99,18 @@ def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, 
 def write(config: ChatGLMConfig, naming: str) -> dict[str, Any]:
     """Return the fields of config.json, spelled so that all versions of transformers
     read them."""
-    return _WRITERS[naming](config) | {"torch_dtype": config.param_dtype}
+    writer = {"v1": _write_v1, "remote": _write_remote, "native": _write_glm}[naming]
+    if config.family != "glm":
+        writer = _write_llama
+    return writer(config) | {"torch_dtype": config.param_dtype}
 
 
 def namings(config: ChatGLMConfig) -> tuple[str, ...]:
     """Return the namings that can hold a model, the preferred one first."""
     if config.rotary == "two_axes":
         return ("v1",)
-    if config.residual == "sandwich" or config.rotary_fraction != 0.5:
+    is_native = config.residual == "sandwich" or config.rotary_fraction != 0.5
+    if is_native or config.family != "glm":
         return ("native",)
     if config.position_divisor != 1.0:
         return ("remote",)
@@ -69,28 +124,44 @@ def _require(fields, expected):
             raise ValueError(f"{key}={given!r} is not supported.")
 
 
-def _rope(fields):
+def _rope(fields, *, scaled=False):
     """Return the settings of rotary positions, which are top-level fields or, in newer
     files, fields of rope_parameters or, in older files, of rope_scaling.
+
+    Args:
+        scaled: whether the reader computes other types than "default".
 
     Raises:
         ValueError: a setting is not supported, or two contradict each other.
     """
-    rope = {}
+    rope, spelled = {}, {}
+    base = ("rope_theta", "partial_rotary_factor")
+    top = (*base, "rope_type")
     for place in (None, "rope_parameters", "rope_scaling"):
         settings = fields if place is None else fields.get(place) or {}
         if not isinstance(settings, dict):
             raise ValueError(f"{place}={settings!r} is not an object.")
         for key, value in settings.items():
-            if value is None:
+            if value is None or (place is None and key not in top):
                 continue
-            if key in ("rope_theta", "partial_rotary_factor"):
-                if rope.setdefault(key, value) != value:
-                    raise ValueError(f"{key} is both {rope[key]!r} and {value!r}.")
-            elif place and (key not in ("type", "rope_type") or value != "default"):
-                raise ValueError(f"{place}: {key}={value!r} is not supported.")
-            elif key == "rope_type" and value != "default":
-                raise ValueError(f"{key}={value!r} is not supported.")
+            name = "rope_type" if key == "type" else key
+            if rope.setdefault(name, value) != value:
+                raise ValueError(f"{key} is both {rope[name]!r} and {value!r}.")
+            at = f"{place}: " if place else ""
+            spelled.setdefault(name, f"{at}{key}={value!r}")
+    kind = rope.setdefault("rope_type", "default")
+    if kind not in (_ROPE if scaled else ("default",)):
+        raise ValueError(f"{spelled['rope_type']} is not supported.")
+    for key in rope:
+        if key not in (*base, "rope_type", *_ROPE[kind]):
+            raise ValueError(f"{spelled[key]} is not supported.")
+        if key not in ("rope_type", "truncate", "original_max_position_embeddings"):
+            if not isinstance(rope[key], int | float) or isinstance(rope[key], bool):
+                raise ValueError(f"{spelled[key]} is not a number.")
+            rope[key] = float(rope[key])
+    for key in ("factor", "low_freq_factor", "high_freq_factor"):
+        if key in _ROPE[kind] and key not in rope:
+            raise ValueError(f"rope_scaling of type {kind!r} has no {key!r}.")
     return rope
 
 
@@ -99,7 +170,8 @@ def _check_remote(c):
     the code published with these models does."""
     _require(c, {"quantization_config": None, "quantization_bit": 0})
     for key, value in _rope(c).items():
-        raise ValueError(f"{key}={value!r} is not supported.")
+        if key != "rope_type":
+            raise ValueError(f"{key}={value!r} is not supported.")
 
 
 def _read_v1(c):
@@ -162,7 +234,7 @@ def _read_remote(c):
     )
 
 
-def _read_native(c):
+def _read_glm(c):
     _require(c, {"hidden_act": "silu", "quantization_config": None})
     rope = _rope(c)  # the defaults below are those of transformers
     head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
@@ -178,10 +250,121 @@ def _read_native(c):
         residual="sandwich" if c["model_type"] == "glm4" else "pre",
         norm_eps=c["rms_norm_eps"],
         qkv_bias=c["attention_bias"],
-        rotary_fraction=float(rope.get("partial_rotary_factor", 0.5)),
-        rotary_base=float(rope.get("rope_theta", 10000.0)),
+        rotary_fraction=rope.get("partial_rotary_factor", 0.5),
+        rotary_base=rope.get("rope_theta", 10000.0),
         tied=c.get("tie_word_embeddings", False),
     )
+
+
+def _read_llama(c):
+    kind = c["model_type"]
+    _require(c, _LLAMA_FIXED)
+    if kind == "qwen2":  # whose three biases no key names
+        biases = {"attention_bias": True, "mlp_bias": False}
+    else:
+        fixed = {"llama": {}, "qwen3": {"mlp_bias": False}}
+        biases = fixed.get(kind, {"attention_bias": False, "mlp_bias": False})
+    _require(c, biases)
+    attention_bias = biases.get("attention_bias", c.get("attention_bias", False))
+    rope = _rope(c, scaled=True)
+    _require(rope, {"partial_rotary_factor": 1.0})
+    heads, kv_heads = c["num_attention_heads"], c.get("num_key_value_heads")
+    head_dim = c.get("head_dim")
+    if head_dim is None:  # the defaults here are those of transformers
+        has_default = kind == "qwen3" and "head_dim" not in c
+        head_dim = 128 if has_default else c["hidden_size"] // heads
+    is_linear = rope["rope_type"] == "linear"
+    base = rope.get("rope_theta", 10000.0)
+    return ChatGLMConfig(
+        vocab_size=c["vocab_size"],
+        width=c["hidden_size"],
+        num_layers=c["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=heads if kv_heads is None else kv_heads,
+        head_dim=head_dim,
+        ffn_width=c["intermediate_size"],
+        context_length=c["max_position_embeddings"],
+        family=kind,
+        norm_eps=c.get("rms_norm_eps", 1e-6),
+        qkv_bias=attention_bias,
+        output_bias=attention_bias and kind != "qwen2",
+        mlp_bias=c.get("mlp_bias", False),
+        qk_norm=kind == "qwen3",
+        window=_window(c),
+        rotary_fraction=1.0,
+        rotary_base=base,
+        position_divisor=rope["factor"] if is_linear else 1.0,
+        rope_scaling=_scaling(c, rope, base),
+        tied=c.get("tie_word_embeddings", False),
+    )
+
+
+def _scaling(c, rope, base) -> RopeScaling | None:
+    kind = rope["rope_type"]
+    if kind not in ("llama3", "yarn"):
+        return None
+    given = [x.get("original_max_position_embeddings") for x in (c, rope)]
+    lengths = {x for x in given if x is not None} or {c["max_position_embeddings"]}
+    if len(lengths) > 1:
+        raise ValueError(f"original_max_position_embeddings is any of {lengths}.")
+    factor = rope["factor"]
+    shared = {"kind": kind, "factor": factor, "original_length": lengths.pop()}
+    if kind == "llama3":
+        slow, fast = rope["low_freq_factor"], rope["high_freq_factor"]
+        return RopeScaling(**shared, slow=slow, fast=fast)
+    if base <= 1:
+        raise ValueError(f"rope_theta={base!r} is too small for yarn.")
+
+    def length(scale):
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    scales = [rope.get("mscale"), rope.get("mscale_all_dim")]
+    attention_factor = rope.get("attention_factor")
+    if attention_factor is None:
+        attention_factor = length(1)
+        if all(scales):
+            attention_factor = length(scales[0]) / length(scales[1])
+    return RopeScaling(
+        **shared,
+        slow=rope.get("beta_slow") or 1.0,
+        fast=rope.get("beta_fast") or 32.0,
+        attention_factor=attention_factor,
+        truncate=rope.get("truncate", True),
+    )
+
+
+def _window(c) -> int | None:
+    """Return the window of all layers, None where every token is inside.
+
+    Raises:
+        ValueError: layers differ, or keys contradict each other.
+    """
+    kind, types = c["model_type"], c.get("layer_types")
+    window = c.get("sliding_window", None if kind == "llama" else 4096)
+    is_qwen = kind in ("qwen2", "qwen3")
+    if is_qwen and not c.get("use_sliding_window", False):
+        window = None
+    if types is None:
+        first = c.get("max_window_layers", 28) if is_qwen else 0
+        first = 0 if window is None else min(first, c["num_hidden_layers"])
+        sliding = window is not None and first < c["num_hidden_layers"]
+        whole = window is None or first > 0
+    else:
+        sliding, whole = (f"{x}_attention" in types for x in ("sliding", "full"))
+        if set(types) - {"sliding_attention", "full_attention"} or (
+            sliding and window is None
+        ):
+            raise ValueError(f"layer_types={types!r} is not supported.")
+    if window is None or window >= c["max_position_embeddings"]:
+        return None
+    if not is_qwen and (whole or c.get("use_sliding_window") is False):
+        raise ValueError(f"sliding_window={window!r} contradicts the other keys.")
+    if kind == "llama" or (sliding and whole):
+        raise ValueError(
+            f"sliding_window={window!r}, below max_position_embeddings, is supported "
+            "for all layers of 'mistral', 'qwen2' and 'qwen3' alone."
+        )
+    return window if sliding else None
 
 
 def _write_v1(c):
@@ -233,7 +416,7 @@ def _write_remote(c):
     }
 
 
-def _write_native(c):
+def _write_glm(c):
     kind, name = ("glm4", "Glm4") if c.residual == "sandwich" else ("glm", "Glm")
     return {
         "architectures": [f"{name}ForCausalLM"],
@@ -258,5 +441,48 @@ def _write_native(c):
     }
 
 
-_READERS = {"v1": _read_v1, "remote": _read_remote, "native": _read_native}
-_WRITERS = {"v1": _write_v1, "remote": _write_remote, "native": _write_native}
+def _write_llama(c):
+    scaling, divisor = c.rope_scaling, c.position_divisor
+    rope: dict[str, Any] | None = None
+    if divisor != 1.0:
+        rope = {"rope_type": "linear", "factor": divisor}
+    elif scaling is not None:
+        rope = {
+            "rope_type": scaling.kind,
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_length,
+        }
+        if scaling.kind == "llama3":
+            rope["low_freq_factor"] = scaling.slow
+            rope["high_freq_factor"] = scaling.fast
+        else:
+            rope["beta_slow"], rope["beta_fast"] = scaling.slow, scaling.fast
+            rope["attention_factor"] = scaling.attention_factor
+            rope["truncate"] = scaling.truncate
+    fields = {
+        "architectures": [_ARCHITECTURES[c.family]],
+        "model_type": c.family,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.width,
+        "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+        "intermediate_size": c.ffn_width,
+        "max_position_embeddings": c.context_length,
+        "rms_norm_eps": c.norm_eps,
+        "hidden_act": "silu",
+        "rope_theta": c.rotary_base,
+        "rope_scaling": rope,
+        "tie_word_embeddings": c.tied,
+    }
+    if c.family in ("llama", "qwen3"):
+        fields["attention_bias"] = c.qkv_bias
+    if c.family == "llama":
+        fields["mlp_bias"] = c.mlp_bias
+    else:
+        fields["sliding_window"] = c.window
+    if c.family in ("qwen2", "qwen3"):
+        fields["use_sliding_window"] = c.window is not None
+        fields["max_window_layers"] = c.num_layers if c.window is None else 0
+    return fields

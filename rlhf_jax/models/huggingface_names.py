@@ -4,7 +4,12 @@ Published matrices are [out, in]; ours have one axis for each letter below. A `P
 maps a part of a parameter to a part of a tensor, for reading and for writing.
 
 Letters: v vocabulary, d width, f FFN width, n query heads, k key-value heads, h head
-dim, c the parts of a joint matrix (keys and values; gate and up; v1's q, k and v).
+dim, c the parts of a joint matrix (keys and values; gate and up; v1's q, k and v), p
+the halves of a head's dims.
+
+Llama, Mistral, Qwen2 and Qwen3 turn dim i of a head with dim i + h / 2; ours are
+neighbours. So rows of their queries and keys, and the weights of Qwen3's norms of both,
+are in another order here: their dim p h / 2 + i is our dim 2 i + p.
 """
 
 import dataclasses
@@ -33,6 +38,7 @@ class Piece:
             tensor's index.
         picked: for a letter of the tensor alone, the index that belongs to ours.
         part: for a letter of ours alone, the index that this tensor holds.
+        parity: 0 if the piece holds our even h, 1 if it holds our odd h, None for all.
     """
 
     ours: str
@@ -43,6 +49,7 @@ class Piece:
     shift: tuple[tuple[str, int], ...] = ()
     picked: tuple[tuple[str, int], ...] = ()
     part: tuple[tuple[str, int], ...] = ()
+    parity: int | None = None
 
 
 def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
@@ -50,8 +57,9 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
 
     Args:
         naming: "v1", "remote" (ChatGLM2, ChatGLM3, GLM-4) or "native" (transformers'
-            `glm` and `glm4`).
+            `glm`, `glm4`, `llama`, `mistral`, `qwen2` and `qwen3`).
     """
+    in_halves = config.family != "glm"
     size = _sizes(config)
     stem, head = {
         "v1": ("transformer.layers.{i}.", "lm_head"),
@@ -71,6 +79,13 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
     def add(path, ours, tensor, rows, columns="", **more):
         rows, columns = size(rows), size(columns)
         table.setdefault(path, []).append(Piece(ours, tensor, rows, columns, **more))
+
+    def add_turned(path, ours, tensor, rows, columns="", **more):
+        if not in_halves:
+            add(path, ours, tensor, rows + "h", columns, **more)
+        for half in (0, 1) if in_halves else ():
+            picked = {"picked": (("p", half),), "parity": half}
+            add(path, ours, tensor, rows + "p", columns, **picked, **more)
 
     def add_norm(path, tensor):
         add(f"{path}.scale", "d", f"{tensor}.weight", "d")
@@ -107,22 +122,38 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
             add(kv, d + "ckh", name, "2kh", d, start=after)
         else:
             name = stem + "self_attn.{}_proj." + theirs
-            add(q, d + "nh", name.replace("{}", "q"), "nh", d)
-            add(kv, d + "ckh", name.replace("{}", "k"), "kh", d, part=(("c", 0),))
-            add(kv, d + "ckh", name.replace("{}", "v"), "kh", d, part=(("c", 1),))
+            key, value = ({"part": (("c", i),)} for i in (0, 1))
+            add_turned(q, d + "nh", name.replace("{}", "q"), "n", d)
+            add_turned(kv, d + "ckh", name.replace("{}", "k"), "k", d, **key)
+            add(kv, d + "ckh", name.replace("{}", "v"), "kh", d, **value)
+    if config.qk_norm:
+        for ours, theirs in (("query", "q"), ("key", "k")):
+            path, name = f".blocks.attention.{ours}_norm.scale", f"{theirs}_norm.weight"
+            add_turned(path, "h", f"{stem}self_attn.{name}", "")
 
     output = {"v1": "attention.dense", "remote": "self_attention.dense"}
     output = stem + output.get(naming, "self_attn.o_proj")
     up = stem + ("mlp.gate_up_proj" if naming == "native" else "mlp.dense_h_to_4h")
     down = stem + ("mlp.down_proj" if naming == "native" else "mlp.dense_4h_to_h")
     parts = "2" if config.mlp == "swiglu" else "1"
-    add(".blocks.attention.output.kernel", "nhd", f"{output}.weight", "d", "nh")
-    add(".blocks.mlp.up.kernel", "dcf", f"{up}.weight", parts + "f", "d")
-    add(".blocks.mlp.down.kernel", "fd", f"{down}.weight", "d", "f")
-    if config.linear_bias:
-        add(".blocks.attention.output.bias", "d", f"{output}.bias", "d")
-        add(".blocks.mlp.up.bias", "cf", f"{up}.bias", parts + "f")
-        add(".blocks.mlp.down.bias", "d", f"{down}.bias", "d")
+    output_kinds, mlp_kinds = (
+        [("kernel", "weight"), ("bias", "bias")][: 1 + (bias or config.linear_bias)]
+        for bias in (config.output_bias, config.mlp_bias)
+    )
+    for ours, theirs in output_kinds:
+        n, columns = ("nh", "nh") if ours == "kernel" else ("", "")
+        path = f".blocks.attention.output.{ours}"
+        add(path, n + "d", f"{output}.{theirs}", "d", columns)
+    for ours, theirs in mlp_kinds:
+        d, f = ("d", "f") if ours == "kernel" else ("", "")
+        path = f".blocks.mlp.up.{ours}"
+        if in_halves:
+            for i, name in enumerate(("gate_proj", "up_proj")):
+                name, part = f"{stem}mlp.{name}.{theirs}", (("c", i),)
+                add(path, d + "cf", name, "f", d, part=part)
+        else:
+            add(path, d + "cf", f"{up}.{theirs}", parts + "f", d)
+        add(f".blocks.mlp.down.{ours}", f + "d", f"{down}.{theirs}", "d", f)
     return table
 
 
@@ -169,8 +200,15 @@ def _sizes(config: ChatGLMConfig):
     }
 
     def size(letters: str) -> tuple[tuple[str, int], ...]:
-        """Return letters with their sizes; a digit is an axis c of that size."""
-        return tuple(("c", int(x)) if x.isdigit() else (x, sizes[x]) for x in letters)
+        """Return letters with their sizes; a digit is an axis c of that size, and p is
+        that of the halves with one of h behind it."""
+        axes = []
+        for x in letters:
+            if x == "p":
+                axes += [("p", 2), ("h", config.head_dim // 2)]
+            else:
+                axes.append(("c", int(x)) if x.isdigit() else (x, sizes[x]))
+        return tuple(axes)
 
     return size
 

@@ -214,9 +214,11 @@ def _index_ours(piece: Piece, letters) -> tuple | None:
     part = dict(piece.part)
     if any(not lo <= part.get(x, lo) < hi for x, (lo, hi) in letters.items()):
         return None
-    return tuple(
-        part[x] - letters[x][0] if x in part else slice(None) for x in piece.ours
-    )
+    index = [part[x] - letters[x][0] if x in part else slice(None) for x in piece.ours]
+    if piece.parity is not None:
+        at = piece.ours.index("h")
+        index[at] = slice((piece.parity - letters["h"][0]) % 2, None, 2)
+    return tuple(index)
 
 
 def _in_our_order(piece: Piece, letters, tensor: np.ndarray) -> np.ndarray:
@@ -227,6 +229,9 @@ def _in_our_order(piece: Piece, letters, tensor: np.ndarray) -> np.ndarray:
     view = tensor[piece.start : piece.start + rows]
     view = view.reshape([size for _, size in axes])
     picked, shift = dict(piece.picked), dict(piece.shift)
+    if piece.parity is not None:  # every second of our dims is one of the tensor's
+        lo, hi = ((x - piece.parity + 1) // 2 for x in letters["h"])
+        letters = letters | {"h": (lo, hi)}
     index = []
     for x, _ in axes:
         move = shift.get(x, 0)

@@ -1,7 +1,7 @@
-"""The layers of a ChatGLM: attention, MLP, norms, and the block that joins them.
+"""The layers of a model: attention, MLP, norms, and the block that joins them.
 
     residual   block, with a attention, m MLP and N norms in order of use
-    "pre"      y = x + a(N(x)),          out = y + m(N(y))          ChatGLM2 to GLM-4
+    "pre"      y = x + a(N(x)),          out = y + m(N(y))          all others
     "sandwich" y = x + N(a(N(x))),       out = y + N(m(N(y)))       GLM-4-0414
     "normed"   h = N(x), y = s h + a(h), g = N(y), out = s g + m(g) ChatGLM-6B
 
@@ -76,22 +76,23 @@ class Linear(nnx.Module):
 class Norm(nnx.Module):
     """RMSNorm or LayerNorm, in float32 with one cast at the end."""
 
-    def __init__(self, config: ChatGLMConfig):
+    def __init__(self, config: ChatGLMConfig, width: int):
         self.config = config
         dtype = config.param_dtype
-        self.scale = nnx.Param(jnp.ones(config.width, dtype))
-        zeros = jnp.zeros(config.width, dtype)
+        self.scale = nnx.Param(jnp.ones(width, dtype))
+        zeros = jnp.zeros(width, dtype)
         self.bias = nnx.Param(zeros) if config.norm == "layer" else None
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         y = x.astype(jnp.float32)
         if self.config.norm == "layer":
             y = y - y.mean(axis=-1, keepdims=True)
         mean_square = jnp.square(y).mean(axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(mean_square + self.config.norm_eps)
-        y = y * self.scale[...].astype(jnp.float32)[None, None]
+        alone = (1,) * (x.ndim - 1)
+        y = y * self.scale[...].astype(jnp.float32).reshape(*alone, -1)
         if self.bias is not None:
-            y = y + self.bias[...].astype(jnp.float32)[None, None]
+            y = y + self.bias[...].astype(jnp.float32).reshape(*alone, -1)
         return y.astype(x.dtype)
 
 
@@ -123,11 +124,14 @@ class Attention(nnx.Module):
         self.output = Linear(
             "btnh,nhd->btd",
             (*heads, c.width),
-            bias=(c.width,) if c.linear_bias else None,
+            bias=(c.width,) if c.output_bias or c.linear_bias else None,
             std=0.02 / math.sqrt(2 * c.num_layers),
             config=c,
             rngs=rngs,
         )
+        if c.qk_norm:
+            self.query_norm = Norm(c, c.head_dim)
+            self.key_norm = Norm(c, c.head_dim)
 
     def __call__(self, x, turn, attend, remember=None):
         """Attend within x [B, T, D], or to the layer's cache extended by x.
@@ -143,11 +147,16 @@ class Attention(nnx.Module):
         layout = self.config.rotary
         queries = constrain(self.query(x), "rows", "length", "heads", "head_part")
         queries = constrain(queries, "batch", "length", "heads", "head_dim")
+        if self.config.qk_norm:
+            queries = self.query_norm(queries)
         queries = rotate(queries, turn, layout=layout)
         kv = self.key_value(x)  # [B, T, 2, K, H]
         kv = constrain(kv, "rows", "length", "parts", "kv_heads", "head_part")
         kv = constrain(kv, "batch", "length", "parts", "kv_heads", "head_dim")
-        keys = rotate(kv[:, :, 0], turn, layout=layout)
+        keys = kv[:, :, 0]
+        if self.config.qk_norm:
+            keys = self.key_norm(keys)
+        keys = rotate(keys, turn, layout=layout)
         keys = keys.transpose(0, 2, 3, 1)  # [B, K, H, T]
         values = kv[:, :, 1].transpose(0, 2, 1, 3)  # [B, K, T, H]
         keys = constrain(keys, "batch", "kv_heads", "head_dim", "slots")
@@ -169,10 +178,11 @@ class MLP(nnx.Module):
         # Gate and up are one product, on an axis of size 2, so that F can be split
         # between devices.
         parts = 2 if c.mlp == "swiglu" else 1
+        bias = c.mlp_bias or c.linear_bias
         self.up = Linear(
             "btd,dcf->btcf",
             (c.width, parts, c.ffn_width),
-            bias=(parts, c.ffn_width) if c.linear_bias else None,
+            bias=(parts, c.ffn_width) if bias else None,
             std=0.02,
             config=c,
             rngs=rngs,
@@ -180,7 +190,7 @@ class MLP(nnx.Module):
         self.down = Linear(
             "btf,fd->btd",
             (c.ffn_width, c.width),
-            bias=(c.width,) if c.linear_bias else None,
+            bias=(c.width,) if bias else None,
             std=0.02 / math.sqrt(2 * c.num_layers),
             config=c,
             rngs=rngs,
@@ -200,13 +210,13 @@ class Block(nnx.Module):
 
     def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.attention_norm = Norm(config)
+        self.attention_norm = Norm(config, config.width)
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = Norm(config)
+        self.mlp_norm = Norm(config, config.width)
         self.mlp = MLP(config, rngs=rngs)
         if config.residual == "sandwich":
-            self.post_attention_norm = Norm(config)
-            self.post_mlp_norm = Norm(config)
+            self.post_attention_norm = Norm(config, config.width)
+            self.post_mlp_norm = Norm(config, config.width)
 
     def __call__(self, x, turn, attend, remember=None):
         """Apply the block to x [B, T, D]; arguments and results as in `Attention`."""

@@ -22,6 +22,7 @@ from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.inputs import check_finite
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
+from rlhf_jax.models.rope_scaling import RopeScaling
 from rlhf_jax.parallel.mesh import check_heads, check_layers
 from rlhf_jax.parallel.sharding import create, shapes_of
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
@@ -317,6 +318,8 @@ def _config(record: dict, overrides: dict, folder) -> ChatGLMConfig:
     # The attention implementation depends on the machine: it is never restored.
     fields = record["config"] | {"attention": "xla"} | overrides
     fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
+    if fields.get("rope_scaling"):
+        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
     if "rotary_dims" in fields:  # records of version 0.1
         fields["rotary_fraction"] = fields.pop("rotary_dims") / fields["head_dim"]
     existing = {field.name for field in dataclasses.fields(ChatGLMConfig)}

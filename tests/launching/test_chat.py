@@ -134,6 +134,6 @@ def test_mistakes_are_answered(folder, tmp_path):
     with pytest.raises(ValueError, match="is a reward model"):
         open_checkpoint(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(fields | {"model_type": "llama"}))
-    with pytest.raises(ValueError, match="model_type 'llama'"):
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="model_type 'gpt2'"):
         open_checkpoint(tmp_path)

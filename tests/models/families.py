@@ -10,6 +10,7 @@ from flax import nnx
 
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.rope_scaling import RopeScaling
 
 START, GMASK, MASK = 60, 61, 62
 SMALL = {
@@ -38,6 +39,35 @@ FAMILIES = {
     "v2": ChatGLMConfig(**SMALL),
     "glm_edge": ChatGLMConfig(**SMALL, rotary_fraction=1.0, qkv_bias=False, tied=True),
     "glm4": ChatGLMConfig(**SMALL, residual="sandwich"),
+    "llama": ChatGLMConfig(
+        **SMALL,
+        family="llama",
+        output_bias=True,
+        mlp_bias=True,
+        rotary_fraction=1.0,
+        rope_scaling=RopeScaling("llama3", 8.0, original_length=16, slow=1.0, fast=4.0),
+    ),
+    "mistral": ChatGLMConfig(
+        **SMALL,
+        family="mistral",
+        qkv_bias=False,
+        rotary_fraction=1.0,
+        position_divisor=2.0,
+        window=5,
+    ),
+    "qwen2": ChatGLMConfig(
+        **SMALL, family="qwen2", rotary_fraction=1.0, rotary_base=1e6, tied=True
+    ),
+    "qwen3": ChatGLMConfig(
+        **SMALL,
+        family="qwen3",
+        qkv_bias=False,
+        qk_norm=True,
+        rotary_fraction=1.0,
+        rope_scaling=RopeScaling(
+            "yarn", 4.0, original_length=16, slow=1.0, fast=32.0, attention_factor=1.25
+        ),
+    ),
 }
 
 

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.rope_scaling import RopeScaling
 from tests.models.families import FAMILIES, SMALL
 
 
@@ -19,6 +20,8 @@ def test_a_config_comes_back_from_json(family):
     config = FAMILIES[family]
     fields = json.loads(json.dumps(dataclasses.asdict(config)))
     fields["mask_tokens"] = tuple(fields["mask_tokens"])
+    if fields["rope_scaling"]:
+        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
     assert ChatGLMConfig(**fields) == config
     assert hash(ChatGLMConfig(**fields)) == hash(config)
 

@@ -206,7 +206,7 @@ def test_pickles_are_refused_with_a_way_out(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2'"),
         ({"rmsnorm": False}, "rmsnorm=False"),
         ({"add_bias_linear": True}, "add_bias_linear=True"),
         ({"quantization_bit": 4}, "quantization_bit=4"),

@@ -148,8 +148,8 @@ FILES = [
      published, r"are pickles, which can run code, and are not read here"),
     ({"config.json": b"{", "a.safetensors": b""}, published,
      r"config.json|a.safetensors"),
-    ({"config.json": b'{"model_type": "llama"}', "a.safetensors": b"\x02" + bytes(7)
-      + b"{}"}, published, r"model_type 'llama' is not one of 'chatglm'"),
+    ({"config.json": b'{"model_type": "gpt2"}', "a.safetensors": b"\x02" + bytes(7)
+      + b"{}"}, published, r"model_type 'gpt2' is not one of 'chatglm'"),
     ({"config.json": CONFIG_JSON.encode(), "a.safetensors": b"\x02" + bytes(7) + b"{}"},
      published, r"config.json of a 'chatglm' model has no"),
     ({"config.json": CONFIG_JSON.encode(), "a.safetensors": b"rub"}, published,
