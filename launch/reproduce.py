@@ -8,6 +8,7 @@ each claim compares, the effect with its 95 % interval over seeds, the verdict, 
 results of every policy); claims.png (the effects); frontier.png (score and quality
 against KL); training.png (curves over steps). report.html in the workdir shows every
 run side by side. Start the same command again, and it continues where it stopped.
+--workers_per_device=N lets N runs share each GPU and its memory.
 """
 
 import sys
@@ -19,10 +20,20 @@ from rlhf_jax.training import preemption
 
 preemption.install()  # first: the other imports take seconds
 
-import functools
+from absl import flags
+from ml_collections import ConfigDict
 
 from configs import paper
 from rlhf_jax.launching import cli, reproduce
 
+PER_DEVICE = flags.DEFINE_integer(
+    "workers_per_device", 1, "The number of runs that share a GPU.", lower_bound=1
+)
+
+
+def main(config: ConfigDict, workdir: str) -> None:
+    reproduce.run(config, workdir, paper=paper, workers_per_device=PER_DEVICE.value)
+
+
 if __name__ == "__main__":
-    cli.run(functools.partial(reproduce.run, paper=paper))
+    cli.run(main)

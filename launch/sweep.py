@@ -11,7 +11,8 @@ python launch/sweep.py --config=configs/ppo.py:tiny --workdir=runs/kl \
 A config file may define its own runs, as in big_vision: a function `sweep(add)` that
 calls `add(key=value, ...)` for every run.
 
---workers=N runs N at a time, each with its part of the cores and accelerators. --print
+--workers=N runs N at a time, each with its part of the cores and accelerators;
+--workers_per_device=N lets N runs share each part, and its GPUs' memory. --print
 prints one command per line instead, for GNU parallel, slurm or XPK. Started again, the
 sweep skips finished runs and continues interrupted runs. At the end it prints a table,
 sorted by --metric with the best run first, in which failed runs are marked (see their
@@ -50,6 +51,12 @@ SEED = flags.DEFINE_integer("seed", 0, "The seed of the draw.")
 WORKERS = flags.DEFINE_integer(
     "workers", 1, "The number of runs at a time.", lower_bound=1
 )
+PER_DEVICE = flags.DEFINE_integer(
+    "workers_per_device",
+    1,
+    "The number of runs that share a worker's part of the accelerators.",
+    lower_bound=1,
+)
 PRINT = flags.DEFINE_bool("print", False, "Print the commands; run nothing.")
 METRIC = flags.DEFINE_string(
     "metric", "", "A key of summary.json (nested: a.b) that sorts the table."
@@ -72,7 +79,7 @@ def main(arguments: list[str]) -> None:
     if PRINT.value:
         print("\n".join(job.command() for job in jobs))
         return
-    failed = run_jobs(jobs, workers=WORKERS.value)
+    failed = run_jobs(jobs, workers=WORKERS.value, workers_per_device=PER_DEVICE.value)
     header, rows = table(jobs, failed, METRIC.value, lowest=LOWEST.value)
     print_table(WORKDIR.value, header, rows)
     if len(failed) < len(jobs):

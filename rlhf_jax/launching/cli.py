@@ -2,16 +2,20 @@
 
 import contextlib
 import difflib
+import importlib.util
 import itertools
 import logging as standard_logging
 import os
+import pkgutil
 import re
 import runpy
+import shutil
 import sys
 import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import jax
@@ -50,6 +54,7 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
 
     def connected(argv):
         refuse_arguments(argv[1:])
+        warn_of_unused_gpu()
         processes.connect()
         if jax.distributed.is_initialized():
             preemption.join_others()
@@ -79,6 +84,7 @@ def command(
     """
 
     def prepared(argv):
+        warn_of_unused_gpu()
         use_compile_cache()
         main(argv[1:])
 
@@ -251,6 +257,27 @@ def set_up_logs(verbosity: int = logging.INFO) -> None:
     handler = logging.get_absl_handler()
     handler.addFilter(_is_ours)
     handler.setFormatter(_Line(datefmt="%H:%M:%S"))
+
+
+def warn_of_unused_gpu(dev: Path = Path("/dev")) -> None:
+    """Say in one line that this machine has an NVIDIA GPU that jax does not see, since
+    the extra [cuda] is not installed. JAX_PLATFORMS says that this is intended."""
+    has_gpu = any(dev.glob("nvidia[0-9]*")) or shutil.which("nvidia-smi")
+    if has_gpu and not has_cuda() and not os.environ.get("JAX_PLATFORMS"):
+        logging.warning(
+            "This machine has an NVIDIA GPU, but jax sees only the CPU: pip install "
+            "-e '.[cuda]', or set JAX_PLATFORMS=cpu to stay on the CPU."
+        )
+
+
+def has_cuda() -> bool:
+    """Return True if jax has a plugin for CUDA; no device is touched."""
+    names = [entry.name for entry in entry_points(group="jax_plugins")]
+    package = importlib.util.find_spec("jax_plugins")
+    if package is not None:
+        folders = package.submodule_search_locations
+        names += [module.name for module in pkgutil.iter_modules(folders)]
+    return any("cuda" in name for name in names)
 
 
 def use_compile_cache() -> None:

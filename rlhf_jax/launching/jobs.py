@@ -112,20 +112,26 @@ def check_jobs(jobs: Sequence[Job]) -> None:
             refuse_other_config(job.workdir, resolved, free=FREE)
 
 
-def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
-    """Run all jobs, at most `workers` at a time.
+def run_jobs(
+    jobs: Sequence[Job], *, workers: int, workers_per_device: int = 1
+) -> dict[str, str]:
+    """Run all jobs, at most `workers` x `workers_per_device` at a time.
+
+    Args:
+        workers: the number of groups of accelerators, one a worker.
+        workers_per_device: the number of workers that share each group; its GPUs'
+            memory is divided among them.
 
     Raises:
         Preempted: SIGTERM has reached this process or a worker; all have saved.
-        ValueError: the number of workers does not divide that of the accelerators.
+        ValueError: see `group_environment`.
 
     Returns:
         The reason for each job that was not done: its error, the failed job that it
         needs, or the kill of its process. The traceback is in the workdir's log.txt.
     """
-    group_environment(
-        0, workers, os.environ
-    )  # an error is raised here, not in a worker
+    # An error is raised here, not in a worker.
+    group_environment(0, workers, os.environ, per_device=workers_per_device)
     done = {job.name for job in jobs if (job.workdir / "summary.json").exists()}
     waiting = {job.name: job for job in jobs if job.name not in done}
     failed: dict[str, str] = {}
@@ -137,10 +143,13 @@ def run_jobs(jobs: Sequence[Job], *, workers: int) -> dict[str, str]:
             # One pool for each worker: if one worker is killed, the others continue.
             context = multiprocessing.get_context("spawn")  # no fork: JAX has threads
             return pools.enter_context(
-                ProcessPoolExecutor(1, context, _take_share, (share, workers))
+                ProcessPoolExecutor(
+                    1, context, _take_share, (share, workers, workers_per_device)
+                )
             )
 
-        idle = {share: start(share) for share in range(workers)}
+        shares = range(workers * workers_per_device)
+        idle = {share: start(share) for share in shares}
         busy: dict[int, ProcessPoolExecutor] = {}
         while waiting or running:
             for job in list(waiting.values()):
@@ -187,13 +196,14 @@ def _ended_together() -> Iterator[None]:
         raise
 
 
-def _take_share(share: int, workers: int) -> None:
+def _take_share(share: int, groups: int, per_device: int) -> None:
     """Give this worker its share of the cores and accelerators, before JAX starts."""
     preemption.install()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    take_group(share, workers)
+    take_group(share, groups, per_device)
     if hasattr(os, "sched_setaffinity"):  # not on macOS
         cores = sorted(os.sched_getaffinity(0))
+        workers = groups * per_device
         os.sched_setaffinity(0, cores[share % len(cores) :: workers])
     keep_freed_memory()
     use_compile_cache()

@@ -25,11 +25,14 @@ from rlhf_jax.training.workdir import finish, open_workdir, read_summary
 REFERENCE = re.compile(r"@([\w.]+)")  # "@name": the folder of another run
 
 
-def run(config: ConfigDict, workdir: str, *, paper) -> None:
+def run(
+    config: ConfigDict, workdir: str, *, paper, workers_per_device: int = 1
+) -> None:
     """Do the runs that the claims of `config` need; write tables, plots and the report.
 
     Args:
         paper: the module that names the runs and the measures, configs/paper.py.
+        workers_per_device: see `run_jobs`.
     """
     runs = [str(x.relative_to(workdir)) for x in Path(workdir).glob("seed*/*")]
     free = ("claims", "seeds", "results", "workers")
@@ -38,7 +41,9 @@ def run(config: ConfigDict, workdir: str, *, paper) -> None:
     for seed in config.seeds:
         jobs += seed_jobs(folder / f"seed{seed}", seed, config, paper)
     check_jobs(jobs)
-    failed = run_jobs(jobs, workers=config.workers)
+    failed = run_jobs(
+        jobs, workers=config.workers, workers_per_device=workers_per_device
+    )
     for name, reason in failed.items():
         logging.error("%s: %s", name, reason)
     results = [

@@ -10,7 +10,12 @@ import pytest
 from absl import logging
 
 import rlhf_jax
-from rlhf_jax.launching.cli import _Line, check_config_flags, read_config_file
+from rlhf_jax.launching.cli import (
+    _Line,
+    check_config_flags,
+    read_config_file,
+    warn_of_unused_gpu,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,3 +149,31 @@ def test_a_log_line_begins_with_the_time_alone(level, verbosity, line, monkeypat
     )
     shown = _Line(datefmt="%H:%M:%S").format(record)
     assert re.fullmatch(line, shown), shown
+
+
+@pytest.mark.parametrize(
+    ("device", "plugin", "platforms", "warned"),
+    [
+        ("nvidia0", False, "", True),
+        ("nvidiactl", False, "", False),  # no GPU
+        ("nvidia0", True, "", False),
+        ("nvidia0", False, "cpu", False),
+        ("nvidia-smi", False, "", True),  # a GPU that has no device file, as on WSL
+    ],
+)
+def test_a_gpu_without_its_plugin_is_told(
+    device, plugin, platforms, warned, tmp_path, monkeypatch, caplog
+):
+    """The plugin stands beside jax as a module of the package jax_plugins."""
+    (tmp_path / device).touch(mode=0o755)
+    module = tmp_path / "jax_plugins" / ("xla_cuda13" if plugin else "xla_other")
+    module.mkdir(parents=True)
+    (module / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "jax_plugins", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    warn_of_unused_gpu(tmp_path)
+    told = [r.getMessage() for r in caplog.records]
+    assert len(told) == warned
+    assert all("NVIDIA GPU" in x and "'.[cuda]'" in x for x in told)

@@ -101,7 +101,7 @@ def is_held(run: Path) -> bool:
 
 
 def test_sigterm_to_a_sweep_makes_its_runs_save_and_starts_no_other(tmp_path):
-    sweep = start_sweep(tmp_path, "--grid=config.seed=0,1,2", "--workers=2")
+    sweep = start_sweep(tmp_path, "--grid=config.seed=0,1,2", "--workers_per_device=2")
     running = [tmp_path / f"seed={seed}" for seed in (0, 1)]
     wait_until(lambda: all(map(saves, running)))
     assert sweep.poll() is None

@@ -112,6 +112,22 @@ def test_the_world_of_runs_that_are_done_stays(tmp_path, monkeypatch):
         start(**{"seeds": (1, 2), "data.vocab_size": 800})
 
 
+def test_workers_per_device_reach_the_jobs(tmp_path, monkeypatch):
+    config = paper.get_config()
+    config.claims = config.seeds = ()
+    config.workers = 2
+    calls = []
+
+    def run_jobs(jobs, **fields):
+        calls.append(fields)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "run_jobs", run_jobs)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.run(config, str(tmp_path), paper=paper, workers_per_device=3)
+    assert calls == [{"workers": 2, "workers_per_device": 3}]
+
+
 def test_it_ends_in_tables_and_plots(tmp_path):
     rows = [MEASURE._asdict() | {"ours_mean": 1.0, "theirs_mean": 2.0}]
     effect = Effect.of([-1.0, -2.0, -3.0])._asdict()

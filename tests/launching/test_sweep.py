@@ -194,3 +194,32 @@ def test_tpu_chips_are_told_their_shape(tmp_path):
     assert found["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "1,2,1"
     with pytest.raises(ValueError, match="cannot be shared out to 3 workers"):
         group_environment(0, 3, {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2375"}),  # 0.95 / 4
+        (
+            {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.8"},
+            {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2000"},
+        ),
+        # jax refuses to start where both names are set.
+        ({"XLA_CLIENT_MEM_FRACTION": "0.8"}, {"XLA_CLIENT_MEM_FRACTION": "0.2000"}),
+    ],
+)
+def test_workers_that_share_a_gpu_divide_its_memory(tmp_path, environ, expected):
+    """Two groups of one GPU, four workers on each; the first two have a GPU each."""
+    for i in range(2):
+        (tmp_path / f"nvidia{i}").touch()
+    found = [group_environment(i, 2, environ, tmp_path, per_device=4) for i in range(8)]
+    devices = [x.pop("CUDA_VISIBLE_DEVICES") for x in found]
+    assert devices == ["0", "1"] * 4
+    assert found == [expected] * 8
+
+
+def test_a_tpu_is_not_shared(tmp_path):
+    (tmp_path / "accel0").touch()
+    with pytest.raises(ValueError, match=r"workers_per_device=2.*one process"):
+        group_environment(0, 1, {}, tmp_path, per_device=2)
+    assert group_environment(0, 1, {}, tmp_path / "none", per_device=2) == {}
