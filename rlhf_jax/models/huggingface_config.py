@@ -24,8 +24,7 @@ _REMOTE_FIXED = {
     "original_rope": True,
 }
 
-# Settings of other models, which such a config.json must not have: key and value that
-# changes nothing.
+# Settings that are not computed, with the value that changes nothing, as null does.
 _LLAMA_FIXED = {
     "hidden_act": "silu",
     "quantization_config": None,
@@ -38,6 +37,7 @@ _LLAMA_FIXED = {
     "clip_qkv": None,
     "embedding_multiplier": 1.0,
     "final_logit_softcapping": None,
+    "is_causal": True,
     "logit_scale": 1.0,
     "logits_scaling": 1.0,
     "no_rope_layer_interval": None,
@@ -49,6 +49,7 @@ _LLAMA_FIXED = {
     "rope_interleaved": False,
     "scale_attn_by_inverse_layer_idx": False,
     "sliding_window_pattern": None,
+    "use_bidirectional_attention": False,
     "use_mrope": False,
 }
 _ARCHITECTURES = {
@@ -150,14 +151,16 @@ def _rope(fields, *, scaled=False):
             at = f"{place}: " if place else ""
             spelled.setdefault(name, f"{at}{key}={value!r}")
     kind = rope.setdefault("rope_type", "default")
-    if kind not in (_ROPE if scaled else ("default",)):
+    if kind not in (list(_ROPE) if scaled else ["default"]):
         raise ValueError(f"{spelled['rope_type']} is not supported.")
-    for key in rope:
-        if key not in (*base, "rope_type", *_ROPE[kind]):
+    types: dict = {"truncate": bool, "original_max_position_embeddings": int}
+    for key in [key for key in rope if key != "rope_type"]:
+        if key not in (*base, *_ROPE[kind]):
             raise ValueError(f"{spelled[key]} is not supported.")
-        if key not in ("rope_type", "truncate", "original_max_position_embeddings"):
-            if not isinstance(rope[key], int | float) or isinstance(rope[key], bool):
-                raise ValueError(f"{spelled[key]} is not a number.")
+        if type(rope[key]) not in (types.get(key, float), types.get(key, int)):
+            name = types.get(key, float).__name__
+            raise ValueError(f"{spelled[key]} is not of the type {name}.")
+        if key not in types:
             rope[key] = float(rope[key])
     for key in ("factor", "low_freq_factor", "high_freq_factor"):
         if key in _ROPE[kind] and key not in rope:
@@ -258,7 +261,7 @@ def _read_glm(c):
 
 def _read_llama(c):
     kind = c["model_type"]
-    _require(c, _LLAMA_FIXED)
+    _require({key: x for key, x in c.items() if x is not None}, _LLAMA_FIXED)
     if kind == "qwen2":  # whose three biases no key names
         biases = {"attention_bias": True, "mlp_bias": False}
     else:
@@ -344,16 +347,18 @@ def _window(c) -> int | None:
     is_qwen = kind in ("qwen2", "qwen3")
     if is_qwen and not c.get("use_sliding_window", False):
         window = None
+    if window is not None and type(window) is not int:
+        raise ValueError(f"sliding_window={window!r} is not a whole number.")
     if types is None:
         first = c.get("max_window_layers", 28) if is_qwen else 0
         first = 0 if window is None else min(first, c["num_hidden_layers"])
         sliding = window is not None and first < c["num_hidden_layers"]
         whole = window is None or first > 0
     else:
-        sliding, whole = (f"{x}_attention" in types for x in ("sliding", "full"))
-        if set(types) - {"sliding_attention", "full_attention"} or (
-            sliding and window is None
-        ):
+        known = ("sliding_attention", "full_attention")
+        is_known = isinstance(types, list) and all(x in known for x in types)
+        sliding, whole = (is_known and x in types for x in known)
+        if not is_known or (sliding and window is None):
             raise ValueError(f"layer_types={types!r} is not supported.")
     if window is None or window >= c["max_position_embeddings"]:
         return None

@@ -101,6 +101,130 @@ def test_what_we_export_transformers_runs_and_gives_back(residual, rng, tmp_path
         assert getattr(back.config, field) == getattr(model.config, field)
 
 
+BASE = {
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "max_position_embeddings": 64,
+    "num_hidden_layers": 2,
+}
+
+
+def scaled_rope(rng) -> dict:
+    """Settings of rotary positions of a random type, in transformers' spelling."""
+    kind = str(rng.choice(["default", "linear", "llama3", "yarn"]))
+    rope = {"rope_type": kind, "rope_theta": float(rng.choice([10000, 500000]))}
+    if kind != "default":
+        rope["factor"] = float(rng.choice([2.0, 3.0, 8.0]))
+    if kind in ("llama3", "yarn"):
+        rope["original_max_position_embeddings"] = int(rng.choice([8, 32]))
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": float(rng.integers(2, 5))}
+    if kind == "yarn":
+        others = [
+            {},
+            {"attention_factor": 1.3},
+            {"mscale": 0.7, "mscale_all_dim": 1.0},
+            {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
+        ]
+        rope |= others[rng.integers(len(others))]
+    return rope
+
+
+def random_published(kind: str, rng):
+    """A random model of transformers whose biases and norms matter too."""
+    groups, group = (int(rng.integers(1, 4)) for _ in range(2))
+    heads = groups * group
+    fields = BASE | {
+        "vocab_size": int(rng.integers(70, 100)),
+        "hidden_size": 2 * heads * int(rng.integers(4, 9)),
+        "intermediate_size": int(rng.integers(20, 70)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "rms_norm_eps": float(rng.choice([1e-5, 1e-6])),
+        "tie_word_embeddings": bool(rng.integers(2)),
+        "rope_parameters": scaled_rope(rng),
+    }
+    if kind == "Qwen3" or rng.integers(2):
+        fields["head_dim"] = 2 * int(rng.integers(4, 12))
+    if kind in ("Llama", "Qwen3"):
+        fields["attention_bias"] = bool(rng.integers(2))
+    if kind == "Llama":
+        fields["mlp_bias"] = bool(rng.integers(2))
+    elif rng.integers(2):
+        fields["sliding_window"] = int(rng.integers(2, 12))
+        fields |= {} if kind == "Mistral" else {"use_sliding_window": True}
+        fields |= {} if kind == "Mistral" else {"max_window_layers": 0}
+    else:
+        fields |= {"sliding_window": None} if kind == "Mistral" else {}
+    print(fields)  # shown when a test fails
+    config = getattr(transformers, f"{kind}Config")(**fields)
+    torch.manual_seed(int(rng.integers(2**31)))
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.1 * torch.randn_like(parameter)
+            parameter.copy_(1 + noise if "norm" in name else noise)
+    return model
+
+
+def greedy(model, tokens, mask, steps=6):
+    """Our continuation of each row, read from the cache."""
+    decode = jax.jit(lambda m, *a: m.decode(*a))
+    cache = model.init_cache(len(tokens), tokens.shape[1] + steps)
+    chosen, read, real = [], tokens, mask
+    for _ in range(steps):
+        hidden, cache = decode(model, read, real, cache)
+        read = np.asarray((hidden[:, -1:] @ model.output_matrix).argmax(-1), np.int32)
+        real = np.ones(read.shape, bool)
+        chosen.append(read[:, 0])
+    return np.stack(chosen, axis=1)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("repeat", range(3))
+def test_models_of_other_families_are_read_and_given_back(kind, repeat, rng, tmp_path):
+    published = random_published(kind, rng)
+    published.save_pretrained(tmp_path / "theirs")
+    model = huggingface.load(tmp_path / "theirs", **FLOAT32)
+    tokens, mask = padded_batch(model.config, rng)
+    mask[1, -3:] = False  # and on the right
+    theirs, torch_model = torch_logits(tmp_path / "theirs", tokens, mask)
+    ours = our_logits(model, tokens, mask)
+    np.testing.assert_allclose(ours[mask], theirs[mask], atol=2e-5)
+
+    cache = model.init_cache(*tokens.shape)
+    parts = []
+    for piece in (slice(0, 9), slice(9, 10), slice(10, 14)):
+        hidden, cache = jax.jit(lambda m, *a: m.decode(*a))(
+            model, tokens[:, piece], mask[:, piece], cache
+        )
+        parts.append(hidden @ model.output_matrix)
+    cached = np.concatenate(parts, axis=1)
+    np.testing.assert_allclose(cached[mask], theirs[mask], atol=2e-5)
+
+    mask[1] = True  # transformers generates from rows that end in a real token
+    expected = torch_model.generate(
+        input_ids=torch.tensor(tokens).long(),
+        attention_mask=torch.tensor(mask).long(),
+        max_new_tokens=6,
+        do_sample=False,
+    )
+    np.testing.assert_array_equal(
+        greedy(model, tokens, mask), expected[:, tokens.shape[1] :].numpy()
+    )
+
+    huggingface.save(model, tmp_path / "ours")
+    again, exported = torch_logits(tmp_path / "ours", tokens, mask)
+    assert type(exported) is type(torch_model)
+    state = exported.state_dict()
+    assert state.keys() == torch_model.state_dict().keys()
+    for name, tensor in torch_model.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+    expected, _ = torch_logits(tmp_path / "theirs", tokens, mask)
+    np.testing.assert_array_equal(again[mask], expected[mask])
+
+
 def test_remote_code_checkpoints_are_glm_by_another_name(rng, tmp_path):
     """ChatGLM2, ChatGLM3 and GLM-4: transformers runs them once they are renamed."""
     config = random_config(rng, tied=False, qkv_bias=True, rotary_fraction=0.5)
@@ -114,6 +238,16 @@ def test_remote_code_checkpoints_are_glm_by_another_name(rng, tmp_path):
     theirs, _ = torch_logits(tmp_path / "native", tokens, mask)
     scale = np.abs(theirs[mask]).max()
     np.testing.assert_allclose(ours[mask], theirs[mask], atol=1e-5 * max(scale, 1))
+
+
+CLASSES = {
+    "v2": "Glm",
+    "glm4": "Glm4",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+}
 
 
 def scores_of_both(model, folder):
@@ -135,7 +269,7 @@ def scores_of_both(model, folder):
     return np.asarray(ours), logits.numpy(), theirs
 
 
-@pytest.mark.parametrize("family", ["v2", "glm4"])
+@pytest.mark.parametrize("family", list(CLASSES))
 def test_reward_models_are_sequence_classifiers(family, tmp_path):
     """Their head has no bias: the shift that centres our scores goes beside it."""
     model = ScoreModel(random_model(FAMILIES[family]), rngs=nnx.Rngs(0))
@@ -143,8 +277,7 @@ def test_reward_models_are_sequence_classifiers(family, tmp_path):
     model.offset[...] = np.float32(1.5)
     huggingface.save(model, tmp_path / "ours", fields={"pad_token_id": 0})
     ours, theirs, classifier = scores_of_both(model, tmp_path / "ours")
-    names = {"v2": "Glm", "glm4": "Glm4"}
-    assert type(classifier).__name__ == f"{names[family]}ForSequenceClassification"
+    assert type(classifier).__name__ == f"{CLASSES[family]}ForSequenceClassification"
     offset = classifier.config.score_offset
     assert offset == 1.25
     np.testing.assert_allclose(ours, theirs - offset, atol=2e-5)
@@ -157,7 +290,7 @@ def test_reward_models_are_sequence_classifiers(family, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", ["Glm", "Glm4"])
+@pytest.mark.parametrize("kind", ["Glm", "Glm4", "Llama", "Mistral", "Qwen2", "Qwen3"])
 def test_reward_models_of_transformers_are_ours(kind, tmp_path):
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=80,
