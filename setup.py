@@ -43,6 +43,7 @@ setup(
         "datasets>=3.0",
         "datasketch>=1.6",
         "flax>=0.12,<0.14",
+        "gguf>=0.17",
         "importlib-resources>=6",  # tensorflow-datasets reads with it and forgets it
         "jax>=0.10,<0.12",
         "jaxtyping>=0.3",

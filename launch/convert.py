@@ -1,10 +1,13 @@
-"""Convert a checkpoint of this project into a Hugging Face folder, or the reverse.
+"""Convert a checkpoint into a Hugging Face folder, or the reverse; read a GGUF file.
 
-python launch/convert.py --source=runs/ppo --target=exported [--item=value] \
+python launch/convert.py --from=runs/ppo --to=exported [--item=value] \
     [--naming=remote] [--param_dtype=bfloat16]
-python launch/convert.py --source=chatglm3-6b --target=runs/chatglm3-6b
+python launch/convert.py --from=chatglm3-6b --to=runs/chatglm3-6b
+python launch/convert.py --from=SmolLM2-135M-Instruct.Q4_1.gguf --to=smollm2
 
-The kind of the source decides the direction. The tokenizer is converted too. Exports
+The kind of the source decides the direction: a GGUF file (llama.cpp's, quantised or
+not) becomes a Hugging Face folder. The tokenizer is converted too. --source and
+--target are older names of --from and --to. Exports
 load in transformers: `AutoModelForCausalLM.from_pretrained("exported")`, and reward
 models with AutoModelForSequenceClassification. That class has no bias: its scores are
 the scores of this project plus the `score_offset` of config.json.
@@ -25,7 +28,7 @@ FLAGS = flags.FLAGS
 
 def main(arguments: list[str]) -> None:
     cli.refuse_arguments(arguments)
-    source, target = Path(FLAGS.source).absolute(), Path(FLAGS.target).absolute()
+    source, target = (Path(FLAGS[name].value).absolute() for name in ("from", "to"))
     convert(
         source,
         target,
@@ -38,9 +41,11 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string(
-        "source", None, "A workdir of this project or a Hugging Face folder."
+        "from",
+        None,
+        "A workdir of this project, a Hugging Face folder or a GGUF file.",
     )
-    flags.DEFINE_string("target", None, "The folder to create.")
+    flags.DEFINE_string("to", None, "The folder to create.")
     flags.DEFINE_string("item", "model", "The model of the checkpoint to export.")
     flags.DEFINE_enum(
         "naming",
@@ -50,5 +55,7 @@ if __name__ == "__main__":
     )
     types = ["float32", "bfloat16", "float16"]
     flags.DEFINE_enum("param_dtype", None, types, "The dtype of the weights.")
-    flags.mark_flags_as_required(["source", "target"])
+    flags.DEFINE_alias("source", "from")
+    flags.DEFINE_alias("target", "to")
+    flags.mark_flags_as_required(["from", "to"])
     cli.command(main)

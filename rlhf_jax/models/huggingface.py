@@ -48,6 +48,13 @@ SHARD_BYTES = 5 * 10**9  # largest size of a written file, unless one tensor is 
 _SCORE_HEADS = ("score.weight", "classifier_head.weight")
 
 
+class Weight(NamedTuple):
+    """A tensor of another file format, read from there when `read` is called."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]  # float32
+
+
 def load(
     path: str | os.PathLike,
     *,
@@ -156,7 +163,55 @@ def save(
     sources = _sources(table, config.num_layers)
     shapes = tensor_shapes(table, config.num_layers)
     store = np.dtype(jnp.dtype(config.param_dtype))
-    folder = Path(path)
+
+    def tensor(name):
+        out = np.empty(shapes[name], store)
+        for leaf_name, piece, layer in sources[name]:
+            leaf = leaves[leaf_name]
+            if layer is not None:  # a dynamic index: one program for all layers
+                leaf = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
+            write_piece(piece, np.asarray(leaf), out)
+        return out
+
+    _write(Path(path), described | (fields or {}), shapes, store, tensor, progress)
+
+
+def write(
+    path: str | os.PathLike,
+    fields: dict,
+    weights: dict[str, Weight],
+    *,
+    param_dtype: str,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> None:
+    """Write a folder that `load` reads, from the tensors of another file format.
+
+    Args:
+        fields: the fields of config.json.
+        weights: the tensors by name.
+        param_dtype: the dtype in which the tensors are stored.
+
+    Raises:
+        ValueError: the model is unsupported, or the tensors do not fit the fields (all
+            that are missing, unknown or misshapen are listed).
+    """
+    config, naming = huggingface_config.read(
+        fields, dtype="float32", param_dtype=param_dtype
+    )
+    shapes = tensor_shapes(pieces(config, naming), config.num_layers)
+    _check_tensors(weights, shapes, "The file")
+    store = np.dtype(jnp.dtype(param_dtype))
+
+    def tensor(name):
+        with np.errstate(over="ignore"):  # `check_finite` reports an overflow
+            return weights[name].read().astype(store)
+
+    fields = fields | {"torch_dtype": param_dtype}
+    _write(Path(path), fields, shapes, store, tensor, progress)
+
+
+def _write(folder, fields, shapes, store, tensor, progress):
+    """Write config.json, and the result of `tensor(name)` for each name of `shapes`."""
     folder.mkdir(parents=True, exist_ok=True)
     # A model that the folder held before is deleted first; config.json is written last,
     # and marks the new model as complete.
@@ -175,18 +230,10 @@ def save(
         write_json(folder / INDEX, index)
     names = iter(progress(list(shapes)))
     for file, shard in zip(files, shards, strict=True):
-        tensors = {}
-        for _ in shard:
-            name = next(names)
-            tensors[name] = np.empty(shapes[name], store)
-            for leaf_name, piece, layer in sources[name]:
-                leaf = leaves[leaf_name]
-                if layer is not None:  # a dynamic index: one program for all layers
-                    leaf = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-                write_piece(piece, np.asarray(leaf), tensors[name])
+        tensors = {name: tensor(name) for name in (next(names) for _ in shard)}
         save_file(tensors, folder / file, metadata={"format": "pt"})
     next(names, None)  # exhausts the iterator, so that a progress bar reaches its end
-    write_json(folder / "config.json", described | (fields or {}))
+    write_json(folder / "config.json", fields)
 
 
 class _Plan(NamedTuple):
