@@ -48,6 +48,8 @@ _NAMES = {
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "post_mlp_layernorm",
 }
+# The number of the block, the parameter, and which of its arrays.
+_NAME = re.compile(r"^(blk\.\d+\.)?(.*?)(\.weight|\.bias)?$")
 _ROPE_FACTORS = "rope_freqs.weight"
 # Keys that describe a file to people, or that only other programs read.
 _DESCRIPTIVE = re.compile(r"GGUF\..*|general\..*|quantize\.imatrix\..*")
@@ -97,7 +99,7 @@ def take_config(keys: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]
     for name in [name for name in keys if _DESCRIPTIVE.fullmatch(name)]:
         del keys[name]
 
-    def take(name, *default):
+    def take(name: str, *default: Any) -> Any:
         key = f"{arch}.{name}"
         if key not in keys and not default:
             raise ValueError(f"The file has no key {key}.")
@@ -108,7 +110,7 @@ def take_config(keys: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]
             raise ValueError(f"{key} differs between layers, which is not supported.")
         return value
 
-    def require(name, value):
+    def require(name: str, value: Any) -> None:
         given = take(name, value)
         if given != value:
             raise ValueError(f"{arch}.{name}={given!r} is not supported: not {value}.")
@@ -153,7 +155,7 @@ def take_config(keys: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]
     return fields | ({"rope_scaling": scaling} if scaling else {})
 
 
-def _take_scaling(take, arch) -> dict[str, Any]:
+def _take_scaling(take: Callable, arch: str) -> dict[str, Any]:
     kind = take("rope.scaling.type", "none")
     if kind == "none":
         return {}
@@ -167,7 +169,7 @@ def _take_scaling(take, arch) -> dict[str, Any]:
     return scaling
 
 
-def _llama3_scaling(fields, tensors) -> dict[str, Any]:
+def _llama3_scaling(fields: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     """Return the setting of Llama 3.1 and later, which a file holds as the divisors of
     the frequencies; the published models differ in `factor` alone."""
     divisors = _dequantised(tensors[_ROPE_FACTORS])
@@ -211,9 +213,7 @@ def weights(fields: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Weight
     for name, tensor in tensors.items():
         if name == _ROPE_FACTORS:
             continue
-        block, stem, leaf = re.fullmatch(
-            r"(blk\.\d+\.)?(.*?)(\.weight|\.bias)?", name
-        ).groups("")
+        block, stem, leaf = _NAME.findall(name)[0]
         layer = block.replace("blk.", "model.layers.")
         shape = tuple(int(x) for x in reversed(tensor.shape))
         read = partial(_dequantised, tensor)
@@ -242,7 +242,7 @@ def weights(fields: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Weight
     return out
 
 
-def _can_dequantise(tensor) -> bool:
+def _can_dequantise(tensor: gguf.ReaderTensor) -> bool:
     try:
         gguf.dequantize(tensor.data[:1], tensor.tensor_type)
     except NotImplementedError:
@@ -250,7 +250,7 @@ def _can_dequantise(tensor) -> bool:
     return True
 
 
-def _dequantised(tensor) -> np.ndarray:
+def _dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
     return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
 
 

@@ -65,7 +65,7 @@ def take_tokenizer(keys: dict[str, Any], path: str | Path) -> dict[str, Any]:
         ValueError: names the key that is missing or has an unsupported value.
     """
 
-    def take(name, *default):
+    def take(name: str, *default: Any) -> Any:
         key = f"tokenizer.ggml.{name}"
         if key not in keys and not default:
             raise ValueError(f"The file has no key {key}.")
