@@ -8,6 +8,7 @@ from rlhf_jax.batches import PromptBatch
 from rlhf_jax.generation.generate import generate, growth
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.parallel.layers import decoded_in_a_loop
 from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.training.optimizers import Optimizer, adamw
 
@@ -43,8 +44,10 @@ def sampling_operations(
     model: ChatGLM, batch: PromptBatch, key, sampling: Sampling
 ) -> int:
     """Count the FLOPs of a rollout's matrix products, for full-length responses."""
+    stacked = decoded_in_a_loop(model.config.scan_layers)
+    sizes = growth(sampling.max_new_tokens, stacked=stacked)
     return count_flops(
         functools.partial(generate, sampling=sampling),
         *(model, batch.prompts, batch.prompt_mask, key),
-        loop_steps=sampling.max_new_tokens // len(growth(sampling.max_new_tokens)),
+        loop_steps=sampling.max_new_tokens // len(sizes),
     )

@@ -28,14 +28,7 @@ from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models import kv_cache
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.kv_cache import KVCache
-from rlhf_jax.parallel.layers import apart
-from rlhf_jax.parallel.sharding import (
-    constrain,
-    constrain_parameters,
-    decoding,
-    fetch,
-    shard_batch,
-)
+from rlhf_jax.parallel.sharding import constrain, decoding, fetch, shard_batch
 
 STEPS = 16  # tokens per row that a round decodes
 # Rows are assigned in groups of a quarter of the batch: the prefill of a smaller group
@@ -91,9 +84,9 @@ def sample_responses(
     tokens, mask = _pad_prompts(prompts, sampling.pad_id)
     check_prompts(model, tokens, mask, sampling)
     group = -(-batch_size // GROUPS)
-    model = _for_decoding(model)
+    decoder = _for_decoding(model)
     live = np.zeros(batch_size, bool)
-    rows = _make_rows(model, shard_batch(live), sampling, width=tokens.shape[1])
+    rows = _make_rows(decoder, shard_batch(live), sampling, width=tokens.shape[1])
     responses = [[] for _ in prompts]
     answering = np.zeros(batch_size, int)  # the position of each row's prompt
     queue = deque(range(len(prompts)))
@@ -109,7 +102,7 @@ def sample_responses(
             rows = _prefill_rows(
                 model, rows, free, index, tokens[index], mask[index], sampling
             )
-        rows, drawn, real = _decode_round(model, rows, key, sampling)
+        rows, drawn, real = _decode_round(decoder, rows, key, sampling)
         drawn, real, live = fetch((drawn, real, rows.live))
         for row in np.flatnonzero(real.any(axis=1)):
             responses[answering[row]] += drawn[row, real[row]].tolist()
@@ -128,16 +121,7 @@ def _pad_prompts(prompts: list[list[int]], pad_id: int):
     return tokens, mask
 
 
-def _for_decoding(model: ChatGLM) -> ChatGLM:
-    """Return the model as every round reads it: cast and laid out once."""
-    model = model.for_decoding()
-    return model if jax.sharding.get_mesh().empty else _lay_out(model)
-
-
-@jax.jit
-def _lay_out(model: ChatGLM) -> ChatGLM:
-    with decoding():
-        return constrain_parameters(model)
+_for_decoding = jax.jit(ChatGLM.for_decoding)
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "width"))
@@ -163,6 +147,8 @@ def _prefill_rows(
     """Read prompts [G, P], at positions `index` [G] of the queue, into free rows
     [G]."""
     hidden, read = model.decode(tokens, mask, model.init_cache(*tokens.shape))
+    if isinstance(rows.cache.keys, tuple):
+        read = kv_cache.apart(read)
     cache = kv_cache.replace_rows(rows.cache, free, read, slot=sampling.max_new_tokens)
 
     def put(x, new):
@@ -194,8 +180,6 @@ def _decode_round(model: ChatGLM, rows: Rows, key, sampling: Sampling):
         return new, (token, rows.live)
 
     with decoding():
-        if not model.config.scan_layers:
-            model = apart(model)
         rows, (tokens, real) = jax.lax.scan(step, rows, length=STEPS)
     rows = rows._replace(cache=kv_cache.shift(rows.cache, STEPS))
     return _constrain(rows), tokens.T, real.T

@@ -13,15 +13,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.generation.sampling import Sampling, sample
+from rlhf_jax.models import kv_cache
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.inputs import check_inputs
-from rlhf_jax.models.kv_cache import KVCache, lengthen
-from rlhf_jax.parallel.layers import apart
-from rlhf_jax.parallel.sharding import constrain, constrain_parameters, decoding
+from rlhf_jax.models.kv_cache import KVCache
+from rlhf_jax.parallel.sharding import constrain, decoding
 
-# The cache grows at most MOST_GROWTHS times, each time by SHORTEST_GROWTH tokens or
-# more.
-SHORTEST_GROWTH, MOST_GROWTHS = 32, 4
+# The cache grows at most so many times, each time by SHORTEST_GROWTH tokens or more.
+SHORTEST_GROWTH, MOST_GROWTHS, MOST_GROWTHS_APART = 32, 4, 2
 
 
 class Generation(NamedTuple):
@@ -85,17 +84,17 @@ def generate_program(model, tokens, mask, keys, sampling: Sampling) -> Generatio
     Args:
         keys: one key a row, [B].
     """
-    model = model.for_decoding()
     end = prefill(model, tokens, mask, sampling, slots=0)
+    model = model.for_decoding()
+    if not model.config.scan_layers:
+        end = end._replace(cache=kv_cache.apart(end.cache))
+    sizes = growth(sampling.max_new_tokens, stacked=model.config.scan_layers)
     with decoding():
-        model = constrain_parameters(model)
-        if not model.config.scan_layers:
-            model = apart(model)
-        for first, full in itertools.pairwise([0, *growth(sampling.max_new_tokens)]):
+        for first, full in itertools.pairwise([0, *sizes]):
             end = jax.lax.while_loop(
                 lambda s, full=full: (s.step < full) & s.live.any(),
                 lambda s: decode_step(model, s, keys, sampling),
-                end._replace(cache=lengthen(end.cache, full - first)),
+                end._replace(cache=kv_cache.lengthen(end.cache, full - first)),
             )
     return Generation(
         tokens=end.tokens,
@@ -107,14 +106,17 @@ def generate_program(model, tokens, mask, keys, sampling: Sampling) -> Generatio
     )
 
 
-def growth(limit: int) -> list[int]:
+def growth(limit: int, *, stacked: bool) -> list[int]:
     """Return the numbers of new tokens that the cache has room for, one size after the
-    other. A step reads the whole cache, so the cache grows with the responses.
+    other. A step reads the whole cache, so the cache grows with the responses; every
+    size is a loop of its own to compile.
 
     Args:
         limit: the largest number of new tokens.
+        stacked: whether a step loops over its layers, which compiles one of them.
     """
-    parts = min(max(limit // SHORTEST_GROWTH, 1), MOST_GROWTHS)
+    most = MOST_GROWTHS if stacked else MOST_GROWTHS_APART
+    parts = min(max(limit // SHORTEST_GROWTH, 1), most)
     return [limit * (part + 1) // parts for part in range(parts)]
 
 
@@ -128,7 +130,7 @@ def prefill(
     return Decoding(
         step=jnp.int32(0),
         logits=project(model, hidden[:, -1]),
-        cache=lengthen(cache, slots),
+        cache=kv_cache.lengthen(cache, slots),
         live=jnp.ones(batch, bool),
         tokens=jnp.full((batch, limit), sampling.pad_id, jnp.int32),
         mask=jnp.zeros((batch, limit), bool),

@@ -12,6 +12,7 @@ a leading axis of layers.
 Letters: B batch, T tokens, V vocabulary, D width.
 """
 
+import dataclasses
 import functools
 import re
 
@@ -37,8 +38,8 @@ from rlhf_jax.models.layers import Block, Head, Norm, normal
 from rlhf_jax.models.positions import count_before, prefix, two_axes
 from rlhf_jax.models.rotary import rotation
 from rlhf_jax.models.splash import splash_attend
-from rlhf_jax.parallel.layers import apply_layers, take
-from rlhf_jax.parallel.sharding import constrain
+from rlhf_jax.parallel.layers import apart, apply_layers, decoded_in_a_loop, take
+from rlhf_jax.parallel.sharding import constrain, constrain_parameters, decoding
 from rlhf_jax.parallel.vocabulary import lookup
 
 # Rematerialisation by `ChatGLMConfig.remat`: what the backward pass recomputes.
@@ -205,16 +206,22 @@ class ChatGLM(nnx.Module):
         )
 
     def for_decoding(self) -> "ChatGLM":
-        """Return the model with its matrices cast to `dtype`, a cast that every step of
-        a decode loop would otherwise repeat. Integer matrices stay as they are."""
-        dtype = self.config.dtype
+        """Return the model as every step of a decode loop reads it: matrices are cast
+        to `dtype` (integers stay), lie on the devices as the table for decoding says,
+        and layers are apart unless `decoded_in_a_loop`."""
+        model, dtype = self, self.config.dtype
+        if not decoded_in_a_loop(self.config.scan_layers):
+            model = apart(model)
+            model.config = dataclasses.replace(self.config, scan_layers=False)
 
         def cast(path, x):
             is_matrix = re.search(r"\b(kernel|embedding)\b", jax.tree_util.keystr(path))
             is_float = jnp.issubdtype(x.dtype, jnp.floating)
             return x.astype(dtype) if is_matrix and is_float else x
 
-        return jax.tree_util.tree_map_with_path(cast, self)
+        model = jax.tree_util.tree_map_with_path(cast, model)
+        with decoding():
+            return constrain_parameters(model)
 
     def _embed(self, tokens):
         x = lookup(self.embedding[...], tokens, self.config.dtype)

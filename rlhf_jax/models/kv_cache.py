@@ -76,6 +76,11 @@ def lengthen(cache: KVCache, slots: int) -> KVCache:
     )
 
 
+def apart(cache: KVCache) -> KVCache:
+    """Return the cache with one array per layer."""
+    return cache._replace(keys=tuple(cache.keys), values=tuple(cache.values))
+
+
 def shift(cache: KVCache, slots: int) -> KVCache:
     """Return the cache without its first `slots`, padded at the end with empty ones."""
     rest = cache._replace(

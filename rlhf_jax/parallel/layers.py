@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 
+from rlhf_jax.parallel.mesh import platform
 from rlhf_jax.parallel.pipelining import apply_stages, pipe_size
 
 
@@ -46,9 +47,28 @@ def take(layers, i):
     return jax.tree.map(lambda x: x[i], layers)
 
 
+@jax.tree_util.register_pytree_with_keys_class
 class Apart(tuple):
-    """Layers as separate trees: a loop that indexes stacked layers copies each layer's
-    weights at every step."""
+    """Layers as separate trees."""
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.SequenceKey(i), x) for i, x in enumerate(self)], None
+
+    @classmethod
+    def tree_unflatten(cls, _, layers):
+        return cls(layers)
+
+
+def decoded_in_a_loop(scan: bool) -> bool:
+    """Return whether a decode loop reads stacked layers, or layers that are apart.
+
+    TPUs read a layer's weights inside the stacked array, and one layer compiles faster
+    than all. GPUs and CPUs would copy the weights out of the array at every step.
+
+    Args:
+        scan: whether the model's config asks for a loop over the layers.
+    """
+    return scan and platform() == "tpu"
 
 
 def apart(model):

@@ -45,6 +45,13 @@ def make_mesh(sizes: Sequence[int], devices: Sequence | None = None) -> Mesh:
     return Mesh(laid_out, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
+def platform() -> str:
+    """Return the kind of the current mesh's devices, "cpu", "gpu" or "tpu"; without a
+    mesh that of jax's own choice. The answer is the same inside a traced function."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def complete(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
     """Replace -1 in the sizes; raise ValueError unless they make up the devices."""
     sizes = tuple(sizes)

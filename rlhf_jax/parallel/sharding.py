@@ -103,11 +103,15 @@ def decoding() -> Iterator[None]:
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> P:
-    """Return the layout of one parameter, by its path in the model's tree.
+    """Return the layout of one parameter, by its path in the model's tree. A layer that
+    stands apart (`layers.Apart`) is laid out as in the stacked array.
 
     Raises:
         ValueError: no rule for an array of two or more axes.
     """
+    if re.search(r"\bblocks\[\d+\]", path):
+        stacked = re.sub(r"\bblocks\[\d+\]", "blocks", path)
+        return P(*parameter_spec(stacked, (1, *shape), sizes)[1:])
     rules = _layout.get().parameters
     matches = (spec for pattern, spec in rules if re.search(pattern, path))
     spec = next(matches, None)

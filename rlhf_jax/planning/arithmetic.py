@@ -1,11 +1,16 @@
 """Temporary memory of a program by arithmetic, for GPUs, whose compiler runs only on a
 GPU. The error is perhaps a fifth; a run tells the truth."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from rlhf_jax import algorithms
 from rlhf_jax.batches import Experience, PackedPairs, SFTBatch
 from rlhf_jax.generation.generate import growth
+from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.presets import num_parameters
 
@@ -57,16 +62,19 @@ def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dic
 def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
     rows, size = config.batch_size / devices, jnp.dtype(model.dtype).itemsize
     # Both caches, before and after the last growth.
-    before, after = [0, *growth(config.max_response_tokens)][-2:]
+    before, after = [0, *growth(config.max_response_tokens, stacked=False)][-2:]
     slots = 2 * config.max_prompt_tokens + before + after
     head_dims = model.num_kv_heads * model.head_dim
     prompts = rows * config.max_prompt_tokens
     found = _layer(config, model, rows, config.max_prompt_tokens, prompts)
     found["cache"] = rows * slots * model.num_layers * 2 * head_dims * size
     found["logits"] = 3 * 4 * rows * model.vocab_size
-    is_copied = config.rollout_param_dtype != "same"  # the copy is an argument
-    if model.param_dtype != model.dtype and not is_copied:
-        found[f"the model in {model.dtype}"] = num_parameters(model) * size / devices
+    in_8_bits = config.rollout_param_dtype == "int8"
+    answering = dataclasses.replace(model, quantised=in_8_bits)
+    apart = jax.eval_shape(lambda: ChatGLM(answering, rngs=nnx.Rngs(0)).for_decoding())
+    found["the layers apart"] = (
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(apart)) / devices
+    )
     return found
 
 

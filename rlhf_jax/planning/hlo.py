@@ -1,4 +1,5 @@
-"""Collectives of a compiled program: their kinds, counts and bytes, from its text.
+"""Collectives of a compiled program, and the arrays that its loops write, from its
+text.
 
 A collective in the body of a loop counts once for each iteration.
 """
@@ -20,6 +21,11 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{")
 _COLLECTIVE = re.compile(
     rf"= (\(?.*?\)?) ({'|'.join(KINDS)}|ragged-all-to-all)(?:-start)?\("
 )
+_INSTRUCTION = re.compile(r"%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
+_APPLIED = re.compile(r" call\(.*to_apply=%([\w.\-]+)")
+# Instructions that pass arrays on, or whose own body is looked into.
+_PASSED = ("parameter", "get-tuple-element", "tuple", "bitcast", "while", "conditional")
+_PASSED += ("call", "custom-call")  # a library's product has a workspace in its result
 _CALLED = re.compile(r"(?:calls|body|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 _CONDITION = re.compile(r"condition=%([\w.\-]+)")
 _BODY = re.compile(r"body=%([\w.\-]+)")
@@ -72,6 +78,51 @@ def collectives(text: str, *, loop_steps: int = 1) -> list[Collective]:
                     yield from walk(inner.strip(" %"), inner_times, inner_loops)
 
     return list(walk(entry, 1, 0))
+
+
+class Written(NamedTuple):
+    """An array that the body of a loop writes to memory in every iteration."""
+
+    name: str
+    operation: str
+    shape: str  # as the compiler writes it
+    bytes: int
+    trips: int  # of the outermost loop around it; 0 where it has no known end
+
+
+def written_in_loops(text: str, *, smallest: int) -> list[Written]:
+    """List the arrays of `smallest` bytes or more that the loops of a program write:
+    among them every copy, slice and cast of weights that no product has taken in.
+    Arrays in the fast memory of a TPU are left out.
+
+    Args:
+        text: `compiled.as_text()`.
+    """
+    bodies, entry = _computations(text)
+
+    def walk(name: str, trips: int | None) -> Iterator[Written]:
+        for line in bodies.get(name, ()):
+            match = _INSTRUCTION.search(line)
+            if trips is not None and match and match.group(3) not in _PASSED:
+                instruction, shape, operation = match.groups()
+                arrays = [] if "S(1)" in shape else _ARRAY.findall(shape)
+                size = max((_array_bytes(*array) for array in arrays), default=0)
+                if size >= smallest:
+                    yield Written(instruction, operation, shape, size, trips)
+            inner = _APPLIED.findall(line)
+            inside = trips
+            if " while(" in line:
+                inner = _BODY.findall(line)
+                if trips is None:
+                    condition = bodies[_CONDITION.search(line).group(1)]
+                    inside = _trips(condition, bodies[inner[0]])
+            elif " conditional(" in line:
+                called = _CALLED.findall(line)
+                inner = [x.strip(" %") for names in called for x in names.split(",")]
+            for computation in inner:
+                yield from walk(computation, inside)
+
+    return list(walk(entry, None))
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

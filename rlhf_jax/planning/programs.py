@@ -27,6 +27,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.layers import decoded_in_a_loop
 from rlhf_jax.parallel.mesh import check_batch, check_heads, check_layers
 from rlhf_jax.parallel.sharding import (
     ACTIVATIONS,
@@ -191,7 +192,8 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         old_values=number if hyper.has_critic else None,
         returns=number if hyper.has_critic else None,
     )
-    rooms = growth(config.max_response_tokens)
+    stacked = decoded_in_a_loop(model.scan_layers)
+    rooms = growth(config.max_response_tokens, stacked=stacked)
     sampling = Sampling(
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,

@@ -54,8 +54,8 @@ def test_a_decode_loop_reads_the_integers():
     as two or four bytes at every token."""
     config = dataclasses.replace(FAMILIES["v2"], dtype="bfloat16")
     ready = quantise(random_model(config)).for_decoding()
-    assert ready.blocks.mlp.up.kernel[...].dtype == jnp.int8
-    assert ready.blocks.mlp.up.kernel_scale[...].dtype == jnp.float32
+    assert ready.blocks[0].mlp.up.kernel[...].dtype == jnp.int8
+    assert ready.blocks[0].mlp.up.kernel_scale[...].dtype == jnp.float32
     assert ready.embedding[...].dtype == jnp.bfloat16
 
 

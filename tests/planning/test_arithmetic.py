@@ -19,17 +19,28 @@ def of(name, devices=1, model=MODEL, fused=False, **changes):
 
 
 def test_a_cache_has_keys_and_values_of_every_layer_and_slot():
-    """Twice where it grows to its last size, from three quarters of the responses."""
-    slots = 1024 + 768 + 1024 + 1024
+    """Twice where it grows to its last size, from half of the responses."""
+    slots = 1024 + 512 + 1024 + 1024
     cache = 256 * slots * 28 * 2 * (2 * 128) * 2
     assert of("generate")["cache"] == cache
     assert of("generate", devices=4)["cache"] == cache / 4
 
 
-def test_weights_are_cast_for_decoding_unless_a_copy_in_8_bits_answers():
-    cast = "the model in bfloat16"
-    assert of("generate")[cast] == 2 * num_parameters(MODEL)
-    assert cast not in of("generate", rollout_param_dtype="int8")
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_the_layers_are_copied_apart_for_decoding_in_the_dtype_of_the_model(
+    param_dtype,
+):
+    model = dataclasses.replace(MODEL, param_dtype=param_dtype)
+    apart = of("generate", model=model)["the layers apart"]
+    assert apart == pytest.approx(2 * num_parameters(MODEL), rel=1e-3)
+    assert of("generate", devices=4, model=model)["the layers apart"] == apart / 4
+
+
+def test_a_copy_in_8_bits_is_copied_apart_in_8_bits():
+    outside = 2 * 4096 * 65024
+    in_blocks = num_parameters(MODEL) - outside
+    apart = of("generate", rollout_param_dtype="int8")["the layers apart"]
+    assert apart == pytest.approx(in_blocks + 2 * outside, rel=1e-2)
 
 
 def test_the_gradient_is_all_parameters_or_a_layer_and_what_is_outside():

@@ -35,13 +35,16 @@ from configs import dpo, ppo, reward
 from configs import sft as sft_config
 from rlhf_jax.algorithms import sft
 from rlhf_jax.batches import SFTBatch
+from rlhf_jax.generation.generate import generate_program
+from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.attention import attend
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.layers import decoded_in_a_loop
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import ACTIVATIONS, shard_parameters
 from rlhf_jax.planning import programs
-from rlhf_jax.planning.hlo import collectives
+from rlhf_jax.planning.hlo import collectives, written_in_loops
 from rlhf_jax.planning.roofline import (
     CHIPS,
     bytes_per_device,
@@ -185,6 +188,39 @@ def test_what_a_step_of_decoding_scores_never_leaves_the_chip():
     places = re.findall(scores, text[text.index("ENTRY") :])
     assert places
     assert all("S(1)" in place for place in places), places
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_loop_over_stacked_layers_decodes_without_a_copy_of_weights(quantised):
+    """On TPUs alone products read a layer's weights inside the stacked array, so layers
+    stay stacked there, and one of them is compiled. A chip has 4 MiB of a layer's
+    smallest matrix, 2 in 8 bits; keys and values of the two rows take less."""
+    config = preset(
+        "chatglm3_6b", num_layers=3, param_dtype="bfloat16", quantised=quantised
+    )
+    sampling = Sampling(
+        max_new_tokens=16,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=0,
+        stop_ids=(2,),
+        pad_id=0,
+        num_tokens=1024,
+    )
+    with chips("v5e:2x2", (1, 1, 4)):
+        assert decoded_in_a_loop(config.scan_layers)
+        tokens = programs.array((2, 64))
+        mask = programs.array((2, 64), bool)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+        keys = programs.array(keys.shape, keys.dtype)
+        lowered = generate_program.lower(
+            programs.parameters(config), tokens, mask, keys, sampling=sampling
+        )
+        _, text = compile_with_text(lowered)
+    smallest = config.width * 2 * 128 * 2 * (1 if quantised else 2) // 4
+    written = written_in_loops(text, smallest=smallest)
+    assert [x for x in written if not x.trips] == []
 
 
 @pytest.mark.parametrize("name", ["generate", "score", "update"])
