@@ -64,4 +64,9 @@ def get_config(preset="default"):
     c.pad_to_multiple = 64
     # The dtype of the reward models' computation.
     c.dtype = "float32"
+    # The precision of products of float32 matrices: "highest"; "high", three bfloat16
+    # passes on TPUs and TF32 on GPUs; "default", one pass on TPUs and TF32 on GPUs;
+    # "auto" is "highest" where dtype is float32, and "default" elsewhere. CPUs and
+    # 16-bit matrices know one precision.
+    c.matmul_precision = "auto"
     return c

@@ -21,6 +21,7 @@ from absl import app, flags, logging
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.launching import cli
 from rlhf_jax.launching.chat import HELP, Speaker, answer, chat, open_checkpoint
+from rlhf_jax.training import options
 
 FLAGS = flags.FLAGS
 
@@ -42,7 +43,13 @@ def main(arguments: list[str]) -> None:
         top_k=FLAGS.top_k,
         top_p=FLAGS.top_p,
     )
+    model = model.for_decoding()
     speaker = Speaker(model, tokenizer, sampling, jax.random.key(FLAGS.seed))
+    with jax.default_matmul_precision(options.matmul_precision(model.config)):
+        speak(speaker)
+
+
+def speak(speaker: Speaker) -> None:
     if FLAGS.chat:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  arrow keys in input()

@@ -68,7 +68,7 @@ def test_every_option_is_read(stage):
     data = attributes_read(package / "data" / "sources.py")
     config = make(stage, "tiny")
     # Read by rlhf_jax/launching/stage.py, and by weights.fingerprint.
-    launcher = {"stage", "mesh", "seed"}
+    launcher = {"stage", "mesh", "matmul_precision", "seed"}
     for key, value in config.items():
         assert key in source | launcher, f"configs/{stage}.py: nothing reads {key}."
         if key.endswith("optimizer"):

@@ -26,6 +26,7 @@ from rlhf_jax import __version__
 from rlhf_jax.files import disk_trouble
 from rlhf_jax.launching import processes
 from rlhf_jax.launching.closing import WIDTH
+from rlhf_jax.launching.device_groups import take_memory
 from rlhf_jax.training import lock, preemption
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.checkpoints import SaveError, finish_saves
@@ -54,6 +55,7 @@ def run(main: Callable[[ConfigDict, str], None]) -> None:
 
     def connected(argv):
         refuse_arguments(argv[1:])
+        take_memory(os.environ)
         warn_of_unused_gpu()
         processes.connect()
         if jax.distributed.is_initialized():
@@ -84,6 +86,7 @@ def command(
     """
 
     def prepared(argv):
+        take_memory(os.environ)
         warn_of_unused_gpu()
         use_compile_cache()
         main(argv[1:])

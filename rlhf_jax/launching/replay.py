@@ -14,7 +14,7 @@ from rlhf_jax import algorithms
 from rlhf_jax.batches import PackedPairs, SFTBatch
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from rlhf_jax.terminal import listed, print_table
-from rlhf_jax.training import suspects, weights
+from rlhf_jax.training import options, suspects, weights
 from rlhf_jax.training.checkpoints import flatten, has_checkpoint
 from rlhf_jax.training.metrics import to_floats
 
@@ -22,6 +22,13 @@ ROWS = 3  # shown
 
 
 def replay(workdir: Path, path: Path) -> dict:
+    """Compute `losses_of` in the precision of the run."""
+    config = read_config(workdir)
+    with jax.default_matmul_precision(options.matmul_precision(config)):
+        return losses_of(config, workdir, path)
+
+
+def losses_of(config: ConfigDict, workdir: Path, path: Path) -> dict:
     """Return the loss, the metrics, the gradient norm, the names of the parameters with
     a non-finite gradient, the loss of every row ("rows"), and the record of the batch.
 
@@ -32,7 +39,6 @@ def replay(workdir: Path, path: Path) -> dict:
         ValueError: the folder is not a run of a stage that trains, or the file is not a
             batch that the run saved.
     """
-    config = read_config(workdir)
     algorithm = algorithms.find(config.stage)
     if path == Path("newest"):
         path = newest_batch(workdir)

@@ -16,6 +16,7 @@ from rlhf_jax.launching import cli, closing
 from rlhf_jax.launching.checks import check_stage, naming_the_stage
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.shared_work import is_first
+from rlhf_jax.training import options
 from rlhf_jax.training.workdir import is_finished, open_workdir, read_summary
 
 
@@ -27,8 +28,8 @@ def known_stages() -> tuple[str, ...]:
 
 
 def run_stage(config: ConfigDict, workdir: str | Path) -> None:
-    """Run the stage that `config.stage` names in `workdir`, on the mesh of the config,
-    and report its result.
+    """Run the stage that `config.stage` names in `workdir`, on the mesh and in the
+    precision of the config, and report its result.
 
     Raises:
         ValueError: the stage does not exist; the existing ones are listed.
@@ -37,11 +38,12 @@ def run_stage(config: ConfigDict, workdir: str | Path) -> None:
         known = ", ".join(known_stages())
         raise ValueError(f"{config.stage=} must be one of {known}.")
     module = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
-    if "mesh" not in config:  # the stage works on files alone
-        module.run(config, str(workdir))
-        return
-    with jax.set_mesh(make_mesh(config.mesh)):
-        module.run(config, str(workdir))
+    with jax.default_matmul_precision(options.matmul_precision(config)):
+        if "mesh" not in config:  # the stage works on files alone
+            module.run(config, str(workdir))
+            return
+        with jax.set_mesh(make_mesh(config.mesh)):
+            module.run(config, str(workdir))
     if is_first():
         print(closing.result(config.stage, read_summary(workdir), workdir))
 

@@ -73,6 +73,8 @@ def decoded_in_a_loop(scan: bool) -> bool:
 
 def apart(model):
     """Return the model with its stacked layers as separate trees."""
+    if isinstance(model.blocks, Apart):
+        return model
     layers = Apart(take(model.blocks, i) for i in range(count(model.blocks)))
     model = jax.tree.map(lambda x: x, model)
     _set_blocks(model, layers)

@@ -13,7 +13,7 @@ from rlhf_jax.planning import programs, roofline
 from rlhf_jax.planning.arithmetic import temporaries
 from rlhf_jax.planning.roofline import CHIPS, GIB, GPUS, Chip, Plan, Program
 from rlhf_jax.terminal import print_table
-from rlhf_jax.training import weights
+from rlhf_jax.training import options, weights
 
 HEADER = ["program", "held", "arguments", "temporaries", "of HBM", "fits", "TFLOP"]
 HEADER += ["seconds at best", "bound by", "MFU at most", "GiB moved"]
@@ -44,7 +44,8 @@ def plan(
     else:
         devices = tpu_devices(topology)
     mesh = make_mesh(config.mesh, devices)
-    with jax.set_mesh(mesh):
+    precision = options.matmul_precision(config)
+    with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
         both = zip(
             programs.of(config), programs.of(config, recompute=False), strict=True
         )

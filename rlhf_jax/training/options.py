@@ -22,6 +22,7 @@ CHOICES = {
     "decay": ("constant", "linear", "cosine"),
     "dtype": FLOATS,
     "loss_aggregation": ("token", "response"),
+    "matmul_precision": ("auto", "default", "high", "highest"),
     "frozen_param_dtype": (*FLOATS, "int8"),
     "moment_dtype": FLOATS,
     "name": ("adamw", "adafactor", "sgd"),
@@ -74,6 +75,19 @@ def leaves(config: ConfigDict, where: str) -> Iterator[tuple[str, object]]:
             yield from leaves(value, f"{where}.{name}")
         else:
             yield f"{where}.{name}", value
+
+
+def matmul_precision(config) -> str:
+    """Return jax's name of the precision of float32 matrix products, for
+    `jax.default_matmul_precision`.
+
+    Args:
+        config: a stage's config, or that of a model, which has a dtype alone.
+    """
+    chosen = getattr(config, "matmul_precision", "auto")
+    if chosen != "auto":
+        return chosen
+    return "highest" if getattr(config, "dtype", "") == "float32" else "default"
 
 
 def fused_updates(config) -> None:

@@ -16,6 +16,7 @@ from rlhf_jax.launching.cli import (
     read_config_file,
     warn_of_unused_gpu,
 )
+from rlhf_jax.launching.device_groups import take_memory
 
 ROOT = Path(__file__).parents[2]
 
@@ -177,3 +178,40 @@ def test_a_gpu_without_its_plugin_is_told(
     told = [r.getMessage() for r in caplog.records]
     assert len(told) == warned
     assert all("NVIDIA GPU" in x and "'.[cuda]'" in x for x in told)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, {}),
+        ({"XLA_CLIENT_MEM_FRACTION": "0.5"}, {}),  # jax refuses both
+        (
+            {"XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB": "7"},
+            {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"},
+        ),
+    ],
+)
+def test_jax_takes_the_memory_that_the_user_has_not_set(given, expected):
+    environ = dict(given)
+    take_memory(environ)
+    limit = environ.pop("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB")
+    assert int(limit) > 0
+    given.pop("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", None)
+    assert environ == given | expected
+
+
+@pytest.mark.parametrize("start", ["run", "command"])
+def test_every_command_asks_for_memory_before_jax_starts(start, tmp_path):
+    script = tmp_path / "show.py"
+    script.write_text(
+        "import os\nfrom rlhf_jax.launching import cli\n"
+        "from jax._src import xla_bridge\n"
+        "show = lambda *_: print(os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION'],"
+        " xla_bridge.backends_are_initialized())\n"
+        f"cli.{start}(show)\n"
+    )
+    own = [f"{SFT}:tiny", "--workdir=x"] if start == "run" else []
+    command = [sys.executable, str(script), *own]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0.95", "False"]

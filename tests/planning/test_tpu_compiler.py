@@ -193,8 +193,9 @@ def test_what_a_step_of_decoding_scores_never_leaves_the_chip():
 @pytest.mark.parametrize("quantised", [False, True])
 def test_a_loop_over_stacked_layers_decodes_without_a_copy_of_weights(quantised):
     """On TPUs alone products read a layer's weights inside the stacked array, so layers
-    stay stacked there, and one of them is compiled. A chip has 4 MiB of a layer's
-    smallest matrix, 2 in 8 bits; keys and values of the two rows take less."""
+    stay stacked there, and one of them is compiled. A chip has at least a MiB of each
+    of a layer's matrices, half a MiB in 8 bits; a layer's keys of the two rows have
+    less."""
     config = preset(
         "chatglm3_6b", num_layers=3, param_dtype="bfloat16", quantised=quantised
     )
