@@ -7,6 +7,7 @@ Letters: B batch, K responses to one prompt, R response.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
@@ -88,19 +89,67 @@ def rloo_advantages(*, scores: Float[Array, "B K"]) -> Float[Array, "B K"]:
 
 
 def grpo_advantages(
-    *, scores: Float[Array, "B K"], epsilon: Float[ArrayLike, ""]
+    *,
+    scores: Float[Array, "B K"],
+    divide_by_std: bool,
+    epsilon: Float[ArrayLike, ""],
 ) -> Float[Array, "B K"]:
-    """Whiten the scores of the responses to one prompt.
+    """Compare the scores of the responses to one prompt.
 
-    A_k = (r_k - mean(r)) / (std(r) + epsilon)
+    A_k = (r_k - mean(r)) / (std(r) + epsilon); without `divide_by_std` r_k - mean(r)
 
     Shao et al. (2024), arXiv 2402.03300, section 4.1.2. The paper does not define std;
     the biased std is used here, so K = 1 gives 0 (implementations with Bessel's
-    correction give sqrt((K - 1) / K) times these advantages).
+    correction give sqrt((K - 1) / K) times these advantages). The division gives a
+    prompt whose scores are nearly equal as much weight as any other; Dr. GRPO (Liu et
+    al., 2025, arXiv 2503.20783, section 3.2) leaves it out.
     """
     centred = _centre(scores)
-    std = jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True))
-    return lax.stop_gradient(centred / (std + epsilon))
+    if divide_by_std:
+        std = jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True))
+        # Equal scores give 0, also with an epsilon of 0.
+        centred = centred / jnp.where(std + epsilon > 0, std + epsilon, 1.0)
+    return lax.stop_gradient(centred)
+
+
+def groups_differ(scores: Float[Array, "B K"]) -> Bool[Array, " B"]:
+    """Return True for each prompt whose responses do not all have the same score.
+
+    The advantages of a group of equal scores are all 0, so there is nothing to learn
+    from the group: DAPO, arXiv 2503.14476, section 3.2. Scores count as equal if they
+    differ by at most EQUAL times the largest.
+    """
+    scores = scores.astype(jnp.float32)
+    spread = scores.max(1) - scores.min(1)
+    return spread > EQUAL * jnp.abs(scores).max(1)
+
+
+def reinforce_pp_advantages(
+    *,
+    rewards: Float[Array, "B R"],
+    mask: Bool[Array, "B R"],
+    gamma: Float[ArrayLike, ""],
+) -> Float[Array, "B R"]:
+    """Normalise the returns of all tokens of a batch to mean 0 and variance 1.
+
+    A_r = (G_r - mean(G)) / std(G), G_r = reward_r + gamma G_{r+1}
+
+    The rewards hold the KL penalty of each token (`kl.penalised_rewards`), so a token
+    is charged for the divergence from itself on. Zeros where masked. REINFORCE++, Hu
+    et al. (2025), arXiv 2501.03262.
+    """
+
+    def returns(rewards, mask):
+        return gae(
+            rewards=rewards,
+            values=jnp.zeros_like(rewards),
+            mask=mask,
+            gamma=gamma,
+            lam=1.0,
+        ).advantages
+
+    batch = masked.whiten(jax.vmap(returns)(rewards, mask), mask, shift_mean=True)
+    return lax.stop_gradient(batch)
 
 
 class RunningMoments(NamedTuple):

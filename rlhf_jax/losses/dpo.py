@@ -46,9 +46,9 @@ def dpo_loss(
     this is conservative DPO (Mitchell, 2023, https://ericmitchell.ai/cdpo.pdf,
     equation 3), which assumes that a fraction e of the labels is wrong.
     """
-    rewards = _implicit_rewards(pair, beta)
+    rewards = implicit_rewards(pair, beta)
     right, wrong = _log_sigmoids(rewards[0] - rewards[1])
-    return _preference(
+    return preference(
         -(1.0 - label_smoothing) * right - label_smoothing * wrong, rewards
     )
 
@@ -69,10 +69,10 @@ def robust_dpo_loss(
     """
     if not 0.0 <= label_smoothing < 0.5:
         raise ValueError(f"{label_smoothing=} must be at least 0 and below 0.5.")
-    rewards = _implicit_rewards(pair, beta)
+    rewards = implicit_rewards(pair, beta)
     right, wrong = _log_sigmoids(rewards[0] - rewards[1])
     loss = -(1.0 - label_smoothing) * right + label_smoothing * wrong
-    return _preference(loss / (1.0 - 2.0 * label_smoothing), rewards)
+    return preference(loss / (1.0 - 2.0 * label_smoothing), rewards)
 
 
 def ipo_loss(
@@ -87,9 +87,9 @@ def ipo_loss(
     Azar et al. (2023), arXiv 2310.12036, equation 17 (tau is beta here). The loss uses
     summed log-probabilities, as the paper does; TRL divides them by the length first.
     """
-    rewards = _implicit_rewards(pair, beta)
+    rewards = implicit_rewards(pair, beta)
     log_ratio = (rewards[0] - rewards[1]) / beta
-    return _preference((log_ratio - 1.0 / (2.0 * beta)) ** 2, rewards)
+    return preference((log_ratio - 1.0 / (2.0 * beta)) ** 2, rewards)
 
 
 def length_regularised_dpo_loss(
@@ -108,10 +108,10 @@ def length_regularised_dpo_loss(
     preference, and the policy explains only the rest. The returned rewards are those of
     DPO, without the length term. Park et al. (2024), arXiv 2403.19159.
     """
-    rewards = _implicit_rewards(pair, beta)
+    rewards = implicit_rewards(pair, beta)
     longer = (chosen_lengths - rejected_lengths).astype(jnp.float32)
     right, _ = _log_sigmoids(rewards[0] - rewards[1] + alpha * longer)
-    return _preference(-right, rewards)
+    return preference(-right, rewards)
 
 
 def simpo_loss(
@@ -136,20 +136,23 @@ def simpo_loss(
         beta * rejected_logprobs.astype(jnp.float32) / jnp.maximum(rejected_lengths, 1),
     )
     right, _ = _log_sigmoids(rewards[0] - rewards[1] - gamma)
-    return _preference(-right, rewards)
+    return preference(-right, rewards)
 
 
-def _implicit_rewards(pair, beta):
+def implicit_rewards(
+    pair: PairLogprobs, beta: Float[ArrayLike, ""]
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """Return beta log(pi / pi_ref) of the chosen and of the rejected response, in
+    float32; no gradient flows to the reference."""
     chosen, rejected, *reference = (x.astype(jnp.float32) for x in pair)
     ref_chosen, ref_rejected = lax.stop_gradient(reference)
     return beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
 
 
-def _log_sigmoids(logits):
-    return jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-
-
-def _preference(loss, rewards):
+def preference(
+    loss: Float[Array, "*B"], rewards: tuple[Float[Array, "*B"], Float[Array, "*B"]]
+) -> PreferenceLoss:
+    """Put the loss of each pair and the rewards (chosen, rejected) together."""
     chosen_rewards, rejected_rewards = rewards
     margin = chosen_rewards - rejected_rewards
     return PreferenceLoss(
@@ -159,3 +162,7 @@ def _preference(loss, rewards):
         margin=margin,
         accuracy=(margin > 0).astype(jnp.float32),
     )
+
+
+def _log_sigmoids(logits):
+    return jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)

@@ -1,9 +1,11 @@
-"""Policy and value losses of PPO, elementwise over tokens.
+"""Policy and value losses of PPO and its relatives, one number for each token.
 
-Losses are 0 where masked (and the ratio is 1): divide the sum of a loss by the number
-of real tokens, as `masked.mean` does, never by the size of the array. Old
+Losses are 0 where masked (and the ratio is 1): divide the sum of a loss by a count of
+real tokens or responses (losses/aggregation.py), never by the size of the array. Old
 log-probabilities, old values, advantages and returns are targets: no gradient flows to
 the targets.
+
+Letters: B batch, R response.
 """
 
 from typing import NamedTuple
@@ -14,12 +16,14 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from rlhf_jax.losses import masked
 
+OBJECTIVES = ("ppo", "gspo", "cispo")
+
 
 class PolicyLoss(NamedTuple):
-    loss: Float[Array, "*S"]
-    ratio: Float[Array, "*S"]  # pi / pi_old
-    clipped: Bool[Array, "*S"]  # True where the clip stops the gradient
-    approxkl: Float[Array, "*S"]  # log(ratio)^2 / 2, as TRL's policy/approxkl
+    loss: Float[Array, "*B R"]
+    ratio: Float[Array, "*B R"]  # pi / pi_old; with "gspo" that of the response
+    clipped: Bool[Array, "*B R"]  # True where the clip holds the ratio
+    approxkl: Float[Array, "*B R"]  # log(pi / pi_old)^2 / 2, as TRL's policy/approxkl
 
 
 class ValueLoss(NamedTuple):
@@ -27,61 +31,66 @@ class ValueLoss(NamedTuple):
     clipped: Bool[Array, "*S"]  # True where the clip stops the gradient
 
 
-def ppo_policy_loss(
+def policy_loss(
     *,
-    logprobs: Float[Array, "*S"],
-    old_logprobs: Float[Array, "*S"],
-    advantages: Float[Array, "*S"],
-    mask: Bool[Array, "*S"],
+    logprobs: Float[Array, "*B R"],
+    old_logprobs: Float[Array, "*B R"],
+    advantages: Float[Array, "*B R"],
+    mask: Bool[Array, "*B R"],
+    objective: str,
     clip_range: Float[ArrayLike, ""],
+    clip_range_high: Float[ArrayLike, ""],
+    dual_clip: Float[ArrayLike, ""],
 ) -> PolicyLoss:
     """Raise the probability of tokens with a positive advantage, within a trust region
     around the old policy.
 
-    loss = max(-A ratio, -A clip(ratio, 1 - clip_range, 1 + clip_range))
+    With held(ratio) = clip(ratio, 1 - clip_range, 1 + clip_range_high):
 
-    Schulman et al. (2017), arXiv 1707.06347, equation 7.
+    "ppo": max(-A ratio, -A held(ratio)), ratio = pi / pi_old of the token.
+        Schulman et al. (2017), arXiv 1707.06347, equation 7. A clip_range_high above
+        clip_range is clip-higher: DAPO, arXiv 2503.14476, section 3.1.
+    "gspo": the same with the ratio of the response, the geometric mean of its tokens'
+        ratios, so one clip decides for all tokens of a response. The gradient of a
+        token is weighted by its own advantage. GSPO, arXiv 2507.18071, section 4.3
+        (GSPO-token); the ranges of that paper are 3e-4 and 4e-4.
+    "cispo": -A held(ratio) log(pi), with no gradient through the held ratio: the clip
+        bounds the weight of a token and removes no token. CISPO (MiniMax-M1), arXiv
+        2506.13585, section 3.1, whose lower end is open: clip_range 1.
+
+    Where A < 0, the losses of "ppo" and "gspo" are at most -dual_clip A (Ye et al.,
+    2020, arXiv 1912.09729); dual_clip > 1, inf for no bound; "cispo" has no use for it.
+
+    Raises:
+        ValueError: `objective` names no loss.
     """
+    old_logprobs = lax.stop_gradient(old_logprobs)
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
+    approxkl = 0.5 * log_ratio**2
+    if objective == "gspo":
+        log_ratio = _response_log_ratio(log_ratio, mask)
+    elif objective not in OBJECTIVES:
+        raise ValueError(f"{objective=} must be one of {', '.join(OBJECTIVES)}.")
     ratio = jnp.exp(log_ratio)
+    held_ratio = jnp.clip(ratio, 1.0 - clip_range, 1.0 + clip_range_high)
     advantages = lax.stop_gradient(masked.keep(advantages, mask))
-    free = -advantages * ratio
-    held = -advantages * jnp.clip(ratio, 1.0 - clip_range, 1.0 + clip_range)
-    return PolicyLoss(
-        loss=jnp.maximum(free, held),
-        ratio=ratio,
-        clipped=held > free,
-        approxkl=0.5 * log_ratio**2,
-    )
-
-
-def dual_clip_policy_loss(
-    *,
-    logprobs: Float[Array, "*S"],
-    old_logprobs: Float[Array, "*S"],
-    advantages: Float[Array, "*S"],
-    mask: Bool[Array, "*S"],
-    clip_range: Float[ArrayLike, ""],
-    dual_clip: Float[ArrayLike, ""],
-) -> PolicyLoss:
-    """Bound the PPO loss also where the advantage is negative and the ratio is large.
-
-    loss = min(ppo, -dual_clip A) where A < 0, ppo elsewhere; dual_clip > 1.
-
-    Ye et al. (2020), arXiv 1912.09729.
-    """
-    ppo = ppo_policy_loss(
-        logprobs=logprobs,
-        old_logprobs=old_logprobs,
-        advantages=advantages,
-        mask=mask,
-        clip_range=clip_range,
-    )
-    advantages = lax.stop_gradient(masked.keep(advantages, mask))
+    if objective == "cispo":
+        weight = lax.stop_gradient(held_ratio)
+        return PolicyLoss(
+            loss=-advantages * weight * masked.keep(logprobs, mask),
+            ratio=ratio,
+            clipped=held_ratio != ratio,
+            approxkl=approxkl,
+        )
+    free, held = -advantages * ratio, -advantages * held_ratio
+    loss = jnp.maximum(free, held)
     bound = -dual_clip * advantages
-    over = (advantages < 0) & (ppo.loss > bound)
-    return ppo._replace(
-        loss=jnp.where(over, bound, ppo.loss), clipped=ppo.clipped | over
+    over = (advantages < 0) & (loss > bound)
+    return PolicyLoss(
+        loss=jnp.where(over, bound, loss),
+        ratio=ratio,
+        clipped=(held > free) | over,
+        approxkl=approxkl,
     )
 
 
@@ -128,7 +137,15 @@ def explained_variance(
 
 
 def _log_ratio(logprobs, old_logprobs, mask):
-    old_logprobs = lax.stop_gradient(masked.keep(old_logprobs, mask))
+    difference = masked.keep(logprobs, mask) - masked.keep(old_logprobs, mask)
     # exp(20) is beyond every clip range; without the bound a ratio of inf would make
     # 0 * inf = nan in the gradient of a clipped token.
-    return jnp.clip(masked.keep(logprobs, mask) - old_logprobs, -20.0, 20.0)
+    return jnp.clip(difference, -20.0, 20.0)
+
+
+def _response_log_ratio(log_ratio, mask):
+    """Return at each token the mean over the tokens of its response, whose gradient is
+    that of the token alone (GSPO-token, arXiv 2507.18071, section 4.3)."""
+    count = jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    mean = lax.stop_gradient(log_ratio.sum(-1, keepdims=True) / count)
+    return masked.keep(mean + log_ratio - lax.stop_gradient(log_ratio), mask)

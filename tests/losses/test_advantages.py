@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.losses import masked
 from rlhf_jax.losses.advantages import (
     RunningMoments,
     gae,
+    groups_differ,
     grpo_advantages,
     init_moments,
     normalise,
     reference_baseline,
+    reinforce_pp_advantages,
     rloo_advantages,
     update_moments,
 )
@@ -32,6 +35,9 @@ MASKS = np.array(
 REWARDS = RNG.normal(size=MASKS.shape).astype(np.float32)
 VALUES = RNG.normal(size=MASKS.shape).astype(np.float32)
 SCORES = RNG.normal(2.0, 3.0, (5, 4)).astype(np.float32)
+
+grpo = partial(grpo_advantages, divide_by_std=True)
+dr_grpo = partial(grpo_advantages, divide_by_std=False, epsilon=1e-4)
 
 
 @partial(jax.jit, static_argnames=("gamma", "lam"))
@@ -183,7 +189,7 @@ def test_no_gradient_flows_through_advantages():
                 for a in gae(rewards=x[0], values=x[1], mask=one, gamma=0.9, lam=0.8)
             )
             + jnp.sum(rloo_advantages(scores=x) ** 2)
-            + jnp.sum(grpo_advantages(scores=x, epsilon=1e-4) ** 2)
+            + jnp.sum(grpo(scores=x, epsilon=1e-4) ** 2)
             + jnp.sum(reference_baseline(scores=x[0], reference_scores=x[1]))
             + jnp.sum(normalise(x, moments) ** 2)
         )
@@ -240,7 +246,7 @@ def test_rloo_of_one_response_is_refused():
 
 
 @pytest.mark.parametrize(
-    "function", [rloo_advantages, partial(grpo_advantages, epsilon=1e-6)]
+    "function", [rloo_advantages, partial(grpo, epsilon=1e-6), dr_grpo]
 )
 def test_group_advantages_have_mean_zero_and_ignore_shifts_and_order(function):
     got = np.asarray(function(scores=jnp.array(SCORES)))
@@ -252,26 +258,102 @@ def test_group_advantages_have_mean_zero_and_ignore_shifts_and_order(function):
 
 
 def test_grpo_has_standard_deviation_one_and_ignores_scale():
-    got = np.asarray(grpo_advantages(scores=jnp.array(SCORES), epsilon=1e-8))
+    got = np.asarray(grpo(scores=jnp.array(SCORES), epsilon=1e-8))
     np.testing.assert_allclose(got.std(axis=1), 1.0, rtol=1e-5)
-    scaled = grpo_advantages(scores=jnp.array(100 * SCORES), epsilon=1e-8)
+    scaled = grpo(scores=jnp.array(100 * SCORES), epsilon=1e-8)
     np.testing.assert_allclose(scaled, got, rtol=1e-5, atol=1e-6)
 
 
 def test_grpo_of_hand_written_numbers():
     # 1, 2, 6: mean 3, std sqrt(14/3) = 2.160247; with epsilon 0.5 divide by 2.660247.
-    got = grpo_advantages(scores=jnp.array([[1.0, 2.0, 6.0]]), epsilon=0.5)
+    got = grpo(scores=jnp.array([[1.0, 2.0, 6.0]]), epsilon=0.5)
     np.testing.assert_allclose(got, [[-0.751810, -0.375905, 1.127715]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e4 / 3, 1e7 / 3])
 def test_equal_scores_give_no_advantage_at_any_scale(value):
     scores = jnp.full((2, 3), value, jnp.float32)
-    np.testing.assert_allclose(
-        grpo_advantages(scores=scores, epsilon=1e-4), 0, atol=1e-4
-    )
+    np.testing.assert_allclose(grpo(scores=scores, epsilon=1e-4), 0, atol=1e-4)
     np.testing.assert_allclose(rloo_advantages(scores=scores), 0.0, atol=1e-6)
-    assert (np.asarray(grpo_advantages(scores=scores[:, :1], epsilon=1e-4)) == 0).all()
+    assert (np.asarray(grpo(scores=scores[:, :1], epsilon=1e-4)) == 0).all()
+
+
+def test_equal_scores_give_no_advantage_with_an_epsilon_of_zero():
+    scores = jnp.array([[2.0, 2.0, 2.0], [1.0, 1.0, 4.0]])
+    got = grpo(scores=scores, epsilon=0.0)
+    np.testing.assert_allclose(got[0], 0.0)
+    np.testing.assert_allclose(got[1], np.array([-1, -1, 2]) / np.sqrt(2), rtol=1e-6)
+
+
+def test_without_the_standard_deviation_grpo_is_rloo_up_to_a_factor():
+    """(K - 1) / K, with K = 4."""
+    got = dr_grpo(scores=jnp.array(SCORES))
+    expected = 0.75 * rloo_advantages(scores=jnp.array(SCORES))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    # By hand: scores 1, 2, 6 with mean 3.
+    got = dr_grpo(scores=jnp.array([[1.0, 2.0, 6.0]]))
+    np.testing.assert_allclose(got, [[-2.0, -1.0, 3.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scores", "differs"),
+    [
+        ([0.0, 0.0, 0.0], False),
+        ([1.0, 1.0, 1.0], False),
+        ([0.0, 0.0, 1.0], True),
+        ([-2.0, -2.0, -2.00001], True),
+        ([1e4, 1e4, 1e4 + 2**-10], False),  # the rounding of one score
+        ([7.0], False),
+    ],
+)
+def test_a_group_differs_where_two_scores_do(scores, differs):
+    assert groups_differ(jnp.array([scores])).tolist() == [differs]
+
+
+def slow_reinforce_pp(rewards, mask, gamma):
+    """The discounted sum of the later rewards; then all tokens' mean and spread."""
+    returns = slow_gae(rewards, np.zeros(rewards.shape), mask, gamma, 1.0)
+    real = returns[mask]
+    return np.where(mask, (returns - real.mean()) / real.std(), 0.0)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_reinforce_pp_equals_the_slow_reference(gamma):
+    got = reinforce_pp_advantages(
+        rewards=jnp.array(REWARDS), mask=jnp.array(MASKS), gamma=gamma
+    )
+    expected = slow_reinforce_pp(REWARDS, MASKS, gamma)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_reinforce_pp_of_hand_written_numbers():
+    # Rewards -1, 3 and 2, masked: returns 2, 3 and 2, mean 7/3, variance 2/9.
+    got = reinforce_pp_advantages(
+        rewards=jnp.array([[-1.0, 3.0], [2.0, 9.0]]),
+        mask=jnp.array([[True, True], [True, False]]),
+        gamma=1.0,
+    )
+    expected = np.array([[-1, 2], [-1, 0]]) / np.sqrt(2)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_reinforce_pp_is_whitened_gae_without_a_critic_at_lam_one():
+    mask, rewards = jnp.array(MASKS), jnp.array(REWARDS)
+    plain = batched_gae(rewards, jnp.zeros(MASKS.shape), mask, gamma=0.9, lam=1.0)
+    got = reinforce_pp_advantages(rewards=rewards, mask=mask, gamma=0.9)
+    expected = masked.whiten(plain.advantages, mask, shift_mean=True)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_reinforce_pp_ignores_padding_order_and_garbage():
+    mask, order = jnp.array(MASKS), np.array([4, 2, 0, 5, 1, 3])
+    expected = reinforce_pp_advantages(rewards=jnp.array(REWARDS), mask=mask, gamma=0.9)
+    dirty = jnp.where(mask, jnp.array(REWARDS), jnp.nan)
+    wide = ((0, 1), (2, 3))
+    got = reinforce_pp_advantages(
+        rewards=jnp.pad(dirty[order], wide), mask=jnp.pad(mask[order], wide), gamma=0.9
+    )
+    np.testing.assert_allclose(got[:6, 2:9], expected[order], atol=1e-5)
 
 
 def test_running_moments_equal_those_of_all_the_data_at_once():

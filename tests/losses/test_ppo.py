@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.losses import masked
-from rlhf_jax.losses.ppo import (
-    dual_clip_policy_loss,
-    explained_variance,
-    ppo_policy_loss,
-    ppo_value_loss,
-)
+from rlhf_jax.losses.aggregation import aggregate
+from rlhf_jax.losses.ppo import explained_variance, policy_loss, ppo_value_loss
 
 RNG = np.random.default_rng(0)
 MASK = np.array(
@@ -38,24 +34,41 @@ VALUE = {
 }
 ON_POLICY = POLICY | {"old_logprobs": POLICY["logprobs"]}
 
-ppo = partial(ppo_policy_loss, clip_range=0.2)
-dual = partial(dual_clip_policy_loss, clip_range=0.2, dual_clip=1.5)
+INF = float("inf")
+ppo = partial(
+    policy_loss, objective="ppo", clip_range=0.2, clip_range_high=0.2, dual_clip=INF
+)
+dual = partial(ppo, dual_clip=1.5)
+higher = partial(ppo, clip_range_high=0.5)
+gspo = partial(ppo, objective="gspo", clip_range=0.1, clip_range_high=0.15)
+cispo = partial(ppo, objective="cispo", clip_range=0.3, clip_range_high=0.4)
 value = partial(ppo_value_loss, value_clip_range=0.3)
 
 
-def slow_ppo(arguments, dual_clip=np.inf):
+def slow_ratio(arguments, i, objective):
+    log_ratio = np.float64(arguments["logprobs"]) - np.float64(
+        arguments["old_logprobs"]
+    )
+    if objective == "gspo":  # the geometric mean over the response's real tokens
+        return np.exp(log_ratio[i[0]][arguments["mask"][i[0]]].mean())
+    return np.exp(log_ratio[i])
+
+
+def slow_ppo(arguments, objective="ppo", low=0.2, high=0.2, dual_clip=np.inf):
     loss, clipped = np.zeros(MASK.shape), np.zeros(MASK.shape, bool)
     for i in zip(*np.nonzero(arguments["mask"]), strict=True):
         advantage = float(arguments["advantages"][i])
-        log_ratio = float(arguments["logprobs"][i]) - float(
-            arguments["old_logprobs"][i]
-        )
-        ratio = np.exp(log_ratio)
-        objective = min(advantage * ratio, advantage * min(max(ratio, 0.8), 1.2))
-        clipped[i] = objective < advantage * ratio
-        if advantage < 0 and objective < dual_clip * advantage:
-            objective, clipped[i] = dual_clip * advantage, True
-        loss[i] = -objective
+        ratio = slow_ratio(arguments, i, objective)
+        held = min(max(ratio, 1 - low), 1 + high)
+        if objective == "cispo":
+            loss[i] = -advantage * held * float(arguments["logprobs"][i])
+            clipped[i] = held != ratio
+            continue
+        gain = min(advantage * ratio, advantage * held)
+        clipped[i] = gain < advantage * ratio
+        if advantage < 0 and gain < dual_clip * advantage:
+            gain, clipped[i] = dual_clip * advantage, True
+        loss[i] = -gain
     return loss, clipped
 
 
@@ -71,12 +84,17 @@ def slow_value(arguments):
     return loss, clipped
 
 
+slow_gspo = partial(slow_ppo, objective="gspo", low=0.1, high=0.15)
+slow_cispo = partial(slow_ppo, objective="cispo", low=0.3, high=0.4)
 LOSSES = {
     "ppo": (ppo, slow_ppo, POLICY, "logprobs"),
     "dual": (dual, partial(slow_ppo, dual_clip=1.5), POLICY, "logprobs"),
+    "higher": (higher, partial(slow_ppo, high=0.5), POLICY, "logprobs"),
+    "gspo": (gspo, slow_gspo, POLICY, "logprobs"),
+    "cispo": (cispo, slow_cispo, POLICY, "logprobs"),
     "value": (value, slow_value, VALUE, "values"),
 }
-POLICY_LOSSES = ["ppo", "dual"]
+POLICY_LOSSES = ["ppo", "dual", "higher", "gspo", "cispo"]
 
 
 def call(loss, arguments):
@@ -112,7 +130,7 @@ def test_loss_equals_the_slow_reference(name):
     assert 0 < clipped.sum() < MASK.sum()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["ppo", "dual", "higher", "value"])
 def test_gradient_equals_finite_differences(name):
     loss, slow, arguments, which = LOSSES[name]
     got = gradients(loss, arguments)[which]
@@ -200,7 +218,11 @@ def test_on_policy_the_ratio_is_one_and_nothing_is_clipped(name):
 def test_metrics_compare_with_the_old_policy(name):
     out = call(LOSSES[name][0], POLICY)
     log_ratio = np.where(MASK, POLICY["logprobs"] - POLICY["old_logprobs"], 0)
-    np.testing.assert_allclose(out.ratio, np.exp(log_ratio), rtol=1e-5)
+    expected = np.exp(log_ratio)
+    if name == "gspo":
+        for i in zip(*np.nonzero(MASK), strict=True):
+            expected[i] = slow_ratio(POLICY, i, "gspo")
+    np.testing.assert_allclose(out.ratio, expected, rtol=1e-5)
     np.testing.assert_allclose(out.approxkl, log_ratio**2 / 2, rtol=1e-4, atol=1e-7)
 
 
@@ -229,24 +251,122 @@ def test_ppo_of_hand_written_numbers():
 
 
 def test_gradient_is_zero_exactly_where_a_token_is_clipped():
-    for loss in (ppo, dual):
+    for loss in (ppo, dual, higher, gspo):
         clipped = np.asarray(call(loss, POLICY).clipped)
         gradient = np.asarray(gradients(loss, POLICY)["logprobs"])
         np.testing.assert_array_equal(gradient == 0, clipped | ~MASK)
 
 
 def test_an_infinite_clip_range_is_importance_sampling_alone():
-    out = call(partial(ppo_policy_loss, clip_range=float("inf")), POLICY)
+    out = call(partial(ppo, clip_range=INF, clip_range_high=INF), POLICY)
     np.testing.assert_allclose(
         out.loss, -out.ratio * np.where(MASK, POLICY["advantages"], 0), rtol=1e-6
     )
     assert not np.asarray(out.clipped).any()
 
 
-def test_an_infinite_dual_clip_is_ppo():
-    out = call(partial(dual, dual_clip=float("inf")), POLICY)
-    for x, y in zip(out, call(ppo, POLICY), strict=True):
-        np.testing.assert_array_equal(x, y)
+def test_clip_higher_moves_the_upper_end_alone():
+    # ratios 1.3, 1.6, 0.7, 1.6 with advantages 1, 1, -1, -1; ends 0.8 and 1.5:
+    # 1.3 is free now; 1.6 is held at 1.5; 0.7 is held at 0.8 as before; 1.6 is free.
+    arguments = {
+        "logprobs": np.log(np.array([1.3, 1.6, 0.7, 1.6], np.float32)),
+        "old_logprobs": np.zeros(4, np.float32),
+        "advantages": np.array([1, 1, -1, -1], np.float32),
+        "mask": np.ones(4, bool),
+    }
+    out = call(higher, arguments)
+    np.testing.assert_allclose(out.loss, [-1.3, -1.5, 0.8, 1.6], rtol=1e-6)
+    np.testing.assert_array_equal(out.clipped, [False, True, True, False])
+
+
+def rows_of_one_token(arguments):
+    return {name: x.reshape(-1, 1) for name, x in arguments.items()}
+
+
+def test_gspo_of_responses_of_one_token_is_ppo():
+    arguments = rows_of_one_token(POLICY)
+    found = call(partial(ppo, objective="gspo"), arguments)
+    for x, y in zip(found, call(ppo, arguments), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        gradients(partial(ppo, objective="gspo"), arguments)["logprobs"],
+        gradients(ppo, arguments)["logprobs"],
+        rtol=1e-5,
+    )
+
+
+def test_gspo_of_hand_written_numbers():
+    # Log-ratios 0.3 and 0.1: the response's ratio is exp(0.2) = 1.221403, above 1.15,
+    # so advantages of 1 are held at 1.15 and advantages of -1 are free. The second
+    # response, -0.1 and masked, has ratio exp(-0.1) = 0.904837, inside.
+    arguments = {
+        "logprobs": np.array([[0.3, 0.1], [-0.1, 9.0]], np.float32) - 2,
+        "old_logprobs": np.array([[-2, -2], [-2, 3.0]], np.float32),
+        "advantages": np.array([[1, -1], [1, 1]], np.float32),
+        "mask": np.array([[True, True], [True, False]]),
+    }
+    out = call(gspo, arguments)
+    np.testing.assert_allclose(
+        out.loss, [[-1.15, 1.221403], [-0.904837, 0.0]], rtol=1e-5
+    )
+    np.testing.assert_array_equal(out.clipped, [[True, False], [False, False]])
+    # d loss / d logprob = -A ratio of the response where it is free.
+    np.testing.assert_allclose(
+        3 * gradients(gspo, arguments)["logprobs"],
+        [[0.0, 1.221403], [-0.904837, 0.0]],
+        rtol=1e-5,
+    )
+
+
+def test_the_gradient_of_gspo_is_that_of_the_ratio_of_responses():
+    """With one advantage a response, and the mean of GRPO's paper: finite differences
+    of -min(s A, clip(s) A), s = (pi / pi_old)^(1 / length)."""
+    arguments = POLICY | {"advantages": np.repeat(POLICY["advantages"][:, :1], 5, 1)}
+
+    def mean_loss(logprobs):
+        out = call(gspo, arguments | {"logprobs": logprobs})
+        return aggregate(
+            out.loss, jnp.array(MASK), aggregation="response", length=5
+        ).total
+
+    got = jax.grad(mean_loss)(jnp.array(POLICY["logprobs"]))
+
+    def slow(logprobs):
+        loss, _ = slow_gspo(arguments | {"logprobs": logprobs})
+        rows = zip(loss, MASK, strict=True)
+        return sum(row[mask].mean() for row, mask in rows if mask.any())
+
+    for i in np.ndindex(MASK.shape):
+        step = np.zeros(MASK.shape)
+        step[i] = 1e-6
+        logprobs = POLICY["logprobs"].astype(np.float64)
+        rise = (slow(logprobs + step) - slow(logprobs - step)) / 2e-6
+        np.testing.assert_allclose(got[i], rise, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_cispo_is_the_policy_gradient_times_the_held_ratio():
+    got = gradients(cispo, POLICY)["logprobs"]
+    held = np.clip(np.exp(POLICY["logprobs"] - POLICY["old_logprobs"]), 0.7, 1.4)
+    expected = np.where(MASK, -POLICY["advantages"] * held, 0) / MASK.sum()
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    # A held token still learns: that is the point of CISPO.
+    clipped = np.asarray(call(cispo, POLICY).clipped)
+    assert clipped.any()
+    assert (np.asarray(got)[clipped] != 0).all()
+
+
+def test_cispo_inside_the_range_has_the_gradient_of_ppo():
+    wide = {"clip_range": 1.0, "clip_range_high": INF}
+    np.testing.assert_allclose(
+        gradients(partial(cispo, **wide), POLICY)["logprobs"],
+        gradients(partial(ppo, **wide), POLICY)["logprobs"],
+        rtol=1e-5,
+    )
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(ValueError, match="objective='trpo' must be one of ppo, gspo"):
+        call(partial(ppo, objective="trpo"), POLICY)
 
 
 @pytest.mark.parametrize("name", POLICY_LOSSES)
@@ -277,12 +397,11 @@ def test_policy_gradient_finds_the_best_arm_of_a_bandit():
         advantages = pays - jnp.sum(jnp.exp(old) * pays)
 
         def loss(logits):
-            out = ppo_policy_loss(
+            out = ppo(
                 logprobs=jax.nn.log_softmax(logits),
                 old_logprobs=old,
                 advantages=advantages,
                 mask=jnp.ones(3, bool),
-                clip_range=0.2,
             )
             return jnp.sum(jnp.exp(old) * out.loss)  # the expectation over arms
 
