@@ -30,11 +30,12 @@ def get_config(preset="tiny"):
     # Rounds the widths of batches up to a multiple of this many tokens: few widths need
     # few compiled programs. [1, 65536]
     c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128
-    # The loss: "dpo", "robust", "ipo", "simpo" or "length_regularised"
-    # (rlhf_jax/losses/dpo.py).
+    # The loss: "dpo", "robust", "ipo", "simpo", "length_regularised"
+    # (rlhf_jax/losses/dpo.py), "kto" (kto.py), on the two responses of a pair apart,
+    # or "orpo" (orpo.py), without a reference.
     c.loss = "dpo"
     # The strength of the pull to the reference; the paper gives no value. SimPO works
-    # with values about 2. (0, inf)
+    # with values about 2. The weight of the odds ratio in ORPO. (0, inf)
     c.beta = 0.1
     # The share of the labels taken to be wrong, for "dpo" (then conservative DPO) and
     # "robust". [0, 0.5)
@@ -44,8 +45,12 @@ def get_config(preset="tiny"):
     # The penalty per token of difference in length, for "length_regularised"; 0 means
     # none. [0, inf)
     c.alpha = 0.0
+    # The weight of the chosen responses in KTO. [0, inf)
+    c.desirable_weight = 1.0
+    # The weight of the rejected responses in KTO. [0, inf)
+    c.undesirable_weight = 1.0
     # The log-probabilities of the reference: "cached" computes them once, "on_the_fly"
-    # at every step.
+    # at every step, as KTO must.
     c.reference = "cached"
     # A .npz file for the cached log-probabilities, which runs may share; "" keeps them
     # in the workdir.

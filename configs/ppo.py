@@ -30,6 +30,16 @@ def get_config(preset="tiny"):
     # which is faster to read; rollout/logprob_gap_mean and rollout/ratio_outside
     # measure its distance from the policy.
     c.rollout_param_dtype = "same"
+    # The importance weights of the policy loss that correct the distance between
+    # sampler and policy: one for each "token", one for each "response", or "none";
+    # "auto" is "token" with rollout_param_dtype "int8" and "none" otherwise.
+    c.rollout_correction = "auto"
+    # Cuts these weights at this; inf cuts none. [1, inf]
+    c.rollout_weight_cap = 2.0
+    # Leaves responses out of the update whose log-probabilities under sampler and
+    # policy differ by more than this many nats per token, on average; inf leaves out
+    # none. Without a correction none is left out. (0, inf]
+    c.rollout_error_limit = 0.5
     # True keeps the reference and the reward model in the host's memory while they are
     # not used.
     c.offload_frozen = False
@@ -50,6 +60,9 @@ def get_config(preset="tiny"):
     # Samples this many responses to each prompt; "rloo" and "grpo" need 2 or more.
     # [1, inf)
     c.samples_per_prompt = 1
+    # True divides GRPO's advantages by the standard deviation of the prompt's scores;
+    # False is Dr. GRPO.
+    c.group_std = True
     # The number that GRPO adds to the standard deviation of a prompt's scores, against
     # division by zero. [0, inf)
     c.group_epsilon = 1e-4
@@ -67,8 +80,9 @@ def get_config(preset="tiny"):
     # The temperature of sampling and of the trained log-probabilities. [0, inf)
     c.temperature = 1.0
     # The advantage: "gae", with a value model; or without one "rloo" or "grpo" (both
-    # with baseline "none" and two or more samples per prompt) or "remax" (with baseline
-    # "greedy" or "reference").
+    # with baseline "none" and two or more samples per prompt), "remax" (with baseline
+    # "greedy" or "reference") or "reinforce_pp" (REINFORCE++: returns, normalised over
+    # the batch).
     c.advantage = "gae"
     # The answer whose score is subtracted: "reference" takes the reference policy's,
     # scored once, as in the paper; "greedy" the policy's own likeliest answer,
@@ -96,15 +110,32 @@ def get_config(preset="tiny"):
     # The KL divergence, in nats per response, above which the run stops with an error;
     # the newest checkpoint is then below it. inf never stops the run. (-inf, inf]
     c.kl_ceiling = 100.0
+    # Moves the reference this share of the way to the policy after every iteration; 0
+    # keeps the reference fixed. KL and kl_ceiling are then those to the moving
+    # reference. [0, 1]
+    c.reference_rate = 0.0
     # The discount of rewards per token; 1 does not discount. [0, inf)
     c.gamma = 1.0
     # The lambda of generalised advantage estimation; 1 does not bootstrap. [0, 1]
     c.lam = 0.95
-    # Clips the ratio of new and old probability to 1 minus and plus this. (0, inf)
+    # The policy loss: "ppo" clips the ratio of each token, "gspo" the ratio of each
+    # response, and "cispo" the weight of each token's log-probability
+    # (rlhf_jax/losses/ppo.py).
+    c.objective = "ppo"
+    # Clips the ratio of new and old probability to 1 minus and plus this; GSPO's ratios
+    # want a range about 1000 times smaller. (0, inf)
     c.clip_range = 0.2
+    # Clips the ratio to 1 plus this instead, as in DAPO's clip-higher; 0.0 takes
+    # clip_range. [0, inf)
+    c.clip_range_high = 0.0
     # The mean in the policy loss: "token", over all tokens of a minibatch; "response",
-    # over the tokens of each response and then over the responses, as in GRPO's paper.
+    # over the tokens of each response and then over the responses, as in GRPO's paper;
+    # "constant", the sum over tokens divided by max_response_tokens and the number of
+    # responses, as in Dr. GRPO's.
     c.loss_aggregation = "token"
+    # The weight of the policy's entropy in the loss, which keeps the policy from
+    # becoming certain too soon; 0 turns the term off. [0, inf)
+    c.entropy_coef = 0.0
     # Bounds the loss of negative advantages to this multiple of the advantage's size;
     # must be above 1, or 0.0 for no bound. [0, inf)
     c.dual_clip = 0.0
@@ -121,6 +152,8 @@ def get_config(preset="tiny"):
     # The penalty subtracted from the score of a response that was cut at its limit, in
     # units of the score. [0, inf)
     c.missing_end_penalty = 1.0
+    # True leaves responses that were cut at their limit out of the update.
+    c.mask_overlong = False
     # Clips baselined scores to this on either side; inf does not clip. (0, inf]
     c.score_clip = 10.0
     # Evaluates every this many iterations and at the end; 0 never evaluates. [0, inf)

@@ -85,7 +85,9 @@ class Rollout:
 @_batch
 class Experience:
     """A rollout with everything the PPO update needs, constant during the update.
-    `old_values` and `returns` are None without a value model."""
+    `response_mask` is False on responses that have no part in the update. `weights` are
+    those of the tokens' policy losses, None for equal weights; `old_values` and
+    `returns` are None without a value model."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
@@ -94,6 +96,7 @@ class Experience:
     old_logprobs: Float[Array, "B R"]
     ref_logprobs: Float[Array, "B R"]
     advantages: Float[Array, "B R"]
+    weights: Float[Array, "B R"] | None
     old_values: Float[Array, "B R"] | None
     returns: Float[Array, "B R"] | None
 

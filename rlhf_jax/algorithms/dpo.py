@@ -1,6 +1,8 @@
 """DPO and its relatives: the options, the loss with its SFT term and the train step.
 
-ChatGLM-RLHF (arXiv 2404.00934), section 4; DPO: arXiv 2305.18290, equation 7.
+ChatGLM-RLHF (arXiv 2404.00934), section 4; DPO: arXiv 2305.18290, equation 7. KTO
+(losses/kto.py) and ORPO (losses/orpo.py) take DPO's place on the same pairs: KTO splits
+each pair into a desirable and an undesirable response.
 
 Letters: B pairs.
 """
@@ -9,6 +11,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlhf_jax.algorithms.sft import mean_loss
@@ -16,13 +19,17 @@ from rlhf_jax.batches import PreferenceBatch, SFTBatch
 from rlhf_jax.generation.scoring import response_logprobs
 from rlhf_jax.losses import dpo as losses
 from rlhf_jax.losses import masked
+from rlhf_jax.losses.kto import kto_kl, kto_loss
+from rlhf_jax.losses.orpo import orpo_loss
 from rlhf_jax.models.policy import Policy
+from rlhf_jax.training.accumulate import in_parts
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, optimizer_step
 
 Batch = PreferenceBatch  # the type of batch that `train_step` learns from
-LOSSES = ("dpo", "robust", "ipo", "simpo", "length_regularised")
+LOSSES = ("dpo", "robust", "ipo", "simpo", "length_regularised", "kto", "orpo")
+WITHOUT_REFERENCE = ("simpo", "orpo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +46,22 @@ class Hyper:
     label_smoothing: float
     gamma: float
     alpha: float
+    desirable_weight: float
+    undesirable_weight: float
     beta_sft: float
     microbatches: int
 
     @classmethod
     def from_config(cls, config, num_tokens: int) -> "Hyper":
-        return cls(
-            num_tokens=num_tokens,
-            chunk_size=config.chunk_size,
-            loss=config.loss,
-            beta=config.beta,
-            label_smoothing=config.label_smoothing,
-            gamma=config.gamma,
-            alpha=config.alpha,
-            beta_sft=config.beta_sft,
-            microbatches=config.microbatches,
-        )
+        names = [field.name for field in dataclasses.fields(cls)]
+        names.remove("num_tokens")
+        options = {name: getattr(config, name) for name in names}
+        return cls(num_tokens=num_tokens, **options)
 
     @property
     def needs_reference(self) -> bool:
         """True if the loss compares the policy with a reference."""
-        return self.loss != "simpo"
+        return self.loss not in WITHOUT_REFERENCE
 
 
 def pair_logprobs(
@@ -79,24 +81,55 @@ def pair_logprobs(
     return masked.keep(out.logprobs, batch.response_mask).sum(-1)
 
 
+def mismatched_kl(
+    policy: Policy, reference: Policy, batch: PreferenceBatch, *, hyper: Hyper
+) -> Float[Array, ""]:
+    """Estimate KL(policy || reference), nats per response, on each prompt with the
+    responses of the next pair of the batch: the reference point of KTO."""
+    other = dataclasses.replace(
+        batch,
+        responses=jnp.roll(batch.responses, 1, axis=0),
+        response_mask=jnp.roll(batch.response_mask, 1, axis=0),
+        valid=batch.valid & jnp.roll(batch.valid, 1),
+    )
+
+    def both(part: PreferenceBatch):
+        return (
+            pair_logprobs(policy, part, hyper=hyper),
+            pair_logprobs(reference, part, hyper=hyper),
+        )
+
+    logprobs, ref_logprobs = in_parts(both, other, parts=hyper.microbatches)
+    mask = jnp.broadcast_to(other.valid[:, None], logprobs.shape)
+    return kto_kl(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
+
+
 def preference_loss(
     logprobs: Float[Array, "B 2"],
     ref_logprobs: Float[Array, "B 2"] | None,
     lengths: Array,
     hyper: Hyper,
+    *,
+    kl: Float[Array, ""] | None = None,
 ) -> losses.PreferenceLoss:
     """Compute the loss that `hyper.loss` names from (chosen, rejected) columns.
 
+    Args:
+        kl: the reference point of KTO (`mismatched_kl`), which no other loss reads.
+
     Raises:
-        ValueError: the loss needs `ref_logprobs`, which is None.
+        ValueError: the loss needs `ref_logprobs` or `kl`, which is None.
     """
     both_lengths = {"chosen_lengths": lengths[:, 0], "rejected_lengths": lengths[:, 1]}
     if not hyper.needs_reference:
-        return losses.simpo_loss(
+        bare_loss = {
+            "simpo": functools.partial(losses.simpo_loss, gamma=hyper.gamma),
+            "orpo": orpo_loss,
+        }[hyper.loss]
+        return bare_loss(
             chosen_logprobs=logprobs[:, 0],
             rejected_logprobs=logprobs[:, 1],
             beta=hyper.beta,
-            gamma=hyper.gamma,
             **both_lengths,
         )
     if ref_logprobs is None:
@@ -110,6 +143,18 @@ def preference_loss(
         ref_chosen=ref_logprobs[:, 0],
         ref_rejected=ref_logprobs[:, 1],
     )
+    if hyper.loss == "kto":
+        if kl is None:
+            raise ValueError(
+                "loss='kto' needs the KL of the whole batch, which a saved batch lacks."
+            )
+        return kto_loss(
+            pair,
+            kl=kl,
+            beta=hyper.beta,
+            desirable_weight=hyper.desirable_weight,
+            undesirable_weight=hyper.undesirable_weight,
+        )
     if hyper.loss == "ipo":
         return losses.ipo_loss(pair, beta=hyper.beta)
     if hyper.loss == "length_regularised":
@@ -128,6 +173,7 @@ def loss_fn(
     num_pairs: jax.Array,
     num_sft_tokens: jax.Array | None,
     hyper: Hyper,
+    kl: Float[Array, ""] | None = None,
 ) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the contribution of a part of a batch to L_preference + beta_sft * L_sft,
     and metrics.
@@ -140,13 +186,14 @@ def loss_fn(
         num_pairs: the number of valid pairs in the whole batch.
         num_sft_tokens: the number of tokens that carry loss in the whole SFT batch;
             None without the SFT term.
+        kl: `mismatched_kl` of the whole batch, for KTO.
     """
     batch, ref_logprobs, sft_batch = inputs
     logprobs = pair_logprobs(policy, batch, hyper=hyper)
     if reference is not None:
         ref_logprobs = pair_logprobs(reference, batch, hyper=hyper)
     lengths = batch.response_mask.sum(-1)
-    out = preference_loss(logprobs, ref_logprobs, lengths, hyper)
+    out = preference_loss(logprobs, ref_logprobs, lengths, hyper, kl=kl)
     loss = Mean.of(out.loss, batch.valid)
     total = loss.total / num_pairs
     metrics = {
@@ -203,17 +250,22 @@ def train_step(
 
     See `loss_fn` for the arguments.
     """
+    kl = None
+    if hyper.loss == "kto":
+        kl = mismatched_kl(state.model, reference, batch, hyper=hyper)
     share = functools.partial(
         loss_fn,
+        kl=kl,
         reference=reference,
         num_pairs=batch.valid.sum(),
         num_sft_tokens=None if sft is None else sft.loss_mask.sum(),
         hyper=hyper,
     )
-    return optimizer_step(
+    state, metrics = optimizer_step(
         share,
         state,
         (batch, ref_logprobs, sft),
         optimizer=optimizer.at(learning_rate),
         microbatches=hyper.microbatches,
     )
+    return state, metrics if kl is None else metrics | {"objective/kl": kl}

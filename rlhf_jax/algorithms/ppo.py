@@ -24,21 +24,18 @@ from rlhf_jax.generation.scoring import (
     response_values,
 )
 from rlhf_jax.losses import advantages as estimators
-from rlhf_jax.losses import kl, masked
+from rlhf_jax.losses import aggregation, correction, kl, masked
 from rlhf_jax.losses import ppo as losses
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.training.accumulate import in_parts
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
+from rlhf_jax.training.ppo_metrics import experience_metrics
 from rlhf_jax.training.state import TrainState, optimizer_step
 
 Batch = Experience  # the type of batch that `train_step` learns from
-
-# The metric rollout/ratio_outside counts tokens whose probabilities under trainer and
-# sampler differ by more than this fraction. It is half of the usual clip range: a gap
-# of this size uses up much of the trust region before any update.
-RATIO_TOLERANCE = 0.1
+ADVANTAGES = ("gae", "rloo", "grpo", "remax", "reinforce_pp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +51,31 @@ class Hyper:
     chunk_size: int
     advantage: str
     samples_per_prompt: int
+    max_response_tokens: int
+    group_std: bool
     group_epsilon: float
     normalise_scores: bool
     whiten_rewards: bool
     whiten_advantages: bool
     missing_end_penalty: float
+    mask_overlong: bool
     score_clip: float
     kl_coef: float
     kl_in_loss: bool
     kl_target: float
     kl_horizon: float
+    reference_rate: float
+    rollout_param_dtype: str
+    rollout_correction: str
+    rollout_weight_cap: float
+    rollout_error_limit: float
     gamma: float
     lam: float
+    objective: str
     clip_range: float
+    clip_range_high: float
     dual_clip: float
+    entropy_coef: float
     loss_aggregation: str
     value_clip_range: float
     beta_sft: float
@@ -77,38 +85,28 @@ class Hyper:
 
     @classmethod
     def from_config(cls, config, num_tokens: int) -> "Hyper":
-        return cls(
-            num_tokens=num_tokens,
-            temperature=config.temperature,
-            chunk_size=config.chunk_size,
-            advantage=config.advantage,
-            samples_per_prompt=config.samples_per_prompt,
-            group_epsilon=config.group_epsilon,
-            normalise_scores=config.normalise_scores,
-            whiten_rewards=config.whiten_rewards,
-            whiten_advantages=config.whiten_advantages,
-            missing_end_penalty=config.missing_end_penalty,
-            score_clip=config.score_clip,
-            kl_coef=config.kl_coef,
-            kl_in_loss=config.kl_in_loss,
-            kl_target=config.kl_target,
-            kl_horizon=config.kl_horizon,
-            gamma=config.gamma,
-            lam=config.lam,
-            clip_range=config.clip_range,
-            dual_clip=config.dual_clip,
-            loss_aggregation=config.loss_aggregation,
-            value_clip_range=config.value_clip_range,
-            beta_sft=config.beta_sft,
-            ppo_epochs=config.ppo_epochs,
-            minibatches=config.minibatches,
-            microbatches=config.microbatches,
-        )
+        names = [field.name for field in dataclasses.fields(cls)]
+        names.remove("num_tokens")
+        options = {name: getattr(config, name) for name in names}
+        return cls(num_tokens=num_tokens, **options)
 
     @property
     def has_critic(self) -> bool:
         """True if the advantage needs a value model."""
         return self.advantage == "gae"
+
+    @property
+    def compares_groups(self) -> bool:
+        """True if the advantage compares the responses to one prompt."""
+        return self.advantage in ("rloo", "grpo")
+
+    @property
+    def correction_level(self) -> str | None:
+        """The level of the weights that correct the sampler's distance from the
+        trainer ("token" or "response"); None corrects nothing."""
+        if self.rollout_correction == "auto":
+            return "token" if self.rollout_param_dtype == "int8" else None
+        return None if self.rollout_correction == "none" else self.rollout_correction
 
     @property
     def num_updates(self) -> int:
@@ -119,11 +117,13 @@ class Hyper:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PPOState:
-    """Training state: the policy, the value model (None without a critic), the KL
-    coefficient, and the moments of all scores so far (for `normalise_scores`)."""
+    """Training state: the policy, the value model (None without a critic), a moving
+    reference (None where `Frozen` holds it), the KL coefficient, and the moments of all
+    scores so far (for `normalise_scores`)."""
 
     policy: TrainState
     value: TrainState | None
+    reference: Policy | None
     kl_coef: Float[Array, ""]
     moments: estimators.RunningMoments
 
@@ -132,15 +132,18 @@ class PPOState:
         cls,
         policy,
         value,
+        reference=None,
         *,
         policy_optimizer: Optimizer,
         value_optimizer: Optimizer,
         hyper: Hyper,
     ) -> "PPOState":
-        """Create the initial state; `value` is None without a critic."""
+        """Create the initial state; `value` is None without a critic, and `reference`
+        where the reference does not move."""
         return cls(
             policy=TrainState.create(policy, policy_optimizer),
             value=None if value is None else TrainState.create(value, value_optimizer),
+            reference=reference,
             kl_coef=jnp.float32(hyper.kl_coef),
             moments=estimators.init_moments(),
         )
@@ -162,10 +165,10 @@ def with_opt_states(state: PPOState, change: Callable[[dict], dict]) -> PPOState
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Frozen models: the reference of the KL, and the reward model (None where all
-    rewards are functions)."""
+    """Frozen models: the reference of the KL (None where it moves), and the reward
+    model (None where all rewards are functions)."""
 
-    reference: Policy
+    reference: Policy | None
     reward: ScoreModel | None
 
 
@@ -210,7 +213,8 @@ def forward_models(
     """Run one forward pass of each model over some rows of a rollout."""
     mask = rollout.response_mask
     old = policy_logprobs(state.policy.model, rollout, hyper=hyper)
-    ref = policy_logprobs(frozen.reference, rollout, hyper=hyper)
+    reference = frozen.reference if state.reference is None else state.reference
+    ref = policy_logprobs(reference, rollout, hyper=hyper)
     scores = values = None
     if frozen.reward is not None:
         scores = response_scores(frozen.reward, *one_response(rollout))[:, 0]
@@ -232,6 +236,7 @@ def make_experience(
     outputs: ModelOutputs,
     scores: Float[Array, " B"],
     baseline_scores: Float[Array, " B"],
+    wanted: Bool[Array, " B"] | None = None,
     *,
     hyper: Hyper,
 ) -> tuple[Experience, dict, dict]:
@@ -242,6 +247,8 @@ def make_experience(
         scores: the score of each response: the sum of all its rewards by their weights.
         baseline_scores: the score of another answer to each row's prompt (the
             reference's, or the policy's greedy answer); zeros for no baseline.
+        wanted: False for responses that have no part in the update, such as those of
+            a group whose scores are all equal; None for all.
 
     Returns:
         The experience, the changed fields of the state by name, and metrics.
@@ -273,14 +280,22 @@ def make_experience(
     advantages, returns = estimate_advantages(
         rewards, outputs.values, mask, hyper=hyper
     )
+    learned, weights = correct_sampler(rollout, outputs.old_logprobs, hyper=hyper)
+    if wanted is not None:
+        learned &= wanted
+    if hyper.mask_overlong:
+        learned &= rollout.ended
+    if hyper.whiten_advantages:
+        advantages = masked.whiten(advantages, mask & learned[:, None], shift_mean=True)
     experience = Experience(
         prompts=rollout.prompts,
         prompt_mask=rollout.prompt_mask,
         responses=rollout.responses,
-        response_mask=mask,
+        response_mask=mask & learned[:, None],
         old_logprobs=outputs.old_logprobs,
         ref_logprobs=outputs.ref_logprobs,
         advantages=advantages,
+        weights=weights,
         old_values=outputs.values,
         returns=returns,
     )
@@ -304,15 +319,46 @@ def make_experience(
     )
     metrics = experience_metrics(
         rollout,
-        outputs,
-        returns,
+        experience,
+        entropy=outputs.entropy,
         scores=scores,
         baselined=baselined,
         rewarded=rewarded,
         sequence_kl=sequence_kl,
         kl_coef=state.kl_coef,
+        weight_cap=hyper.rollout_weight_cap,
     )
     return experience, changes, metrics
+
+
+def differing_groups(
+    scores: Float[Array, " B"], ended: Bool[Array, " B"], *, hyper: Hyper
+) -> Bool[Array, " prompts"]:
+    """Return True for each prompt whose responses differ in their reward, so that there
+    is something to learn (dynamic sampling: DAPO, arXiv 2503.14476, section 3.2)."""
+    rewards = kl.missing_end_penalty(
+        scores=scores, ended=ended, penalty=hyper.missing_end_penalty
+    )
+    return estimators.groups_differ(rewards.reshape(-1, hyper.samples_per_prompt))
+
+
+def correct_sampler(
+    rollout: Rollout, old_logprobs: Float[Array, "B R"], *, hyper: Hyper
+) -> tuple[Bool[Array, " B"], Float[Array, "B R"] | None]:
+    """Return which responses the sampler's probabilities are close enough for, and the
+    weight of each token in the policy loss (None without a correction)."""
+    if hyper.correction_level is None:
+        return jnp.ones(rollout.ended.shape, bool), None
+    both = {
+        "logprobs": old_logprobs,
+        "sampler_logprobs": rollout.logprobs,
+        "mask": rollout.response_mask,
+    }
+    is_close = correction.sampler_error(**both) <= hyper.rollout_error_limit
+    weights = correction.sampler_weights(
+        **both, level=hyper.correction_level, cap=hyper.rollout_weight_cap
+    )
+    return is_close, weights
 
 
 def estimate_advantages(
@@ -323,7 +369,7 @@ def estimate_advantages(
     hyper: Hyper,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"] | None]:
     """Estimate advantages, and the returns that the value model learns (None without a
-    value model).
+    value model); `make_experience` whitens the advantages where that is wanted.
 
     Raises:
         ValueError: `hyper.advantage` names no estimator.
@@ -332,85 +378,42 @@ def estimate_advantages(
         if hyper.whiten_rewards:
             rewards = masked.whiten(rewards, mask, shift_mean=False)
         gae = functools.partial(estimators.gae, gamma=hyper.gamma, lam=hyper.lam)
-        advantages, returns = jax.vmap(gae)(rewards=rewards, values=values, mask=mask)
-    else:
-        # Every token has the advantage of its response. A response's reward is the sum
-        # of its tokens' rewards: [prompts, samples_per_prompt].
-        totals, returns = rewards.sum(-1).reshape(-1, hyper.samples_per_prompt), None
-        if hyper.advantage == "rloo":
-            totals = estimators.rloo_advantages(scores=totals)
-        elif hyper.advantage == "grpo":
-            totals = estimators.grpo_advantages(
-                scores=totals, epsilon=hyper.group_epsilon
-            )
-        elif hyper.advantage == "remax":
-            pass  # `reference_baseline` has subtracted the baseline already
-        else:
-            raise ValueError(f"{hyper.advantage=} must be gae, rloo, grpo or remax.")
-        advantages = masked.keep(
-            jnp.broadcast_to(totals.reshape(-1, 1), mask.shape), mask
+        return jax.vmap(gae)(rewards=rewards, values=values, mask=mask)
+    if hyper.advantage == "reinforce_pp":
+        advantages = estimators.reinforce_pp_advantages(
+            rewards=rewards, mask=mask, gamma=hyper.gamma
         )
-    if hyper.whiten_advantages:
-        advantages = masked.whiten(advantages, mask, shift_mean=True)
-    return advantages, returns
-
-
-def experience_metrics(
-    rollout: Rollout,
-    outputs: ModelOutputs,
-    returns: Float[Array, "B R"] | None,
-    *,
-    scores: Float[Array, " B"],
-    baselined: Float[Array, " B"],
-    rewarded: Float[Array, " B"],
-    sequence_kl: Float[Array, " B"],
-    kl_coef: Float[Array, ""],
-) -> dict:
-    """Compute metrics of an experience: KL in nats per response, entropy in nats per
-    token."""
-    mask = rollout.response_mask
-    # The difference between the trainer's and the sampler's log-probabilities, nats.
-    gap = outputs.old_logprobs - masked.keep(rollout.logprobs, mask)
-    is_outside = jnp.abs(jnp.expm1(gap)) > RATIO_TOLERANCE
-    metrics = {
-        "objective/kl": Mean.of(sequence_kl),
-        "objective/scores": Mean.of(scores),
-        "objective/rlhf_reward": Mean.of(rewarded - kl_coef * sequence_kl),
-        "objective/non_score_reward": Mean.of(-kl_coef * sequence_kl),
-        "objective/baselined_scores": Mean.of(baselined),
-        "objective/entropy": Mean.of(outputs.entropy, mask),
-        "objective/kl_coef": Mean.of(kl_coef),
-        "response/length_mean": Mean.of(mask.sum(-1)),
-        "response/ended_fraction": Mean.of(rollout.ended),
-        "rollout/logprob_gap_mean": Mean.of(jnp.abs(gap), mask),
-        "rollout/logprob_gap_max": jnp.abs(gap).max(),
-        "rollout/ratio_outside": Mean.of(is_outside, mask),
-    }
-    if outputs.values is not None:
-        metrics["val/explained_variance"] = losses.explained_variance(
-            values=outputs.values, returns=returns, mask=mask
+        return advantages, None
+    # Every token has the advantage of its response. A response's reward is the sum of
+    # its tokens' rewards: [prompts, samples_per_prompt].
+    totals = rewards.sum(-1).reshape(-1, hyper.samples_per_prompt)
+    if hyper.advantage == "rloo":
+        totals = estimators.rloo_advantages(scores=totals)
+    elif hyper.advantage == "grpo":
+        totals = estimators.grpo_advantages(
+            scores=totals, divide_by_std=hyper.group_std, epsilon=hyper.group_epsilon
         )
-    return metrics
+    elif hyper.advantage != "remax":  # whose baseline is subtracted already
+        raise ValueError(f"{hyper.advantage=} must be one of {', '.join(ADVANTAGES)}.")
+    return masked.keep(jnp.broadcast_to(totals.reshape(-1, 1), mask.shape), mask), None
 
 
 def aggregate(
     x: Float[Array, "B R"], mask: Bool[Array, "B R"], *, hyper: Hyper
 ) -> Mean:
-    """Average a loss in the way that `hyper.loss_aggregation` names.
-
-    "token": over all tokens, so a long response weighs more than a short one.
-    "response": over the tokens of each response, then over the responses that have a
-    token (GRPO: arXiv 2402.03300, equation 3).
-    """
-    if hyper.loss_aggregation == "response":
-        return Mean.of(jax.vmap(masked.mean)(x, mask), mask.any(-1))
-    return Mean.of(x, mask)
+    """Average a loss in the way that `hyper.loss_aggregation` names."""
+    out = aggregation.aggregate(
+        x,
+        mask,
+        aggregation=hyper.loss_aggregation,
+        length=hyper.max_response_tokens,
+    )
+    return Mean(out.total, out.count.astype(jnp.float32))
 
 
 def aggregate_count(mask: Bool[Array, "B R"], *, hyper: Hyper) -> jax.Array:
     """Return the divisor of `aggregate` over a whole minibatch, at least 1."""
-    counted = mask.any(-1) if hyper.loss_aggregation == "response" else mask
-    return jnp.maximum(counted.sum(), 1)
+    return jnp.maximum(aggregate(mask, mask, hyper=hyper).count, 1)
 
 
 def policy_loss_fn(
@@ -422,8 +425,11 @@ def policy_loss_fn(
     kl_coef: jax.Array | float,
     hyper: Hyper,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the contribution of a part of a minibatch to L_ppo + beta_sft * L_sft, and
-    metrics.
+    """Return the contribution of a part of a minibatch to the policy's loss,
+
+    L_ppo + kl_coef * KL - entropy_coef * entropy + beta_sft * L_sft,
+
+    and metrics.
 
     Args:
         inputs: the experience, and the SFT batch (None: no SFT term).
@@ -434,19 +440,19 @@ def policy_loss_fn(
     """
     experience, sft_batch = inputs
     mask = experience.response_mask
-    logprobs = policy_logprobs(policy, experience, hyper=hyper).logprobs
-    clipped_loss = losses.ppo_policy_loss
-    if hyper.dual_clip:
-        clipped_loss = functools.partial(
-            losses.dual_clip_policy_loss, dual_clip=hyper.dual_clip
-        )
-    out = clipped_loss(
-        logprobs=logprobs,
+    current = policy_logprobs(policy, experience, hyper=hyper)
+    out = losses.policy_loss(
+        logprobs=current.logprobs,
         old_logprobs=experience.old_logprobs,
         advantages=experience.advantages,
         mask=mask,
+        objective=hyper.objective,
         clip_range=hyper.clip_range,
+        clip_range_high=hyper.clip_range_high or hyper.clip_range,
+        dual_clip=hyper.dual_clip or jnp.inf,
     )
+    if experience.weights is not None:
+        out = out._replace(loss=out.loss * masked.keep(experience.weights, mask))
     policy_loss = aggregate(out.loss, mask, hyper=hyper)
     total = policy_loss.total / count
     metrics = {
@@ -456,10 +462,14 @@ def policy_loss_fn(
         "val/ratio": Mean.of(out.ratio, mask),
     }
     if hyper.kl_in_loss:
-        token_kl = kl.k3(masked.keep(logprobs, mask), experience.ref_logprobs)
+        token_kl = kl.k3(masked.keep(current.logprobs, mask), experience.ref_logprobs)
         kl_loss = aggregate(token_kl, mask, hyper=hyper)
         total += kl_coef * kl_loss.total / count
         metrics["loss/kl"] = kl_loss
+    if hyper.entropy_coef:
+        entropy = aggregate(current.entropy, mask, hyper=hyper)
+        total -= hyper.entropy_coef * entropy.total / count
+        metrics["policy/entropy"] = entropy
     if sft_batch is not None:
         sft_loss = mean_loss(
             policy, sft_batch, num_tokens=hyper.num_tokens, chunk_size=hyper.chunk_size
@@ -517,7 +527,8 @@ def train_step(
     value_optimizer: Optimizer,
     hyper: Hyper,
 ) -> tuple[PPOState, dict]:
-    """Run all epochs and minibatches of one iteration, in one scan of U updates.
+    """Run all epochs and minibatches of one iteration, in one scan of U updates; then
+    move the reference, if it is one that moves.
 
     Args:
         sft: one SFT batch for each update, stacked: leaves [U, b, T].
@@ -569,7 +580,29 @@ def train_step(
     )
     first_ratio = jax.tree.map(lambda x: x[0], metrics["val/ratio"])
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    # No response may be left to learn from: the losses are then 0, not 0 / 0.
+    metrics = {
+        name: Mean(x.total, jnp.maximum(x.count, 1)) if isinstance(x, Mean) else x
+        for name, x in metrics.items()
+    }
     metrics["val/ratio_first"] = first_ratio
     skipped = [model.skipped for model in (policy, value) if model is not None]
     metrics["optim/skipped"] = jnp.stack(skipped).max()
-    return dataclasses.replace(state, policy=policy, value=value), metrics
+    reference = state.reference
+    if reference is not None:
+        reference = move_reference(reference, policy.model, rate=hyper.reference_rate)
+    state = dataclasses.replace(state, policy=policy, value=value, reference=reference)
+    return state, metrics
+
+
+def move_reference(reference: Policy, policy: Policy, *, rate: float) -> Policy:
+    """Move the reference's weights towards the policy's: the exponential moving average
+
+    reference <- reference + rate (policy - reference).
+
+    A rate of 0 leaves the reference where it is; with 1 it becomes the policy. WARP,
+    Ramé et al. (2024), arXiv 2406.16768, section 3.1.
+    """
+    return jax.tree.map(
+        lambda old, new: old + rate * (new - old).astype(old.dtype), reference, policy
+    )

@@ -33,12 +33,8 @@ class Hyper:
     def from_config(cls, config, num_tokens: int) -> "Hyper":
         """Read the options; `num_tokens`, which other algorithms need, is ignored."""
         del num_tokens
-        return cls(
-            margin=config.margin,
-            label_smoothing=config.label_smoothing,
-            score_regularisation=config.score_regularisation,
-            microbatches=config.microbatches,
-        )
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(config, name) for name in names})
 
 
 def loss_fn(

@@ -33,11 +33,10 @@ class Hyper:
 
     @classmethod
     def from_config(cls, config, num_tokens: int) -> "Hyper":
-        return cls(
-            num_tokens=num_tokens,
-            chunk_size=config.chunk_size,
-            microbatches=config.microbatches,
-        )
+        names = [field.name for field in dataclasses.fields(cls)]
+        names.remove("num_tokens")
+        options = {name: getattr(config, name) for name in names}
+        return cls(num_tokens=num_tokens, **options)
 
 
 def mean_loss(

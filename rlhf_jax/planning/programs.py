@@ -153,12 +153,14 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         ),
         parameters(model),
         parameters(model, score=True) if hyper.has_critic else None,
+        parameters(model) if config.reference_rate else None,
     )
     in_8_bits = dataclasses.replace(model, quantised=True)
     stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
     if config.frozen_param_dtype == "int8":
         stored = dataclasses.replace(in_8_bits, param_dtype=model.dtype)
-    frozen = algorithm.Frozen(parameters(stored), parameters(stored, score=True))
+    reference = None if config.reference_rate else parameters(stored)
+    frozen = algorithm.Frozen(reference, parameters(stored, score=True))
     waiting = () if config.offload_frozen else frozen
     # While the reference answers, the frozen models and the policy are on the devices.
     there = frozen if config.baseline == "reference" else waiting
@@ -168,6 +170,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
     bare = algorithm.with_opt_states(state, lambda opt_state: {})
     policy = state.policy.model
     values = () if state.value is None else state.value.model
+    moving = () if state.reference is None else state.reference
     is_copied = config.rollout_param_dtype != "same"
     answering = parameters(in_8_bits) if is_copied else policy
     rows, width = config.batch_size, config.max_prompt_tokens
@@ -189,6 +192,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         old_logprobs=number,
         ref_logprobs=number,
         advantages=number,
+        weights=None if hyper.correction_level is None else number,
         old_values=number if hyper.has_critic else None,
         returns=number if hyper.has_critic else None,
     )
@@ -232,7 +236,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
             "generate",
             functools.partial(generate_program, sampling=sampling),
             (answering, rolled.prompts, rolled.prompt_mask, keys),
-            held=(moments, values, there, policy if is_copied else ()),
+            held=(moments, values, moving, there, policy if is_copied else ()),
             loop_steps=config.max_response_tokens // len(rooms),
             loop_reads=[
                 decoding_reads(answering.config, rows, width + room) for room in rooms

@@ -20,7 +20,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from rlhf_jax.algorithms.dpo import LOSSES, Hyper, pair_logprobs, train_step
+from rlhf_jax.algorithms.dpo import (
+    LOSSES,
+    WITHOUT_REFERENCE,
+    Hyper,
+    pair_logprobs,
+    train_step,
+)
 from rlhf_jax.data import sources
 from rlhf_jax.data.batching import BatchOrder, preference_batch
 from rlhf_jax.data.encoding import encode_pairs, encode_prompts, sft_batches
@@ -286,10 +292,23 @@ def check_options(config) -> None:
         raise ValueError(f"loss='length_regularised' needs alpha > 0: {config.alpha=}.")
     if config.reference not in ("cached", "on_the_fly"):
         raise ValueError(f"{config.reference=} must be 'cached' or 'on_the_fly'.")
-    if loss == "simpo" and config.reference == "on_the_fly":
-        raise ValueError("loss='simpo' has no reference: leave reference='cached'.")
-    if config.reference_cache and (loss == "simpo" or config.reference == "on_the_fly"):
+    without = loss in WITHOUT_REFERENCE
+    if without and config.reference == "on_the_fly":
+        raise ValueError(f"{loss=} has no reference: leave reference='cached'.")
+    if loss == "kto" and config.reference == "cached":
         raise ValueError(
-            f"{config.reference_cache=} needs reference='cached' and another loss than "
-            "simpo."
+            "loss='kto' compares with the reference on other pairs in every batch: set "
+            "reference='on_the_fly'."
+        )
+    if loss == "kto" and config.batch_size < 2:
+        raise ValueError("loss='kto' compares pairs of a batch: set batch_size to 2.")
+    weights_of_kto = (config.desirable_weight, config.undesirable_weight)
+    if weights_of_kto != (1.0, 1.0) and loss != "kto":
+        raise ValueError(
+            f"desirable_weight and undesirable_weight need loss='kto', not {loss!r}."
+        )
+    if config.reference_cache and (without or config.reference == "on_the_fly"):
+        raise ValueError(
+            f"{config.reference_cache=} needs reference='cached' and a loss with a "
+            f"reference, not {loss!r}."
         )

@@ -34,6 +34,7 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.algorithms.ppo import (
+    ADVANTAGES,
     Frozen,
     Hyper,
     PPOState,
@@ -196,7 +197,9 @@ def run(config, workdir: str) -> None:
     if not config.reward_model:
         logging.warning("No reward_model: a random one, good for trying out only.")
     reference = load_policy(reference_from, param_dtype=config.frozen_param_dtype)
-    frozen = Frozen(reference, load_scorer(backbone=reference))
+    frozen = Frozen(
+        None if config.reference_rate else reference, load_scorer(backbone=reference)
+    )
     del reference
     memory = Memory(config, frozen)
 
@@ -251,20 +254,23 @@ def run(config, workdir: str) -> None:
         hyper=hyper,
     )
     if start:
-        policy, value = weights.shapes(checkpoints, start, "model", config), None
-        if hyper.has_critic:
-            value = weights.shapes(checkpoints, start, "value", config)
-        items = to_checkpoint(shapes_of(first_state, policy, value))
+        stored = functools.partial(weights.shapes, checkpoints, start, config=config)
+        policy, value = stored("model"), stored("value") if hyper.has_critic else None
+        moving = stored("reference") if config.reference_rate else None
+        items = to_checkpoint(shapes_of(first_state, policy, value, moving))
         state = from_checkpoint(checkpoints.restore(start, items))
     else:
         policy = load_policy(config.init_from)
         value = load_scorer(backbone=policy) if hyper.has_critic else None
-        state = create(first_state, policy, value, donate=True)
-    del policy, value
+        moving = load_policy(reference_from) if config.reference_rate else None
+        state = create(first_state, policy, value, moving, donate=True)
+    del policy, value, moving
     state = memory.at_rest(state)
     meta = {"models": {"model": weights.describe(state.policy.model, tokenizer)}}
     if state.value is not None:
         meta["models"]["value"] = weights.describe(state.value.model, tokenizer)
+    if state.reference is not None:
+        meta["models"]["reference"] = weights.describe(state.reference, tokenizer)
 
     # Loop
     writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
@@ -412,13 +418,19 @@ def to_checkpoint(state: PPOState) -> dict:
     items = to_items(state.policy)
     if state.value is not None:
         items |= to_items(state.value, "value")
+    if state.reference is not None:
+        items["reference"] = state.reference
     return items | {"rest": {"kl_coef": state.kl_coef, "moments": state.moments}}
 
 
 def from_checkpoint(items: dict) -> PPOState:
     """Build the state from checkpoint items; the inverse of `to_checkpoint`."""
-    value = from_items(items, "value") if "value" in items else None
-    return PPOState(policy=from_items(items), value=value, **items["rest"])
+    return PPOState(
+        policy=from_items(items),
+        value=from_items(items, "value") if "value" in items else None,
+        reference=items.get("reference"),
+        **items["rest"],
+    )
 
 
 def check_options(config) -> None:
@@ -433,7 +445,7 @@ def check_options(config) -> None:
             "pipeline is idle for about 80 % of the time (ChatGLM-RLHF, section 5). "
             f"Give the mesh's pipe={pipe_size()} to data, fsdp or tensor."
         )
-    options.one_of(config, "advantage", ("gae", "rloo", "grpo", "remax"))
+    options.one_of(config, "advantage", ADVANTAGES)
     options.one_of(config, "baseline", ("reference", "greedy", "none"))
     options.multiple_of(config, "batch_size", "samples_per_prompt")
     parts = config.minibatches * config.microbatches
@@ -461,6 +473,36 @@ def check_options(config) -> None:
         )
     if config.whiten_rewards and config.advantage != "gae":
         raise ValueError("whiten_rewards needs the token rewards of advantage='gae'.")
+    if config.whiten_advantages and config.advantage == "reinforce_pp":
+        raise ValueError(
+            "advantage='reinforce_pp' whitens its advantages: leave whiten_advantages "
+            "False."
+        )
+    if not config.group_std and config.advantage != "grpo":
+        raise ValueError(
+            f"group_std=False needs advantage='grpo'; {config.advantage!r} divides by "
+            "no standard deviation."
+        )
+    if config.mask_overlong and config.missing_end_penalty:
+        raise ValueError(
+            f"{config.missing_end_penalty=} is for responses without an end, which "
+            "mask_overlong=True leaves out: set one of the two to 0 or False."
+        )
+    if config.dual_clip and config.objective == "cispo":
+        raise ValueError(
+            f"{config.dual_clip=} bounds the losses 'ppo' and 'gspo'; the clip of "
+            "objective='cispo' bounds every weight: set dual_clip=0."
+        )
+    if config.reference_rate and config.baseline == "reference":
+        raise ValueError(
+            f"{config.reference_rate=} moves the reference, whose answers "
+            "baseline='reference' scores once: set baseline='none' or 'greedy'."
+        )
+    if config.reference_rate and config.param_dtype != "float32":
+        raise ValueError(
+            f"{config.param_dtype=} rounds the small steps of a moving reference away: "
+            "set param_dtype='float32', or reference_rate=0."
+        )
     if config.temperature == 0:
         raise ValueError(
             f"{config.temperature=}: PPO learns from samples, and greedy answers are "

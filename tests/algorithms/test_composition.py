@@ -39,6 +39,8 @@ DPO = dpo.Hyper(
     label_smoothing=0.0,
     gamma=0.0,
     alpha=0.0,
+    desirable_weight=1.0,
+    undesirable_weight=1.0,
     beta_sft=BETA_SFT,
     microbatches=1,
 )

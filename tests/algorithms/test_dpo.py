@@ -23,6 +23,8 @@ HYPER = dpo.Hyper(
     label_smoothing=0.0,
     gamma=0.0,
     alpha=0.0,
+    desirable_weight=1.0,
+    undesirable_weight=1.0,
     beta_sft=0.0,
     microbatches=1,
 )

@@ -4,6 +4,7 @@ Renew them by `python -m tests.algorithms.test_golden`, and only where a change 
 numbers is meant.
 """
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -97,7 +98,7 @@ def reward_steps():
     return jax.jit(step)(state, batch, RATE)[1]
 
 
-def dpo_steps():
+def dpo_steps(loss="dpo"):
     batch = PreferenceBatch(
         prompts=ids(ROWS, PROMPT),
         prompt_mask=np.arange(PROMPT) >= np.array([[0], [2], [1], [4]]),
@@ -108,22 +109,24 @@ def dpo_steps():
     hyper = dpo.Hyper(
         num_tokens=NUM_TOKENS,
         chunk_size=0,
-        loss="dpo",
+        loss=loss,
         beta=0.2,
         label_smoothing=0.0,
         gamma=0.0,
         alpha=0.0,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
         beta_sft=0.5,
         microbatches=2,
     )
     step = functools.partial(dpo.train_step, optimizer=optimizer(), hyper=hyper)
-    inputs = (batch, None, dialogues(), reference(), RATE)
+    inputs = (batch, None, dialogues(), None if loss == "orpo" else reference(), RATE)
     state = TrainState.create(language_model(), optimizer())
     state, _ = jax.jit(step)(state, *inputs)
     return jax.jit(step)(state, *inputs)[1]
 
 
-def ppo_steps():
+def ppo_steps(**fields):
     lengths = np.array([[6], [3], [5], [1]])
     rollout = Rollout(
         prompts=ids(ROWS, PROMPT),
@@ -139,20 +142,31 @@ def ppo_steps():
         chunk_size=0,
         advantage="gae",
         samples_per_prompt=1,
+        max_response_tokens=RESPONSE,
+        group_std=True,
         group_epsilon=1e-4,
         normalise_scores=True,
         whiten_rewards=True,
         whiten_advantages=True,
         missing_end_penalty=0.5,
+        mask_overlong=False,
         score_clip=1.0,
         kl_coef=0.1,
         kl_in_loss=False,
         kl_target=1.0,
         kl_horizon=100.0,
+        reference_rate=0.0,
+        rollout_param_dtype="same",
+        rollout_correction="none",
+        rollout_weight_cap=2.0,
+        rollout_error_limit=0.5,
         gamma=0.99,
         lam=0.95,
+        objective="ppo",
         clip_range=0.1,
+        clip_range_high=0.0,
         dual_clip=3.0,
+        entropy_coef=0.0,
         loss_aggregation="token",
         value_clip_range=0.2,
         beta_sft=0.5,
@@ -160,9 +174,14 @@ def ppo_steps():
         minibatches=2,
         microbatches=1,
     )
+    hyper = dataclasses.replace(hyper, **fields)
     optimizers = {"policy_optimizer": optimizer(), "value_optimizer": optimizer()}
     state = ppo.PPOState.create(
-        language_model(), score_model(), **optimizers, hyper=hyper
+        language_model(),
+        score_model() if hyper.has_critic else None,
+        reference() if hyper.reference_rate else None,
+        **optimizers,
+        hyper=hyper,
     )
     experience, _, metrics = experience_step(hyper)(
         state,
@@ -179,7 +198,53 @@ def ppo_steps():
     return metrics | update_metrics
 
 
-STEPS = {"sft": sft_steps, "reward": reward_steps, "dpo": dpo_steps, "ppo": ppo_steps}
+# The options that make a published variant of PPO (configs/variants).
+GROUPS = {
+    "samples_per_prompt": 2,
+    "whiten_rewards": False,
+    "whiten_advantages": False,
+    "normalise_scores": False,
+    "dual_clip": 0.0,
+    "kl_in_loss": True,
+}
+VARIANTS = {
+    "dapo": GROUPS
+    | {"advantage": "grpo", "clip_range_high": 0.28, "mask_overlong": True},
+    "dr_grpo": GROUPS
+    | {"advantage": "grpo", "group_std": False, "loss_aggregation": "constant"},
+    "gspo": GROUPS
+    | {
+        "advantage": "grpo",
+        "objective": "gspo",
+        "loss_aggregation": "response",
+        "rollout_correction": "response",
+        "rollout_error_limit": 10.0,
+    },
+    "cispo": GROUPS
+    | {
+        "advantage": "rloo",
+        "objective": "cispo",
+        "rollout_correction": "token",
+        "rollout_error_limit": 10.0,
+    },
+    "reinforce_pp": GROUPS
+    | {
+        "advantage": "reinforce_pp",
+        "samples_per_prompt": 1,
+        "kl_in_loss": False,
+        "entropy_coef": 0.1,
+        "reference_rate": 0.2,
+    },
+}
+STEPS = {
+    "sft": sft_steps,
+    "reward": reward_steps,
+    "dpo": dpo_steps,
+    "kto": functools.partial(dpo_steps, "kto"),
+    "orpo": functools.partial(dpo_steps, "orpo"),
+    "ppo": ppo_steps,
+    **{name: functools.partial(ppo_steps, **x) for name, x in VARIANTS.items()},
+}
 
 
 @pytest.mark.parametrize("name", STEPS)

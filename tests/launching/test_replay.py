@@ -57,6 +57,7 @@ BATCHES = {
             np.tile(NAN_IN_ROW_1, 2),
             None,
             None,
+            None,
         ),
         "sft": SFTBatch(*(x[None] for x in (SFT.tokens, SFT.mask, SFT.loss_mask))),
     },

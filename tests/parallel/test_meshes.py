@@ -114,6 +114,8 @@ def dpo_step(model, batch):
         label_smoothing=0.0,
         gamma=0.0,
         alpha=0.0,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
         beta_sft=0.5,
         microbatches=1,
     )

@@ -29,14 +29,16 @@ def run(config, workdir):
         {"loss": "ipo"},
         {"loss": "simpo", "beta": 2.0, "gamma": 0.5},
         {"loss": "length_regularised", "alpha": 0.01},
+        {"loss": "kto", "reference": "on_the_fly", "desirable_weight": 1.3},
+        {"loss": "orpo"},
     ],
     ids=lambda fields: fields["loss"],
 )
 def test_every_loss_trains(fields, stage_config, few_pairs, tmp_path, monkeypatch):
-    if fields["loss"] == "simpo":  # which never asks the reference
+    if fields["loss"] in ("simpo", "orpo"):  # which never ask the reference
 
         def refuse(*args):
-            raise AssertionError("SimPO has no reference.")
+            raise AssertionError("There is no reference.")
 
         monkeypatch.setattr(dpo, "reference_logprobs", refuse)
     config = stage_config("dpo", pairs=few_pairs, epochs=2, **BARE, **fields)
@@ -111,7 +113,7 @@ def test_evaluation_measures_kl_on_fresh_samples(stage_config, few_pairs, tmp_pa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"loss": "kto"}, "loss='kto' must be one of dpo, robust, ipo"),
+        ({"loss": "ppo"}, "loss='ppo' must be one of dpo, robust, ipo"),
         ({"beta": 0.0}, "beta=0.0 must be above 0"),
         ({"beta": -0.1}, "beta=-0.1 must be above 0"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5 must be from 0 to below 0.5"),
@@ -123,6 +125,14 @@ def test_evaluation_measures_kl_on_fresh_samples(stage_config, few_pairs, tmp_pa
         ({"alpha": 0.1}, "alpha=0.1 needs loss='length_regularised'"),
         ({"loss": "length_regularised"}, "needs alpha > 0"),
         ({"loss": "simpo", "reference": "on_the_fly"}, "simpo' has no reference"),
+        ({"loss": "orpo", "reference": "on_the_fly"}, "orpo' has no reference"),
+        ({"loss": "orpo", "reference_cache": "x.npz"}, "a loss with a reference"),
+        ({"loss": "kto"}, "set reference='on_the_fly'"),
+        (
+            {"loss": "kto", "reference": "on_the_fly", "batch_size": 1},
+            "set batch_size to 2",
+        ),
+        ({"desirable_weight": 2.0}, "need loss='kto', not 'dpo'"),
         ({"reference": "none"}, "'cached' or 'on_the_fly'"),
         ({"reference": "on_the_fly", "reference_cache": "x"}, "reference_cache='x'"),
         ({"beta_sft": -1.0}, "beta_sft=-1.0 must be at least 0"),

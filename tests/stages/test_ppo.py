@@ -33,6 +33,18 @@ from rlhf_jax.training.workdir import is_finished
         ({"advantage": "remax", "baseline": "none"}, "baseline='greedy'"),
         ({"advantage": "remax", "whiten_rewards": True}, "advantage='gae'"),
         ({"dual_clip": 0.5}, "above 1"),
+        ({"dual_clip": 3.0, "objective": "cispo"}, "set dual_clip=0"),
+        (
+            {"advantage": "reinforce_pp", "whiten_advantages": True},
+            "leave whiten_advantages",
+        ),
+        ({"group_std": False}, "group_std=False needs advantage='grpo'"),
+        ({"mask_overlong": True}, "missing_end_penalty=1.0.*set one of the two"),
+        ({"reference_rate": 0.1}, "reference_rate=0.1 moves.*baseline='none'"),
+        (
+            {"reference_rate": 0.1, "baseline": "none", "param_dtype": "bfloat16"},
+            "param_dtype='bfloat16' rounds the small steps",
+        ),
         ({"temperature": 0.0}, "learns from samples"),
         ({"kl_ceiling": float("nan")}, "inf for no ceiling"),
         ({"samples_per_prompt": 3}, "multiple of samples_per_prompt=3"),
