@@ -231,7 +231,11 @@ def _write(folder, fields, shapes, store, tensor, progress):
     names = iter(progress(list(shapes)))
     for file, shard in zip(files, shards, strict=True):
         tensors = {name: tensor(name) for name in (next(names) for _ in shard)}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        path = folder / file
+        path.touch()
+        mode = path.stat().st_mode  # save_file alone lets nobody else read its file
+        save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(mode)
     next(names, None)  # exhausts the iterator, so that a progress bar reaches its end
     write_json(folder / "config.json", fields)
 

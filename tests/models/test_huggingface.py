@@ -62,6 +62,7 @@ def test_large_models_are_saved_in_shards_with_an_index(tmp_path, monkeypatch):
     files = sorted(f.name for f in tmp_path.glob("*.safetensors"))
     assert len(files) > 2
     assert sorted(set(index["weight_map"].values())) == files
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
     assert_same(huggingface.load(tmp_path, **FLOAT32), model)
     (tmp_path / files[0]).unlink()
     with pytest.raises(FileNotFoundError, match=files[0]):
