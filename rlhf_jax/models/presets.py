@@ -8,6 +8,7 @@ from flax import nnx
 
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.rope_scaling import RopeScaling
 
 _CHATGLM_6B = ChatGLMConfig(
     vocab_size=130528,
@@ -54,6 +55,23 @@ _GLM4_9B = dataclasses.replace(
 )
 _GLM4_0414_9B = dataclasses.replace(
     _GLM4_9B, residual="sandwich", norm_eps=1e-5, context_length=32768
+)
+_MISTRAL_7B = ChatGLMConfig(
+    vocab_size=32768,
+    width=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    ffn_width=14336,
+    context_length=32768,
+    family="mistral",
+    qkv_bias=False,
+    rotary_fraction=1.0,
+    rotary_base=1e6,
+    dtype="bfloat16",
+    scan_layers=True,
+    remat="full",
 )
 
 PRESETS: dict[str, ChatGLMConfig] = {
@@ -102,6 +120,52 @@ PRESETS: dict[str, ChatGLMConfig] = {
         num_heads=48,
         ffn_width=23040,
         qkv_bias=False,
+    ),
+    "glm_edge_1_5b": dataclasses.replace(
+        _GLM4_9B,
+        vocab_size=59264,
+        width=2048,
+        num_layers=28,
+        num_heads=16,
+        num_kv_heads=4,
+        ffn_width=6144,
+        norm_eps=1e-5,
+        qkv_bias=False,
+        rotary_fraction=1.0,
+        tied=True,
+    ),
+    "llama3_8b": dataclasses.replace(  # Llama 3.1
+        _MISTRAL_7B,
+        vocab_size=128256,
+        context_length=131072,
+        family="llama",
+        rotary_base=5e5,
+        rope_scaling=RopeScaling(
+            "llama3", 8.0, original_length=8192, slow=1.0, fast=4.0
+        ),
+    ),
+    "mistral_7b": _MISTRAL_7B,  # version 0.3
+    "qwen2_7b": dataclasses.replace(  # Qwen2.5
+        _MISTRAL_7B,
+        vocab_size=152064,
+        width=3584,
+        num_layers=28,
+        num_heads=28,
+        num_kv_heads=4,
+        ffn_width=18944,
+        family="qwen2",
+        norm_eps=1e-6,
+        qkv_bias=True,
+    ),
+    "qwen3_8b": dataclasses.replace(
+        _MISTRAL_7B,
+        vocab_size=151936,
+        num_layers=36,
+        ffn_width=12288,
+        context_length=40960,
+        family="qwen3",
+        norm_eps=1e-6,
+        qk_norm=True,
     ),
 }
 

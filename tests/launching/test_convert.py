@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file
 
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
+from rlhf_jax.files import read_json
 from rlhf_jax.launching.convert import convert
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.chatglm import ChatGLM
@@ -15,6 +17,7 @@ from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.training import weights
 from tests.data.tokenizers.tokenizer_models import write_v2
+from tests.models.families import FAMILIES, random_model
 
 
 def leaves_of(model):
@@ -45,6 +48,21 @@ def test_there_and_back_again(kind, model, tmp_path):
     ids = load_tokenizer(again).encode("to be")
     assert ids == load_tokenizer(published).encode("to be")
     assert weights.fingerprint(str(ours)).endswith("step 0 (seed 0)")
+
+
+@pytest.mark.parametrize("family", ["glm_edge", "llama", "mistral", "qwen2", "qwen3"])
+def test_a_published_folder_comes_back_bit_for_bit(family, tmp_path):
+    published, ours, again = (tmp_path / name for name in ("hf", "ours", "again"))
+    huggingface.save(random_model(FAMILIES[family]), published)
+    convert(published, ours)
+    convert(ours, again)
+    tensors, returned = (
+        load_file(folder / "model.safetensors") for folder in (published, again)
+    )
+    assert tensors.keys() == returned.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(returned[name], tensor, name)
+    assert read_json(again / "config.json") == read_json(published / "config.json")
 
 
 def test_chatglm3_takes_its_tokenizer_along(model, tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from rlhf_jax.models.chatglm import ChatGLM
@@ -20,8 +21,9 @@ def relative_error(got, expected):
     return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
-def test_a_quantised_model_says_nearly_the_same():
-    model = random_model(FAMILIES["glm4"])
+@pytest.mark.parametrize("family", ["glm4", "llama", "qwen3"])
+def test_a_quantised_model_says_nearly_the_same(family):
+    model = random_model(FAMILIES[family])
     tokens = random_tokens(model.config, (2, 12))
     answer = jax.jit(lambda model, tokens: model(tokens))
     expected = answer(model, tokens)

@@ -23,7 +23,7 @@ MESHES = [(2, 2, 1, 2), (1, 1, 2, 4)]
 SLOW = [
     pytest.param(case, family, mesh, marks=pytest.mark.slow)
     for case in ("sft", "reward", "dpo")
-    for family in ("v1", "v2", "glm_edge", "glm4")
+    for family in ("v1", "v2", "glm_edge", "glm4", "mistral", "qwen3")
     for mesh in MESHES
 ]
 
@@ -32,6 +32,7 @@ SLOW = [
     ("case", "family", "mesh"),
     [
         ("sft", "glm4", (2, 2, 1, 2)),
+        ("sft", "qwen3", (2, 1, 2, 2)),
         ("reward", "v2", (1, 1, 2, 4)),
         ("dpo", "v1", (2, 1, 2, 2)),
         *SLOW,
