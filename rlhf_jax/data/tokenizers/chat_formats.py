@@ -184,19 +184,26 @@ def _role_by_role(marks, split, begin, messages, tokenizer: Tokenizer) -> Encode
 
 
 def _template_answer(text: str, tokenizer: TransformersTokenizer) -> list[int]:
-    lead, end = _template_frame(tokenizer)
-    return [*tokenizer.encode(lead + text), end]
+    lead, end, encode = _template_frame(tokenizer)
+    return [*encode(lead + text), end]
 
 
 @functools.lru_cache(maxsize=8)
-def _template_frame(tokenizer: TransformersTokenizer) -> tuple[str, int]:
-    """Return the text that the template puts before an answer, and the end token."""
+def _template_frame(
+    tokenizer: TransformersTokenizer,
+) -> tuple[str, int, Callable[[str], list[int]]]:
+    """Return the text that the template puts before an answer, the end token, and the
+    method of the tokenizer that encodes an answer as the template does."""
     question = {"role": "user", "content": "?"}
     answer = {"role": "assistant", "content": "answer"}
     before = tokenizer.render([question], to_answer=True)
     whole = tokenizer.render([question, answer], to_answer=False)
     lead, middle, trail = whole.removeprefix(before).partition("answer")
     if not whole.startswith(before) or not middle:
-        return "", tokenizer.end_id
+        return "", tokenizer.end_id, tokenizer.encode
     ends = [i for i in tokenizer.encode_rendered(trail) if i in tokenizer.stop_ids]
-    return lead, ends[0] if ends else tokenizer.end_id
+    prompt, ids = map(tokenizer.encode_rendered, (before, whole))
+    after = tokenizer.encode_after(f"{lead}answer")
+    is_after = ids[len(prompt) :][: len(after)] == after
+    encode = tokenizer.encode_after if is_after else tokenizer.encode
+    return lead, ends[0] if ends else tokenizer.end_id, encode

@@ -140,6 +140,15 @@ class TransformersTokenizer:
             text, add_special_tokens=False, split_special_tokens=True
         )
 
+    def encode_after(self, text: str) -> list[int]:
+        """Return the ids of a text that goes on a line: without the space that
+        sentencepiece models put before the first word."""
+        line, ids = self.encode("\n"), self._encode(f"\n{text}")
+        first = self._inner.convert_ids_to_tokens(line[:1])
+        if not "".join(first).startswith("\N{LOWER ONE EIGHTH BLOCK}"):
+            return self.encode(text)
+        return ids[len(line) :] if ids[: len(line)] == line else self.encode(text)
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
