@@ -12,14 +12,13 @@ import os
 import jax
 import jax.numpy as jnp
 
-from benchmarks.timing import best_seconds, matrix_product_rate
+from benchmarks.timing import best_seconds, matrix_product_rate, read_rate
 
 COUNT = 2**27  # float32 numbers
 
 
 def main():
     x = jnp.ones(COUNT)
-    read = jax.jit(jnp.sum)
     write = jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def rewrite():
@@ -31,7 +30,7 @@ def main():
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "float32_gflops": round(matrix_product_rate(jnp.float32) / 1e9),
         "bfloat16_gflops": round(matrix_product_rate(jnp.bfloat16) / 1e9),
-        "read_gb_per_second": round(4 * COUNT / best_seconds(lambda: read(x)) / 1e9, 1),
+        "read_gb_per_second": round(read_rate(4 * COUNT) / 1e9, 1),
         "rewrite_gb_per_second": round(8 * COUNT / best_seconds(rewrite) / 1e9, 1),
     }
     print(json.dumps(rates))

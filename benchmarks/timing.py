@@ -64,11 +64,19 @@ def measure(
     }
 
 
-def matrix_product_rate(dtype) -> float:
-    """Measure operations per second of a large product: the best of a few."""
-    x = jnp.ones((PEAK_SIZE, PEAK_SIZE), dtype)
+def matrix_product_rate(dtype, *, size: int = PEAK_SIZE) -> float:
+    """Measure operations per second of a product of two square matrices with `size`
+    rows of random numbers: the best of a few."""
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.dot)
-    return 2 * PEAK_SIZE**3 / best_seconds(lambda: product(x, x))
+    return 2 * size**3 / best_seconds(lambda: product(x, x))
+
+
+def read_rate(size: int) -> float:
+    """Measure bytes per second of reading an array of `size` bytes: the best of a
+    few."""
+    x, read = jnp.ones(size // 4), jax.jit(jnp.sum)
+    return size / best_seconds(lambda: read(x))
 
 
 def best_seconds(call: Callable[[], object], *, repeats: int = 10) -> float:

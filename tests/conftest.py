@@ -1,17 +1,18 @@
 """Settings for every test: eight CPU devices, strict shapes, full precision.
 
-Most of the time goes into compilation, so the compiler optimises little, and programs
-that several tests share are compiled once a session.
+Most of the time goes into compilation, so the compiler optimises little on the CPU, and
+programs that several tests share are compiled once a session.
+
+`-m gpu` takes the GPU, with the CPU beside it, where jax has a plugin for CUDA; other
+tests stay on the CPU. RLHF_JAX_TEST_PLATFORMS chooses otherwise ("cuda,cpu"), and with
+JAX_NUM_CPU_DEVICES=1 the CPU is one device, as a GPU is.
 """
 
 import os
 import tempfile
 import threading
+from importlib.metadata import entry_points
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-)
 
 # Processes that a test starts run this copy of the package, whichever is installed.
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
@@ -21,8 +22,7 @@ import pytest
 
 from tests.chat_service import Service
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("JAX_NUM_CPU_DEVICES", 8)))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -32,6 +32,29 @@ if "RLHF_JAX_TEST_CACHE" not in os.environ:
     os.environ["RLHF_JAX_TEST_CACHE"] = _FOLDER.name
 jax.config.update("jax_compilation_cache_dir", os.environ["RLHF_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+QUICK = "--xla_backend_optimization_level=0"
+# Two runs on a GPU give the same bits only so; and trying kernels takes minutes.
+REPEATABLE = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
+
+
+def pytest_configure(config):
+    """Choose the platform, of this process and of those that tests start."""
+    has_cuda = any("cuda" in x.name for x in entry_points(group="jax_plugins"))
+    fitting = "cuda,cpu" if config.option.markexpr == "gpu" and has_cuda else "cpu"
+    platforms = os.environ.get("RLHF_JAX_TEST_PLATFORMS", fitting)
+    jax.config.update("jax_platforms", platforms)
+    os.environ["JAX_PLATFORMS"] = platforms
+    flags = QUICK if platforms == "cpu" else REPEATABLE
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    # Several processes of a test may share a GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def pytest_runtest_setup(item):
+    needed = [mark.args[0] for mark in item.iter_markers("devices")]
+    if needed and jax.device_count() < max(needed):
+        pytest.skip(f"It needs {max(needed)} devices, which the CPU can stand for.")
 
 
 @pytest.fixture

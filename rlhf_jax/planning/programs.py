@@ -156,9 +156,10 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         parameters(model) if config.reference_rate else None,
     )
     in_8_bits = dataclasses.replace(model, quantised=True)
-    stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
     if config.frozen_param_dtype == "int8":
         stored = dataclasses.replace(in_8_bits, param_dtype=model.dtype)
+    else:
+        stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
     reference = None if config.reference_rate else parameters(stored)
     frozen = algorithm.Frozen(reference, parameters(stored, score=True))
     waiting = () if config.offload_frozen else frozen

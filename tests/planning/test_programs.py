@@ -44,6 +44,16 @@ def test_without_recomputation_a_program_has_fewer_operations():
     assert counts[0] > counts[1] == counts[2]
 
 
+def test_frozen_models_in_8_bits_take_a_byte_a_weight():
+    def smallest(dtype):
+        with jax.set_mesh(make_mesh((2, 2, 2))):
+            found = programs.of(config("ppo", frozen_param_dtype=dtype))
+        (score,) = (p for p in found if p.name == "score")
+        return min(x.dtype.itemsize for x in jax.tree.leaves(score.arguments[1]))
+
+    assert [smallest(dtype) for dtype in ("int8", "bfloat16")] == [1, 2]
+
+
 def test_what_waits_in_the_hosts_memory_is_not_held_on_the_devices():
     def held(**fields):
         with jax.set_mesh(make_mesh((2, 2, 2))):
