@@ -45,6 +45,7 @@ from rlhf_jax.data.batching import packed_pairs, preference_batch
 from rlhf_jax.files import read_json, write_json, write_text
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.launching.cli import use_compile_cache
+from rlhf_jax.launching.device_groups import take_memory
 from rlhf_jax.launching.jobs import Job
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
@@ -172,8 +173,7 @@ def measured(name: str, model: str, limit: float) -> dict:
             "reason": "not started: no time was left. Start the same command again."
         }
     environment = dict(os.environ)
-    if not environment.get("XLA_CLIENT_MEM_FRACTION"):  # jax's newer name for it
-        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    take_memory(environment)
     command = [sys.executable, "-m", "benchmarks.accelerator"]
     process = subprocess.Popen(
         [*command, f"--row={name}", f"--model={model}"],
