@@ -153,7 +153,7 @@ def _rope(fields, *, scaled=False):
     kind = rope.setdefault("rope_type", "default")
     if kind not in (list(_ROPE) if scaled else ["default"]):
         raise ValueError(f"{spelled['rope_type']} is not supported.")
-    types: dict = {"truncate": bool, "original_max_position_embeddings": int}
+    types = {"truncate": bool, "original_max_position_embeddings": int}
     for key in [key for key in rope if key != "rope_type"]:
         if key not in (*base, *_ROPE[kind]):
             raise ValueError(f"{spelled[key]} is not supported.")
@@ -448,7 +448,7 @@ def _write_glm(c):
 
 def _write_llama(c):
     scaling, divisor = c.rope_scaling, c.position_divisor
-    rope: dict[str, Any] | None = None
+    rope = None
     if divisor != 1.0:
         rope = {"rope_type": "linear", "factor": divisor}
     elif scaling is not None:

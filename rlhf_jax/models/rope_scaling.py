@@ -28,7 +28,7 @@ class RopeScaling:
     attention_factor: float = 1.0  # factor of queries and of keys after their turn
     truncate: bool = True  # True rounds yarn's bounds outwards to whole pairs
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in ("llama3", "yarn"):
             raise ValueError(f"rope_scaling: kind={self.kind!r}: not llama3 or yarn.")
         for field in ("factor", "slow", "fast", "attention_factor"):
@@ -47,6 +47,7 @@ class RopeScaling:
     def frequencies(self, base: float, dims: int) -> Float[np.ndarray, " C"]:
         """Return the scaled frequencies of the pairs (C = dims / 2), float64."""
         frequencies = base ** -(np.arange(0, dims, 2) / dims)
+        kept: np.ndarray  # the share of the frequency that is not divided
         if self.kind == "llama3":
             turns = self.original_length * frequencies / (2 * np.pi)
             kept = (turns - self.slow) / (self.fast - self.slow)
