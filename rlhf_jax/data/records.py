@@ -26,6 +26,10 @@ CHOICES = ("a", "b", "tie")
 CRITERIA = ("helpfulness", "safety", "fluency")
 
 
+# Fields of a prompt's line that are not `Prompt.extra`.
+PROMPT_FIELDS = ("version", "id", "messages", "intent", "task", "reference")
+
+
 # A message is {"role": one of ROLES, "content": text}, with optional "metadata" (the
 # text after the role, a tool's name) and "tools" (the list that a system message has).
 Message = dict[str, Any]
@@ -48,13 +52,16 @@ class Dialogue:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A conversation to answer, which ends with the user. `task` holds data for a
-    checker of answers: the testbed's scorer reads the task, training never does."""
+    """A conversation to answer, which ends with the user. `task`, `reference` and
+    `extra` are for checkers of answers, such as the functions of rlhf_jax/rewards/;
+    models never see them."""
 
     id: str
     messages: tuple[Message, ...]
     intent: str = ""
-    task: dict[str, Any] | None = None
+    task: dict[str, Any] | None = None  # the testbed's task
+    reference: str = ""  # a right answer, or a good one
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # all other fields
 
     @classmethod
     def from_json(cls, record: dict) -> "Prompt":
@@ -66,6 +73,8 @@ class Prompt:
             messages,
             fields.text(record, "intent", default=""),
             fields.optional_object(record, "task"),
+            fields.text_or_number(record, "reference"),
+            {name: record[name] for name in record if name not in PROMPT_FIELDS},
         )
 
 
@@ -172,11 +181,21 @@ def read_records(
 
 def write_records(path: str | Path, records: Iterable) -> None:
     """Write dataclass records, one JSON object a line, atomically."""
-    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=vars)
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=to_json)
     with writing_whole(path) as file:
         for record in records:
-            line = {"version": VERSION, **vars(record)}
+            line = {"version": VERSION, **to_json(record)}
             file.write(encoder.encode(line) + "\n")
+
+
+def to_json(record) -> dict[str, Any]:
+    """Return the fields of a record as its line holds them: the inverse of
+    `from_json`."""
+    if not isinstance(record, Prompt):
+        return vars(record)
+    line = dict(vars(record))
+    extra, reference = line.pop("extra"), line.pop("reference")
+    return line | ({"reference": reference} if reference else {}) | extra
 
 
 def response_of(record, side: str) -> Response:

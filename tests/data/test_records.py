@@ -13,6 +13,7 @@ from rlhf_jax.data.records import (
     RecordError,
     Response,
     read_records,
+    to_json,
     write_records,
 )
 
@@ -182,7 +183,7 @@ WHOLE = {
 
 
 def as_json(record) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(record)))
+    return json.loads(json.dumps(record, default=to_json))
 
 
 @pytest.mark.parametrize("name", BAD_FIELDS)

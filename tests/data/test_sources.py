@@ -7,7 +7,13 @@ from ml_collections import ConfigDict
 
 from configs import common
 from rlhf_jax.data import sources
-from rlhf_jax.data.records import Comparison, Dialogue, Prompt, read_records
+from rlhf_jax.data.records import (
+    Comparison,
+    Dialogue,
+    Prompt,
+    read_records,
+    to_json,
+)
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -392,7 +398,7 @@ def test_an_answer_that_was_cut_is_nothing_to_imitate(tmp_path):
         Comparison(prompt, "yes", "no", "a", ended_a=False),
         Comparison(prompt, "maybe", "no", "a", ended_b=False),
     ]
-    rows = [json.loads(json.dumps(vars(pair), default=vars)) for pair in pairs]
+    rows = [json.loads(json.dumps(vars(pair), default=to_json)) for pair in pairs]
     path = write_rows(tmp_path / "own" / "comparisons.jsonl", rows)
     write_rows(path.with_name("comparisons_test.jsonl"), rows)
     data = sources.open_data(config(path.parent), tmp_path / "run")

@@ -2,7 +2,6 @@
 comparison that came in is accounted for."""
 
 import ast
-import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -12,7 +11,13 @@ import pytest
 from configs import prepare_comparisons as config_file
 from rlhf_jax.data.reading import json_lines
 from rlhf_jax.data.reading.json_lines import RecordError
-from rlhf_jax.data.records import Comparison, Prompt, read_records, write_records
+from rlhf_jax.data.records import (
+    Comparison,
+    Prompt,
+    read_records,
+    to_json,
+    write_records,
+)
 from rlhf_jax.stages import prepare_comparisons
 
 HARMLESS = Path(__file__).parents[2] / ".." / "shared" / "data" / "hh_rlhf_harmless"
@@ -171,7 +176,7 @@ def test_a_published_set_is_read_and_its_faults_are_counted(prepare, tmp_path):
 
 
 def test_bad_records_stop_the_run_or_are_left_out_and_listed(prepare, tmp_path):
-    lines = [json.dumps({"version": 1, **dataclasses.asdict(c)}) for c in lopsided(30)]
+    lines = [json.dumps(c, default=to_json) for c in lopsided(30)]
     lines[3] = '{"response_a": 1}'
     (tmp_path / "bad.jsonl").write_text("\n".join(lines))
     with pytest.raises(RecordError, match="line 4"):

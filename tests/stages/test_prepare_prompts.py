@@ -67,7 +67,7 @@ def test_files_and_folders_of_any_kind_hold_prompts(tmp_path, name, caplog):
         ["Be brief.", "NA"],
         ["5"],
     ]
-    assert "rows with an unused field: note 1" in caplog.text
+    assert [prompt.extra for prompt in found] == [{"note": "x"}, {}]
     with pytest.raises(FileNotFoundError, match="There is no file or folder"):
         prepare_prompts.read(f"{origin}.none", config, tmp_path / "bad.jsonl")
 

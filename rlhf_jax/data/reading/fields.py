@@ -1,5 +1,6 @@
 """Checked fields of a JSON object; each function raises RecordError with the name."""
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,14 @@ def text(record: dict, field: str, default: str | None = None) -> str:
     if not isinstance(value, str):
         raise RecordError(f"must be text, not {kind_of(value)}.", field)
     return value
+
+
+def text_or_number(record: dict, field: str) -> str:
+    """Read a text, or a number as its text; "" if the field is missing or null."""
+    value = record.get(field)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return json.dumps(value)
+    return text(record, field, default="") if value is not None else ""
 
 
 def choice(

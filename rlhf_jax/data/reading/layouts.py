@@ -60,6 +60,7 @@ from rlhf_jax.data.reading.message_fields import (
     with_context,
 )
 from rlhf_jax.data.records import (
+    PROMPT_FIELDS,
     Comparison,
     Dialogue,
     Message,
@@ -241,12 +242,21 @@ def prompt_in(row: dict, intent_field: str) -> RowRecords:
     if messages[-1]["role"] != "user":
         raise RecordError("must end with the user.", "prompt")
     prompt = hashed_prompt(messages, fields.text(row, intent_field, default=""))
+    prompt = dataclasses.replace(prompt, **_for_checkers(row))
     return RowRecords([prompt], Counter(), row.unused)
 
 
 def hashed_prompt(messages: Sequence[Message], intent: str = "") -> Prompt:
     """Make a prompt whose id is the hash of its messages."""
     return Prompt(prompt_id(messages), tuple(messages), intent)
+
+
+def _for_checkers(row: Row) -> dict:
+    """Read the fields of a prompt's row that only checkers of answers read: the
+    reference, and all fields that nothing has read before."""
+    reference = fields.text_or_number(row, "reference")
+    names = [x for x in row if x not in row.read and x not in PROMPT_FIELDS]
+    return {"reference": reference, "extra": {name: row[name] for name in names}}
 
 
 def _dialogues(row: Row) -> Iterator[Outcome]:
@@ -379,7 +389,8 @@ def _messages(row: Row) -> Iterator[Outcome]:
     elif messages[-1]["role"] == "user":
         task = fields.optional_object(row, "task")
         name = fields.text(row, "id", default="") or prompt_id(messages)
-        yield _prompt(Prompt(name, tuple(messages), intent, task))
+        kept = _for_checkers(row)
+        yield _prompt(Prompt(name, tuple(messages), intent, task, **kept))
     else:
         raise RecordError("must end with the assistant, or with the user.", name)
 
@@ -401,7 +412,8 @@ def _completion(row: Row) -> Iterator[Outcome]:
 
 
 def _prompt_alone(row: Row) -> Iterator[Outcome]:
-    yield _prompt(hashed_prompt(prompt_messages(row)))
+    prompt = hashed_prompt(prompt_messages(row))
+    yield _prompt(dataclasses.replace(prompt, **_for_checkers(row)))
 
 
 LAYOUTS: dict[str, Callable[[dict], Iterator[Outcome]]] = {

@@ -45,8 +45,10 @@ def make_prompt(
     name: str, intent: str, text: str, task: tuple[str, ...] | None
 ) -> Prompt:
     message = {"role": "user", "content": text}
-    record = task and {"kind": task[0], "filling": list(task[1:])}
-    return Prompt(name, (message,), intent, record)
+    if not task:
+        return Prompt(name, (message,), intent)
+    record = {"kind": task[0], "filling": list(task[1:])}
+    return Prompt(name, (message,), intent, record, key_of(task).short)
 
 
 def task_of(prompt: Prompt) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Published layouts become records; what is left out has a reason, and what is not used
 a name."""
 
-import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,12 @@ from rlhf_jax.data.reading.layouts import (
     read_as,
     records_of,
 )
-from rlhf_jax.data.records import Comparison, Dialogue, Prompt
+from rlhf_jax.data.records import (
+    Comparison,
+    Dialogue,
+    Prompt,
+    to_json,
+)
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
 
@@ -409,9 +413,39 @@ def test_a_row_that_does_not_hold_the_kind_is_refused():
     ],
 )
 def test_the_prompt_of_any_row_can_be_taken(row):
-    (prompt,), _, unused = prompt_in(row | {"kind": "sky", "note": 1}, "kind")
+    (prompt,), _, _ = prompt_in(row | {"kind": "sky", "note": 1}, "kind")
     assert prompt.messages == (USER,)
-    assert "note" in unused
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER]},
+        {"prompt": USER["content"]},
+        {"system": "", "messages": [USER]},
+        {"question": USER["content"], "tools": None},
+    ],
+)
+def test_a_prompt_keeps_its_reference_and_all_fields_that_a_checker_may_read(row):
+    more = {"reference": 7, "answer": [7], "schema": {"type": "number"}, "none": None}
+    expected = {"answer": [7], "schema": {"type": "number"}}
+    for read in (
+        read_as(row | more, Prompt),
+        prompt_in(row | more, "kind"),
+        records_of(row | more),
+    ):
+        (prompt,) = read.records
+        assert (prompt.reference, prompt.extra) == ("7", expected)
+        assert not read.unused - {"none"}
+        line = json.loads(json.dumps(prompt, default=to_json))
+        assert line["answer"] == [7] and "extra" not in line
+        assert read_as(line, Prompt).records == [prompt]
+
+
+@pytest.mark.parametrize("reference", [True, [7], {"answer": 7}])
+def test_a_reference_is_a_text_or_a_number(reference):
+    with pytest.raises(RecordError, match="'reference' must be text, not"):
+        read_as({"messages": [USER], "reference": reference}, Prompt)
 
 
 def test_every_pair_of_several_scored_responses_is_compared():
@@ -599,8 +633,8 @@ def test_any_row_gives_pairs_reasons_or_a_record_error(layout, base, change, gon
         return
     for record in records:
         # It can be written, and read as it was.
-        line = {"version": 1, **dataclasses.asdict(record)}
-        assert type(record).from_json(json.loads(json.dumps(line))) == record
+        line = json.dumps(record, default=to_json)
+        assert type(record).from_json(json.loads(line)) == record
     assert all(count > 0 for count in left_out.values())
 
 
