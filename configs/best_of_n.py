@@ -13,8 +13,10 @@ def get_config(preset="tiny"):
     lengths = common.lengths(preset)
     # The workdir of a policy, or a Hugging Face folder.
     c.policy = ""
-    # The workdir of a reward model (stages/reward.py), which picks the best.
+    # The workdir of a reward model (stages/reward.py); "" where all rewards are
+    # functions.
     c.reward_model = ""
+    common.with_rewards(c)
     # A .jsonl file of prompts; "" takes eval_prompts.jsonl of the data folder.
     c.prompts = ""
     # Takes this many prompts, the first ones. [1, 2**24]

@@ -233,6 +233,50 @@ def chat_service(max_tokens: int) -> ConfigDict:
     return c
 
 
+def with_rewards(c: ConfigDict) -> ConfigDict:
+    """Fields of stages that score responses (rlhf_jax/rewards/)."""
+    # The rewards and their weights, as NAME=WEIGHT,...; a score is their sum. A name is
+    # "model", the reward model; a built-in function of docs/rewards.md; or
+    # FILE.py:FUNCTION, a function of your own.
+    c.rewards = "model=1.0"
+    # The time limit for the rewards of a batch by one function, in seconds; also for
+    # one try of a request to reward_options.url. (0, inf)
+    c.reward_timeout = 60.0
+    # The treatment of a function that fails: "stop" ends the run with an error, and the
+    # run can resume when the function is mended; "zero" gives the responses at fault
+    # the reward 0, and counts them.
+    c.on_reward_error = "stop"
+    c.reward_options = reward_options()
+    # The chat model of the reward "judge".
+    c.reward_judge = chat_service(max_tokens=1024)
+    return c
+
+
+def reward_options() -> ConfigDict:
+    """Options of built-in functions of rewards (docs/rewards.md)."""
+    c = ConfigDict()
+    # The expression of "regular_expression" for prompts without a field of that name;
+    # "" expects the field in every prompt.
+    c.pattern = ""
+    # The length from which "length_penalty" is -1, in tokens; 0 takes
+    # max_response_tokens. [0, 2**20]
+    c.length_limit = 0
+    # The number of tokens below that length over which "length_penalty" falls from 0 to
+    # -1; 0 takes a fifth of the length. [0, 2**20]
+    c.length_buffer = 0
+    # The number of tokens of a sequence that "repetition_penalty" counts. [1, 1024]
+    c.ngram_tokens = 4
+    # The language of "language" for prompts without a field of that name, such as "en";
+    # "" expects the field in every prompt.
+    c.language = ""
+    # The address to which "http" sends its requests.
+    c.url = ""
+    # Repeats a request of "http" that failed for a passing reason at most this many
+    # times, with pauses of up to 60 seconds; 0 repeats none. [0, inf)
+    c.max_retries = 6
+    return c
+
+
 def optimizer(learning_rate: float) -> ConfigDict:
     """An optimizer (rlhf_jax/training/optimizers.py)."""
     c = ConfigDict()

@@ -21,15 +21,16 @@ def get_config(preset="tiny"):
     small, lengths = common.is_small(preset), common.lengths(preset)
     # The models, as name=folder,name=folder; each is compared with the first.
     c.models = ""
-    # The judge: "testbed" gives the true quality; "reward_model" its score; a chat
-    # model gives "marks" from 1 to 10 for each answer, or compares "pairs" of answers
-    # in both orders.
+    # The judge: "testbed" gives the true quality; "reward_model" its score; "rewards"
+    # the sum of all rewards; a chat model gives "marks" from 1 to 10 for each answer,
+    # or compares "pairs" of answers in both orders.
     c.judge = "testbed" if preset == "tiny" else "reward_model"
     # The chat model that judges.
     c.service = common.chat_service(max_tokens=1024)
     # The workdir of a reward model, which scores every answer even where it is not the
     # judge.
     c.reward_model = ""
+    common.with_rewards(c)
     # A .jsonl file of prompts; "" takes eval_prompts.jsonl of the data folder.
     c.prompts = ""
     # Answers this many prompts, the first ones. [1, 2**24]

@@ -11,9 +11,11 @@ def get_config(preset="tiny"):
     c = common.stage("pairs", preset)
     common.with_model(c, preset)
     lengths = common.lengths(preset)
+    common.with_rewards(c)
     # A .jsonl file of prompts; "" takes prompts.jsonl of the data folder.
     c.prompts = ""
-    # The workdir of a reward model (stages/reward.py), which labels the pairs.
+    # The workdir of a reward model (stages/reward.py), which labels the pairs; "" where
+    # all rewards are functions.
     c.reward_model = ""
     # Samples this many responses to each prompt. [1, 1024]
     c.num_responses = 4

@@ -21,7 +21,8 @@ def get_config(preset="tiny"):
     for optimizer in (c.optimizer, c.value_optimizer):
         optimizer.decay = "constant"
         optimizer.weight_decay = 0.0
-    # The workdir of a reward model; "" makes a random one, for trials.
+    # The workdir of a reward model; "" makes a random one, for trials, and none where
+    # all rewards are functions.
     c.reward_model = ""
     # The dtype in which the reference and the reward model, which are never updated,
     # are stored: a float or "int8".
@@ -47,6 +48,7 @@ def get_config(preset="tiny"):
     c.offload_moments = False
     # The reference policy: a workdir or a Hugging Face folder; "" takes init_from.
     c.reference = ""
+    common.with_rewards(c)
     # A .jsonl file of prompts; "" takes prompts.jsonl of the data folder.
     c.prompts = ""
     # A .jsonl file of evaluation prompts; "" takes eval_prompts.jsonl of the data

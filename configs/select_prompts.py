@@ -13,10 +13,11 @@ def get_config(preset="tiny"):
     c = common.stage("select_prompts", preset)
     common.with_model(c, preset)
     lengths = common.lengths(preset)
+    common.with_rewards(c)
     # A .jsonl file of prompts; "" takes prompts.jsonl of the data folder.
     c.prompts = ""
     # The workdir of a reward model (stages/reward.py); "" makes a random one, for
-    # trials.
+    # trials, and none where all rewards are functions.
     c.reward_model = ""
     # Samples this many responses to each prompt: the paper's K, whose value it does not
     # give. [1, inf)

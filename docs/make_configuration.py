@@ -36,6 +36,8 @@ SHARED = {
     "testbed": ("the testbed", "data.testbed."),
     "annotators": ("simulated annotators", "data.annotators."),
     "chat_service": ("a chat service that judges", "service."),
+    "with_rewards": ("stages that score responses", ""),
+    "reward_options": ("options of built-in rewards", "reward_options."),
 }
 INTRO = """# Configuration
 
@@ -86,7 +88,7 @@ def config_section(name: str) -> str:
     shared = [
         f"[{words}](#{_anchor(words)})"
         for function, (words, _) in SHARED.items()
-        if function in ("stage", "with_model", "with_training")
+        if function in ("stage", "with_model", "with_training", "with_rewards")
         and set(comments(COMMON, function)) - {"data"} <= set(config)
     ]
     for part in (key for key, value in config.items() if isinstance(value, ConfigDict)):
@@ -162,6 +164,8 @@ def _part(name: str, key: str, preset: str) -> tuple[str, dict, dict[str, str]]:
         "value_optimizer": ("optimizer", lambda: common.optimizer(0.0)),
         "service": ("chat_service", lambda: common.chat_service(max_tokens=0)),
         "judge": ("chat_service", lambda: common.chat_service(max_tokens=0)),
+        "reward_judge": ("chat_service", lambda: common.chat_service(max_tokens=0)),
+        "reward_options": ("reward_options", common.reward_options),
     }
     if key not in calls:  # a function of its own file
         reasons = comments(ROOT / "configs" / f"{name}.py", key)

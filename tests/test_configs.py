@@ -67,6 +67,10 @@ def test_every_option_is_read(stage):
     optimizer = attributes_read(package / "training" / "optimizers.py")
     data = attributes_read(package / "data" / "sources.py")
     config = make(stage, "tiny")
+    if "rewards" in config:
+        rewards = set().union(*map(attributes_read, (package / "rewards").glob("*.py")))
+        assert set(config.reward_options) <= rewards
+        source |= rewards
     # Read by rlhf_jax/launching/stage.py, and by weights.fingerprint.
     launcher = {"stage", "mesh", "matmul_precision", "seed"}
     for key, value in config.items():

@@ -113,7 +113,11 @@ def test_every_key_of_every_config_is_explained():
     stages = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"common"}
     assert stages <= set(rows)
     shared = {key for name in set(rows) - stages for key in rows[name]}
-    names = {"value_optimizer": "optimizer", "judge": "service"}
+    names = {
+        "value_optimizer": "optimizer",
+        "judge": "service",
+        "reward_judge": "service",
+    }
 
     def is_explained(key: str, stage: str) -> bool:
         part, _, inner = key.partition(".")

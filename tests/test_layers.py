@@ -18,6 +18,7 @@ ALLOWED = {
     "training": {"generation", "models", "losses", "parallel", "batches"},
     "algorithms": {"training", "models", "generation", "losses", "batches"},
     "evaluation": {
+        "rewards",
         "generation",
         "training",
         "models",
@@ -26,7 +27,9 @@ ALLOWED = {
         "parallel",
         "batches",
     },
+    "rewards": {"training", "data"},
     "planning": {
+        "rewards",
         "algorithms",
         "generation",
         "training",
@@ -46,6 +49,7 @@ ALLOWED = {
         "batches",
     },
     "stages": {
+        "rewards",
         "algorithms",
         "evaluation",
         "generation",

@@ -6,37 +6,35 @@ answer, not the others. Answers and costs are stored in an SQLite file
 and a run that was stopped continues where it was.
 """
 
-import codecs
 import dataclasses
-import email.utils
 import hashlib
 import json
-import math
 import os
-import queue
 import re
 import threading
-import time
 import urllib.parse
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import requests
 from absl import logging
-from requests.adapters import HTTPAdapter
-from urllib3.exceptions import NewConnectionError
 
 from rlhf_jax.data.answer_cache import AnswerCache, CacheError, SpendingLimitError
 from rlhf_jax.data.records import Message
+from rlhf_jax.data.transport import (
+    FailedTryError,
+    Transport,
+    check_key,
+    check_url,
+    parse_json,
+    passes,
+    retry_after,
+)
 from rlhf_jax.shared_work import first_does
 
-TRANSIENT = (408, 409, 425, 429)  # status codes to retry, besides most from 500 on
 # Words of a transient error that has no status code.
 BUSY = re.compile(r"rate.?limit|overload|too many requests|unavailable|time.?out", re.I)
 TIMED_OUT = (408, 504, 522, 524)  # gateway timeouts: the answer may have been billed
-MAX_PAUSE = 60.0  # longest pause in seconds before a retry, whatever a service asks
-MAX_BODY = 2**23  # largest body of an answer, in bytes
 MAX_COUNT = 10**7  # most tokens in `usage`; a higher count is a mistake of the service
 MESSAGE_TOKENS = 16  # upper bound of the tokens that a chat format adds to a message
 FAILURES_IN_A_ROW = 10  # failures after which a check request is sent
@@ -58,17 +56,6 @@ class ChatError(ValueError):
     def __init__(self, message: str, kind: str = ""):
         super().__init__(message)
         self.kind = kind or message  # equal for all failures of one cause
-
-
-class _FailedTryError(Exception):
-    """One try of a request failed."""
-
-    def __init__(self, kind: str, message: str, *, passes: bool, cost: float | None):
-        super().__init__(message)
-        self.kind = kind  # equal for all failures of one cause
-        self.passes = passes  # True if another try may succeed
-        self.cost = cost  # None if unknown: the answer may have been billed
-        self.pause: float | None = None  # pause in seconds that the service asks for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +94,20 @@ class ChatClient:
     def __init__(self, settings: ChatSettings, cache: Path, api_key: str = ""):
         check_url(settings.url, "url")
         self.settings = settings
-        self._key = check_key(api_key, "The API key") if api_key else ""
         self._url = settings.url.rstrip("/")
+        self._transport = Transport(
+            api_key=api_key,
+            timeout=settings.timeout,
+            max_retries=settings.max_retries,
+            connections=settings.workers,
+        )
+        self._can_mask = len(api_key) >= 8  # a shorter key may be a common word
         self._cache = AnswerCache(cache)
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
-        self._stopped = threading.Event()  # set when `answers` sends no more requests
-        self._session = requests.Session()
-        self._session.auth = self._sign  # also disables ~/.netrc
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=settings.workers))
 
     def close(self) -> None:
-        self._session.close()
+        self._transport.close()
         self._cache.close()
 
     def spent(self) -> float:
@@ -148,7 +136,7 @@ class ChatClient:
         self._failed_in_a_row = 0
 
         def work():
-            while not self._stopped.is_set():
+            while not self._transport.stopped.is_set():
                 try:
                     key, messages = todo.popleft()
                 except IndexError:
@@ -160,10 +148,10 @@ class ChatClient:
                     errors[key] = error
                     if gone := self._is_gone():
                         fatal.append(gone)
-                        self._stopped.set()
+                        self._transport.stopped.set()
                 except Exception as error:
                     fatal.append(error)
-                    self._stopped.set()
+                    self._transport.stopped.set()
 
         # Daemons: Ctrl-C and SIGTERM end the process without waiting for the service.
         threads = [
@@ -176,9 +164,9 @@ class ChatClient:
             for thread in threads:
                 thread.join()
         except BaseException:
-            self._stopped.set()
+            self._transport.stopped.set()
             raise
-        self._stopped.clear()
+        self._transport.stopped.clear()
         if fatal:
             raise fatal[0]
         if lost := [errors[key] for key in keys if key in errors]:
@@ -226,78 +214,60 @@ class ChatClient:
         return request, text, hashlib.sha256(text.encode()).hexdigest()
 
     def _retried(self, call: Callable):
-        """Return `call()`, retried after pauses while its failures are transient."""
-        tries, number = self.settings.max_retries + 1, 1
-        while True:
-            try:
-                return call()
-            except _FailedTryError as failure:
-                error = failure
-            number += 1
-            usual = 0.5 * 2.0 ** min(number - 2, 10)
-            pause = min(usual if error.pause is None else error.pause, MAX_PAUSE)
-            again = error.passes and number <= tries
-            if again:
-                logging.info(
-                    "%s: %s. Retry in %.1f s (try %d of %d).",
-                    self.settings.model, error.kind, pause, number, tries,
-                )  # fmt: skip
-            if not again or self._pause(pause):
-                raise ChatError(str(error), error.kind) from None
-
-    def _pause(self, seconds: float) -> bool:
-        """Wait; return True if no more requests are to be sent."""
-        return self._stopped.wait(seconds)
+        """Return `call()`, retried while its failures are transient; raise ChatError
+        for the last failure."""
+        try:
+            return self._transport.retried(call, self.settings.model)
+        except FailedTryError as error:
+            raise ChatError(str(error), error.kind) from None
 
     def _ask(self, request: dict, text: str, key: str, most: float) -> str:
         """Try a request once: reserve its largest cost, send it, settle the cost.
 
         Raises:
-            _FailedTryError: there is no answer.
+            FailedTryError: there is no answer.
         """
         reservation = self._cache.reserve(most, self.settings.spending_limit)
         try:
             answer, usage = self._post(request)
-        except _FailedTryError as failure:
+        except FailedTryError as failure:
             if failure.cost is not None:
                 self._cache.release(reservation, failure.cost)
             raise
         cost = self._cost(usage, most)
-        self._cache.settle(reservation, key, self._masked(text), answer, cost)
+        self._cache.settle(reservation, key, self._transport.masked(text), answer, cost)
         return answer
 
     def _post(self, request: dict) -> tuple[str, object]:
         """Return the answer, possibly "", and the service's counts of tokens."""
         url = f"{self._url}/chat/completions"
-        status, headers, body = self._within(
-            self.settings.timeout, lambda: self._exchange("POST", url, request)
-        )
+        status, headers, body = self._transport.request("POST", url, request)
         content, is_json = None, True
         try:
-            content = _json(body, headers)
+            content = parse_json(body, headers)
         except ValueError:
             is_json = False
         usage = content.get("usage") if isinstance(content, dict) else None
         if status != 200:
             raise self._refusal(url, status, headers, body, usage)
-        shown = self._shown(body)
+        shown = self._transport.shown(body)
         if not is_json:  # a page of a gateway, or an answer that was cut off
             kind = "an answer that is not JSON"
             message = f"{url} answers without a text: {shown}"
-            raise _FailedTryError(kind, message, passes=True, cost=None)
+            raise FailedTryError(kind, message, passes=True, cost=None)
         answer = _text(content)
         if answer is None:
             cost = self._cost(usage, None)
             kind = "an answer without choices"
             message = f"{url} answers without a text: {shown}"
-            raise _FailedTryError(kind, message, passes=_is_busy(content), cost=cost)
-        if len(self._key) >= 8:  # a shorter key may be a common word
-            answer = self._masked(answer)
+            raise FailedTryError(kind, message, passes=_is_busy(content), cost=cost)
+        if self._can_mask:
+            answer = self._transport.masked(answer)
         return answer.encode("utf-8", "replace").decode(), usage
 
-    def _refusal(self, url, status, headers, body, usage) -> _FailedTryError:
+    def _refusal(self, url, status, headers, body, usage) -> FailedTryError:
         """Return the failure that a status other than 200 means."""
-        message = f"{url} answers {status}: {self._shown(body)}"
+        message = f"{url} answers {status}: {self._transport.shown(body)}"
         if 300 <= status < 400:
             host = urllib.parse.urlsplit(headers.get("Location", "")).hostname
             message = f"{url} redirects ({status}) to {host}: set url to the service"
@@ -308,79 +278,18 @@ class ChatClient:
             message += '. Set temperature_field="" of the service'
         elif advice := ADVICE.get(status):
             message += f". {advice}"
-        failure = _FailedTryError(
+        failure = FailedTryError(
             f"HTTP {status}",
             message,
-            passes=_passes(status),
+            passes=passes(status),
             cost=None if status in TIMED_OUT else self._cost(usage, 0.0),
         )
-        failure.pause = _retry_after(headers.get("Retry-After"))
+        failure.pause = retry_after(headers.get("Retry-After"))
         return failure
 
-    def _exchange(self, method: str, url: str, content=None):
-        """Return status, headers and body of a request, or raise _FailedTryError."""
-        try:
-            with self._session.request(
-                method,
-                url,
-                json=content,
-                timeout=self.settings.timeout,
-                stream=True,
-                allow_redirects=False,
-            ) as response:
-                body = bytearray()
-                for chunk in response.iter_content(2**14):
-                    body += chunk
-                    if len(body) > MAX_BODY:
-                        kind = f"an answer of more than {MAX_BODY} bytes"
-                        message = f"{url} gives {kind}"
-                        raise _FailedTryError(kind, message, passes=False, cost=None)
-                return response.status_code, response.headers, bytes(body)
-        except requests.Timeout:
-            sent = True
-            kind, message = "no answer in time", f"no answer in {self._seconds}"
-        except (requests.RequestException, OSError) as error:
-            sent = not _is_unsent(error)
-            kind, message = "no connection", self._shown(error)
-        raise _FailedTryError(
-            kind,
-            f"Cannot reach {url}: {message}",
-            passes=True,
-            cost=None if sent else 0.0,
-        ) from None
-
-    def _within(self, seconds: float, call: Callable):
-        """Return `call()`, or raise _FailedTryError if the call takes longer. A timeout
-        of sockets alone limits the time between bytes, which a service can send slowly
-        forever."""
-        results = queue.SimpleQueue()
-
-        def run():
-            try:
-                results.put((call(), None))
-            except Exception as error:
-                results.put((None, error))
-
-        threading.Thread(target=run, daemon=True).start()
-        try:
-            value, error = results.get(timeout=seconds)
-        except queue.Empty:
-            message = f"{self._url} gives no whole answer in {self._seconds}"
-            error = _FailedTryError(
-                "no whole answer in time", message, passes=True, cost=None
-            )
-        if error is not None:
-            raise error from None
-        return value
-
-    @property
-    def _seconds(self) -> str:
-        return f"timeout={self.settings.timeout} seconds"
-
     def _reach(self) -> None:
-        """Raise _FailedTryError unless a server responds at the URL."""
-        url = f"{self._url}/models"
-        self._within(self.settings.timeout, lambda: self._exchange("GET", url))
+        """Raise FailedTryError unless a server responds at the URL."""
+        self._transport.request("GET", f"{self._url}/models")
 
     def _is_gone(self) -> ChatError | None:
         """Count a failure; after many in a row, return an error if the service no
@@ -393,7 +302,7 @@ class ChatClient:
         request, text, key = self._request(CHECK)
         try:
             self._ask(request, text, key, self._most(CHECK))
-        except _FailedTryError as failure:
+        except FailedTryError as failure:
             return ChatError(
                 f"The last {FAILURES_IN_A_ROW} requests have no answer, nor has one "
                 f"that asks for a word: {failure}. Answers so far are kept: start "
@@ -438,25 +347,6 @@ class ChatClient:
             prompt_tokens * self.settings.prompt_price
             + response_tokens * self.settings.response_price
         )
-
-    def _sign(self, request):
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-    def _masked(self, text: str) -> str:
-        """Replace the API key in a text, plain or escaped, by ***."""
-        key = self._key
-        forms = {key, urllib.parse.quote(key, safe=""), json.dumps(key)[1:-1]}
-        for form in sorted(filter(None, forms), key=len, reverse=True):
-            text = text.replace(form, "***")
-        return text
-
-    def _shown(self, said: bytes | Exception) -> str:
-        """Return the beginning of a body or an error, in one line, for messages."""
-        if isinstance(said, bytes):
-            return repr(self._masked(said.decode("utf-8", "replace"))[:200])
-        return " ".join(self._masked(str(said)).split())[:300]
 
 
 ADVICE = {
@@ -522,76 +412,6 @@ def read_service(service: Mapping, *, key: str) -> tuple[ChatSettings, str]:
     return ChatSettings(**settings), api_key
 
 
-def check_key(api_key: str, what: str) -> str:
-    """Return the key without the blanks and line ends around it.
-
-    Raises:
-        ValueError: the key is empty, or holds characters that a header cannot; the
-            message does not show the key.
-    """
-    api_key = api_key.strip()
-    if not api_key or not all("!" <= c <= "~" for c in api_key):
-        held = "holds a blank, a line end or a letter beyond ASCII"
-        raise ValueError(f"{what} {held if api_key else 'is empty'}: no API key.")
-    return api_key
-
-
-def check_url(url: str, what: str) -> None:
-    """Raise ValueError unless the URL is valid for requests and holds no secret."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"{what} must be like https://HOST/v1.")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(
-            f"{what} must end with its path: a key goes into the environment, its "
-            "variable's name into api_key_variable."
-        )
-
-
-def _passes(status: int | None) -> bool:
-    return status in TRANSIENT or (status is not None and 500 <= status != 501)
-
-
-def _is_unsent(error: Exception) -> bool:
-    """Return True if a request cannot have reached the service."""
-    if isinstance(error, requests.exceptions.SSLError | requests.exceptions.ProxyError):
-        return True
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(reason, NewConnectionError)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Parse Retry-After, a number or a date, as seconds; None for the usual pause."""
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        try:
-            date = email.utils.parsedate_to_datetime(value)
-            seconds = date.timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
-            return None
-        seconds = max(seconds, 0.0)
-    return seconds if 0 <= seconds < math.inf else None
-
-
-def _json(body: bytes, headers: Mapping):
-    """Parse the body as JSON; raise ValueError if the body is not JSON."""
-    try:
-        return json.loads(body)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    except UnicodeDecodeError:  # JSON is UTF-8, unless a service declares a charset
-        named = re.search(r"charset=[\"']?([\w-]+)", headers.get("Content-Type", ""))
-        try:
-            return json.loads(body.decode(codecs.lookup(named[1]).name))
-        except (LookupError, TypeError, RecursionError) as error:
-            raise ValueError(str(error)) from None
-
-
 def _text(content) -> str | None:
     """Return the text of an answer, its parts joined: "" if the message has no text,
     None if there is no message."""
@@ -611,5 +431,5 @@ def _is_busy(content) -> bool:
     error = content.get("error") if isinstance(content, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     if re.fullmatch(r"\d{3}", str(code)):
-        return _passes(int(code))
+        return passes(int(code))
     return error is not None and BUSY.search(str(error)) is not None

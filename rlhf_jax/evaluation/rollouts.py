@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.data.tokenizers.chat import decode_response
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
@@ -18,6 +18,7 @@ from rlhf_jax.generation.scoring import one_response, response_scores
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.parallel.sharding import fetch
+from rlhf_jax.rewards.rewards import Rewards
 from rlhf_jax.training.metrics import Mean
 
 
@@ -26,12 +27,18 @@ class ScoredRollout(NamedTuple):
 
     index: np.ndarray  # int [n], positions of the prompts in the data set
     rollout: Rollout  # n * K rows, the K responses to one prompt adjacent
-    scores: np.ndarray  # float32 [n, K], scores of the responses
+    # float32 [n, K], the reward model's scores of the responses; None without it
+    scores: np.ndarray | None
 
 
 @jax.jit
-def rollout_scores(reward_model: ScoreModel, responses: Rollout) -> jax.Array:
-    """Return the score of each response: float32 [B]."""
+def rollout_scores(
+    reward_model: ScoreModel | None, responses: Rollout
+) -> jax.Array | None:
+    """Return the reward model's score of each response: float32 [B]; None without a
+    reward model."""
+    if reward_model is None:
+        return None
     return response_scores(reward_model, *one_response(responses))[:, 0]
 
 
@@ -65,30 +72,57 @@ def scored_rollouts(
         yield ScoredRollout(
             index=index[:real],
             rollout=jax.tree.map(lambda x, rows=rows: x[:rows], fetch(responses)),
-            scores=scores.reshape(batch_size, samples_per_prompt)[:real],
+            scores=None
+            if scores is None
+            else scores.reshape(batch_size, samples_per_prompt)[:real],
         )
 
 
 def answer_scores(
     policy: ChatGLM,
-    reward_model: ScoreModel,
+    reward_model: ScoreModel | None,
     batch: PromptBatch,
     key: jax.Array,
     sampling: Sampling,
+    *,
+    rewards: Rewards,
+    records: Sequence[Prompt],
+    tokenizer: Tokenizer,
 ) -> np.ndarray:
-    """Return the score of one answer to each prompt of a batch: float32 [B]."""
-    return fetch(rollout_scores(reward_model, rollout(policy, batch, key, sampling)))
+    """Return the score of one answer to each prompt of a batch: float32 [B].
+
+    Args:
+        records: the prompts of the batch.
+    """
+    responses = rollout(policy, batch, key, sampling)
+    scores = rollout_scores(reward_model, responses)
+    return rewards.score(
+        records,
+        lambda: responses_of(fetch(responses), tokenizer),
+        lambda: fetch(scores),
+    ).scores
+
+
+def responses_of(rolled: Rollout, tokenizer: Tokenizer) -> list[Response]:
+    """Return the responses of a rollout that is on the host, as records."""
+    lengths = rolled.response_mask.sum(-1)
+    ids = [row[:n].tolist() for row, n in zip(rolled.responses, lengths, strict=True)]
+    return [
+        Response(decode_response(tokens, tokenizer), bool(ended), tokens)
+        for tokens, ended in zip(ids, rolled.ended, strict=True)
+    ]
 
 
 def evaluate(
     policy: ChatGLM,
-    reward_model: ScoreModel,
+    reward_model: ScoreModel | None,
     records: Sequence[Prompt],
     prompts: Sequence[list[int]],
     key: jax.Array,
     sampling: Sampling,
     tokenizer: Tokenizer,
     *,
+    rewards: Rewards,
     width: int,
 ) -> tuple[dict[str, Mean], list[dict]]:
     """Return the scores and lengths on held-out prompts as metrics, and the
@@ -109,24 +143,29 @@ def evaluate(
         batch_size=len(prompts),
         width=width,
     )
-    lengths = batch.rollout.response_mask.sum(-1)
+    responses = responses_of(batch.rollout, tokenizer)
+    scored = rewards.score(
+        records,
+        lambda: responses,
+        lambda: None if batch.scores is None else batch.scores[:, 0],
+    )
     samples = [
         {
             "prompt": tokenizer.decode(prompt),
-            "response": decode_response(
-                batch.rollout.responses[i, : lengths[i]], tokenizer
-            ),
-            "ended": bool(batch.rollout.ended[i]),
-            "reward": float(batch.scores[i, 0]),
+            "response": response.text,
+            "ended": response.ended,
+            "reward": float(scored.scores[i]),
+            **rewards.of_rows(scored, i),
         }
-        for i, prompt in enumerate(prompts)
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
     ]
     metrics = {
-        "eval/scores": Mean.of(batch.scores),
-        "eval/response_length": Mean.of(lengths),
+        "eval/scores": Mean.of(scored.scores),
+        "eval/response_length": Mean.of(batch.rollout.response_mask.sum(-1)),
         "eval/ended_fraction": Mean.of(batch.rollout.ended),
     }
-    metrics |= quality_metrics(records, [sample["response"] for sample in samples])
+    metrics |= {f"eval/{k}": x for k, x in rewards.metrics(scored).items()}
+    metrics |= quality_metrics(records, [response.text for response in responses])
     return metrics, samples
 
 

@@ -36,6 +36,7 @@ from rlhf_jax.parallel.sharding import (
     shapes_of,
 )
 from rlhf_jax.planning.roofline import Program
+from rlhf_jax.rewards.spec import uses_model
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.state import TrainState
 
@@ -161,7 +162,8 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
     else:
         stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
     reference = None if config.reference_rate else parameters(stored)
-    frozen = algorithm.Frozen(reference, parameters(stored, score=True))
+    reward = parameters(stored, score=True) if uses_model(config.rewards) else None
+    frozen = algorithm.Frozen(reference, reward)
     waiting = () if config.offload_frozen else frozen
     # While the reference answers, the frozen models and the policy are on the devices.
     there = frozen if config.baseline == "reference" else waiting

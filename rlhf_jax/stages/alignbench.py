@@ -13,10 +13,10 @@ from absl import logging
 
 from rlhf_jax.data import sources
 from rlhf_jax.data.chat_client import FREE_SETTINGS, open_service, read_service
+from rlhf_jax.data.judge_messages import mark_messages, read_marks
 from rlhf_jax.data.verdicts import tell_unread
 from rlhf_jax.evaluation import alignbench
 from rlhf_jax.evaluation.answers import answer
-from rlhf_jax.evaluation.judges import mark_messages, read_marks
 from rlhf_jax.files import write_text
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.chatglm import ChatGLM

@@ -1,10 +1,13 @@
-"""Best of n on the testbed: how far a reward model can be trusted.
+"""Best of n on the testbed: how far rewards can be trusted.
 
 1. A policy answers every prompt `num_samples` times.
-2. The reward model scores the answers; the testbed gives their true quality.
+2. The answers are scored by the sum of their rewards (the reward model, functions, or
+   both); the testbed gives their true quality.
 3. For n = 1, 2, 4, ..., the expected true quality and the expected score of the answer
-   that the reward model ranks first of n, beside the best true quality of n.
+   with the highest score of n, beside the best true quality of n.
 """
+
+import functools
 
 import jax
 import numpy as np
@@ -18,6 +21,8 @@ from rlhf_jax.evaluation.best_of_n import expected_of_best, kl_of_best, plot
 from rlhf_jax.evaluation.win_rate import mean_with_interval
 from rlhf_jax.files import write_text
 from rlhf_jax.generation.sampling import sampling_with
+from rlhf_jax.rewards.rewards import FREE, Rewards
+from rlhf_jax.rewards.rewards import check_options as check_rewards
 from rlhf_jax.terminal import print_markdown
 from rlhf_jax.training import weights
 from rlhf_jax.training.inputs import agree
@@ -25,10 +30,10 @@ from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
-    """Measure `config.reward_model` on answers of `config.policy`; write summary.json,
+    """Measure `config.rewards` on answers of `config.policy`; write summary.json,
     best_of_n.md and best_of_n.png."""
     check_options(config)
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(workdir, config, free=FREE)
     if done_before(workdir):
         return
 
@@ -48,18 +53,21 @@ def run(config, workdir: str) -> None:
         raise ValueError(
             "Best of n needs the true quality of answers, hence prompts of the testbed."
         )
+    rewards = Rewards(config, workdir)
+    rewards.check(prompts)
     agree(
         workdir,
-        read.fingerprints,
+        read.fingerprints | rewards.files,
         tokenizer=tokenizer.fingerprint,
         models=[config.policy, config.reward_model],
     )
 
     # Models
-    policy, reward_model = (
-        weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
-        for folder in (config.policy, config.reward_model)
+    load = functools.partial(
+        weights.load_model, dtype=config.dtype, param_dtype=config.dtype
     )
+    policy = load(config.policy)
+    reward_model = load(config.reward_model) if rewards.uses_model else None
 
     # Answers
     sampling = sampling_with(
@@ -76,9 +84,15 @@ def run(config, workdir: str) -> None:
         max_prompt_tokens=config.max_prompt_tokens,
         batch_size=config.batch_size,
     )
-    scored = scores(
-        reward_model, answers, pad_id=tokenizer.pad_id, batch_size=config.batch_size
-    ).reshape(-1, config.num_samples)
+    score = functools.partial(
+        scores, pad_id=tokenizer.pad_id, batch_size=config.batch_size
+    )
+    by_rewards = rewards.score(
+        answers.prompts,
+        lambda: answers.responses,
+        lambda: reward_model and score(reward_model, answers),
+    )
+    scored = by_rewards.scores.reshape(-1, config.num_samples)
     quality = np.array(list(map(true_quality, answers.prompts, answers.texts)))
     quality = quality.reshape(scored.shape)
     # The same prompt may occur twice in the file.
@@ -99,7 +113,8 @@ def run(config, workdir: str) -> None:
     write_text(workdir / "best_of_n.md", table(curve))
     plot(curve, workdir / "best_of_n.png")
     print_markdown(table(curve))
-    finish(workdir, {"prompts": len(scored), "curve": curve})
+    summary = {"prompts": len(scored), "curve": curve}
+    finish(workdir, summary | by_rewards.faulty())
 
 
 def table(curve: list[dict]) -> str:
@@ -125,5 +140,6 @@ def check_options(config) -> None:
     Raises:
         ValueError: names the option and says what to set instead.
     """
-    if not config.policy or not config.reward_model:
-        raise ValueError("Give config.policy and config.reward_model: their workdirs.")
+    if not config.policy:
+        raise ValueError("Give config.policy: its workdir.")
+    check_rewards(config, needs_model=True)

@@ -2,15 +2,16 @@
 
 1. Every model answers the same held-out prompts, sampled with the same keys.
 2. A judge (evaluation/judges.py) gives each answer a quality, or compares two: the
-   testbed's true quality, a chat model by HTTP, or the reward model (which is not an
-   independent judge of a policy trained against it).
+   testbed's true quality, a chat model by HTTP, the reward model (which is not an
+   independent judge of a policy trained against it), or the sum of all rewards.
 3. Each model is compared with the first: win / tie / lose with 95 % bootstrap intervals
    over prompts, by intent and at equal length; KL(model || first model) on the model's
    own answers, in nats. More than two models also get Bradley-Terry ratings.
 4. Probes (testbed) test that a model still knows its name and still answers in JSON.
-5. A reward model, where there is one, scores every answer; the variance of the mean
-   score between intents is reported for the scores themselves and for the scores minus
-   those of the first model's answers.
+5. Rewards, the reward model and functions, score every answer: the mean of each
+   function has its interval. The variance of the mean score between intents is reported
+   for the scores themselves and for the scores minus those of the first model's
+   answers.
 """
 
 import functools
@@ -42,20 +43,22 @@ from rlhf_jax.evaluation.win_rate import (
     win_rate,
 )
 from rlhf_jax.generation.sampling import sampling_with
+from rlhf_jax.rewards.rewards import FREE, Rewards, Scored
+from rlhf_jax.rewards.rewards import check_options as check_rewards
+from rlhf_jax.rewards.spec import parse, uses_model
 from rlhf_jax.training import options, weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir, read_summary
 
-JUDGES = ("testbed", "reward_model", "marks", "pairs")
+JUDGES = ("testbed", "reward_model", "rewards", "marks", "pairs")
 
 
 def run(config, workdir: str) -> None:
     """Evaluate the models of `config.models`; write their answers and summary.json."""
     check_options(config)
     models = parse_models(config.models)
-    workdir = open_workdir(
-        workdir, config, free=[f"service.{name}" for name in FREE_SETTINGS]
-    )
+    free = [f"service.{name}" for name in FREE_SETTINGS]
+    workdir = open_workdir(workdir, config, free=[*free, *FREE])
     if done_before(workdir):
         print_table(read_summary(workdir))
         return
@@ -79,9 +82,12 @@ def run(config, workdir: str) -> None:
         for name in PROBES
         if (data / f"{name}_probes.jsonl").is_file()
     }
+    rewards = Rewards(config, workdir) if scores_answers(config) else None
+    if rewards is not None:
+        rewards.check(prompts)
     agree(
         workdir,
-        read.fingerprints,
+        read.fingerprints | (rewards.files if rewards else {}),
         tokenizer=tokenizer.fingerprint,
         models=[*models.values(), config.reward_model],
     )
@@ -99,9 +105,18 @@ def run(config, workdir: str) -> None:
     reward_model = None
     if config.reward_model:
         reward_model = load(config.reward_model)
-    score = functools.partial(
-        scores, reward_model, pad_id=tokenizer.pad_id, batch_size=config.batch_size
-    )
+
+    def score(given: Answers) -> Scored:
+        def by_model():
+            return reward_model and scores(
+                reward_model,
+                given,
+                pad_id=tokenizer.pad_id,
+                batch_size=config.batch_size,
+            )
+
+        return rewards.score(given.prompts, lambda: given.responses, by_model)
+
     judge = make_judge(config, ask, reward_model, tokenizer.pad_id)
 
     # Answers
@@ -126,7 +141,7 @@ def run(config, workdir: str) -> None:
     # at another temperature does not estimate the KL divergence.
     log_ratio = "kl" if config.temperature == 1 else "log_ratio"
     summary = {"models": {}, "judge": config.judge, "baseline": baseline}
-    answers, qualities, rewards = {}, {}, {}
+    answers, qualities, scored = {}, {}, {}
 
     def compare(name, other):
         if config.judge == "pairs":
@@ -155,13 +170,24 @@ def run(config, workdir: str) -> None:
             "ended": float(given.ended.mean()),
             log_ratio: float(ratio.mean()),
         }
-        if config.judge != "pairs":
+        if rewards is not None:
+            by_rewards = score(given)
+            columns["score"] = scored[name] = by_rewards.scores
+            row |= score_spread(scored[name], scored[baseline], given.prompts)
+            row |= by_rewards.faulty()
+        if rewards is not None and rewards.has_functions:
+            columns |= {f"reward/{k}": x for k, x in by_rewards.by_name.items()}
+            row["rewards"] = {
+                reward: mean_with_interval(values, **by_prompt)
+                for reward, values in by_rewards.by_name.items()
+            }
+        if config.judge == "rewards":
+            columns["quality"] = qualities[name] = scored[name]
+            row["quality"] = mean_with_interval(qualities[name], **by_prompt)
+        elif config.judge != "pairs":
             columns["quality"] = qualities[name] = judge([given])[:, 0]
             row["quality"] = mean_with_interval(qualities[name], **by_prompt)
             row["without_verdict"] = int(np.isnan(qualities[name]).sum())
-        if reward_model is not None:
-            columns["score"] = rewards[name] = score(given)
-            row |= score_spread(rewards[name], rewards[baseline], given.prompts)
         if name != baseline:
             columns["result"] = result = compare(name, baseline)
             longer = given.lengths - answers[baseline].lengths
@@ -189,7 +215,7 @@ def run(config, workdir: str) -> None:
 
     # Reward model against true quality, on two answers of the first model to each
     # prompt
-    if reward_model is not None and config.judge == "testbed":
+    if rewards is not None and config.judge == "testbed":
         hot = sampling(temperature=1.0)
         pair = [
             answer_all(
@@ -197,7 +223,9 @@ def run(config, workdir: str) -> None:
             )
             for side in range(2)
         ]
-        agreed = agreement(judge(pair), np.stack([score(x) for x in pair], 1), pair)
+        agreed = agreement(
+            judge(pair), np.stack([score(x).scores for x in pair], 1), pair
+        )
         if agreed is not None:
             summary["reward_model"] = agreed
     print_table(summary)
@@ -218,6 +246,12 @@ def parse_models(text: str) -> dict[str, str]:
     if not models:
         raise ValueError("config.models is empty: give name=folder[,name=folder ...].")
     return models
+
+
+def scores_answers(config) -> bool:
+    """Return True if there is a reward to score answers by: a function, or the reward
+    model where there is one."""
+    return bool(config.reward_model) or not uses_model(config.rewards)
 
 
 def make_judge(config, ask, reward_model, pad_id: int) -> judges.Judge:
@@ -302,6 +336,8 @@ def check_options(config) -> None:
     options.one_of(config, "judge", JUDGES)
     if config.judge == "reward_model" and not config.reward_model:
         raise ValueError("judge='reward_model' needs config.reward_model.")
+    with_functions = len(parse(config.rewards)) > 1 or config.judge == "rewards"
+    check_rewards(config, needs_model=with_functions)
     parse_models(config.models)
     if config.judge in ("marks", "pairs"):
         read_service(config.service, key="config.service")

@@ -1,9 +1,9 @@
-"""Pairs of a policy's responses, labelled by a reward model, for DPO.
+"""Pairs of a policy's responses, labelled by their rewards, for DPO.
 
 ChatGLM-RLHF (arXiv 2404.00934), section 4:
 1. The policy answers every prompt `num_responses` times.
-2. The reward model scores the answers as PPO does: at the last token, less
-   `missing_end_penalty` where an answer was cut at its limit.
+2. The answers are scored as in PPO: by the sum of their rewards (the reward model,
+   functions, or both), less `missing_end_penalty` where an answer was cut at its limit.
 3. A rule makes pairs of the answers: the best against the worst, or another rule of
    data/cleaning/pair_rules.py. Pairs that teach nothing are left out and counted.
 Writes `comparisons.jsonl`, each line with its origin.
@@ -19,7 +19,9 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.cleaning import pair_rules
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, fields_of, write_records
-from rlhf_jax.evaluation.candidates import candidate_scores, sample_candidates
+from rlhf_jax.evaluation.candidates import candidate_rewards, sample_candidates
+from rlhf_jax.rewards.rewards import FREE, Rewards
+from rlhf_jax.rewards.rewards import check_options as check_rewards
 from rlhf_jax.terminal import listed
 from rlhf_jax.training import weights
 from rlhf_jax.training.inputs import agree
@@ -27,9 +29,9 @@ from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
 
 def run(config, workdir: str) -> None:
-    """Label responses of `config.init_from` by `config.reward_model`."""
+    """Label responses of `config.init_from` by `config.rewards`."""
     check_options(config)
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(workdir, config, free=FREE)
     if done_before(workdir):
         return
     sample_key, init_key = jax.random.split(jax.random.key(config.seed))
@@ -49,9 +51,11 @@ def run(config, workdir: str) -> None:
         tokenizer,
         config.max_prompt_tokens,
     )
+    rewards = Rewards(config, workdir)
+    rewards.check(prompts)
     agree(
         workdir,
-        read.fingerprints,
+        read.fingerprints | rewards.files,
         tokenizer=tokenizer.fingerprint,
         models=[config.init_from, config.reward_model],
     )
@@ -64,12 +68,14 @@ def run(config, workdir: str) -> None:
         key=init_key,
         **weights.computation(config),
     )
-    reward_model = weights.load_score_model(
-        config.reward_model,
-        backbone=policy,
-        num_tokens=tokenizer.vocab_size,
-        key=init_key,
-    )
+    reward_model = None
+    if rewards.uses_model:
+        reward_model = weights.load_score_model(
+            config.reward_model,
+            backbone=policy,
+            num_tokens=tokenizer.vocab_size,
+            key=init_key,
+        )
 
     # Responses and scores
     responses = sample_candidates(
@@ -84,14 +90,17 @@ def run(config, workdir: str) -> None:
         top_k=config.top_k,
         top_p=config.top_p,
     )
-    scores = candidate_scores(
+    scored = candidate_rewards(
+        rewards,
         reward_model,
+        prompts,
         prompt_ids,
         responses,
         pad_id=tokenizer.pad_id,
         batch_size=config.batch_size,
         end_penalty=config.missing_end_penalty,
     )
+    scores = scored.scores
 
     # Pairs
     made = make_pairs(scores, config)
@@ -108,6 +117,7 @@ def run(config, workdir: str) -> None:
         "cut at the limit": sum(not r.ended for group in responses for r in group),
         "pairs": len(made),
     }
+    report |= scored.faulty()
     report |= {f"dropped: {reason}": n for reason, n in dropped.items()}
     report["kept"] = len(kept)
     logging.info("Pairs: %s.", listed(report))
@@ -120,7 +130,7 @@ def run(config, workdir: str) -> None:
     source = {
         "rule": config.rule,
         "policy": weights.fingerprint(config.init_from),
-        "reward_model": weights.fingerprint(config.reward_model),
+        **labelled_by(config, rewards),
         "missing_end_penalty": config.missing_end_penalty,
         "sampling": {
             "num_responses": config.num_responses,
@@ -137,8 +147,12 @@ def run(config, workdir: str) -> None:
         Comparison(
             prompt=prompts[prompt],
             preference="a",
-            annotator="reward_model",
-            info={"scores": scores[prompt, [chosen, rejected]].tolist()} | source,
+            annotator="rewards" if rewards.has_functions else "reward_model",
+            info={
+                "scores": scores[prompt, [chosen, rejected]].tolist(),
+                **rewards.of_rows(scored, (prompt, [chosen, rejected])),
+                **source,
+            },
             **fields_of(responses[prompt][chosen], responses[prompt][rejected]),
         )
         for prompt, chosen, rejected in kept
@@ -158,14 +172,23 @@ def make_pairs(scores: np.ndarray, config) -> np.ndarray:
     )
 
 
+def labelled_by(config, rewards: Rewards) -> dict:
+    """Return the origin of the labels: the reward model, and the functions if any."""
+    origin = {}
+    if rewards.has_functions:
+        origin = {"rewards": config.rewards, "files": rewards.files}
+    if rewards.uses_model:
+        origin["reward_model"] = weights.fingerprint(config.reward_model)
+    return origin
+
+
 def check_options(config) -> None:
     """Refuse options that cannot make pairs, before anything is sampled.
 
     Raises:
         ValueError: names the option and its allowed values.
     """
-    if not config.reward_model:
-        raise ValueError("config.reward_model is empty: who should label the pairs?")
+    check_rewards(config, needs_model=True)
     if config.num_responses < 2:
         raise ValueError(f"{config.num_responses=} must be at least 2 to make a pair.")
     if config.rule != "ranks" and (config.chosen_rank, config.rejected_rank) != (0, -1):

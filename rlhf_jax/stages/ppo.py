@@ -3,16 +3,19 @@
 ChatGLM-RLHF (arXiv 2404.00934), section 3. The functions of one iteration are in
 algorithms/ppo.py:
 1. rollout: the policy answers a batch of prompts. When a prompt is first drawn, the
-   reference answers it too, and the reward model's score of that answer is kept.
+   reference answers it too, and the score of that answer is kept.
 2. run_models: old log-probabilities, reference log-probabilities, scores and values in
-   one program. make_experience: a token's reward is -kl_coef * KL; the last token's
-   reward also has the score minus the reference answer's score. Advantages are from
-   GAE.
+   one program, while functions of rewards run on the host; the score is the sum of
+   all rewards by their weights. make_experience: a token's reward is -kl_coef * KL; the
+   last token's reward also has the score minus the reference answer's score. Advantages
+   are from GAE.
 3. train_step: epochs x minibatches of the clipped policy loss plus beta_sft * the SFT
    loss, and of the clipped value loss, in one program.
 
 The paper does not give kl_coef, the clip ranges, GAE's lambda or the critic's design;
 here the value model starts from the reward model, and the numbers are the usual ones.
+Without a reward model, where all rewards are functions, the value model starts from the
+policy, with a random head.
 
 Three advantages need no critic: "rloo" (arXiv 2402.14740), "grpo" (2402.03300) and
 "remax" (2310.10505). Every token of a response then has the same advantage, computed
@@ -22,10 +25,12 @@ in the programs. ReMax's baseline is the policy's greedy answer (baseline="greed
 baseline="reference" combines the ChatGLM-RLHF baseline with no critic.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,6 +42,7 @@ from rlhf_jax.algorithms.ppo import (
     ADVANTAGES,
     Frozen,
     Hyper,
+    ModelOutputs,
     PPOState,
     make_experience,
     run_models,
@@ -53,7 +59,7 @@ from rlhf_jax.data.batching import (
 )
 from rlhf_jax.data.encoding import encode_prompts, sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt
-from rlhf_jax.evaluation.rollouts import answer_scores, evaluate
+from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.quantise import quantise
@@ -67,6 +73,8 @@ from rlhf_jax.parallel.sharding import (
     shard_batch,
     to_memory,
 )
+from rlhf_jax.rewards.rewards import FREE, RewardError, Rewards, Scored
+from rlhf_jax.rewards.rewards import check_options as check_rewards
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
@@ -80,14 +88,15 @@ ABOVE_CEILING = "above_kl_ceiling"  # folder of the policy that stopped its run
 
 
 def run(config, workdir: str) -> None:
-    """Train `config.init_from` (an SFT policy) against `config.reward_model`; save
+    """Train `config.init_from` (an SFT policy) by `config.rewards`; save
     policy ("model") and value model ("value") in `workdir/checkpoints`.
 
     Raises:
         KLCeilingError: the policy moved too far from its reference.
+        RewardError: a function of rewards failed; the state before it is saved.
     """
     check_options(config)
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(workdir, config, free=FREE)
     if done_before(workdir):
         return
 
@@ -102,18 +111,24 @@ def run(config, workdir: str) -> None:
         reward_models=[config.reward_model],
     )
     records = read(config.prompts or data / "prompts.jsonl", Prompt)
-    _, prompts = encode_prompts(records, tokenizer, config.max_prompt_tokens)
-    logging.info("%d prompts, %d of them short enough.", len(records), len(prompts))
-    records = read(config.eval_prompts or data / "eval_prompts.jsonl", Prompt)
+    every = len(records)
+    records, prompts = encode_prompts(records, tokenizer, config.max_prompt_tokens)
+    logging.info("%d prompts, %d of them short enough.", every, len(prompts))
+    held_out = read(config.eval_prompts or data / "eval_prompts.jsonl", Prompt)
     eval_records, eval_prompts = encode_prompts(
-        records[: config.batch_size], tokenizer, config.max_prompt_tokens
+        held_out[: config.batch_size], tokenizer, config.max_prompt_tokens
     )
+    rewards = Rewards(config, workdir)
+    rewards.check([*records, *eval_records])
     width = round_up(max(map(len, prompts + eval_prompts)), config.pad_to_multiple)
     order = BatchOrder(
         len(prompts),
         batch_size=config.batch_size // config.samples_per_prompt,
         seed=config.seed,
     )
+
+    def records_at(index: np.ndarray) -> list[Prompt]:
+        return [records[i % len(prompts)] for i in index]
 
     def prompts_at(index: np.ndarray) -> PromptBatch:
         rows = [prompts[i % len(prompts)] for i in index]
@@ -131,9 +146,10 @@ def run(config, workdir: str) -> None:
         )
     agree(
         workdir,
-        read.fingerprints,
+        read.fingerprints | rewards.files,
         tokenizer=tokenizer.fingerprint,
         models=[config.init_from, config.reward_model, config.reference],
+        may_change=rewards.may_change(),
     )
 
     # Steps
@@ -170,6 +186,7 @@ def run(config, workdir: str) -> None:
         key=eval_key,
         sampling=sampling,
         tokenizer=tokenizer,
+        rewards=rewards,
         width=width,
     )
 
@@ -194,13 +211,15 @@ def run(config, workdir: str) -> None:
             weights.fingerprint(reference_from),
             weights.fingerprint(config.init_from),
         )
-    if not config.reward_model:
-        logging.warning("No reward_model: a random one, good for trying out only.")
     reference = load_policy(reference_from, param_dtype=config.frozen_param_dtype)
-    frozen = Frozen(
-        None if config.reference_rate else reference, load_scorer(backbone=reference)
-    )
-    del reference
+    reward_model, made_from = None, rewards.identity
+    if rewards.uses_model:
+        if not config.reward_model:
+            logging.warning("No reward_model: a random one, good for trying out only.")
+        reward_model = load_scorer(backbone=reference)
+        made_from |= {"reward model": weights_fingerprint(reward_model)}
+    frozen = Frozen(None if config.reference_rate else reference, reward_model)
+    del reference, reward_model
     memory = Memory(config, frozen)
 
     def score_reference(index: np.ndarray) -> np.ndarray:
@@ -211,6 +230,9 @@ def run(config, workdir: str) -> None:
             prompts_at(index),
             reference_key,
             sampling,
+            rewards=rewards,
+            records=records_at(index),
+            tokenizer=tokenizer,
         )
 
     reference_scores = None
@@ -218,8 +240,8 @@ def run(config, workdir: str) -> None:
         reference_scores = OnDemand(
             workdir / "reference_scores.npz",
             {
+                **made_from,
                 "reference": weights_fingerprint(frozen.reference),
-                "reward model": weights_fingerprint(frozen.reward),
                 "set of prompts": fingerprint(prompts),
                 "way to sample": fingerprint(dataclasses.astuple(sampling)),
             },
@@ -241,8 +263,25 @@ def run(config, workdir: str) -> None:
         responses = rollout(sampler, repeated, key, sampling)
         if config.baseline == "greedy":
             reward_model = memory.frozen().reward
-            baseline = answer_scores(sampler, reward_model, batch, key, greedy)
+            baseline = answer_scores(
+                sampler,
+                reward_model,
+                batch,
+                key,
+                greedy,
+                rewards=rewards,
+                records=records_at(index),
+                tokenizer=tokenizer,
+            )
         return responses, baseline
+
+    def score(index: np.ndarray, responses: Rollout, outputs: ModelOutputs) -> Scored:
+        """Call the functions of rewards while the device computes the outputs."""
+        return rewards.score(
+            records_at(np.repeat(index, config.samples_per_prompt)),
+            lambda: responses_of(fetch(responses), tokenizer),
+            lambda: fetch(outputs.scores),
+        )
 
     # State
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
@@ -275,23 +314,34 @@ def run(config, workdir: str) -> None:
     # Loop
     writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
     watch = Stopwatch()
+
+    def save_before(step: int, state: PPOState) -> None:
+        """Save the state before step + 1, unless it is saved."""
+        numbers = writer.close()
+        if config.save_every and checkpoints.latest_step() != step:
+            checkpoints.save(step, to_checkpoint(state), meta, numbers)
+        checkpoints.close()
+
     show = {"score": "objective/baselined_scores", "kl": "objective/kl"}
     with ProgressBar("ppo", config.total_steps, start, show) as bar:
         for step in range(start, config.total_steps):
             # 1. The policy answers a batch of prompts.
             watch.lap()
             index, key = order.indices(step), jax.random.fold_in(rollout_key, step)
-            responses, baseline = answer(state.policy.model, index, key)
+            with saved_before_fault(save_before, step, state):
+                responses, baseline = answer(state.policy.model, index, key)
             num_generated = float(responses.response_mask.sum())
             seconds = {"time/generate": watch.lap()}
 
             # 2. The experience: log-probabilities, scores, values, advantages.
             baseline = np.repeat(baseline, config.samples_per_prompt)
             outputs = models_step(state, memory.frozen(), responses)
-            scores = fetch(outputs.scores)
+            with saved_before_fault(save_before, step, state):
+                scored = score(index, responses, outputs)
             experience, changes, metrics = experience_step(
-                state, responses, outputs, scores, baseline
+                state, responses, outputs, scored.scores, baseline
             )
+            metrics |= rewards.metrics(scored)
             observed_kl = metrics["objective/kl"].value()
             seconds["time/score"] = watch.lap()
             if observed_kl > config.kl_ceiling:
@@ -336,6 +386,18 @@ def run(config, workdir: str) -> None:
     check_learned(state.policy, *[state.value] * hyper.has_critic)
     checkpoints.close()
     finish(workdir, numbers)
+
+
+@contextlib.contextmanager
+def saved_before_fault(
+    save: Callable[[int, PPOState], None], step: int, state: PPOState
+) -> Iterator[None]:
+    """Save the state if a function of rewards ends the run, so that no step is lost."""
+    try:
+        yield
+    except RewardError:
+        save(step, state)
+        raise
 
 
 class KLCeilingError(ValueError):
@@ -448,6 +510,7 @@ def check_options(config) -> None:
     options.one_of(config, "advantage", ADVANTAGES)
     options.one_of(config, "baseline", ("reference", "greedy", "none"))
     options.multiple_of(config, "batch_size", "samples_per_prompt")
+    check_rewards(config)
     parts = config.minibatches * config.microbatches
     check_batch("batch_size", config.batch_size, parts=parts)
     options.fused_updates(config)

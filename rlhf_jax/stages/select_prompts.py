@@ -3,8 +3,8 @@
 ChatGLM-RLHF (arXiv 2404.00934), section 3. The policy learns nothing from a prompt
 whose responses all have the same score:
 1. The policy answers every prompt `samples_per_prompt` times.
-2. The reward model scores the answers as PPO does: at the last token, less
-   `missing_end_penalty` where an answer was cut at its limit.
+2. The answers are scored as in PPO: by the sum of their rewards (the reward model,
+   functions, or both), less `missing_end_penalty` where an answer was cut at its limit.
 3. Prompts whose scores have a variance below `epsilon` are dropped.
 Writes `prompts.jsonl`, for config.prompts of PPO; `rollouts.jsonl`, with every prompt's
 variance and its responses, their scores and whether they ended; and `summary.json`,
@@ -24,8 +24,10 @@ from absl import logging
 from rlhf_jax.data import sources
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt, write_records
-from rlhf_jax.evaluation.candidates import candidate_scores, sample_candidates
+from rlhf_jax.evaluation.candidates import candidate_rewards, sample_candidates
 from rlhf_jax.files import writing_whole
+from rlhf_jax.rewards.rewards import FREE, Rewards
+from rlhf_jax.rewards.rewards import check_options as check_rewards
 from rlhf_jax.training import weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
@@ -35,9 +37,9 @@ NUM_BINS = 20  # bins of the histogram of variances
 
 
 def run(config, workdir: str) -> None:
-    """Select prompts for `config.init_from` by the scores of `config.reward_model`."""
+    """Select prompts for `config.init_from` by the scores of `config.rewards`."""
     check_options(config)
-    workdir = open_workdir(workdir, config)
+    workdir = open_workdir(workdir, config, free=FREE)
     if done_before(workdir):
         return
     sample_key, policy_key, head_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -54,9 +56,11 @@ def run(config, workdir: str) -> None:
     )
     records = read(config.prompts or data / "prompts.jsonl", Prompt)
     prompts, prompt_ids = encode_prompts(records, tokenizer, config.max_prompt_tokens)
+    rewards = Rewards(config, workdir)
+    rewards.check(prompts)
     agree(
         workdir,
-        read.fingerprints,
+        read.fingerprints | rewards.files,
         tokenizer=tokenizer.fingerprint,
         models=[config.init_from, config.reward_model],
     )
@@ -69,12 +73,14 @@ def run(config, workdir: str) -> None:
         key=policy_key,
         **weights.computation(config),
     )
-    reward_model = weights.load_score_model(
-        config.reward_model,
-        backbone=policy,
-        num_tokens=tokenizer.vocab_size,
-        key=head_key,
-    )
+    reward_model = None
+    if rewards.uses_model:
+        reward_model = weights.load_score_model(
+            config.reward_model,
+            backbone=policy,
+            num_tokens=tokenizer.vocab_size,
+            key=head_key,
+        )
 
     # Responses and scores
     responses = sample_candidates(
@@ -87,15 +93,19 @@ def run(config, workdir: str) -> None:
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
     )
-    scores = candidate_scores(
+    scored = candidate_rewards(
+        rewards,
         reward_model,
+        prompts,
         prompt_ids,
         responses,
         pad_id=tokenizer.pad_id,
         batch_size=config.batch_size,
         end_penalty=config.missing_end_penalty,
     )
-    write_rollouts(workdir / "rollouts.jsonl", prompts, responses, scores)
+    scores = scored.scores
+    by_name = [rewards.of_rows(scored, i) for i in range(len(prompts))]
+    write_rollouts(workdir / "rollouts.jsonl", prompts, responses, scores, by_name)
 
     # Selection
     variances = scores.var(axis=1)  # sums of squares divided by K, not by K - 1
@@ -112,19 +122,23 @@ def run(config, workdir: str) -> None:
     report = selection_report(prompts, variances, keep)
     report["too long"] = len(records) - len(prompts)
     report["responses"] = scores.size
+    report |= scored.faulty()
     logging.info("Kept %d of %d prompts.", report["kept"], len(prompts))
     finish(workdir, report)
 
 
-def write_rollouts(path: Path, prompts, responses, scores: np.ndarray) -> None:
-    """Write one line per prompt: its variance, scores and responses."""
+def write_rollouts(path: Path, prompts, responses, scores: np.ndarray, by_name) -> None:
+    """Write one line per prompt: its variance, scores, rewards by name and
+    responses."""
+    columns = zip(prompts, responses, scores, by_name, strict=True)
     with writing_whole(path) as file:
-        for prompt, group, row in zip(prompts, responses, scores, strict=True):
+        for prompt, group, row, rewards in columns:
             record = {
                 "id": prompt.id,
                 "intent": prompt.intent,
                 "variance": float(row.var()),
                 "scores": row.tolist(),
+                **rewards,
                 "responses": [response.text for response in group],
                 "ended": [response.ended for response in group],
             }
@@ -168,3 +182,4 @@ def check_options(config) -> None:
         raise ValueError(
             f"{config.samples_per_prompt=} must be 2 or more: one has no variance."
         )
+    check_rewards(config)

@@ -28,7 +28,12 @@ SAMPLED = 1 << 20  # bytes read at either end of a file of weights
 
 
 def agree(
-    workdir: Path, files: Mapping[str, str], *, tokenizer: str, models: Iterable[str]
+    workdir: Path,
+    files: Mapping[str, str],
+    *,
+    tokenizer: str,
+    models: Iterable[str],
+    may_change: Mapping[str, str] | None = None,
 ) -> None:
     """Refuse inputs that differ between the run's processes, or from those that the run
     began with. Call it before the first step, when all inputs are read.
@@ -37,6 +42,8 @@ def agree(
         files: file -> fingerprint.
         tokenizer: the fingerprint of the run's tokenizer; "" without a tokenizer.
         models: the workdirs and Hugging Face folders that the run starts from.
+        may_change: file -> the fingerprint from which this file may change once,
+            because it was at fault when the run stopped.
 
     Raises:
         ValueError: names the process, or the changed input, and says what to do.
@@ -48,7 +55,8 @@ def agree(
         "models": {name: fingerprint(name) for name in models if name},
     }
     refuse_difference(exchange(record))
-    first_does(_keep, workdir, record)
+    mended = {_from_inside(workdir, k): x for k, x in (may_change or {}).items()}
+    first_does(_keep, workdir, record, mended)
 
 
 def _from_inside(workdir: Path, file: str) -> str:
@@ -57,7 +65,7 @@ def _from_inside(workdir: Path, file: str) -> str:
     return str(path.relative_to(workdir)) if path.is_relative_to(workdir) else file
 
 
-def _keep(workdir: Path, record: dict) -> None:
+def _keep(workdir: Path, record: dict, may_change: dict[str, str]) -> None:
     """Compare the inputs with inputs.json if the run has results; else write it."""
     path = workdir / FILE
     before = None
@@ -74,6 +82,8 @@ def _keep(workdir: Path, record: dict) -> None:
         for name in before[kind].keys() | record[kind].keys()
         if before[kind].get(name) != record[kind].get(name)
     ]
+    mended = [x for x in changed if before["files"].get(x) == may_change.get(x, "")]
+    changed = [name for name in changed if name not in mended]
     if before["tokenizer"] != record["tokenizer"]:
         changed.append("the tokenizer")
     if changed:
@@ -82,6 +92,9 @@ def _keep(workdir: Path, record: dict) -> None:
             f"{', '.join(sorted(changed))}. Restore them, or start anew in another "
             "--workdir."
         )
+    if mended:
+        logging.info("%s goes on with the changed %s.", workdir, ", ".join(mended))
+        write_json(path, before | {"files": record["files"]})
     differences = config_differences(before.get("versions", {}), versions())
     others = [f"{name} {there} -> {here}" for name, there, here in differences]
     if others:

@@ -28,6 +28,7 @@ CHOICES = {
     "name": ("adamw", "adafactor", "sgd"),
     "objective": ("ppo", "gspo", "cispo"),
     "on_bad_record": ("error", "skip"),
+    "on_reward_error": ("stop", "zero"),
     "param_dtype": FLOATS,
     "remat": ("none", "dots", "full"),
     "rollout_correction": ("auto", "none", "token", "response"),

@@ -20,12 +20,13 @@ from rlhf_jax.data.chat_client import (
     ChatSettings,
     read_service,
 )
+from rlhf_jax.data.transport import Transport
 from tests.chat_service import said
 
 
 @pytest.fixture
 def make_client(service, tmp_path, monkeypatch):
-    monkeypatch.setattr(ChatClient, "_pause", lambda *args: None)
+    monkeypatch.setattr(Transport, "_pause", lambda *args: None)
     clients = []
 
     def make(api_key="", cache=tmp_path / "cache.sqlite", **changes) -> ChatClient:

@@ -15,7 +15,7 @@ from email.utils import formatdate
 
 import pytest
 
-from rlhf_jax.data import chat_client
+from rlhf_jax.data import transport
 from rlhf_jax.data.chat_client import ChatClient, ChatError, ChatSettings
 from tests.chat_service import said
 
@@ -215,7 +215,7 @@ SLOW = [
 @pytest.fixture
 def client(service, tmp_path, monkeypatch):
     """A client whose pauses are noted in `client.pauses` instead of made."""
-    monkeypatch.setattr(chat_client, "MAX_BODY", 8000)
+    monkeypatch.setattr(transport, "MAX_BODY", 8000)
     made = []
 
     def make(**changes):
@@ -234,7 +234,7 @@ def client(service, tmp_path, monkeypatch):
         settings = ChatSettings(**fields | changes)
         made.append(ChatClient(settings, tmp_path / "cache.sqlite", SECRET))
         made[-1].pauses = []
-        made[-1]._pause = lambda seconds: made[-1].pauses.append(seconds)
+        made[-1]._transport._pause = lambda seconds: made[-1].pauses.append(seconds)
         return made[-1]
 
     yield make

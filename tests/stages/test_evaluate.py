@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rlhf_jax.data.chat_client import ChatClient
 from rlhf_jax.data.records import Response
 from rlhf_jax.data.tokenizers.tokenizer import copy_tokenizer
+from rlhf_jax.data.transport import Transport
 from rlhf_jax.evaluation import tables
 from rlhf_jax.evaluation.answers import Answers
 from rlhf_jax.models.heads import ScoreModel
@@ -22,7 +22,7 @@ from tests.chat_service import said
 @pytest.fixture
 def judged(stage_config, model_folders, service, tmp_path, monkeypatch):
     """`judged("pairs")`: run the stage with the service as its judge."""
-    monkeypatch.setattr(ChatClient, "_pause", lambda *args: None)
+    monkeypatch.setattr(Transport, "_pause", lambda *args: None)
 
     def run(judge, **settings):
         models = "one={},two={}".format(*model_folders)

@@ -29,9 +29,9 @@ def test_ppo_skips_an_iteration_that_is_not_finite_and_goes_on(
     """The reference's answer to one prompt of the second of three has no score."""
     answer_scores, calls = ppo.answer_scores, []
 
-    def with_a_hole(*args):
+    def with_a_hole(*args, **records):
         calls.append(args)
-        scores = answer_scores(*args).copy()
+        scores = answer_scores(*args, **records).copy()
         if len(calls) == 2:
             scores[0] = np.nan
         return scores

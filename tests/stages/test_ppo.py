@@ -176,9 +176,9 @@ def test_the_reference_answers_every_prompt_once_whenever_it_is_drawn(
     their order."""
     answered, answer_scores = [], ppo.answer_scores
 
-    def answer_and_note(policy, reward_model, batch, key, sampling):
+    def answer_and_note(policy, reward_model, batch, key, sampling, **records):
         answered.append((policy, reward_model, key, sampling, batch.prompts.shape[1]))
-        return answer_scores(policy, reward_model, batch, key, sampling)
+        return answer_scores(policy, reward_model, batch, key, sampling, **records)
 
     monkeypatch.setattr(ppo, "answer_scores", answer_and_note)
     config = stage_config(

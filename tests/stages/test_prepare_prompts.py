@@ -11,6 +11,7 @@ import pytest
 from configs import prepare_prompts as config_file
 from rlhf_jax.data.chat_client import ChatClient, ChatSettings
 from rlhf_jax.data.records import Prompt, read_records, write_records
+from rlhf_jax.data.transport import Transport
 from rlhf_jax.stages import prepare_prompts
 
 
@@ -134,7 +135,7 @@ def test_requests_without_an_answer_are_prompts_without_a_verdict(
 def test_a_judge_that_is_not_there_is_known_before_anything_is_read(
     prepare, monkeypatch
 ):
-    monkeypatch.setattr(ChatClient, "_pause", lambda *args: None)
+    monkeypatch.setattr(Transport, "_pause", lambda *args: None)
     with pytest.raises(ValueError, match=r"Cannot reach http://127.0.0.1:1/v1"):
         prepare(
             scorer="judge",
