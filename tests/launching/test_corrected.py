@@ -85,7 +85,7 @@ MISTAKES = [  # stage, the keys that are wrong
     ("dpo", {"pairs": f"{DATA}/sft.jsonl"}),
     ("dpo", {"eval_prompts": NOWHERE}),
     ("dpo", {"max_response_tokens": 1}),
-    ("dpo", {"loss": "kto"}),
+    ("dpo", {"loss": "ppo"}),
     ("pairs", {"reward_model": NOWHERE}),
     ("pairs", {"reward_model": POLICY}),
     ("pairs", {"init_from": REWARD}),

@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         ({"init_from": ""}, "config.init_from is empty"),
         ({"reward_model": ""}, "config.reward_model is empty"),
         ({"data": {"path": "nowhere"}}, "There is no file or folder nowhere"),
-        ({"dpo": {"loss": "kto"}}, "dpo_1: loss='kto' must be one of"),
+        ({"dpo": {"loss": "ppo"}}, "dpo_1: loss='ppo' must be one of"),
         ({"dpo": {"eval_prompts": "x"}}, "dpo_1: There is no file x"),
         ({"pairs": {"rule": "best"}}, "pairs_1: rule='best' must be one of"),
         ({"pairs": {"mesh": (3, 1, 1)}}, r"pairs_1: mesh=\(3, 1, 1\) does not make"),

@@ -61,7 +61,7 @@ def test_comparisons_go_one_road_to_the_reward_model(preset, stages, data, tmp_p
 
 MISTAKES = [  # of stages behind the first: section, key, value, what is said
     ("ppo", "advantage", "grpo", "ppo: advantage='grpo' compares the responses"),
-    ("dpo", "loss", "kto", "dpo: loss='kto' must be one of"),
+    ("dpo", "loss", "ppo", "dpo: loss='ppo' must be one of"),
     ("dpo", "eval_prompts", "nowhere.jsonl", "dpo: There is no file nowhere.jsonl"),
     ("evaluate", "judge", "me", "evaluate: judge='me' must be one of"),
     ("evaluate", "temperature", -1.0, "evaluate: config.temperature=-1.0 must be"),
