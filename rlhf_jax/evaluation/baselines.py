@@ -1,10 +1,12 @@
-"""Baselines that a reward model must beat: length, and a bag of words."""
+"""Baselines that a reward model must beat: length, and bags of words or n-grams."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import logging
 from scipy import sparse
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
 
@@ -24,19 +26,23 @@ def rival_margins(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, np.n
 
 
 def bag_of_words_margins(
-    train: Sequence[Pair], test: Sequence[Pair]
+    train: Sequence[Pair], test: Sequence[Pair], *, longest: int = 1
 ) -> np.ndarray | None:
     """Return the margins [N] of a logistic regression on how often each token occurs in
     a response, None with fewer training prompts than folds.
 
     The regularisation is chosen by cross-validation on the training pairs, split by
     prompt.
+
+    Args:
+        longest: the length of the longest n-grams that are counted; 2 counts tokens and
+            bigrams.
     """
     prompts = [tuple(prompt) for prompt, _, _ in train]
     if len(set(prompts)) < FOLDS:
         logging.warning("No bag-of-words baseline: fewer than %d prompts.", FOLDS)
         return None
-    width = 1 + max(max(map(max, pair)) for pair in (*train, *test))
+    examples, others = _count_differences(train, test, longest)
     # A pair in reverse order is the opposite example: every second pair is reversed,
     # and there is no intercept.
     sign = np.where(np.arange(len(train)) % 2, 1.0, -1.0)
@@ -45,17 +51,26 @@ def bag_of_words_margins(
         {"C": np.logspace(-4, 1, 6)},
         cv=GroupKFold(FOLDS),
     )
-    examples = sparse.diags_array(sign) @ _count_differences(train, width)
-    search.fit(examples, sign, groups=[hash(prompt) for prompt in prompts])
-    return search.decision_function(_count_differences(test, width))
+    groups = [hash(prompt) for prompt in prompts]
+    search.fit(sparse.diags_array(sign) @ examples, sign, groups=groups)
+    return search.decision_function(others)
 
 
-def _count_differences(pairs: Sequence[Pair], width: int) -> sparse.csr_array:
-    """Return the token counts of chosen minus those of rejected: float [pairs,
-    vocabulary]."""
-    rows, columns, values = [], [], []
-    for i, (_, chosen, rejected) in enumerate(pairs):
-        rows += [i] * (len(chosen) + len(rejected))
-        columns += chosen + rejected
-        values += [1.0] * len(chosen) + [-1.0] * len(rejected)
-    return sparse.coo_array((values, (rows, columns)), (len(pairs), width)).tocsr()
+def _count_differences(
+    train: Sequence[Pair], test: Sequence[Pair], longest: int
+) -> list[sparse.csr_matrix]:
+    """Return the counts of chosen minus those of rejected, for the training and the
+    test pairs: int [pairs, n-grams]. The n-grams are those of the training pairs."""
+    counter = CountVectorizer(analyzer=functools.partial(_grams, longest=longest))
+    counter.fit(response for _, *pair in train for response in pair)
+    return [
+        counter.transform(chosen for _, chosen, _ in pairs)
+        - counter.transform(rejected for _, _, rejected in pairs)
+        for pairs in (train, test)
+    ]
+
+
+def _grams(tokens: Sequence[int], longest: int) -> Iterator[tuple[int, ...]]:
+    """Yield the n-grams of a response for n from 1 to `longest`."""
+    for size in range(1, longest + 1):
+        yield from zip(*(tokens[i:] for i in range(size)), strict=False)

@@ -1,8 +1,9 @@
-"""Confidence intervals of the accuracy on held-out pairs."""
+"""Confidence intervals of the accuracy on held-out pairs, and a test of two models."""
 
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from scipy.stats import binomtest
 
 
 def pair_accuracy(
@@ -45,3 +46,15 @@ def wilson(share: float, count: float) -> tuple[float, float]:
 def half_right(margins: np.ndarray) -> np.ndarray:
     """Return 1 where a margin is positive, 1/2 where it is 0, else 0."""
     return (np.sign(margins) + 1) / 2
+
+
+def mcnemar(right: np.ndarray, other: np.ndarray) -> float:
+    """Return the two-sided p-value of McNemar's exact test that two models are right
+    equally often on the same pairs: only pairs count that one of the models orders
+    better than the other does.
+
+    Args:
+        right, other: float [N], 1 where a model is right, 1/2 at equal scores, else 0.
+    """
+    better, worse = int((right > other).sum()), int((right < other).sum())
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0

@@ -31,6 +31,22 @@ def test_bags_of_words_learn_which_words_people_prefer():
     assert (found > 0).mean() > 0.95
 
 
+def test_bigrams_learn_an_order_that_words_do_not_show():
+    def ordered(count, first_prompt):
+        turned = {GOOD: BAD, BAD: GOOD}
+        rows = []
+        for i in range(count):
+            noise = RNG.integers(10, 60, 6).tolist()
+            chosen = [*noise[:3], GOOD, BAD, *noise[3:]]
+            rejected = [turned.get(token, token) for token in chosen]
+            rows.append(([first_prompt + i], chosen, rejected))
+        return rows
+
+    train, test = ordered(60, 100), ordered(40, 500)
+    assert not baselines.bag_of_words_margins(train, test).any()
+    assert (baselines.bag_of_words_margins(train, test, longest=2) > 0).all()
+
+
 def test_bags_of_words_do_not_see_which_response_stands_first():
     train, test = pairs(60, 100), pairs(10, 500)
     turned = [(prompt, rejected, chosen) for prompt, chosen, rejected in test]
