@@ -40,7 +40,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import optimize
+import optax
 from sklearn.model_selection import GroupKFold
 
 from benchmarks import human_rewards_report
@@ -84,6 +84,8 @@ SETS = {
 }
 RIDGES = np.logspace(-4, 1, 6)  # weights of a head's squared coefficients, to choose by
 INNER_FOLDS = 5  # by which a head's ridge is chosen
+ITERATIONS = 300  # of the fit of a head, at most
+TOLERANCE = 1e-5  # the norm of the gradient at which a fit ends
 WIDTHS = 64  # tokens; widths of batches are rounded up to a multiple
 REPORTED = 32  # pairs of a fold in the reward stage's own report
 # The reward stage on the pretrained model.
@@ -148,7 +150,8 @@ class Unit(NamedTuple):
     def variant(self) -> str:
         """The unit's name without its fold."""
         name = f"{self.arm}-{'balanced' if self.balanced else 'plain'}"
-        return name if self.regularisation is None else f"{name}-{self.regularisation}"
+        weight = self.regularisation
+        return name if weight is None else f"{name}-{weight:g}"
 
     @property
     def name(self) -> str:
@@ -158,7 +161,8 @@ class Unit(NamedTuple):
 def units(arms: Sequence[str], sizes: Sizes) -> Iterator[Unit]:
     """Yield the units of work of these arms, in their order."""
     for arm in arms:
-        regularisations = (None,) if arm in ("longer", "bag", "bigrams") else (0.01, 0)
+        is_counted = arm in ("longer", "bag", "bigrams")
+        regularisations = (None,) if is_counted else (0.01, 0.0)
         balanced = (False,) if arm == "longer" else (False, True)
         folds = 1 if arm == "longer" else sizes.folds_of(arm)
         for which in itertools.product(regularisations, balanced, range(folds)):
@@ -377,7 +381,7 @@ def frozen(unit: Unit, work: Workplace, train: np.ndarray, test: np.ndarray):
     fit = functools.partial(fit_head, regularisation=unit.regularisation)
     features = (features - mean) / std
     ridge = choose_ridge(features, work.data.conversation[train], fit)
-    head = fit(features, ridge=ridge)
+    head = np.asarray(fit(features, np.ones(len(features), np.float32), ridge=ridge))
     difference = np.subtract(*np.moveaxis(hidden[test].astype(np.float32), 1, 0))
     return np.nan_to_num((difference / std) @ head)  # 0 for what is too long
 
@@ -389,37 +393,52 @@ def choose_ridge(
     conversations."""
     losses = np.zeros(len(RIDGES))
     inner = GroupKFold(min(INNER_FOLDS, len(np.unique(conversation))))
-    for train, held in inner.split(features, groups=conversation):
+    for _, held in inner.split(features, groups=conversation):
+        is_held = np.zeros(len(features), np.float32)
+        is_held[held] = 1.0
         for i, ridge in enumerate(RIDGES):
-            head = fit(features[train], ridge=ridge)
-            losses[i] += float(_head_loss(head, features[held], 0.0, 0.0))
+            head = fit(features, 1 - is_held, ridge=ridge)
+            losses[i] += _head_loss(head, features, is_held, 0.0, 0.0) * len(held)
     return float(RIDGES[losses.argmin()])
 
 
-def fit_head(
-    features: np.ndarray, *, regularisation: float, ridge: float
-) -> np.ndarray:
-    """Fit a linear head float32 [D] by the ranking loss.
+@jax.jit
+def fit_head(features, weight, *, regularisation, ridge):
+    """Fit a linear head float32 [D] by the ranking loss, with L-BFGS.
 
     Args:
         features: float32 [pairs, 2, D], chosen and rejected, with mean 0.
+        weight: float32 [pairs], the weight of each pair.
         regularisation: the weight of the squared scores.
         ridge: half of it is the weight of the head's squared coefficients.
     """
-    slope = jax.jit(jax.value_and_grad(_head_loss))
-    x = jnp.asarray(features)
 
-    def objective(head):
-        loss, gradient = slope(jnp.float32(head), x, regularisation, ridge)
-        return float(loss), np.asarray(gradient, np.float64)
+    def loss(head):
+        return _head_loss(head, features, weight, regularisation, ridge)
 
-    start = np.zeros(features.shape[-1])
-    return optimize.minimize(objective, start, jac=True, method="L-BFGS-B").x
+    solver, slope = optax.lbfgs(), optax.value_and_grad_from_state(loss)
+
+    def step(carry):
+        head, state = carry
+        value, gradient = slope(head, state=state)
+        updates, state = solver.update(
+            gradient, state, head, value=value, grad=gradient, value_fn=loss
+        )
+        return optax.apply_updates(head, updates), state
+
+    def is_under_way(carry):
+        state = carry[1]
+        count, gradient = (optax.tree.get(state, x) for x in ("count", "grad"))
+        is_steep = jnp.linalg.norm(gradient) > TOLERANCE
+        return (count == 0) | ((count < ITERATIONS) & is_steep)
+
+    head = jnp.zeros(features.shape[-1], jnp.float32)
+    return jax.lax.while_loop(is_under_way, step, (head, solver.init(head)))[0]
 
 
 @jax.jit
-def _head_loss(head, features, regularisation, ridge):
-    scores = features @ jnp.float32(head)
+def _head_loss(head, features, weight, regularisation, ridge):
+    scores = features @ head
     loss = ranking_loss(
         chosen_scores=scores[:, 0],
         rejected_scores=scores[:, 1],
@@ -427,7 +446,7 @@ def _head_loss(head, features, regularisation, ridge):
         label_smoothing=0.0,
         score_regularisation=regularisation,
     ).loss
-    return loss.mean() + 0.5 * ridge * jnp.square(head).sum()
+    return (weight * loss).sum() / weight.sum() + 0.5 * ridge * jnp.square(head).sum()
 
 
 def trained(unit: Unit, work: Workplace, train: np.ndarray, test: np.ndarray):
@@ -447,7 +466,7 @@ def trained(unit: Unit, work: Workplace, train: np.ndarray, test: np.ndarray):
         config.update_from_flattened_dict(PRETRAINED)
     config.update_from_flattened_dict(work.sizes.overrides)
     config.data.path = str(folder / "data")
-    config.score_regularisation = float(unit.regularisation)
+    config.score_regularisation = unit.regularisation
     reward.run(config, str(folder / "run"))
 
     model = weights.load_model(folder / "run")

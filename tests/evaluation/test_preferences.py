@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rlhf_jax.evaluation.calibration import reliability
-from rlhf_jax.evaluation.intervals import pair_accuracy, wilson
+from rlhf_jax.evaluation.intervals import mcnemar, pair_accuracy, wilson
 from rlhf_jax.evaluation.preferences import (
     JudgedPairs,
     assess,
@@ -158,3 +158,11 @@ def test_an_interval_holds_what_was_found_despite_rounding(share):
     for count in range(1, 200):
         low, high = wilson(share, count)
         assert low <= share <= high
+
+
+def test_mcnemar_counts_only_the_pairs_on_which_two_models_differ():
+    """Eight against two: 2 (1 + 10 + 45) / 2^10."""
+    right = np.array([1.0] * 8 + [0.0] * 2 + [1.0] * 50 + [0.5] * 5)
+    other = np.array([0.0] * 8 + [1.0] * 2 + [1.0] * 50 + [0.5] * 5)
+    assert mcnemar(right, other) == mcnemar(other, right) == pytest.approx(112 / 1024)
+    assert mcnemar(right, right) == 1.0
