@@ -23,7 +23,7 @@ from rlhf_jax.models.inputs import check_finite
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.models.rope_scaling import RopeScaling
-from rlhf_jax.parallel.mesh import check_heads, check_layers
+from rlhf_jax.parallel.mesh import check_heads, check_layers, platform
 from rlhf_jax.parallel.sharding import create, shapes_of
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
 
@@ -44,15 +44,14 @@ def computation(config) -> dict:
     Raises:
         ValueError: this machine does not have the attention.
     """
-    mesh = jax.sharding.get_mesh()
-    platform = (jax.devices() if mesh.empty else mesh.devices.flat)[0].platform
+    machine = platform()
     sixteen_bits = config.dtype in ("bfloat16", "float16")
     fitting = {"tpu": "splash", "gpu": "cudnn" if sixteen_bits else "xla"}
-    fitting = fitting.get(platform, "xla")
+    fitting = fitting.get(machine, "xla")
     attention = fitting if config.attention == "auto" else config.attention
-    if platform != {"splash": "tpu", "cudnn": "gpu"}.get(attention, platform):
+    if machine != {"splash": "tpu", "cudnn": "gpu"}.get(attention, machine):
         raise ValueError(
-            f"{config.attention=} is not for {platform}: set 'auto', 'splash' on TPUs, "
+            f"{config.attention=} is not for {machine}: set 'auto', 'splash' on TPUs, "
             "'cudnn' in 16 bits on GPUs, or 'xla'."
         )
     return {

@@ -29,6 +29,7 @@ from tests.algorithms.ppo_parts import (
 from tests.trees import assert_trees_close
 
 
+@pytest.mark.gpu
 def test_the_first_ratio_is_1_and_sampler_and_trainer_agree():
     """At a temperature other than 1, with padding on both sides."""
     state, frozen, _ = make_state()
@@ -40,6 +41,7 @@ def test_the_first_ratio_is_1_and_sampler_and_trainer_agree():
     assert abs(metrics["val/ratio"].value() - 1) > 1e-6  # later ones move
 
 
+@pytest.mark.gpu
 def test_the_gap_of_bfloat16_is_reported_and_the_first_ratio_is_still_1():
     """The ratio compares the trainer with itself, so rounding does not move it."""
     state, frozen, _ = make_state(dtype="bfloat16")

@@ -104,6 +104,7 @@ def test_of_layers_in_a_loop(model, prompts):
     assert by_turns(scanned(model), prompts, 4) == expected
 
 
+@pytest.mark.devices(8)
 def test_on_a_mesh_with_as_many_programs(model, prompts):
     expected = by_generate(model, prompts, SAMPLING)
     with jax.set_mesh(make_mesh((2, 2, 2))):

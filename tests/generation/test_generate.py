@@ -64,6 +64,7 @@ def sampling(**changes) -> Sampling:
     return dataclasses.replace(SAMPLING, **changes)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", ["chatglm2", "chatglm_6b"])
 def test_greedy_takes_the_likeliest_token_of_a_full_forward_pass(family, request):
     names = {"chatglm2": ("model", "prompts")}
@@ -138,6 +139,7 @@ def test_minimum_length_holds(model, prompts):
     assert (out.lengths >= 6).all()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("temperature", "change"), [(1.0, None), (0.7, None), (1.0, quantise)]
 )

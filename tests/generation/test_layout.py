@@ -32,6 +32,7 @@ SAMPLING = Sampling(
 )
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("quantised", [False, True])
 def test_no_step_of_a_decode_loop_gathers_a_parameter(quantised, monkeypatch):
     """A layer has 280 KiB of matrices (70 in 8 bits), none of which is sent; its 8

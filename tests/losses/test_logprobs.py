@@ -317,6 +317,7 @@ def test_logits_of_all_positions_never_exist_at_once():
     assert temporary_bytes(16) < logits_bytes / 2
 
 
+@pytest.mark.devices(8)
 def test_sharding_batch_and_vocabulary_changes_neither_value_nor_gradient():
     rng = np.random.default_rng(1)
     hidden = jnp.array(rng.normal(size=(4, 7, D)), jnp.float32)

@@ -166,6 +166,7 @@ def test_single_queries_are_not_for_cudnn(fake_cudnn, caplog, monkeypatch):
     assert not caplog.records
 
 
+@pytest.mark.devices(8)
 def test_heads_that_the_mesh_does_not_divide_are_not_for_cudnn(fake_cudnn):
     """The kernel wants queries and keys split alike."""
     sizes = {"rows": 2, "queries": 8, "slots": 8}
@@ -174,3 +175,36 @@ def test_heads_that_the_mesh_does_not_divide_are_not_for_cudnn(fake_cudnn):
         with jax.set_mesh(make_mesh((1, -1, tensor))):
             reason = cudnn_refusal(config, **sizes)
         assert ("num_kv_heads=2" in reason) == refused
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_cudnn_equals_xla_in_bfloat16(side, request, caplog, monkeypatch):
+    """Logits and gradients; without a GPU jax's own attention stands in for cuDNN's."""
+    if jax.default_backend() != "gpu":
+        request.getfixturevalue("fake_cudnn")
+    monkeypatch.setattr(logging, "_log_counter_per_token", {})
+    config = dataclasses.replace(FAMILIES["v2"], head_dim=64, context_length=128)
+    model = random_model(config)
+    tokens = jnp.asarray(random_tokens(config, (2, 128)))
+    places, padded = jnp.arange(128)[None], jnp.array([[0], [50]])
+    mask = places >= padded if side == "left" else places < 128 - padded
+
+    @jax.jit
+    def run(model):
+        def loss(model):
+            logits = jnp.where(mask[..., None], model(tokens, mask), 0.0)
+            return jnp.square(logits).mean(), logits
+
+        return jax.grad(loss, has_aux=True)(model)
+
+    results = [
+        run(with_fields(model, attention=kernel, dtype="bfloat16"))
+        for kernel in ("xla", "cudnn")
+    ]
+    assert not caplog.records  # cuDNN has this attention
+    leaves = (jax.tree.leaves(jax.tree.map(np.asarray, x)) for x in results)
+    for expected, got in zip(*leaves, strict=True):
+        size = np.linalg.norm(expected)
+        # The gradient of the keys' bias is 0 but for rounding.
+        assert np.linalg.norm(got - expected) < 0.05 * size + 1e-3

@@ -69,6 +69,7 @@ def test_large_models_are_saved_in_shards_with_an_index(tmp_path, monkeypatch):
         huggingface.load(tmp_path, **FLOAT32)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("chunk", [2**26, 2000])
 @pytest.mark.parametrize("family", ["v1", "v2", "glm4", "llama", "qwen3"])
 def test_with_a_mesh_every_device_holds_its_slice(family, chunk, tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ from tests.models.families import FAMILIES, random_model, random_tokens
 
 def test_a_decode_loop_copies_no_cache():
     """Copying it in each step would cost more than the step."""
-    model = random_model(FAMILIES["v2"])
     batch, slots = 3, 40
 
     @jax.jit
@@ -29,9 +28,11 @@ def test_a_decode_loop_copies_no_cache():
         start = (hidden[:, -1:] @ model.output_matrix).argmax(-1), cache
         return jax.lax.while_loop(lambda c: c[1].index < slots, step, start)[0]
 
-    # The compiler that users get, not the quick one of these tests.
+    # The CPU's compiler that users get, not the quick one of these tests.
     jax.config.update("jax_disable_most_optimizations", False)
-    program = loop.lower(model, random_tokens(model.config, (batch, 4))).compile()
+    with jax.default_device(jax.devices("cpu")[0]):
+        model = random_model(FAMILIES["v2"])
+        program = loop.lower(model, random_tokens(model.config, (batch, 4))).compile()
     text = program.as_text()
     layer = rf"f32\[{batch},2,(16,{slots}|{slots},16)\]"
     assert re.search(layer, text), "The cache's shape has changed: adapt the test."

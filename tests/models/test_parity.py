@@ -1,7 +1,8 @@
 """Equality with the published implementations, as recorded from them.
 
 Two unrelated float32 implementations differ by up to 7e-6 in these logits, and by 2e-5
-at position 300: sums are taken in another order.
+at position 300: sums are taken in another order. A GPU's exponentials and square roots
+are approximations besides; TF32 would be a hundred times less exact.
 """
 
 import jax
@@ -14,6 +15,10 @@ from rlhf_jax.models import huggingface
 from tests.models.families import with_fields
 
 STEPS = 12
+
+
+def tolerance() -> float:
+    return 2e-5 if jax.default_backend() == "cpu" else 1e-4
 
 
 @jax.jit
@@ -53,6 +58,7 @@ def worst_error(logits, mask, expected):
     return max(errors)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("side", ["unpadded", "left", "right"])
 def test_logits_equal_the_published_ones(reference, side):
     _, model, expected = reference
@@ -65,7 +71,8 @@ def test_logits_equal_the_published_ones(reference, side):
     # Without a mask, what stands where the padding was is read as text; nothing of it
     # may reach the tokens before.
     mask = np.ones(ids.shape, bool) if mask is None else expected[mask].astype(bool)
-    assert worst_error(forward(model, ids, mask)[1], mask, expected) < 2e-5
+    logits = forward(model, ids, mask)[1]
+    assert worst_error(logits, mask, expected) < tolerance()
 
 
 def test_logits_equal_far_into_a_long_row(reference):
@@ -78,7 +85,7 @@ def test_hidden_states_are_those_after_the_final_norm(reference):
     _, model, expected = reference
     ids, mask = expected["input_ids"], expected["attention_mask"].astype(bool)
     hidden, _ = forward(model, ids, mask)
-    np.testing.assert_allclose(hidden[0], expected["hidden_0"], atol=2e-5)
+    np.testing.assert_allclose(hidden[0], expected["hidden_0"], atol=tolerance())
 
 
 def test_greedy_continuations_are_equal_and_the_cache_changes_nothing(reference):
@@ -92,7 +99,7 @@ def test_greedy_continuations_are_equal_and_the_cache_changes_nothing(reference)
     difference = np.abs(np.asarray(decoded - whole))[full_mask]
     # As above, sums are taken in different orders, which depend on the machine (1.1e-5
     # with AVX-512).
-    assert difference.max() < 2e-5
+    assert difference.max() < tolerance()
 
 
 def test_loss_and_gradients_are_equal(reference, tmp_path):

@@ -21,6 +21,7 @@ def relative_error(got, expected):
     return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", ["glm4", "llama", "qwen3"])
 def test_a_quantised_model_says_nearly_the_same(family):
     model = random_model(FAMILIES[family])
@@ -61,6 +62,7 @@ def test_a_decode_loop_reads_the_integers():
     assert ready.embedding[...].dtype == jnp.bfloat16
 
 
+@pytest.mark.devices(8)
 def test_frozen_models_of_6b_take_a_byte_a_weight_and_are_split_as_before():
     sizes = {}
     with jax.set_mesh(make_mesh((1, 8, 1))):
@@ -75,6 +77,7 @@ def test_frozen_models_of_6b_take_a_byte_a_weight_and_are_split_as_before():
     assert sizes[True] < 0.56 * sizes[False]
 
 
+@pytest.mark.devices(8)
 def test_quantising_on_a_mesh_is_the_same():
     model = random_model(dataclasses.replace(FAMILIES["v2"], scan_layers=True))
     expected = quantise(model)

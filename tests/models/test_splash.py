@@ -13,6 +13,7 @@ LENGTH = 136  # no multiple of the kernel's tiles
 CASES = [(None, None), (None, (0, 40)), ((2, 2, 2), None), ((1, 2, 4), (0, 40, 90))]
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize(("mesh", "segments"), CASES, ids=str)
 def test_it_equals_ordinary_attention_forward_and_backward(mesh, segments):
     """Padding on the left of one row and on the right of another; two key-value heads

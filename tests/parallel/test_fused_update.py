@@ -81,8 +81,8 @@ def assert_fused_equals_ordinary(loss_fn, model, batches, optimizer):
 @pytest.mark.parametrize(
     ("optimizer", "clip"),
     [
-        pytest.param(SGD, "global", id="sgd-global"),
-        pytest.param(ADAMW, "per_layer", id="adamw-per_layer"),
+        pytest.param(SGD, "global", id="sgd-global", marks=pytest.mark.gpu),
+        pytest.param(ADAMW, "per_layer", id="adamw-per_layer", marks=pytest.mark.gpu),
         pytest.param(ADAFACTOR, "global", id="adafactor-global"),
         pytest.param(SGD, "per_layer", id="sgd-per_layer", marks=pytest.mark.slow),
         pytest.param(ADAMW, "global", id="adamw-global", marks=pytest.mark.slow),

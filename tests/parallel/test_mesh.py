@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from rlhf_jax.parallel.mesh import check_batch, check_heads, complete, make_mesh
 
 
+@pytest.mark.devices(8)
 def test_a_mesh_has_every_device_once_and_automatic_axes():
     mesh = make_mesh((2, -1, 2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
@@ -34,6 +35,7 @@ def test_sizes_that_do_not_make_up_the_devices_get_the_nearest_that_do():
         complete((1, -1, 3), 8)
 
 
+@pytest.mark.devices(8)
 def test_a_batch_that_does_not_divide_gets_the_nearest_sizes():
     with jax.set_mesh(make_mesh((2, 2, 2))):
         check_batch("batch_size", 8, parts=2)
@@ -48,6 +50,7 @@ def test_a_batch_that_does_not_divide_gets_the_nearest_sizes():
     check_batch("batch_size", 7)  # no mesh, nothing to share
 
 
+@pytest.mark.devices(8)
 def test_heads_that_do_not_divide_get_the_nearest_sizes_of_the_axis():
     with jax.set_mesh(make_mesh((1, 1, 8))):
         check_heads(32)

@@ -224,6 +224,7 @@ def every_combination():
         yield pytest.param(case, family, mesh, marks=marks)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize(("case", "family", "mesh"), every_combination())
 def test_a_mesh_changes_no_number(case, family, mesh):
     assert_a_mesh_changes_no_number(case, config(family), mesh)

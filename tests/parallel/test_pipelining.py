@@ -43,6 +43,7 @@ def test_a_pipeline_changes_no_number(case, family, mesh):
     assert_a_mesh_changes_no_number(case, c, mesh)
 
 
+@pytest.mark.devices(8)
 def test_stages_work_at_once_and_hand_on_to_their_neighbours():
     """Eight microbatches through four stages take eleven steps, each with one
     permutation of what goes through; no layer is ever sent."""
@@ -78,6 +79,7 @@ def test_each_stage_has_its_layers():
     assert spec == jax.P("pipe", "fsdp", None, None)
 
 
+@pytest.mark.devices(8)
 def test_layers_that_stages_cannot_share_get_the_nearest_sizes():
     with jax.set_mesh(make_mesh((1, 2, 1, 4))):
         check_layers(28)
@@ -85,6 +87,7 @@ def test_layers_that_stages_cannot_share_get_the_nearest_sizes():
             check_layers(6)
 
 
+@pytest.mark.devices(8)
 def test_what_a_pipeline_cannot_do_is_refused():
     with jax.set_mesh(make_mesh((1, 4, 1, 2))):
         with pytest.raises(ValueError, match=r"PPO has no pipeline.* 80 %"):

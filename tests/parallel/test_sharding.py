@@ -78,6 +78,7 @@ def test_a_matrix_without_a_rule_is_an_error():
     assert parameter_spec(".count", (4,), SIZES) == P()
 
 
+@pytest.mark.devices(8)
 def test_weights_and_moments_are_made_in_parts_and_none_is_ever_whole():
     config = preset("micro", vocab_size=64, num_heads=8, head_dim=8)
     with jax.set_mesh(make_mesh((1, 4, 2))):
@@ -98,6 +99,7 @@ def test_constrain_is_the_identity_without_a_mesh():
     assert constrain(x, "batch", "vocab") is x
 
 
+@pytest.mark.devices(8)
 def test_rows_of_a_batch_go_to_data_and_fsdp():
     rows = np.arange(16).reshape(8, 2)
     with jax.set_mesh(make_mesh((2, 2, 2))):
@@ -108,6 +110,7 @@ def test_rows_of_a_batch_go_to_data_and_fsdp():
     np.testing.assert_array_equal(sharded, rows)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("mesh", [(1, 4, 2), (2, 1, 4), (1, 8, 1), (1, 1, 8)], ids=str)
 @pytest.mark.parametrize("rows", [8, 3])
 def test_a_split_embedding_finds_the_rows_of_a_whole_one(mesh, rows):
@@ -129,6 +132,7 @@ def test_a_split_embedding_finds_the_rows_of_a_whole_one(mesh, rows):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.devices(8)
 def test_arrays_wait_in_the_memory_of_the_host_and_come_back():
     with jax.set_mesh(make_mesh((2, 2, 2))):
         here = shard_batch({"x": np.arange(16).reshape(8, 2)})

@@ -63,6 +63,7 @@ def test_collectives_in_loops_count_as_often_as_the_loop_runs():
     }
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_sharded_product_on_this_machine_has_the_collective_it_needs(axis):
     mesh = make_mesh((1, 8, 1))

@@ -19,6 +19,7 @@ def config(stage: str, **fields):
     return made
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_program_takes_the_shapes_that_it_is_planned_with(stage):
     with jax.set_mesh(make_mesh((2, 2, 2))):
@@ -33,6 +34,7 @@ def test_every_program_takes_the_shapes_that_it_is_planned_with(stage):
                 assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.devices(8)
 def test_without_recomputation_a_program_has_fewer_operations():
     fused = config("sft")
     fused.optimizer.fused = True
@@ -44,6 +46,7 @@ def test_without_recomputation_a_program_has_fewer_operations():
     assert counts[0] > counts[1] == counts[2]
 
 
+@pytest.mark.devices(8)
 def test_frozen_models_in_8_bits_take_a_byte_a_weight():
     def smallest(dtype):
         with jax.set_mesh(make_mesh((2, 2, 2))):
@@ -54,6 +57,7 @@ def test_frozen_models_in_8_bits_take_a_byte_a_weight():
     assert [smallest(dtype) for dtype in ("int8", "bfloat16")] == [1, 2]
 
 
+@pytest.mark.devices(8)
 def test_what_waits_in_the_hosts_memory_is_not_held_on_the_devices():
     def held(**fields):
         with jax.set_mesh(make_mesh((2, 2, 2))):
@@ -70,6 +74,7 @@ def test_what_waits_in_the_hosts_memory_is_not_held_on_the_devices():
     assert away["generate"] > alone["generate"] > 0
 
 
+@pytest.mark.devices(8)
 def test_a_copy_in_8_bits_answers_and_the_policy_is_held_beside_it():
     def generating(**fields):
         with jax.set_mesh(make_mesh((2, 2, 2))):
@@ -93,6 +98,7 @@ def test_a_copy_in_8_bits_answers_and_the_policy_is_held_beside_it():
     assert out.tokens.shape == (128, config("ppo").max_response_tokens)
 
 
+@pytest.mark.devices(8)
 def test_sizes_that_the_mesh_cannot_share_are_refused_before_compilation():
     with jax.set_mesh(make_mesh((2, 4, 1))):
         with pytest.raises(ValueError, match=r"batch_size=12 .* 8 or 16"):

@@ -39,6 +39,7 @@ def test_the_slowest_part_bounds_the_time():
     assert make_plan(moved={}).utilisation == 0.8
 
 
+@pytest.mark.devices(8)
 def test_a_device_holds_its_part_of_an_array():
     sharding = NamedSharding(make_mesh((1, 4, 2)), P("fsdp", None))
     x = jax.ShapeDtypeStruct((8, 3), jnp.bfloat16, sharding=sharding)

@@ -43,6 +43,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.devices(8)
 @pytest.mark.slow  # the next test is the quick one
 @pytest.mark.parametrize(("stage", "mesh"), RUNS)
 def test_a_mesh_changes_no_number_of_a_run(stage, mesh, stage_config, tmp_path):
@@ -52,6 +53,7 @@ def test_a_mesh_changes_no_number_of_a_run(stage, mesh, stage_config, tmp_path):
     assert_close(sharded, alone)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("stage", ["sft", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(
     stage, stage_config, tmp_path
@@ -72,6 +74,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(
         assert resumed[-1][measured] != eight[-1][measured]
 
 
+@pytest.mark.devices(8)
 def test_a_batch_that_the_mesh_cannot_share_is_refused_at_once(stage_config, tmp_path):
     config = stage_config("sft", batch_size=6)
     with pytest.raises(ValueError, match=r"batch_size=6 .*Nearest that do: 4 or 8"):

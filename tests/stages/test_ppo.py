@@ -1,6 +1,7 @@
 """Options that PPO refuses, and the behaviour of a whole run."""
 
 import json
+import math
 import shutil
 
 import jax
@@ -52,7 +53,7 @@ from rlhf_jax.training.workdir import is_finished
         ({"microbatches": 3}, "batch_size=128 does not divide"),
         ({"microbatches": 16}, "sft_batch_size=8 does not divide"),
         ({"value_optimizer.fused": True, "microbatches": 2}, "value_optimizer.fused"),
-        ({"attention": "splash"}, "not for cpu"),
+        ({"attention": "splash"}, "not for [cg]pu"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(fields, message, tmp_path):
@@ -222,6 +223,7 @@ def test_a_copy_in_8_bits_answers_and_the_policy_itself_is_trained(
     assert 2e-5 < line["rollout/logprob_gap_mean"] < 0.1
 
 
+@pytest.mark.gpu
 def test_what_is_offloaded_is_on_the_device_at_work_alone_and_changes_no_number(
     stage_config, tmp_path, monkeypatch
 ):
@@ -270,6 +272,21 @@ def test_what_is_offloaded_is_on_the_device_at_work_alone_and_changes_no_number(
     assert len(lines[0]) == 2
     for x, y in zip(*map(jax.tree.leaves, saved), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.gpu
+def test_two_iterations_of_grpo_start_from_a_ratio_of_1_and_move_the_policy(
+    stage_config, tmp_path
+):
+    fields = {"advantage": "grpo", "samples_per_prompt": 2, "baseline": "none"}
+    config = stage_config("ppo", eval_every=0, **fields)
+    ppo.run(config, str(tmp_path / "run"))
+    first, second = read_metrics(tmp_path / "run")
+    for line in (first, second):
+        assert line["val/ratio_first"] == pytest.approx(1, abs=1e-4)
+        assert math.isfinite(line["loss/policy"]) and line["optim/skipped"] == 0
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-4)
+    assert abs(second["objective/kl"]) > 1e-4
 
 
 def test_a_run_above_the_kl_ceiling_fails_and_hands_on_a_policy_below_it(

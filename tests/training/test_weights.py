@@ -8,22 +8,40 @@ from configs import ppo
 from rlhf_jax.training import weights
 
 
-def test_published_sizes_are_scanned_and_recomputed_and_attend_as_the_machine_can():
-    found = weights.computation(ppo.get_config("chatglm3_6b"))
-    assert found == {
-        "dtype": "bfloat16",
+@pytest.mark.parametrize(
+    ("machine", "dtype", "attention"),
+    [
+        ("cpu", "bfloat16", "xla"),
+        ("tpu", "bfloat16", "splash"),
+        ("gpu", "bfloat16", "cudnn"),
+        ("gpu", "float32", "xla"),
+    ],
+)
+def test_published_sizes_are_scanned_and_recomputed_and_attend_as_the_machine_can(
+    machine, dtype, attention, monkeypatch
+):
+    monkeypatch.setattr(weights, "platform", lambda: machine)
+    config = ppo.get_config("chatglm3_6b")
+    config.dtype = dtype
+    assert weights.computation(config) == {
+        "dtype": dtype,
         "param_dtype": "float32",
         "scan_layers": True,
         "remat": "full",
-        "attention": "xla",  # of "auto", on a CPU
+        "attention": attention,
     }
 
 
-@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
-def test_an_attention_that_the_machine_does_not_have_is_refused(kernel):
+@pytest.mark.parametrize(
+    ("machine", "kernel"), [("cpu", "splash"), ("cpu", "cudnn"), ("gpu", "splash")]
+)
+def test_an_attention_that_the_machine_does_not_have_is_refused(
+    machine, kernel, monkeypatch
+):
+    monkeypatch.setattr(weights, "platform", lambda: machine)
     config = ppo.get_config("tiny")
     config.attention = kernel
-    with pytest.raises(ValueError, match=rf"'{kernel}' is not for cpu.*xla"):
+    with pytest.raises(ValueError, match=rf"'{kernel}' is not for {machine}:.*xla"):
         weights.computation(config)
 
 
