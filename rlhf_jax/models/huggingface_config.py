@@ -24,15 +24,18 @@ _REMOTE_FIXED = {
     "original_rope": True,
 }
 
-# Settings that are not computed, with the value that changes nothing, as null does.
-_LLAMA_FIXED = {
+# Settings of models of transformers that are not computed, with the value that changes
+# nothing, as null does.
+_NATIVE_FIXED = {
     "hidden_act": "silu",
     "quantization_config": None,
     "pretraining_tp": 1,
     "alibi": False,
     "attention_chunk_size": None,
     "attention_multiplier": 1.0,
+    "attention_scale": None,
     "attn_logit_softcapping": None,
+    "attn_scale": None,
     "attn_temperature_tuning": False,
     "clip_qkv": None,
     "embedding_multiplier": 1.0,
@@ -49,6 +52,7 @@ _LLAMA_FIXED = {
     "rope_interleaved": False,
     "scale_attn_by_inverse_layer_idx": False,
     "sliding_window_pattern": None,
+    "softmax_scale": None,
     "use_bidirectional_attention": False,
     "use_mrope": False,
 }
@@ -168,6 +172,10 @@ def _rope(fields, *, scaled=False):
     return rope
 
 
+def _without_null(c):
+    return {key: x for key, x in c.items() if x is not None}
+
+
 def _check_remote(c):
     """Raise ValueError for keys that only transformers reads, unless they ask for what
     the code published with these models does."""
@@ -238,7 +246,7 @@ def _read_remote(c):
 
 
 def _read_glm(c):
-    _require(c, {"hidden_act": "silu", "quantization_config": None})
+    _require(_without_null(c), _NATIVE_FIXED)
     rope = _rope(c)  # the defaults below are those of transformers
     head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
     return ChatGLMConfig(
@@ -261,18 +269,17 @@ def _read_glm(c):
 
 def _read_llama(c):
     kind = c["model_type"]
-    _require({key: x for key, x in c.items() if x is not None}, _LLAMA_FIXED)
-    if kind == "qwen2":  # whose three biases no key names
-        biases = {"attention_bias": True, "mlp_bias": False}
-    else:
-        fixed = {"llama": {}, "qwen3": {"mlp_bias": False}}
-        biases = fixed.get(kind, {"attention_bias": False, "mlp_bias": False})
-    _require(c, biases)
-    attention_bias = biases.get("attention_bias", c.get("attention_bias", False))
+    given, fixed = _without_null(c), dict(_NATIVE_FIXED)
+    fixed["use_qk_norm"] = kind == "qwen3"
+    if kind != "llama":
+        fixed["mlp_bias"] = False
+    if kind in ("mistral", "qwen2"):  # no key names the three biases of qwen2
+        fixed["attention_bias"] = kind == "qwen2"
+    _require(given, fixed)
+    attention_bias = given.get("attention_bias", kind == "qwen2")
     rope = _rope(c, scaled=True)
     _require(rope, {"partial_rotary_factor": 1.0})
-    heads, kv_heads = c["num_attention_heads"], c.get("num_key_value_heads")
-    head_dim = c.get("head_dim")
+    heads, head_dim = c["num_attention_heads"], c.get("head_dim")
     if head_dim is None:  # the defaults here are those of transformers
         has_default = kind == "qwen3" and "head_dim" not in c
         head_dim = 128 if has_default else c["hidden_size"] // heads
@@ -283,15 +290,15 @@ def _read_llama(c):
         width=c["hidden_size"],
         num_layers=c["num_hidden_layers"],
         num_heads=heads,
-        num_kv_heads=heads if kv_heads is None else kv_heads,
+        num_kv_heads=given.get("num_key_value_heads", heads),
         head_dim=head_dim,
         ffn_width=c["intermediate_size"],
         context_length=c["max_position_embeddings"],
         family=kind,
-        norm_eps=c.get("rms_norm_eps", 1e-6),
+        norm_eps=given.get("rms_norm_eps", 1e-6),
         qkv_bias=attention_bias,
         output_bias=attention_bias and kind != "qwen2",
-        mlp_bias=c.get("mlp_bias", False),
+        mlp_bias=given.get("mlp_bias", False),
         qk_norm=kind == "qwen3",
         window=_window(c),
         rotary_fraction=1.0,
@@ -345,7 +352,7 @@ def _window(c) -> int | None:
     kind, types = c["model_type"], c.get("layer_types")
     window = c.get("sliding_window", None if kind == "llama" else 4096)
     is_qwen = kind in ("qwen2", "qwen3")
-    if is_qwen and not c.get("use_sliding_window", False):
+    if kind != "mistral" and not c.get("use_sliding_window", kind == "llama"):
         window = None
     if window is not None and type(window) is not int:
         raise ValueError(f"sliding_window={window!r} is not a whole number.")
@@ -423,7 +430,7 @@ def _write_remote(c):
 
 def _write_glm(c):
     kind, name = ("glm4", "Glm4") if c.residual == "sandwich" else ("glm", "Glm")
-    return {
+    fields = {
         "architectures": [f"{name}ForCausalLM"],
         "model_type": kind,
         "vocab_size": c.vocab_size,
@@ -444,9 +451,32 @@ def _write_glm(c):
         # lacks.
         "pad_token_id": None,
     }
+    return _complete(fields, _read_glm(fields), c)
+
+
+def _complete(fields, again, c):
+    """Return the fields if they say all that a config says about the model.
+
+    Args:
+        again: the config that is read from the fields.
+
+    Raises:
+        ValueError: config.json of the family has no key for a setting.
+    """
+    how = ("dtype", "param_dtype", "scan_layers", "remat", "quantised", "attention")
+    ours, theirs = dataclasses.asdict(c), dataclasses.asdict(again)
+    lost = [x for x in ours if x not in how and ours[x] != theirs[x]]
+    if lost:
+        what = ", ".join(f"{name}={ours[name]!r}" for name in lost)
+        raise ValueError(
+            f"config.json of a {fields['model_type']!r} model cannot express {what}."
+        )
+    return fields
 
 
 def _write_llama(c):
+    if c.window is not None and c.window >= c.context_length:
+        c = dataclasses.replace(c, window=None)
     scaling, divisor = c.rope_scaling, c.position_divisor
     rope = None
     if divisor != 1.0:
@@ -490,4 +520,4 @@ def _write_llama(c):
     if c.family in ("qwen2", "qwen3"):
         fields["use_sliding_window"] = c.window is not None
         fields["max_window_layers"] = c.num_layers if c.window is None else 0
-    return fields
+    return _complete(fields, _read_llama(fields), c)

@@ -145,6 +145,8 @@ REFUSED = [
     ),
     ("qwen2", {"attention_bias": False}, "attention_bias=False"),
     ("qwen2", {"use_mrope": True}, "use_mrope=True"),
+    ("qwen2", {"use_qk_norm": True}, "use_qk_norm=True"),
+    ("llama", {"softmax_scale": 0.1}, "softmax_scale=0.1"),
     (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
@@ -227,6 +229,9 @@ def test_what_is_not_computed_is_refused_by_name(kind, changes, message, saved):
         ("llama", {"tie_word_embeddings": "absent"}, "tied", False),
         ("llama", {"pretraining_tp": None}, "family", "llama"),
         ("llama", {"rope_interleaved": False}, "family", "llama"),
+        ("llama", {"sliding_window": 8, "use_sliding_window": False}, "window", None),
+        ("mistral", {"attention_bias": None}, "qkv_bias", False),
+        ("qwen2", {"attention_bias": None}, "qkv_bias", True),
         ("mistral", {"sliding_window": 64}, "window", None),
         ("mistral", {"sliding_window": 63}, "window", 63),
         ("mistral", {"sliding_window": "absent"}, "window", None),
@@ -282,8 +287,9 @@ def test_what_yarn_multiplies_queries_and_keys_by(
 
 @pytest.mark.parametrize("base", [10000.0, 500000.0, 7.0])
 @pytest.mark.parametrize("length", [4, 64, 8192])
-@pytest.mark.parametrize("kind", ["llama3", "yarn"])
-@pytest.mark.parametrize("truncate", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "truncate"), [("llama3", True), ("yarn", True), ("yarn", False)]
+)
 def test_scaled_frequencies_equal_those_of_the_twin(kind, length, base, truncate):
     slow, fast = {"llama3": (1.0, 4.0), "yarn": (1.0, 32.0)}[kind]
     scaling = RopeScaling(kind, 8.0, length, slow, fast, truncate=truncate)
@@ -294,3 +300,29 @@ def test_scaled_frequencies_equal_those_of_the_twin(kind, length, base, truncate
     cos, sin = llama_twin.turns(fields, 64, 2)
     expected = np.arctan2(sin[1, 0], cos[1, 0])  # the angles at position 1
     np.testing.assert_allclose(scaling.frequencies(base, 64), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llama", {"output_bias": False}, "'llama' model cannot express output_bias="),
+        ("llama", {"qk_norm": True}, "cannot express qk_norm=True"),
+        ("llama", {"window": 5}, "sliding_window=5|window=5"),
+        ("llama", {"position_divisor": 2.0}, "cannot express rope_scaling="),
+        ("llama", {"rotary_fraction": 0.5}, "cannot express rotary_fraction=0.5"),
+        ("mistral", {"qkv_bias": True}, "'mistral' model cannot express qkv_bias=True"),
+        ("qwen2", {"mlp_bias": True}, "cannot express mlp_bias=True"),
+        ("qwen3", {"residual": "sandwich"}, "cannot express residual='sandwich'"),
+        ("v2", {"qk_norm": True}, "'glm' model cannot express qk_norm=True"),
+        ("glm4", {"window": 5}, "'glm4' model cannot express window=5"),
+    ],
+)
+def test_what_a_familys_config_has_no_key_for_is_not_lost(family, changes, message):
+    config = dataclasses.replace(FAMILIES[family], **changes)
+    with pytest.raises(ValueError, match=message):
+        huggingface_config.write(config, "native")
+
+
+def test_a_window_as_wide_as_the_context_is_none():
+    config = dataclasses.replace(FAMILIES["mistral"], window=64)
+    assert huggingface_config.write(config, "native")["sliding_window"] is None
