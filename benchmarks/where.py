@@ -5,7 +5,8 @@ python -m benchmarks.where dpo --call=on_the_fly [--top=20] -- [--pairs=16 ...]
 The example runs benchmarks/dpo.py, with the flags after `--`, under a profiler. Fused
 operations are sorted by their content: a matrix product, a sum along an axis,
 arithmetic, or only moving of data. A CPU runs several operations at a time, so the sum
-of their times can be that many times the wall time.
+of their times can be that many times the wall time. On a GPU the kernels follow by
+name, copies (`MemcpyD2D`) among them, whichever program they are of.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from pathlib import Path
 import jax
 
 ARITHMETIC = re.compile(r" (add|subtract|multiply|divide|exponential|select|maximum)\(")
+# A product by the compiler's own name, and by the libraries' on a GPU.
+PRODUCT = re.compile(r" dot\(|custom_call_target=\"__(cublas|triton_gemm|cudnn\$fmha)")
 
 
 def main():
@@ -45,7 +48,8 @@ def profile(calls, flags, folder: Path) -> None:
             jax.block_until_ready(call())
     with jax.profiler.trace(folder / "trace"):
         jax.block_until_ready(calls[flags.call]())
-    seconds = seconds_by_operation(next((folder / "trace").rglob("*.xplane.pb")))
+    trace = next((folder / "trace").rglob("*.xplane.pb"))
+    seconds, kernels = seconds_by_operation(trace), seconds_by_kernel(trace)
     modules = Counter()
     for (module, _), spent in seconds.items():
         modules[module] += spent
@@ -58,8 +62,8 @@ def profile(calls, flags, folder: Path) -> None:
             kind, shape, source = described.get(operation, ("loop", "", ""))
             kinds[kind] += spent
             pieces[f"{kind}: {shape} of {source}"] += spent
-    total = sum(kinds.values())
-    for times in (kinds, pieces):
+    for times in (kinds, pieces, kernels):
+        total = sum(times.values())
         for name, spent in times.most_common(flags.top):
             print(f"{1e3 * spent:9.1f} ms {100 * spent / total:5.1f} %  {name}")
         print()
@@ -79,6 +83,18 @@ def seconds_by_operation(path: Path) -> Counter:
     return seconds
 
 
+def seconds_by_kernel(path: Path) -> Counter:
+    """Read kernel -> seconds of the GPUs from a trace; empty without a GPU."""
+    seconds: Counter = Counter()
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        if plane.name.startswith("/device:GPU"):
+            for line in plane.lines:
+                if line.name.startswith("Stream"):
+                    for event in line.events:
+                        seconds[event.name] += event.duration_ns / 1e9
+    return seconds
+
+
 def describe(text: str) -> dict[str, tuple[str, str, str]]:
     """Read operation -> (kind, shape, source) from a compiled program's text."""
     bodies, name = {}, ""
@@ -95,7 +111,7 @@ def describe(text: str) -> dict[str, tuple[str, str, str]]:
         fused = re.search(r"calls=%?([\w.\-]+)", line)
         body = "\n".join(bodies[fused[1]]) if fused else line
         source = re.search(r'op_name="(?:jit\(\w+\)/)*([^"]*)"', line)
-        if " dot(" in body:
+        if PRODUCT.search(body):
             kind = "product"
         elif " reduce(" in body:
             kind = "sum along an axis"

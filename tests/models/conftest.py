@@ -25,8 +25,10 @@ CASES = (
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly():
-    """Compile quickly: programs here run once or twice, and compilation dominates."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """Compile quickly on the CPU: programs here run once or twice, and compilation
+    dominates."""
+    quickly = jax.default_backend() == "cpu"
+    jax.config.update("jax_disable_most_optimizations", quickly)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -28,6 +28,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize(
     ("case", "family", "mesh"),
     [
