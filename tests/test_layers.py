@@ -39,6 +39,7 @@ ALLOWED = {
     },
     "launching": {
         "stages",
+        "planning",
         "algorithms",
         "evaluation",
         "generation",

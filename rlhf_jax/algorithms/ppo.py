@@ -144,9 +144,16 @@ class PPOState:
             policy=TrainState.create(policy, policy_optimizer),
             value=None if value is None else TrainState.create(value, value_optimizer),
             reference=reference,
-            kl_coef=jnp.float32(hyper.kl_coef),
-            moments=estimators.init_moments(),
+            **first_numbers(hyper),
         )
+
+
+def first_numbers(hyper: Hyper) -> dict:
+    """Return the first values of the fields of PPOState that belong to no model."""
+    return {
+        "kl_coef": jnp.float32(hyper.kl_coef),
+        "moments": estimators.init_moments(),
+    }
 
 
 def with_opt_states(state: PPOState, change: Callable[[dict], dict]) -> PPOState:

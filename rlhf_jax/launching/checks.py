@@ -7,18 +7,21 @@ import contextlib
 import importlib
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.tokenizers.tokenizer import has_tokenizer
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
-from rlhf_jax.models.presets import num_parameters, preset
+from rlhf_jax.models.presets import num_parameters
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.planning import programs, start
+from rlhf_jax.planning.roofline import Program, bytes_per_device
 from rlhf_jax.stages.evaluate import parse_models
 from rlhf_jax.training import options, weights
 from rlhf_jax.training.workdir import results
@@ -64,29 +67,76 @@ def check_stage(
             module.check_options(config)
             if "attention" in config:
                 weights.computation(config)
-            _check_memory(config)
     else:
         module.check_options(config)
-    if not results(Path(workdir)):
+    is_new = not results(Path(workdir))
+    if is_new:
         _check_inputs(config, list(later))
+    is_known = not config.get("init_from") or (
+        is_new and not _is_in(config.init_from, later)
+    )
+    if on_mesh and "init_from" in config and is_known:
+        with jax.set_mesh(make_mesh(config.mesh)):
+            _check_memory(config)
 
 
 def _check_memory(config: ConfigDict) -> None:
-    """Refuse random weights of a model that the devices of the run cannot hold, by a
-    lower bound of the memory: the weights and AdamW's moments."""
-    if config.get("init_from", "given"):
-        return
-    each = jnp.dtype(config.param_dtype).itemsize
-    if "optimizer" in config and config.optimizer.name == "adamw":
-        each += 4 + jnp.dtype(config.optimizer.moment_dtype).itemsize
-    count = num_parameters(preset(config.model))
-    needed, there = each * count, device_memory()
-    if needed > there:
-        raise ValueError(
-            f"config.model={config.model!r} has {count / 1e9:.1f} billion parameters: "
-            f"the run keeps at least {needed / 1e9:.0f} GB, and its devices have "
-            f"{there / 1e9:.0f} GB. Choose a smaller model, or more devices."
-        )
+    """Refuse a run whose start, or one of whose programs, holds more than the memory of
+    its devices: models, moments and batches, which are known exactly. Temporaries are
+    not counted."""
+    model, there = weights.start_config(config), device_memory()
+    try:
+        planned = [start.of(config, model), *programs.of(config, model)]
+    except ValueError:  # a stage that trains nothing, or what the stage itself refuses
+        planned = [Program("start", lambda *_: (), (programs.parameters(model),))]
+    devices = jax.sharding.get_mesh().size
+    for program in planned:
+        sizes = {k: devices * n / 1e9 for k, n in sizes_of(program).items()}
+        needed = sum(sizes.values())
+        if needed * 1e9 > there:
+            most = sorted(sizes, key=sizes.get, reverse=True)[:2]
+            most = ", ".join(f"{name} {sizes[name]:.0f} GB" for name in most)
+            raise ValueError(
+                f"config.model={config.model!r} has {num_parameters(model) / 1e9:.1f} "
+                f"billion parameters: the run's {program.name} holds at least "
+                f"{needed:.0f} GB, and its devices have {there / 1e9:.0f} GB. The most "
+                f"is: {most}. Set {', '.join(_cures(config))}, or take more devices or "
+                "a smaller model (docs/memory_planning.md)."
+            )
+
+
+def sizes_of(program: Program) -> dict[str, int]:
+    """Return the bytes of one device that a program's arguments and what is held beside
+    them take, by kind and model."""
+    sizes: Counter = Counter()
+    held = (program.arguments, program.held)
+    for path, x in jax.tree_util.tree_leaves_with_path(held):
+        name = jax.tree_util.keystr(path)
+        model = re.match(r"\W*\d+\W+\d*\W*(policy|value|reference|reward)\b", name)
+        kind = "batches"
+        if re.search(r"\bopt_state\b|\b[mn]u\b", name):
+            kind = "moments"
+        elif re.search(r"\b(blocks|embedding|head|final_norm)\b", name):
+            kind = "weights"
+        kind += f" ({model.group(1)})" if model else ""
+        sizes[kind] += bytes_per_device(x)
+    return dict(sizes)
+
+
+def _cures(config: ConfigDict) -> list[str]:
+    """Return the settings that would make a run smaller and are not set yet."""
+    optimizers = [name for name in config if name.endswith("optimizer")]
+    wanted = {f"{name}.moment_dtype": "bfloat16" for name in optimizers}
+    wanted |= {"offload_moments": True, "offload_frozen": True}
+    wanted |= {"frozen_param_dtype": "int8", "param_dtype": "bfloat16"}
+    flat = {
+        key.removeprefix("config."): x for key, x in options.leaves(config, "config")
+    }
+    return [
+        f"config.{key}={value}"
+        for key, value in wanted.items()
+        if key in flat and flat[key] != value
+    ] or ["config.optimizer.name=adafactor"]
 
 
 def device_memory() -> float:

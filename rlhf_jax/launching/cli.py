@@ -217,6 +217,10 @@ def clear_errors() -> Iterator[None]:
     except Exception as error:
         trouble = disk_trouble(error)
         is_known = isinstance(error, USER_ERRORS) or trouble is not None
+        is_full = isinstance(error, jax.errors.JaxRuntimeError)
+        is_full &= "RESOURCE_EXHAUSTED" in str(error)
+        if is_full:
+            error, is_known = MemoryError(memory_trouble(str(error))), True
         if not is_known or logging.get_verbosity() >= logging.DEBUG:
             raise
         text = f"{type(error).__name__}: {error}"
@@ -227,6 +231,23 @@ def clear_errors() -> Iterator[None]:
         notes = getattr(error, "__notes__", [])
         print("\n".join([text, *notes]), file=sys.stderr)
         sys.exit(1)
+
+
+def memory_trouble(message: str) -> str:
+    """Return one line on a program that found too little memory: what it wanted, what
+    the device has, and what to do.
+
+    Args:
+        message: the compiler's or the allocator's, of many lines.
+    """
+    first = message.partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    device = jax.local_devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    has = f" {device.device_kind} gives jax {limit / 2**30:.1f} GiB." if limit else ""
+    return (
+        f"{first[:300].rstrip('. ')}.{has} launch/plan.py shows what each program "
+        "takes. Set more minibatches or microbatches, or see docs/memory_planning.md."
+    )
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.planning import programs, roofline
+from rlhf_jax.planning import programs, roofline, start
 from rlhf_jax.planning.arithmetic import temporaries
 from rlhf_jax.planning.roofline import CHIPS, GIB, GPUS, Chip, Plan, Program
 from rlhf_jax.terminal import print_table
@@ -22,7 +22,8 @@ HEADER += ["seconds at best", "bound by", "MFU at most", "GiB moved"]
 def plan(
     config: ConfigDict, topology: str, only: list[str]
 ) -> tuple[list[Plan], dict[str, int]]:
-    """The plan of each program of a stage's run, and the sizes of the mesh.
+    """The plan of the start and of each program of a stage's run, and the sizes of the
+    mesh.
 
     Args:
         topology: chips, as "v5e:4x8" for TPUs and "h200:1" for GPUs.
@@ -56,6 +57,14 @@ def plan(
             plans = [
                 roofline.plan(*pair, CHIPS[kind], num_chips=mesh.size) for pair in both
             ]
+        if not only or "start" in only:
+            chip, starting = (CHIPS | GPUS)[kind], start.of(config)
+            plans.insert(
+                0,
+                roofline.estimate(
+                    starting, starting, chip, num_chips=mesh.size, temporaries={}
+                ),
+            )
     return plans, dict(mesh.shape)
 
 

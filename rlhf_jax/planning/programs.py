@@ -41,11 +41,15 @@ from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.state import TrainState
 
 
-def of(config, *, recompute: bool = True) -> list[Program]:
+def of(
+    config, model: ChatGLMConfig | None = None, *, recompute: bool = True
+) -> list[Program]:
     """Return the longest-running programs of the stage that a config is for. The
     stage's name leads to its algorithm, whose kind of batch leads to the programs.
 
     Args:
+        model: the config of the model that the stage starts from; that of
+            `config.model` by default.
         recompute: False plans without recomputation, which leaves the useful work.
 
     Raises:
@@ -53,7 +57,8 @@ def of(config, *, recompute: bool = True) -> list[Program]:
             out.
     """
     algorithm = algorithms.find(config.stage)
-    model = preset(config.model, **weights.computation(config))
+    if model is None:
+        model = preset(config.model, **weights.computation(config))
     if not recompute:
         model = dataclasses.replace(model, remat="none")
         config = config.copy_and_resolve_references()
@@ -93,8 +98,12 @@ def of_packed_pairs(
         ends=array((rows, 2)),
         valid=array((rows,), bool),
     )
-    arguments = (train_state(model, optimizer, score=True), batch, replicated(()))
-    return [update_of(algorithm, config, model, arguments, optimizer=optimizer)]
+    state = train_state(model, optimizer, score=True)
+    arguments = (state, batch, replicated(()))
+    best = state.model  # a copy of the best model so far
+    return [
+        update_of(algorithm, config, model, arguments, held=best, optimizer=optimizer)
+    ]
 
 
 def of_preferences(
@@ -142,28 +151,10 @@ def update_of(
 
 
 def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[Program]:
-    policy_optimizer = optimizers.from_config(config.optimizer)
-    value_optimizer = optimizers.from_config(config.value_optimizer)
     hyper = algorithm.Hyper.from_config(config, model.vocab_size)
-    state = shapes_of(
-        functools.partial(
-            algorithm.PPOState.create,
-            policy_optimizer=policy_optimizer,
-            value_optimizer=value_optimizer,
-            hyper=hyper,
-        ),
-        parameters(model),
-        parameters(model, score=True) if hyper.has_critic else None,
-        parameters(model) if config.reference_rate else None,
-    )
+    state = first_state(algorithm, config, model)
     in_8_bits = dataclasses.replace(model, quantised=True)
-    if config.frozen_param_dtype == "int8":
-        stored = dataclasses.replace(in_8_bits, param_dtype=model.dtype)
-    else:
-        stored = dataclasses.replace(model, param_dtype=config.frozen_param_dtype)
-    reference = None if config.reference_rate else parameters(stored)
-    reward = parameters(stored, score=True) if uses_model(config.rewards) else None
-    frozen = algorithm.Frozen(reference, reward)
+    frozen = frozen_models(algorithm, config, model)
     waiting = () if config.offload_frozen else frozen
     # While the reference answers, the frozen models and the policy are on the devices.
     there = frozen if config.baseline == "reference" else waiting
@@ -226,8 +217,8 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
             model,
             (state, experience, sft_batches, replicated((), key.dtype), learning_rates),
             held=waiting,
-            policy_optimizer=policy_optimizer,
-            value_optimizer=value_optimizer,
+            policy_optimizer=optimizers.from_config(config.optimizer),
+            value_optimizer=optimizers.from_config(config.value_optimizer),
         ),
         Program(
             "score",
@@ -246,6 +237,30 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
             ],
         ),
     ]
+
+
+def first_state(algorithm: ModuleType, config, model: ChatGLMConfig):
+    """Return the shapes of a PPOState."""
+    hyper = algorithm.Hyper.from_config(config, model.vocab_size)
+    create = functools.partial(
+        algorithm.PPOState.create,
+        policy_optimizer=optimizers.from_config(config.optimizer),
+        value_optimizer=optimizers.from_config(config.value_optimizer),
+        hyper=hyper,
+    )
+    critic = parameters(model, score=True) if hyper.has_critic else None
+    moving = parameters(model) if config.reference_rate else None
+    return shapes_of(create, parameters(model), critic, moving)
+
+
+def frozen_models(algorithm: ModuleType, config, model: ChatGLMConfig):
+    """Return the shapes of the reference and the reward model as they are stored."""
+    is_quantised = config.frozen_param_dtype == "int8"
+    dtype = model.dtype if is_quantised else config.frozen_param_dtype
+    stored = dataclasses.replace(model, param_dtype=dtype, quantised=is_quantised)
+    reference = None if config.reference_rate else parameters(stored)
+    reward = parameters(stored, score=True) if uses_model(config.rewards) else None
+    return algorithm.Frozen(reference, reward)
 
 
 def decoding_reads(config: ChatGLMConfig, rows: int, slots: int):

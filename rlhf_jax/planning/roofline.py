@@ -39,10 +39,11 @@ CHIPS = {
     "v5p": Chip(95.74 * GIB, 459e12, 2.765e12, 4800e9 / 8),
     "v6e": Chip(31.25 * GIB, 918e12, 1.640e12, 3584e9 / 8),
 }
-# https://www.nvidia.com/en-us/data-center/h200: without sparsity; links one way.
+# https://www.nvidia.com/en-us/data-center/h200: without sparsity; links one way. The
+# memory is the 95 % that the commands let jax take.
 GPUS = {
-    "h100": Chip(79.6 * GIB, 989e12, 3.35e12, 900e9 / 2),
-    "h200": Chip(139.8 * GIB, 989e12, 4.8e12, 900e9 / 2),
+    "h100": Chip(0.95 * 79.6 * GIB, 989e12, 3.35e12, 900e9 / 2),
+    "h200": Chip(0.95 * 139.8 * GIB, 989e12, 4.8e12, 900e9 / 2),
 }
 
 

@@ -44,6 +44,7 @@ from rlhf_jax.algorithms.ppo import (
     Hyper,
     ModelOutputs,
     PPOState,
+    first_numbers,
     make_experience,
     run_models,
     train_step,
@@ -81,7 +82,7 @@ from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import check_learned, from_items, to_items
+from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
 from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 ABOVE_CEILING = "above_kl_ceiling"  # folder of the policy that stopped its run
@@ -299,10 +300,16 @@ def run(config, workdir: str) -> None:
         items = to_checkpoint(shapes_of(first_state, policy, value, moving))
         state = from_checkpoint(checkpoints.restore(start, items))
     else:
-        policy = load_policy(config.init_from)
-        value = load_scorer(backbone=policy) if hyper.has_critic else None
+        # One model after another: each is donated to its state, whose moments are at
+        # rest before the next is loaded.
+        policy = memory.first(load_policy(config.init_from), policy_optimizer)
+        value = None
+        if hyper.has_critic:
+            value = load_scorer(backbone=policy.model)
+            value = memory.first(value, value_optimizer)
         moving = load_policy(reference_from) if config.reference_rate else None
-        state = create(first_state, policy, value, moving, donate=True)
+        numbers = create(functools.partial(first_numbers, hyper))
+        state = PPOState(policy=policy, value=value, reference=moving, **numbers)
     del policy, value, moving
     state = memory.at_rest(state)
     meta = {"models": {"model": weights.describe(state.policy.model, tokenizer)}}
@@ -451,6 +458,14 @@ class Memory:
         self._frozen = to_memory(frozen, self._frozen_rests)
         self._is_copied = config.rollout_param_dtype == "int8"
         self._in_8_bits = None  # the conversion, compiled for the first policy
+
+    def first(self, model, optimizer: optimizers.Optimizer) -> TrainState:
+        """Return the first state of a trained model, which takes over the model's
+        memory, with the moments at rest."""
+        first = functools.partial(TrainState.create, optimizer=optimizer)
+        state = create(first, model, donate=True)
+        moments = to_memory(state.opt_state, self._moments_rest)
+        return dataclasses.replace(state, opt_state=moments)
 
     def frozen(self) -> Frozen:
         """Return the frozen models, on the device."""

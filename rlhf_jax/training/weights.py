@@ -202,6 +202,14 @@ def _look_at(folder: Path) -> tuple[str, ChatGLMConfig, str]:
     raise no_model(folder)
 
 
+def start_config(config) -> ChatGLMConfig:
+    """Return the config of the model that a stage starts from, without its weights."""
+    if not config.init_from:
+        return preset(config.model, **computation(config))
+    recorded = _look_at(Path(config.init_from))[1]
+    return dataclasses.replace(recorded, **computation(config))
+
+
 def load_policy(
     init_from: str,
     *,

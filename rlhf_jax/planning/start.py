@@ -1,0 +1,78 @@
+"""The start of a run: what is alive while its models are loaded and its state is made,
+as shapes; nothing is loaded."""
+
+import dataclasses
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rlhf_jax import algorithms
+from rlhf_jax.batches import Experience, PackedPairs
+from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.presets import preset
+from rlhf_jax.planning import programs
+from rlhf_jax.planning.roofline import Program, bytes_per_device
+from rlhf_jax.training import optimizers, weights
+
+
+def of(config: ConfigDict, model: ChatGLMConfig | None = None) -> Program:
+    """Return the moment of a run's start at which most is alive, as the arguments of a
+    program that does nothing.
+
+    Args:
+        config: that of a stage that trains.
+        model: the config of the model that the stage starts from; that of
+            `config.model` by default.
+    """
+    algorithm = algorithms.find(config.stage)
+    if model is None:
+        model = preset(config.model, **weights.computation(config))
+    moments = _moments(algorithm, config, model)
+    return Program("start", lambda *_: (), max(moments, key=size))
+
+
+def size(tree: Any) -> int:
+    """Return the bytes that a tree's arrays take on one device."""
+    return sum(bytes_per_device(x) for x in jax.tree.leaves(tree))
+
+
+def _moments(
+    algorithm: ModuleType, config: ConfigDict, model: ChatGLMConfig
+) -> Iterator[tuple]:
+    """Yield what is alive at the moments of the start, in the order of the stages."""
+    if algorithm.Batch is Experience:
+        yield from _moments_of_ppo(algorithm, config, model)
+        return
+    is_score = algorithm.Batch is PackedPairs
+    optimizer = optimizers.from_config(config.optimizer)
+    state = programs.train_state(model, optimizer, score=is_score)
+    if is_score:  # its backbone is copied out of a policy; then the best so far
+        yield programs.parameters(model), state.model
+        yield state, state.model
+    elif config.get("reference") == "on_the_fly":
+        yield state, programs.parameters(model)
+    else:
+        yield (state,)
+
+
+def _moments_of_ppo(
+    algorithm: ModuleType, config: ConfigDict, model: ChatGLMConfig
+) -> Iterator[tuple]:
+    frozen = programs.frozen_models(algorithm, config, model)
+    if config.frozen_param_dtype == "int8":  # each is loaded in `dtype`
+        loaded = dataclasses.replace(model, param_dtype=model.dtype)
+        yield programs.parameters(loaded), frozen.reference or ()
+        yield programs.parameters(loaded, score=True), frozen
+    yield (frozen,)
+    alive = () if config.offload_frozen else frozen
+    state = programs.first_state(algorithm, config, model)
+    at_rest = state
+    if config.offload_moments:
+        at_rest = algorithm.with_opt_states(state, lambda moments: {})
+    yield alive, state.policy
+    if state.value is not None:
+        yield alive, at_rest.policy, state.value
+    yield alive, at_rest

@@ -1,0 +1,94 @@
+"""A run starts in the memory in which it trains: live arrays against the plan."""
+
+import dataclasses
+import functools
+import importlib
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import rlhf_jax
+from rlhf_jax.models.presets import preset
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.planning import programs, start
+from rlhf_jax.training import weights
+from tests.stages.test_stages import run
+
+PACKAGE = Path(rlhf_jax.__file__).parent
+WATCHED = ("training/weights.py", "training/state.py", "parallel/sharding.py")
+SMALL = 32 * 1024  # bytes: keys, learning rates and what else no program is given
+RUNS = [
+    ("sft", {}),
+    ("sft", {"scan_layers": True, "param_dtype": "bfloat16"}),
+    ("reward", {"scan_layers": True}),
+    ("dpo", {"scan_layers": True, "reference": "on_the_fly"}),
+    ("ppo", {"scan_layers": True}),
+    ("ppo", {"scan_layers": True, "frozen_param_dtype": "int8"}),
+    ("ppo", {"scan_layers": True, "offload_moments": True, "offload_frozen": True}),
+    ("ppo", {"scan_layers": True, "advantage": "remax", "baseline": "greedy"}),
+]
+
+
+class Stop(Exception):
+    pass
+
+
+def on_the_device() -> int:
+    """The bytes of all live arrays in the memory of the device."""
+    arrays = jax.live_arrays()
+    return sum(x.nbytes for x in arrays if x.sharding.memory_kind == "device")
+
+
+class Watch:
+    """The most bytes alive at any line of a stage and of what loads and makes its
+    state."""
+
+    def __init__(self, stage: str):
+        files = (f"stages/{stage}.py", *WATCHED)
+        self.files = {str(PACKAGE / file) for file in files}
+        self.before, self.most = on_the_device(), 0
+
+    def __call__(self, frame, event, _):
+        if event == "call":
+            return self if frame.f_code.co_filename in self.files else None
+        self.most = max(self.most, on_the_device() - self.before)
+        return self
+
+
+@pytest.mark.parametrize(("stage", "fields"), RUNS, ids=" ".join)
+def test_no_more_is_alive_than_the_plan_says(
+    stage, fields, stage_config, tmp_path, monkeypatch
+):
+    """Up to the loop the row "start", and from there to the first update the largest
+    of all rows, without their temporaries. Most of the plan is really there."""
+    config = stage_config(stage, model="tiny", **fields)
+    module = importlib.import_module(f"rlhf_jax.stages.{stage}")
+    bar, seen = module.ProgressBar, {}
+    watch = Watch(stage)
+
+    def begin(*arguments):
+        seen["start"] = watch.most
+        return bar(*arguments)
+
+    def stop(*_, **__):
+        raise Stop
+
+    monkeypatch.setattr(module, "ProgressBar", begin)
+    monkeypatch.setattr(module, "train_step", functools.wraps(module.train_step)(stop))
+    with jax.set_mesh(make_mesh((1, 1, 1), jax.devices()[:1])):
+        sys.settrace(watch)
+        try:
+            with pytest.raises(Stop):
+                run(config, tmp_path / "run")
+        finally:
+            sys.settrace(None)
+        model = preset("tiny", **weights.computation(config))
+        model = dataclasses.replace(model, vocab_size=448)  # of 400 tokens
+        rows = {
+            program.name: start.size((program.arguments, program.held))
+            for program in (start.of(config, model), *programs.of(config, model))
+        }
+    assert 0.9 * rows["start"] < seen["start"] <= rows["start"] + SMALL
+    assert watch.most <= max(rows.values()) + SMALL
