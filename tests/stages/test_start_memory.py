@@ -57,7 +57,9 @@ class Watch:
         return self
 
 
-@pytest.mark.parametrize(("stage", "fields"), RUNS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("stage", "fields"), RUNS, ids=lambda x: x if isinstance(x, str) else "-".join(x)
+)
 def test_no_more_is_alive_than_the_plan_says(
     stage, fields, stage_config, tmp_path, monkeypatch
 ):
