@@ -84,6 +84,9 @@ setup(
         ],
         # colabs/ on a machine of one's own.
         "notebook": ["jupyterlab>=4"],
+        # Second writers of the metrics (config.logger).
+        "wandb": ["wandb>=0.19"],
+        "trackio": ["trackio>=0.10"],
         # The page on which people compare responses.
         "annotate": [GRADIO],
         # Live comparison with the published torch implementations.

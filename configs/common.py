@@ -81,6 +81,9 @@ def with_training(c: ConfigDict) -> ConfigDict:
     # Flags a loss this many standard deviations above the mean of the last 100, and
     # saves its batch for launch/replay.py; 0.0 flags none. [0, inf)
     c.spike_zscore = 8.0
+    # Writes the metrics also to "wandb" (Weights & Biases) or "trackio", packages to be
+    # installed; "" writes metrics.jsonl and TensorBoard's file alone.
+    c.logger = ""
     # Keeps this many of the newest checkpoints; SFT and PPO also keep the best one.
     # [1, inf)
     c.keep_checkpoints = 2

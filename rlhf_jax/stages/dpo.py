@@ -180,7 +180,13 @@ def run(config, workdir: str) -> None:
     meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
 
     # Loop
-    writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
+    writer = Writer(
+        workdir,
+        start,
+        config.max_skipped_updates,
+        config.spike_zscore,
+        config.logger,
+    )
     show = {"loss": "loss/dpo", "margin": "rewards/margins"}
     with ProgressBar("dpo", total_steps, start, show) as bar:
         for step in range(start, total_steps):

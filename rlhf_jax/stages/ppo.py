@@ -319,7 +319,13 @@ def run(config, workdir: str) -> None:
         meta["models"]["reference"] = weights.describe(state.reference, tokenizer)
 
     # Loop
-    writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
+    writer = Writer(
+        workdir,
+        start,
+        config.max_skipped_updates,
+        config.spike_zscore,
+        config.logger,
+    )
     watch = Stopwatch()
 
     def save_before(step: int, state: PPOState) -> None:

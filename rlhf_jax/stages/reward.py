@@ -145,7 +145,13 @@ def run(config, workdir: str) -> None:
     meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
 
     # Loop
-    writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
+    writer = Writer(
+        workdir,
+        start,
+        config.max_skipped_updates,
+        config.spike_zscore,
+        config.logger,
+    )
     show = {"loss": "loss/ranking", "accuracy": "rewards/accuracies"}
     is_done = start == total_steps or best.is_final(config.patience)
     step = start

@@ -121,7 +121,13 @@ def run(config, workdir: str) -> None:
     meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
 
     # Loop
-    writer = Writer(workdir, start, config.max_skipped_updates, config.spike_zscore)
+    writer = Writer(
+        workdir,
+        start,
+        config.max_skipped_updates,
+        config.spike_zscore,
+        config.logger,
+    )
     with ProgressBar("sft", total_steps, start, {"loss": "loss/sft"}) as bar:
         for step in range(start, total_steps):
             batch = make_batch([examples[i] for i in order.indices(step)])

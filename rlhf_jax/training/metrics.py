@@ -1,4 +1,4 @@
-"""The metrics of a run: exact means, and the files that metrics are written to.
+"""The metrics of a run: exact means, and the places that metrics are written to.
 
 Every reported number is a `Mean`: a total and a count that are added over
 microbatches and batches, and divided once, when written.
@@ -22,6 +22,7 @@ from tensorboardX.summary import scalar
 from rlhf_jax.files import naming, writing_whole
 from rlhf_jax.parallel.sharding import fetch
 from rlhf_jax.training import suspects
+from rlhf_jax.training.logger import Logger
 
 EVENTS_EVERY_SECONDS = 30.0  # seconds between two flushes of TensorBoard's file
 MEASURED = ("time/", "tokens_per_second")  # metrics that depend on the machine
@@ -88,7 +89,8 @@ class NonFiniteError(RuntimeError):
 
 
 class Writer:
-    """The writer of a run's metrics: `metrics.jsonl`, TensorBoard, `samples.jsonl`.
+    """The writer of a run's metrics: `metrics.jsonl`, TensorBoard, `samples.jsonl`, and
+    a logger if one is named.
 
     `write` returns the metrics of the *previous* step: fetching them while the device
     computes the next step keeps the device busy. On a resume from `step`, lines of
@@ -101,6 +103,7 @@ class Writer:
         max_skipped: the number of non-finite updates in a row that stops the run.
         spike_zscore: the number of standard deviations above the mean of the last
             losses from which a loss is flagged as "spike/NAME"; 0 flags none.
+        logger: the name of a `Logger`; "" is none.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Writer:
         step: int,
         max_skipped: int,
         spike_zscore: float,
+        logger: str = "",
     ):
         self.workdir = Path(workdir)
         self.max_skipped = max_skipped
@@ -118,6 +122,7 @@ class Writer:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 _keep_lines(self.workdir / name, lambda saved: saved <= step)
             self._events = _Events(self.workdir / "events", step)
+            self._logger = Logger(logger, self.workdir) if logger else None
         self._step, self._pending, self._batch = step, {}, None
         self._fetched = time.perf_counter()
         self._numbers: dict[str, float] = {}
@@ -157,6 +162,8 @@ class Writer:
             line = {k: _json_number(v) for k, v in self._numbers.items()}
             _append_line(self.workdir / "metrics.jsonl", {"step": self._step} | line)
             self._events.add(self._step, self._numbers)
+            if self._logger is not None:
+                self._logger.add(self._step, self._numbers)
         self._keep_suspect()
         self._batch = None
         skipped = self._numbers.get("optim/skipped", 0)
@@ -214,6 +221,8 @@ class Writer:
         self.flush()
         if self.active:
             self._events.close()
+            if self._logger is not None:
+                self._logger.close()
         return self._numbers
 
 

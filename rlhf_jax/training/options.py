@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.pipelining import pipe_size
+from rlhf_jax.training import logger
 from rlhf_jax.training.config_comments import intervals
 
 LARGEST_INT = (1 << 31) - 1  # of a whole number whose interval has no end
@@ -23,6 +24,7 @@ CHOICES = {
     "dtype": FLOATS,
     "loss_aggregation": ("token", "response", "constant"),
     "matmul_precision": ("auto", "default", "high", "highest"),
+    "logger": ("", *logger.LOGGERS),
     "frozen_param_dtype": (*FLOATS, "int8"),
     "moment_dtype": FLOATS,
     "name": ("adamw", "adafactor", "sgd"),
@@ -50,6 +52,8 @@ def check(config: ConfigDict, where: str = "config") -> None:
         if name in CHOICES and value not in CHOICES[name]:
             choices = ", ".join(CHOICES[name])
             raise ValueError(f"{key}={value!r} must be one of {choices}.")
+        if name == "logger":
+            logger.check(value)
         if isinstance(value, tuple) and not all(isinstance(x, int) for x in value):
             raise ValueError(f"{key}={value!r} must be whole numbers, as in '(0, 1)'.")
         if name == "model" and not key.endswith(SERVICES):

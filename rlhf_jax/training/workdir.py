@@ -193,7 +193,7 @@ def refuse_other_config(
     differences = [
         (key, there, here)
         for key, there, here in config_differences(recorded, resolved)
-        if key not in free and not key.endswith("mesh")
+        if key not in free and not key.endswith(("mesh", "logger"))
     ]
     binding = [
         f"config.{key}: {there!r} -> {here!r}"
