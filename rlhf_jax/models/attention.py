@@ -20,6 +20,7 @@ from rlhf_jax.models.positions import count_before
 MASKED = -1e30
 # Blocks of `block_attend`: the fewest queries in one, and the most blocks in a row.
 SMALLEST_BLOCK, MOST_BLOCKS = 64, 8
+LEAST_GPU = "8.0"  # the compute capability of cuDNN's attention: Ampere
 
 
 def visible(
@@ -102,6 +103,10 @@ def cudnn_refusal(config: ChatGLMConfig, *, rows: int, queries: int, slots: int)
     c, shards = config, jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
     if c.num_kv_heads % shards:
         return f"the mesh's tensor={shards} does not divide {c.num_kv_heads=}"
+    # A GPU says "9.0"; other devices have no such version. jax does not look at it.
+    version = getattr(jax.devices()[0], "compute_capability", LEAST_GPU)
+    if tuple(map(int, version.split("."))) < tuple(map(int, LEAST_GPU.split("."))):
+        return f"this GPU has compute capability {version}, below {LEAST_GPU}"
     shapes = (
         (rows, queries, c.num_heads, c.head_dim),
         (rows, c.num_kv_heads, c.head_dim, slots),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +176,15 @@ def test_heads_that_the_mesh_does_not_divide_are_not_for_cudnn(fake_cudnn):
         with jax.set_mesh(make_mesh((1, -1, tensor))):
             reason = cudnn_refusal(config, **sizes)
         assert ("num_kv_heads=2" in reason) == refused
+
+
+@pytest.mark.parametrize(("version", "refused"), [("7.5", True), ("10.3", False)])
+def test_old_gpus_have_no_cudnn_attention(version, refused, fake_cudnn, monkeypatch):
+    gpu = types.SimpleNamespace(compute_capability=version)
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    config = dataclasses.replace(FAMILIES["v2"], dtype="bfloat16")
+    reason = cudnn_refusal(config, rows=2, queries=8, slots=8)
+    assert (f"compute capability {version}" in reason) == refused
 
 
 @pytest.mark.gpu
