@@ -395,6 +395,7 @@ def test_rope_settings_that_say_default_under_either_key_are_read(changes, tmp_p
         ({"rope_scaling": [1]}, "config.json of a 'glm4' model"),
         ({"rope_type": "yarn"}, "rope_type='yarn'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping=30.0"),
     ],
 )
 def test_rope_settings_that_are_not_computed_are_refused(changes, message, tmp_path):

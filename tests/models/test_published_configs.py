@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 
+from rlhf_jax.data.tokenizers.tokenizer import SPECIAL_TOKENS, STOP_TOKENS
 from rlhf_jax.models import huggingface_config
 from rlhf_jax.models.presets import num_parameters, preset
 from rlhf_jax.models.rope_scaling import RopeScaling
@@ -269,6 +270,14 @@ def test_a_published_config_is_its_preset(name, like, changes):
 )
 def test_a_published_config_makes_its_number_of_parameters(name, count):
     assert num_parameters(config_of(name)) == count
+
+
+@pytest.mark.parametrize("name", [x for x in CONFIGS if x.lower().startswith("glm")])
+def test_answers_of_glm_end_at_the_published_ids(name):
+    """Special tokens stand in one order, from the id of <|endoftext|> on."""
+    first = CONFIGS[name]["pad_token_id"]
+    ids = [first + SPECIAL_TOKENS.index(token) for token in STOP_TOKENS]
+    assert ids == CONFIGS[name]["eos_token_id"]
 
 
 def test_llama_3_2_scales_its_frequencies_by_32():
