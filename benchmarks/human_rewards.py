@@ -1,11 +1,12 @@
 """Benchmark of reward models on people's preferences, with every pair a test pair.
 
 python -m benchmarks.human_rewards --data=FOLDER --cache=FOLDER --model=FOLDER
-    [--arms longer bag bigrams random frozen trained] [--report]
+    [--arms longer bag bigrams random frozen trained] [--language=zh] [--report]
 
 FOLDER of the data holds hh_rlhf_helpful, llmbar, pandalm_human and qa_feedback in their
-published layouts (docs/data_formats.md). The model is a published chat model; without
-one the arms that need none can run. Arms:
+published layouts (docs/data_formats.md); for `--language=zh`, oasst1_zh_ranked, the
+Chinese rankings of OpenAssistant. The model is a published chat model; without one, the
+arms that need none can run. Arms:
 
 - longer: the response with more words wins;
 - bag, bigrams: logistic regressions on counts of tokens, and also of bigrams;
@@ -13,17 +14,17 @@ one the arms that need none can run. Arms:
 - frozen: a linear head on the model's hidden state at a response's last token;
 - trained: the reward stage on the model, by default its last ten layers.
 
-Arms are trained on hh helpful alone. Its conversations are divided into folds (five;
-two for `trained`), and each fold is judged by the model trained on the others, so that
-every pair is a test pair. The other sets are judged by the model of each fold, whose
-results are averaged. Each arm is trained on the pairs as they are and on the pairs that
-length balancing keeps, and where it has the reward model's loss, with weights 0 and
-0.01 of the squared scores.
+Arms are trained on hh helpful alone (on the rankings in Chinese). Its conversations are
+divided into folds (five; two for `trained`), and each fold is judged by the model
+trained on the others, so that every pair is a test pair. The other sets are judged by
+the model of each fold, whose results are averaged. Each arm is trained on the pairs as
+they are and on the pairs that length balancing keeps, and where it has the reward
+model's loss, with weights 0 and 0.01 of the squared scores.
 
 The cache keeps each unit of work (a trained fold, a block of hidden states) as a file:
 a run that was killed goes on where it was. `--report` only writes the results so far,
-to results/human_rewards.json and results/human_rewards.md. The predictions made before
-the first run stand in benchmarks/human_rewards_report.py.
+to results/human_rewards.json and .md (human_rewards_zh in Chinese). The predictions
+made before the first run stand in benchmarks/human_rewards_report.py.
 """
 
 import argparse
@@ -44,12 +45,17 @@ import optax
 from sklearn.model_selection import GroupKFold
 
 from benchmarks import human_rewards_report
-from benchmarks.preference_sets import length_in, preference_files, read_set
+from benchmarks.preference_sets import (
+    length_in,
+    preference_files,
+    read_set,
+    unit_of_length,
+)
 from configs import prepare_comparisons as prepare_config
 from configs import reward as reward_config
 from rlhf_jax.data.batching import packed_pairs
 from rlhf_jax.data.cleaning.annotator_quality import Limits
-from rlhf_jax.data.cleaning.filters import clean
+from rlhf_jax.data.cleaning.filters import chosen_and_rejected, clean
 from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.cleaning.votes import read_votes
 from rlhf_jax.data.encoding import Pair, encode_pairs
@@ -72,15 +78,18 @@ from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.inputs import fingerprint
 
 RESULTS = Path(__file__).parents[1] / "results"
-TRAINED_ON = "hh"
-# Test sets: the set's name in the data folder, and a part of the set.
+# The sets of each language: the set's name in the data folder, and a part of the set.
+# Arms are trained on the first.
 SETS = {
-    TRAINED_ON: ("hh_rlhf_helpful", ""),
-    "LLMBar natural": ("llmbar", "LLMBar/Natural"),
-    "LLMBar adversarial": ("llmbar", "LLMBar/Adversarial"),
-    "MT-Bench votes": ("llmbar", "Processed/MT-Bench"),
-    "PandaLM majority": ("pandalm_human", ""),
-    "qa_feedback": ("qa_feedback", ""),
+    "en": {
+        "hh": ("hh_rlhf_helpful", ""),
+        "LLMBar natural": ("llmbar", "LLMBar/Natural"),
+        "LLMBar adversarial": ("llmbar", "LLMBar/Adversarial"),
+        "MT-Bench votes": ("llmbar", "Processed/MT-Bench"),
+        "PandaLM majority": ("pandalm_human", ""),
+        "qa_feedback": ("qa_feedback", ""),
+    },
+    "zh": {"oasst1 zh": ("oasst1_zh_ranked", "")},
 }
 RIDGES = np.logspace(-4, 1, 6)  # weights of a head's squared coefficients, to choose by
 INNER_FOLDS = 5  # by which a head's ridge is chosen
@@ -111,7 +120,12 @@ class Data(NamedTuple):
     comparisons: list[Comparison]
     sets: np.ndarray  # str [N]: the name of each pair's set
     conversation: np.ndarray  # float [N]: hash in [0, 1) of the first user turn
-    lengths: np.ndarray  # int [N, 2]: words of chosen and rejected
+    lengths: np.ndarray  # int [N, 2]: words or characters of chosen and rejected
+
+    @property
+    def is_own(self) -> np.ndarray:
+        """bool [N]: True for the pairs of the set that arms are trained on."""
+        return self.sets == self.sets[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,38 +187,35 @@ def units(arms: Sequence[str], sizes: Sizes) -> Iterator[Unit]:
 # Data
 
 
-def read_data(folder: Path) -> Data:
-    """Read and clean the sets of SETS."""
+def read_data(folder: Path, language: str) -> Data:
+    """Read and clean the sets of a language."""
     files, parts = preference_files(folder), []
-    for name, (origin, part) in SETS.items():
+    for name, (origin, part) in SETS[language].items():
         if origin not in files:
             raise FileNotFoundError(f"{folder} has no set {origin}.")
         data = read_set(files[origin], ["subset"])
         rows = data.parts()[part] if part else range(len(data.comparisons))
         parts.append(_cleaned(name, [data.comparisons[i] for i in rows]))
-    columns = zip(*parts, strict=True)
-    comparisons, *arrays = columns
+    comparisons, *arrays = zip(*parts, strict=True)
     return Data(list(itertools.chain(*comparisons)), *map(np.concatenate, arrays))
 
 
 def _cleaned(name: str, comparisons: list[Comparison]) -> Data:
-    votes = read_votes(
-        comparisons, lambda texts: [length_in("words", t) for t in texts]
-    )
+    unit = unit_of_length(comparisons)
+    votes = read_votes(comparisons, lambda texts: [length_in(unit, t) for t in texts])
     cleaning = clean(votes, Limits(**prepare_config.get_config().annotators))
     rows = np.flatnonzero(cleaning.reason == 0)
+    lengths = [votes.lengths[side] for side in chosen_and_rejected(votes, rows)]
     kept = [comparisons[i] for i in rows]
-    words = [[length_in("words", t) for t in (c.chosen, c.rejected)] for c in kept]
     sets = np.array([name] * len(kept))
-    return Data(kept, sets, votes.conversation[rows], np.array(words).reshape(-1, 2))
+    return Data(kept, sets, votes.conversation[rows], np.stack(lengths, axis=1))
 
 
 def rows_of(unit: Unit, data: Data) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows int [M] that a unit is trained on, and the rows that it judges:
     its fold of the conversations, and all other sets."""
-    is_own = data.sets == TRAINED_ON
     fold = (data.conversation * unit.folds).astype(int)
-    train = np.flatnonzero(is_own & (fold != unit.fold))
+    train = np.flatnonzero(data.is_own & (fold != unit.fold))
     if unit.balanced:
         better, worse = data.lengths[train].T
         train = train[
@@ -212,7 +223,7 @@ def rows_of(unit: Unit, data: Data) -> tuple[np.ndarray, np.ndarray]:
                 better, worse, width=human_rewards_report.BUCKET, seed=0
             ).keep
         ]
-    return train, np.flatnonzero(~is_own | (fold == unit.fold))
+    return train, np.flatnonzero(~data.is_own | (fold == unit.fold))
 
 
 # Arms
@@ -235,7 +246,7 @@ class Workplace:
         the pairs, not on which is better."""
         folder = self.cache / "tokenizer"
         if not is_readable(folder):
-            rows = np.flatnonzero(self.data.sets == TRAINED_ON)
+            rows = np.flatnonzero(self.data.is_own)
             own = [self.data.comparisons[i] for i in rows]
             texts = [m["content"] for c in own for m in c.prompt.messages]
             texts += [text for c in own for text in (c.response_a, c.response_b)]
@@ -455,7 +466,7 @@ def trained(unit: Unit, work: Workplace, train: np.ndarray, test: np.ndarray):
     folder = work.cache / "runs" / unit.name
     is_pretrained = unit.arm == "trained"
     comparisons = work.data.comparisons
-    own = test[work.data.sets[test] == TRAINED_ON]
+    own = test[work.data.is_own[test]]
     for name, rows in (("comparisons", train), ("comparisons_test", own[:REPORTED])):
         write_records(folder / "data" / f"{name}.jsonl", [comparisons[i] for i in rows])
     _ = work.own_tokenizer  # the stage finds it in the data folder
@@ -564,6 +575,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--model", default="")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--language", choices=SETS, default="en")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     flags = parser.parse_args()
@@ -571,12 +583,12 @@ def main() -> None:
     if without and not flags.report:
         parser.error(f"the arms {', '.join(without)} need --model=FOLDER")
     keep_freed_memory()
-    work = Workplace(
-        read_data(flags.data), flags.cache.absolute(), flags.model, Sizes()
-    )
+    data = read_data(flags.data, flags.language)
+    work = Workplace(data, flags.cache.absolute(), flags.model, Sizes())
     if not flags.report:
         run(work, flags.arms)
-    human_rewards_report.write(flags.results, work.data, results_so_far(work))
+    name = "human_rewards" + ("" if flags.language == "en" else f"_{flags.language}")
+    human_rewards_report.write(flags.results / name, data, results_so_far(work))
 
 
 if __name__ == "__main__":

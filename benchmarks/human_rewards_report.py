@@ -2,8 +2,8 @@
 
 A model is right on a pair if chosen scores above rejected, half right at equal scores.
 Intervals are of 95 %, by the bootstrap over conversations; p-values are McNemar's, on
-the pairs of hh, each of which was judged once by a model that never saw its
-conversation.
+the pairs of the set that arms are trained on, each of which was judged once by a model
+that never saw its conversation.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,7 @@ from rlhf_jax.files import write_json, write_text
 
 BUCKET = 10  # words, the width of a bucket of length balancing
 STRATA = "hh, mean of the two"
-LONGER, SHORTER = "hh, better is longer", "hh, better is shorter"
-BALANCED = "hh balanced"
 ADVERSARIAL = "LLMBar adversarial"
-COMPARED = ("hh", STRATA, BALANCED, ADVERSARIAL)
 
 
 class Prediction(NamedTuple):
@@ -87,20 +84,20 @@ def tests_of(data) -> dict[str, list[np.ndarray]]:
     """Return the groups of rows, bool [N] each, of every test. The accuracy of a test
     is the mean of its groups' accuracies."""
     difference = np.subtract(*data.lengths.T)
-    hh = data.sets == "hh"
-    balanced = np.zeros(len(hh), bool)
-    better, worse = data.lengths[hh].T
-    balanced[hh] = length_balance(better, worse, width=BUCKET, seed=0).keep
-    longer, shorter = hh & (difference > 0), hh & (difference < 0)
+    own, name = data.is_own, str(data.sets[0])
+    balanced = np.zeros(len(own), bool)
+    better, worse = data.lengths[own].T
+    balanced[own] = length_balance(better, worse, width=BUCKET, seed=0).keep
+    longer, shorter = own & (difference > 0), own & (difference < 0)
     tests = {
-        "hh": [hh],
-        LONGER: [longer],
-        SHORTER: [shorter],
-        STRATA: [longer, shorter],
-        BALANCED: [balanced],
+        name: [own],
+        f"{name}, better is longer": [longer],
+        f"{name}, better is shorter": [shorter],
+        f"{name}, mean of the two": [longer, shorter],
+        f"{name} balanced": [balanced],
     }
-    others = [name for name in dict.fromkeys(data.sets.tolist()) if name != "hh"]
-    return tests | {name: [data.sets == name] for name in others}
+    others = list(dict.fromkeys(data.sets.tolist()))[1:]
+    return tests | {other: [data.sets == other] for other in others}
 
 
 def accuracy(
@@ -144,7 +141,7 @@ def summarise(data, margins: dict[str, np.ndarray]) -> dict:
     difference = np.subtract(*data.lengths.T)
     variants = {}
     for name, folds in margins.items():
-        own = np.flatnonzero((data.sets == "hh") & ~np.isnan(right[name]))
+        own = np.flatnonzero(data.is_own & ~np.isnan(right[name]))
         margin = _mean(folds)[own]
         score, lengths = (
             np.stack([x, 0 * x], axis=1) for x in (margin, difference[own])
@@ -160,13 +157,15 @@ def summarise(data, margins: dict[str, np.ndarray]) -> dict:
     contrasts = [
         {"variant": a, "other": b, "test": test, **_contrast(right, a, b, test, data)}
         for a, b in contrasts_of(list(margins))
-        for test in COMPARED
+        for test in tests
+        if ", better is" not in test  # their mean is compared
     ]
+    is_english = "hh" in tests
     return {
         "pairs": {test: int(np.any(g, axis=0).sum()) for test, g in tests.items()},
         "variants": variants,
         "contrasts": contrasts,
-        "predictions": [_verdict(p, right, data) for p in PREDICTIONS],
+        "predictions": [_verdict(p, right, data) for p in PREDICTIONS if is_english],
     }
 
 
@@ -189,10 +188,11 @@ def _mean(folds: np.ndarray) -> np.ndarray:
 
 
 def _contrast(right, a: str, b: str, test: str, data) -> dict:
-    """Return the difference of two variants on a test, with McNemar's p on hh."""
+    """Return the difference of two variants on a test, with McNemar's p on the set
+    that the arms are trained on."""
     groups = tests_of(data)[test]
     numbers = accuracy(right[a] - right[b], groups, data.conversation) or {}
-    if test == "hh" and numbers:
+    if test == data.sets[0] and numbers:
         both = groups[0] & ~np.isnan(right[a] - right[b])
         numbers["p"] = mcnemar(right[a][both], right[b][both])
     return numbers
@@ -252,13 +252,16 @@ def page(results: dict) -> str:
         [
             "# Reward models on people's preferences\n",
             "`python -m benchmarks.human_rewards`, whose docstring explains the arms. "
-            "Accuracy in %, with 95 % intervals over conversations; trained on hh "
-            "helpful alone, cross-fitted by conversation; the other sets by the mean "
-            "over the folds' models. Names of arms end with the weight of the squared "
-            f"scores in the loss. Pairs: {counts}.\n",
+            "Accuracy in %, with 95 % intervals over conversations. Arms are trained "
+            "on the first set alone and cross-fitted by conversation; the other sets "
+            "are judged by the folds' models, whose results are averaged. Names of "
+            "arms end with the weight of the squared scores in the loss. Pairs: "
+            f"{counts}.\n",
             markdown("Accuracy", rows) if rows else "Nothing is measured yet.\n",
             markdown("Differences", contrasts) if contrasts else "",
-            markdown("Predictions, written before the run", predictions),
+            markdown("Predictions, written before the run", predictions)
+            if predictions
+            else "",
         ]
     )
 
@@ -275,9 +278,9 @@ def _p(p: float | None) -> str:
     return "" if p is None else f"{p:.2g}"
 
 
-def write(folder: Path, data, margins: dict[str, np.ndarray]) -> None:
-    """Write human_rewards.json and human_rewards.md, and print the page."""
+def write(path: Path, data, margins: dict[str, np.ndarray]) -> None:
+    """Write the results to `path` with the endings .json and .md, and print them."""
     results = summarise(data, margins)
-    write_json(folder / "human_rewards.json", results)
-    write_text(folder / "human_rewards.md", page(results))
+    write_json(path.with_suffix(".json"), results)
+    write_text(path.with_suffix(".md"), page(results))
     print(page(results))

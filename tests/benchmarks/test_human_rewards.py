@@ -102,7 +102,7 @@ def data(tmp_path_factory):
     for name, rows in ROWS.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text)
-    return read_data(folder)
+    return read_data(folder, "en")
 
 
 @pytest.fixture(scope="module")
@@ -308,12 +308,33 @@ def test_predictions_are_held_against_what_was_measured(data):
 
 def test_what_is_there_so_far_can_be_written_at_any_time(done, tmp_path):
     first = {"bag-plain": results_so_far(done)["bag-plain"][:1]}
-    human_rewards_report.write(tmp_path, done.data, first)
+    human_rewards_report.write(tmp_path / "human_rewards", done.data, first)
     results = json.loads((tmp_path / "human_rewards.json").read_text())
     pairs = results["variants"]["bag-plain"]["tests"]["hh"]["pairs"]
     assert 0 < pairs < results["pairs"]["hh"] == 24
-    human_rewards_report.write(tmp_path, done.data, {})
+    human_rewards_report.write(tmp_path / "human_rewards", done.data, {})
     assert "Nothing is measured yet" in (tmp_path / "human_rewards.md").read_text()
+
+
+def test_chinese_rankings_are_a_study_of_their_own(tmp_path):
+    texts = [f"这是第{i}个回答，{'很' * i}长。" for i in range(3)]
+    rows = [
+        {"instruction": f"问题{i}？", "input": "", "output": texts[:: (-1) ** i]}
+        for i in range(8)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "oasst1_zh_ranked.jsonl").write_text(text)
+    data = read_data(tmp_path, "zh")
+    assert data.is_own.all() and len(data.sets) == 8 * 3
+    assert sorted({abs(a - b) for a, b in data.lengths.tolist()}) == [1, 2]
+    work = Workplace(data, tmp_path / "cache", "", SMALL)
+    run(work, ["longer", "bag"])
+    results = summarise(data, results_so_far(work))
+    tests = results["variants"]["longer-plain"]["tests"]
+    assert tests["oasst1 zh, better is longer"]["value"] == 1.0
+    assert tests["oasst1 zh"]["value"] == 0.5
+    assert results["predictions"] == []
+    assert "oasst1 zh balanced" in page(results)
 
 
 def test_the_strata_share_out_the_pairs_of_unequal_length(data):
