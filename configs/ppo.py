@@ -62,6 +62,10 @@ def get_config(preset="tiny"):
     # Samples this many responses to each prompt; "rloo" and "grpo" need 2 or more.
     # [1, inf)
     c.samples_per_prompt = 1
+    # Draws prompts until the batch is full of prompts whose responses differ in their
+    # score, at most this many times in an iteration; prompts whose scores are all equal
+    # have no part in the update. 0 draws once and keeps all prompts. [0, 1024]
+    c.max_draws = 0
     # True divides GRPO's advantages by the standard deviation of the prompt's scores;
     # False is Dr. GRPO.
     c.group_std = True

@@ -3,7 +3,9 @@
 ChatGLM-RLHF (arXiv 2404.00934), section 3. The functions of one iteration are in
 algorithms/ppo.py:
 1. rollout: the policy answers a batch of prompts. When a prompt is first drawn, the
-   reference answers it too, and the score of that answer is kept.
+   reference answers it too, and the score of that answer is kept. With max_draws,
+   prompts whose scores are all equal are replaced (dynamic sampling, arXiv 2503.14476):
+   draw d of step s takes place s * max_draws + d of the order of prompts.
 2. run_models: old log-probabilities, reference log-probabilities, scores and values in
    one program, while functions of rewards run on the host; the score is the sum of
    all rewards by their weights. make_experience: a token's reward is -kl_coef * KL; the
@@ -17,12 +19,14 @@ here the value model starts from the reward model, and the numbers are the usual
 Without a reward model, where all rewards are functions, the value model starts from the
 policy, with a random head.
 
-Three advantages need no critic: "rloo" (arXiv 2402.14740), "grpo" (2402.03300) and
-"remax" (2310.10505). Every token of a response then has the same advantage, computed
-from the response's score minus kl_coef * its KL (kl_in_loss moves the KL into the loss,
-as in the GRPO paper), in the same clipped loss; there is no value model, in memory or
-in the programs. ReMax's baseline is the policy's greedy answer (baseline="greedy");
-baseline="reference" combines the ChatGLM-RLHF baseline with no critic.
+Four advantages need no critic: "rloo" (arXiv 2402.14740), "grpo" (2402.03300),
+"remax" (2310.10505) and "reinforce_pp" (2501.03262). With the first three every token
+of a response has the same advantage, computed from the response's score minus kl_coef *
+its KL (kl_in_loss moves the KL into the loss, as in the GRPO paper), in the same
+clipped loss; there is no value model, in memory or in the programs. ReMax's baseline is
+the policy's greedy answer (baseline="greedy"); baseline="reference" combines the
+ChatGLM-RLHF baseline with no critic. configs/variants/ has the published variants, each
+a short config.
 """
 
 import contextlib
@@ -32,7 +36,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -44,6 +48,7 @@ from rlhf_jax.algorithms.ppo import (
     Hyper,
     ModelOutputs,
     PPOState,
+    differing_groups,
     first_numbers,
     make_experience,
     run_models,
@@ -61,6 +66,7 @@ from rlhf_jax.data.batching import (
 from rlhf_jax.data.encoding import encode_prompts, sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
+from rlhf_jax.generation.dynamic_sampling import fill
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.quantise import quantise
@@ -161,6 +167,7 @@ def run(config, workdir: str) -> None:
     value_optimizer = optimizers.from_config(config.value_optimizer)
     value_rates = optimizers.learning_rates(config.value_optimizer, total_updates)
     models_step = jax.jit(functools.partial(run_models, hyper=hyper))
+    differ = jax.jit(functools.partial(differing_groups, hyper=hyper))
     experience_step = jax.jit(functools.partial(make_experience, hyper=hyper))
     update_step = jax.jit(
         functools.partial(
@@ -326,7 +333,7 @@ def run(config, workdir: str) -> None:
         config.spike_zscore,
         config.logger,
     )
-    watch = Stopwatch()
+    watch, draws_per_step = Stopwatch(), max(config.max_draws, 1)
 
     def save_before(step: int, state: PPOState) -> None:
         """Save the state before step + 1, unless it is saved."""
@@ -335,28 +342,41 @@ def run(config, workdir: str) -> None:
             checkpoints.save(step, to_checkpoint(state), meta, numbers)
         checkpoints.close()
 
+    def draws(state: PPOState, step: int) -> Iterator[Draw]:
+        """Answer the prompts of a step, and score the answers; once more, with other
+        prompts, for every further batch that is asked for."""
+        for place in range(step * draws_per_step, (step + 1) * draws_per_step):
+            index, key = order.indices(place), jax.random.fold_in(rollout_key, place)
+            responses, baseline = answer(state.policy.model, index, key)
+            num_generated = float(responses.response_mask.sum())
+            generating = watch.lap()
+            outputs = models_step(state, memory.frozen(), responses)
+            scored = score(index, responses, outputs)
+            baseline = np.repeat(baseline, config.samples_per_prompt)
+            rows = Rows(responses, outputs, scored.scores, baseline)
+            yield Draw(rows, scored, num_generated, generating, watch.lap())
+
     show = {"score": "objective/baselined_scores", "kl": "objective/kl"}
     with ProgressBar("ppo", config.total_steps, start, show) as bar:
         for step in range(start, config.total_steps):
-            # 1. The policy answers a batch of prompts.
+            # 1. The policy answers a batch of prompts, and the answers are scored.
             watch.lap()
-            index, key = order.indices(step), jax.random.fold_in(rollout_key, step)
             with saved_before_fault(save_before, step, state):
-                responses, baseline = answer(state.policy.model, index, key)
-            num_generated = float(responses.response_mask.sum())
-            seconds = {"time/generate": watch.lap()}
+                drawn, rows, wanted, metrics = draw_until_full(
+                    draws(state, step), differ if config.max_draws else None
+                )
+            seconds = {
+                "time/generate": sum(draw.generating for draw in drawn),
+                "time/score": sum(draw.scoring for draw in drawn),
+            }
 
             # 2. The experience: log-probabilities, scores, values, advantages.
-            baseline = np.repeat(baseline, config.samples_per_prompt)
-            outputs = models_step(state, memory.frozen(), responses)
-            with saved_before_fault(save_before, step, state):
-                scored = score(index, responses, outputs)
-            experience, changes, metrics = experience_step(
-                state, responses, outputs, scored.scores, baseline
+            experience, changes, experience_metrics = experience_step(
+                state, *rows, wanted
             )
-            metrics |= rewards.metrics(scored)
+            metrics |= experience_metrics | rewards.metrics(drawn[0].scored)
             observed_kl = metrics["objective/kl"].value()
-            seconds["time/score"] = watch.lap()
+            seconds["time/score"] += watch.lap()
             if observed_kl > config.kl_ceiling:
                 writer.close()
                 stop_above_ceiling(
@@ -382,6 +402,7 @@ def run(config, workdir: str) -> None:
             # 4. Metrics, evaluation, checkpoint.
             metrics |= update_metrics | seconds
             metrics["optim/lr"] = policy_rates[updates.start]
+            num_generated = sum(draw.num_generated for draw in drawn)
             metrics["tokens_per_second"] = Mean(num_generated, sum(seconds.values()))
             learned_from = {"batch": experience, "sft": sft_batch}
             bar.update(*writer.write(step + 1, metrics, learned_from))
@@ -399,6 +420,61 @@ def run(config, workdir: str) -> None:
     check_learned(state.policy, *[state.value] * hyper.has_critic)
     checkpoints.close()
     finish(workdir, numbers)
+
+
+class Rows(NamedTuple):
+    """The responses of a batch and all that the experience is made of, by row."""
+
+    responses: Rollout
+    outputs: ModelOutputs
+    scores: np.ndarray  # float32 [B]
+    baseline: np.ndarray  # float32 [B]
+
+
+class Draw(NamedTuple):
+    """A batch of prompts that were answered and scored."""
+
+    rows: Rows
+    scored: Scored
+    num_generated: float  # tokens
+    generating: float  # seconds
+    scoring: float  # seconds
+
+
+def draw_until_full(
+    draws: Iterator[Draw], differ: Callable | None
+) -> tuple[list[Draw], Rows, np.ndarray | None, dict]:
+    """Draw batches until every prompt has responses that differ in their score.
+
+    Args:
+        draws: the batches that may be drawn; what is not needed is not computed.
+        differ: `differing_groups`; None takes the first batch as it is.
+
+    Returns:
+        The draws; the rows of the filled batch; which of them to learn from, bool [B]
+        (None: all); and metrics of the draws.
+    """
+    drawn = [next(draws)]
+    if differ is None:
+        return drawn, drawn[0].rows, None, {}
+
+    def differs(rows: Rows) -> np.ndarray:
+        return fetch(differ(rows.scores, rows.responses.ended))
+
+    rows, wanted = fetch(drawn[0].rows), differs(drawn[0].rows)
+    differing = [wanted]
+    while not wanted.all() and (draw := next(draws, None)) is not None:
+        drawn.append(draw)
+        differing.append(differs(draw.rows))
+        rows, wanted = fill(rows, wanted, fetch(draw.rows), differing[-1])
+    metrics = {
+        "draws/count": len(drawn),
+        "draws/equal_fraction": Mean.of(~np.stack(differing)),
+        "draws/left_out_fraction": Mean.of(~wanted),
+        "draws/scores": Mean.of(np.stack([draw.rows.scores for draw in drawn])),
+    }
+    repeats = len(rows.scores) // len(wanted)
+    return drawn, shard_batch(rows), np.repeat(wanted, repeats), metrics
 
 
 @contextlib.contextmanager
@@ -554,6 +630,12 @@ def check_options(config) -> None:
         raise ValueError(
             "advantage='remax' is the score minus a baseline's: set baseline='greedy', "
             "or 'reference'."
+        )
+    if config.max_draws and config.advantage not in ("rloo", "grpo"):
+        raise ValueError(
+            f"{config.max_draws=} looks for prompts whose responses differ in their "
+            "score: it needs advantage='grpo' or 'rloo', not "
+            f"{config.advantage!r}."
         )
     if config.whiten_rewards and config.advantage != "gae":
         raise ValueError("whiten_rewards needs the token rewards of advantage='gae'.")

@@ -14,6 +14,9 @@ from rlhf_jax.data.batching import preference_batch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.stages.dpo import reference_logprobs
+from rlhf_jax.training.state import TrainState
+from tests.algorithms.ppo_parts import SGD
+from tests.trees import assert_trees_close
 
 HYPER = dpo.Hyper(
     num_tokens=512,
@@ -38,6 +41,11 @@ PAIRS = [  # prompt, chosen, rejected, of all lengths
 
 def log_sigmoid(x):
     return -np.log1p(np.exp(-x))
+
+
+def slow_orpo(means):
+    odds = np.exp(means) / (1 - np.exp(means))
+    return -means[:, 0] - 0.2 * log_sigmoid(np.log(odds[:, 0] / odds[:, 1]))
 
 
 @functools.cache
@@ -92,6 +100,7 @@ LOG_RATIO = (LOGPROBS - REFERENCE) @ np.array([1.0, -1.0])  # 1 and 2
                 -log_sigmoid(0.2 * (LOGPROBS / LENGTHS) @ np.array([1, -1]) - 0.7)
             ),
         ),
+        ("orpo", lambda z: slow_orpo(LOGPROBS / LENGTHS)),
     ],
     ids=lambda loss: loss if isinstance(loss, str) else "",
 )
@@ -104,7 +113,7 @@ def test_a_loss_takes_the_numbers_and_the_lengths_of_either_response(loss, expec
     np.testing.assert_allclose(found.loss, expected(LOG_RATIO), rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "robust", "ipo", "length_regularised"])
+@pytest.mark.parametrize("loss", ["dpo", "robust", "ipo", "length_regularised", "kto"])
 def test_a_loss_that_needs_a_reference_says_so(loss):
     hyper = dataclasses.replace(HYPER, loss=loss)
     with pytest.raises(ValueError, match=f"loss='{loss}' needs the reference's"):
@@ -182,3 +191,69 @@ def test_a_cached_reference_and_one_on_the_fly_give_equal_losses():
         b, _ = share(model, batch, None, reference, hyper=hyper)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
         assert abs(a - share(model, batch, 0 * cached, hyper=hyper)[0]) > 0.01
+
+
+@functools.partial(jax.jit, static_argnames="hyper")
+def kto_step(policy, batch, reference, hyper):
+    return dpo.train_step(
+        TrainState.create(policy, SGD),
+        batch,
+        None,
+        None,
+        reference,
+        0.1,
+        optimizer=SGD,
+        hyper=hyper,
+    )
+
+
+def test_kto_takes_its_reference_point_from_the_responses_to_other_prompts():
+    """The next pair's responses after each prompt, by hand; in parts and with rows that
+    only fill the batch the step is the same."""
+    model, reference = micro(0), micro(1)
+    hyper = dataclasses.replace(
+        HYPER, loss="kto", desirable_weight=1.2, undesirable_weight=0.7
+    )
+    prompts, *responses = zip(*PAIRS, strict=True)
+    swapped = [x[-1:] + x[:-1] for x in responses]
+    mismatched = batch_of(list(zip(prompts, *swapped, strict=True)))
+    ratio = logprobs_of(model, mismatched) - logprobs_of(reference, mismatched)
+    kl = float(ratio.mean())
+    assert abs(kl) > 0.01
+    if kl < 0:  # the other way round it is positive
+        model, reference, kl = reference, model, -kl
+    new, metrics = kto_step(model, batch_of(PAIRS), reference, hyper)
+    assert float(metrics["objective/kl"]) == pytest.approx(kl, rel=1e-4)
+
+    gap = np.float64(logprobs_of(model, batch_of(PAIRS)))
+    gap -= np.float64(logprobs_of(reference, batch_of(PAIRS)))
+    desirable = 1.2 / (1 + np.exp(0.2 * (gap[:, 0] - kl)))
+    undesirable = 0.7 / (1 + np.exp(0.2 * (kl - gap[:, 1])))
+    expected = (desirable + undesirable).mean() / 2
+    assert metrics["loss/dpo"].value() == pytest.approx(expected, rel=1e-4)
+
+    parts, _ = kto_step(
+        model, batch_of(PAIRS), reference, dataclasses.replace(hyper, microbatches=2)
+    )
+    assert_trees_close(parts.model, new.model, atol=1e-5)
+
+
+def test_kto_ignores_rows_that_fill_a_batch():
+    """The first pair then follows a row of no pair, and has no part in the reference
+    point."""
+    hyper = dataclasses.replace(HYPER, loss="kto")
+    model, reference = micro(0), micro(1)
+    filled = preference_batch(PAIRS, pad_id=0, multiple=8, batch_size=8)
+    garbage = dataclasses.replace(
+        filled, responses=np.where(filled.valid[:, None, None], filled.responses, 99)
+    )
+    of = jax.jit(functools.partial(dpo.mismatched_kl, hyper=hyper))
+    for policy, other in ((model, reference), (reference, model)):
+        expected = of(policy, other, filled)
+        np.testing.assert_array_equal(of(policy, other, garbage), expected)
+
+
+def test_kto_of_a_saved_batch_is_refused():
+    hyper = dataclasses.replace(HYPER, loss="kto")
+    with pytest.raises(ValueError, match="loss='kto' needs the KL of the whole batch"):
+        dpo.preference_loss(*map(jnp.asarray, (LOGPROBS, REFERENCE, LENGTHS)), hyper)

@@ -105,11 +105,11 @@ def preferences(config) -> tuple[PreferenceBatch, SFTBatch]:
     return batch, dialogues(config)
 
 
-def dpo_step(model, batch):
+def dpo_step(model, batch, loss="dpo"):
     hyper = dpo.Hyper(
         num_tokens=60,
         chunk_size=0,
-        loss="dpo",
+        loss=loss,
         beta=0.1,
         label_smoothing=0.0,
         gamma=0.0,
@@ -146,14 +146,15 @@ def rollouts(config) -> tuple[Rollout, SFTBatch]:
     return rolled, sft_batch
 
 
-def ppo_step(model, batch):
+def ppo_step(model, batch, **fields):
     rolled, sft_batch = batch
     config = ppo_config.get_config("tiny")
-    config.update(minibatches=1, whiten_advantages=True, kl_coef=0.1)
+    config.update(minibatches=1, whiten_advantages=True, kl_coef=0.1, **fields)
     hyper = ppo.Hyper.from_config(config, 60)
     scorer = ScoreModel(model, rngs=nnx.Rngs(0))
+    critic = scorer if hyper.has_critic else None
     state = ppo.PPOState.create(
-        model, scorer, policy_optimizer=SGD, value_optimizer=SGD, hyper=hyper
+        model, critic, policy_optimizer=SGD, value_optimizer=SGD, hyper=hyper
     )
     reference = jax.tree.map(lambda x: 0.9 * x, model)
     outputs = ppo.run_models(state, ppo.Frozen(reference, scorer), rolled, hyper=hyper)
@@ -188,13 +189,24 @@ def generate_step(model, batch):
     return generate_program(model, batch, jnp.ones(batch.shape, bool), keys, sampling)
 
 
+GSPO = {
+    "advantage": "grpo",
+    "samples_per_prompt": 2,
+    "objective": "gspo",
+    "loss_aggregation": "constant",
+    "rollout_correction": "response",
+    "rollout_error_limit": 1.8,  # leaves out some of the responses
+    "entropy_coef": 0.1,
+}
 CASES = {
     "generate": (generate_step, lambda config: rows_of_tokens(config, PROMPT)),
     "sft": (sft_step, dialogues),
     "fused": (functools.partial(sft_step, optimizer=FUSED), dialogues),
     "reward": (reward_step, pairs),
     "dpo": (dpo_step, preferences),
+    "kto": (functools.partial(dpo_step, loss="kto"), preferences),
     "ppo": (ppo_step, rollouts),
+    "gspo": (functools.partial(ppo_step, **GSPO), rollouts),
 }
 
 

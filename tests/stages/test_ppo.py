@@ -39,6 +39,7 @@ from rlhf_jax.training.workdir import is_finished
             {"advantage": "reinforce_pp", "whiten_advantages": True},
             "leave whiten_advantages",
         ),
+        ({"max_draws": 2}, "max_draws=2 looks for .*advantage='grpo'"),
         ({"group_std": False}, "group_std=False needs advantage='grpo'"),
         ({"mask_overlong": True}, "missing_end_penalty=1.0.*set one of the two"),
         ({"reference_rate": 0.1}, "reference_rate=0.1 moves.*baseline='none'"),
@@ -221,6 +222,9 @@ def test_a_copy_in_8_bits_answers_and_the_policy_itself_is_trained(
     assert line["objective/kl"] == pytest.approx(0, abs=1e-5)
     assert line["val/ratio"] == pytest.approx(1, abs=1e-5)
     assert 2e-5 < line["rollout/logprob_gap_mean"] < 0.1
+    # The distance is corrected by default.
+    assert 0 < line["rollout/weight_min"] < line["rollout/weight_mean"] < 1.1
+    assert line["response/learned_fraction"] == 1
 
 
 @pytest.mark.gpu
@@ -349,7 +353,9 @@ def test_what_each_iteration_hands_to_the_update(
     what they get: baselines by prompt, and keys, rates and SFT batches of their own."""
     baselines, updates = [], []
 
-    def make_experience(state, rollout, outputs, scores, baseline_scores, *, hyper):
+    def make_experience(
+        state, rollout, outputs, scores, baseline_scores, wanted, *, hyper
+    ):
         baselines.append(baseline_scores)
         return None, {}, {"objective/kl": Mean.of(np.zeros(1))}
 
