@@ -38,7 +38,11 @@ FILES = {  # file -> its quick tests
     "rlhf_jax/losses/kl.py": ["tests/losses/test_kl.py"],
     "rlhf_jax/losses/advantages.py": ["tests/losses/test_advantages.py"],
     "rlhf_jax/losses/ppo.py": ["tests/losses/test_ppo.py"],
+    "rlhf_jax/losses/aggregation.py": ["tests/losses/test_aggregation.py"],
+    "rlhf_jax/losses/correction.py": ["tests/losses/test_correction.py"],
     "rlhf_jax/losses/dpo.py": ["tests/losses/test_dpo.py"],
+    "rlhf_jax/losses/kto.py": ["tests/losses/test_kto.py"],
+    "rlhf_jax/losses/orpo.py": ["tests/losses/test_orpo.py"],
     "rlhf_jax/losses/reward.py": ["tests/losses/test_reward.py"],
     "rlhf_jax/losses/sft.py": ["tests/losses/test_sft.py"],
     "rlhf_jax/losses/logprobs.py": ["tests/losses/test_logprobs.py"],
@@ -110,6 +114,7 @@ FILES = {  # file -> its quick tests
         f"{GOLDEN}[ppo]",
         "tests/algorithms/test_composition.py",
         "tests/algorithms/test_ppo_experience.py",
+        "tests/algorithms/test_variants.py",
         *(
             f"tests/algorithms/test_ppo.py::test_{name}"
             for name in (

@@ -23,7 +23,8 @@ def get_config(preset="tiny"):
     c.data = common.data(preset)
     # The SFT policy: a workdir or a Hugging Face folder.
     c.init_from = ""
-    # The workdir of the reward model, which labels the pairs of every round.
+    # The workdir of the reward model, which labels the pairs of every round; "" where
+    # pairs.rewards are functions.
     c.reward_model = ""
     # The number of rounds, each of which samples pairs and trains on them. [1, 1024]
     c.rounds = 3

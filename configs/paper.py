@@ -13,13 +13,16 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# The runs that each claim compares: reward models, or policies against SFT.
 PRESETS = ("tiny",)
-REWARD_MODELS = {
+NAME = "claims"  # of the files of results
+HAS_PLOTS = True  # frontier.png and training.png
+# The runs that each claim compares: reward models, each evaluated alone, and policies,
+# evaluated together against SFT.
+EVALUATED_ALONE = {
     1: ("reward", "reward_unbalanced"),
     2: ("reward_reg_0", "reward", "reward_reg_0.1"),
 }
-POLICIES = {
+EVALUATED_TOGETHER = {
     3: ("ppo", "ppo_whitened", "ppo_no_baseline"),
     4: ("ppo", "ppo_no_sft"),
     5: ("ppo", "dpo"),
@@ -137,7 +140,7 @@ MEASURES = (
             "above",
         )
         for claim in (5, 7)
-        for run in POLICIES[claim]
+        for run in EVALUATED_TOGETHER[claim]
     ),
     Measure(
         5,
@@ -167,6 +170,8 @@ MEASURES = (
 def get_config(preset="tiny"):
     common.check_preset(preset, PRESETS, "paper")
     c = ConfigDict()
+    # The module in configs/ that names the runs and what is compared.
+    c.study = "paper"
     c.data = common.data(preset)
     # The seed of the bootstrap intervals within a run. [0, inf)
     c.seed = 0
@@ -238,13 +243,16 @@ def runs(claims: Sequence[int]) -> dict[str, dict]:
         "dpo": dpo(),
         "ipo": dpo(loss="ipo"),
     }
-    for name in {name for names in REWARD_MODELS.values() for name in names}:
+    for name in {name for names in EVALUATED_ALONE.values() for name in names}:
         table[f"evaluate_{name}"] = {
             "config": "evaluate.py:tiny",
             "models": "sft=@sft",
             "reward_model": f"@{name}",
         }
-    policies = ["sft", *(name for claim in claims for name in POLICIES.get(claim, ()))]
+    policies = [
+        "sft",
+        *(name for claim in claims for name in EVALUATED_TOGETHER.get(claim, ())),
+    ]
     table["evaluate"] = {
         "config": "evaluate.py:tiny",
         "models": ",".join(f"{name}=@{name}" for name in dict.fromkeys(policies)),

@@ -1,16 +1,21 @@
 """Test the claims of ChatGLM-RLHF (arXiv 2404.00934) at small scale, seed by seed.
 
 python launch/reproduce.py --config=configs/paper.py:tiny --workdir=runs/paper
+python launch/reproduce.py --config=configs/variants/study.py:tiny \
+    --workdir=runs/variants
 
 The command trains the runs of configs/paper.py on the testbed, evaluates them by the
 testbed's true scorer, and writes to config.results: claims.md and claims.json (what
 each claim compares, the effect with its 95 % interval over seeds, the verdict, and the
 results of every policy); claims.png (the effects); frontier.png (score and quality
-against KL); training.png (curves over steps). report.html in the workdir shows every
-run side by side. Start the same command again, and it continues where it stopped.
+against KL); training.png (curves over steps). configs/variants/study.py compares the
+algorithms of configs/variants/ in the same way, in variants.md, .json and .png.
+report.html in the workdir shows every run side by side. Start the same command again,
+and it continues where it stopped.
 --workers_per_device=N lets N runs share each GPU and its memory.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -23,7 +28,6 @@ preemption.install()  # first: the other imports take seconds
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import paper
 from rlhf_jax.launching import cli, reproduce
 
 PER_DEVICE = flags.DEFINE_integer(
@@ -32,7 +36,8 @@ PER_DEVICE = flags.DEFINE_integer(
 
 
 def main(config: ConfigDict, workdir: str) -> None:
-    reproduce.run(config, workdir, paper=paper, workers_per_device=PER_DEVICE.value)
+    study = importlib.import_module(f"configs.{config.study}")
+    reproduce.run(config, workdir, study=study, workers_per_device=PER_DEVICE.value)
 
 
 if __name__ == "__main__":

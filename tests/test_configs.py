@@ -21,6 +21,20 @@ EVERY += [("iterative_dpo", preset) for preset in common.STAGE_PRESETS]
 EVERY += [("pipeline", "tiny"), ("pipeline", "hh")]
 
 
+# Parts of the variants' folder that are no variant.
+HELPERS = ("base", "rewards", "study")
+VARIANTS = sorted(
+    path.stem
+    for path in (ROOT / "configs" / "variants").glob("*.py")
+    if path.stem not in HELPERS
+)
+EVERY += [
+    (f"variants.{name}", preset)
+    for name in VARIANTS
+    for preset in ("tiny", "chatglm3_6b")
+]
+
+
 def make(name: str, preset: str) -> ConfigDict:
     return importlib.import_module(f"configs.{name}").get_config(preset)
 
@@ -42,6 +56,35 @@ def test_values_can_be_overridden_from_the_command_line(name, preset):
 def test_an_unknown_preset_lists_the_known(name):
     with pytest.raises(ValueError, match=rf"configs/{name}.py has no preset 'x'.*tiny"):
         make(name, "x")
+
+
+PUBLISHED_VARIANTS = {
+    "dapo": "2503.14476",
+    "dr_grpo": "2503.20783",
+    "gspo": "2507.18071",
+    "cispo": "2506.13585",
+    "reinforce_pp": "2501.03262",
+    "rloo": "2402.14740",
+    "remax": "2310.10505",
+    "grpo": "2402.03300",
+    "kto": "2402.01306",
+    "orpo": "2403.07691",
+    "online_dpo": "2402.04792",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_VARIANTS)
+def test_a_variant_says_its_paper_and_its_command(name):
+    text = importlib.import_module(f"configs.variants.{name}").__doc__
+    assert PUBLISHED_VARIANTS[name] in text
+    assert f"--config=configs/variants/{name}.py:tiny" in text
+
+
+@pytest.mark.parametrize("name", [x for x in VARIANTS if x != "online_dpo"])
+def test_the_options_of_a_variant_do_not_contradict_each_other(name):
+    config = make(f"variants.{name}", "tiny")
+    stage = importlib.import_module(f"rlhf_jax.stages.{config.stage}")
+    stage.check_options(config)
 
 
 def attributes_read(path: Path) -> set[str]:

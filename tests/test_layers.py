@@ -40,6 +40,7 @@ ALLOWED = {
     "launching": {
         "stages",
         "planning",
+        "rewards",
         "algorithms",
         "evaluation",
         "generation",

@@ -8,6 +8,7 @@ from rlhf_jax.data import sources
 from rlhf_jax.launching import closing
 from rlhf_jax.launching.checks import check_data
 from rlhf_jax.launching.stage import run_stages
+from rlhf_jax.rewards.spec import uses_model
 from rlhf_jax.training.workdir import finish, read_summary
 
 
@@ -21,9 +22,13 @@ def run(config: ConfigDict, workdir: str) -> None:
         raise ValueError(f"{config.reference=} must be 'first' or 'previous'.")
     if config.rounds < 1:
         raise ValueError(f"{config.rounds=} must be at least 1.")
-    for name in ("init_from", "reward_model"):
-        if not config[name]:
-            raise ValueError(f"config.{name} is empty: name the folder of one.")
+    if not config.init_from:
+        raise ValueError("config.init_from is empty: name the folder of one.")
+    if uses_model(config.pairs.rewards) and not config.reward_model:
+        raise ValueError(
+            "config.reward_model is empty: name the folder of one, or functions in "
+            "config.pairs.rewards."
+        )
     folder = Path(workdir)
     check_data(config.data)
     data = sources.data_folder(config.data, folder)

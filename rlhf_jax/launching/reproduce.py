@@ -1,4 +1,4 @@
-"""The runs behind the claims of the paper, and their effects, seed by seed."""
+"""The runs of a study, such as the paper's claims, and their effects, seed by seed."""
 
 import functools
 import re
@@ -26,12 +26,13 @@ REFERENCE = re.compile(r"@([\w.]+)")  # "@name": the folder of another run
 
 
 def run(
-    config: ConfigDict, workdir: str, *, paper, workers_per_device: int = 1
+    config: ConfigDict, workdir: str, *, study, workers_per_device: int = 1
 ) -> None:
     """Do the runs that the claims of `config` need; write tables, plots and the report.
 
     Args:
-        paper: the module that names the runs and the measures, configs/paper.py.
+        study: the module that names the runs and the measures, such as
+            configs/paper.py.
         workers_per_device: see `run_jobs`.
     """
     runs = [str(x.relative_to(workdir)) for x in Path(workdir).glob("seed*/*")]
@@ -39,7 +40,7 @@ def run(
     folder = open_workdir(workdir, config, free=free, parts={"data": runs})
     jobs = []
     for seed in config.seeds:
-        jobs += seed_jobs(folder / f"seed{seed}", seed, config, paper)
+        jobs += seed_jobs(folder / f"seed{seed}", seed, config, study)
     check_jobs(jobs)
     failed = run_jobs(
         jobs, workers=config.workers, workers_per_device=workers_per_device
@@ -48,7 +49,7 @@ def run(
         logging.error("%s: %s", name, reason)
     results = [
         measured
-        for measure in paper.MEASURES
+        for measure in study.MEASURES
         if measure.claim in config.claims
         and (measured := compare(measure, folder, config.seeds)) is not None
     ]
@@ -57,9 +58,10 @@ def run(
     text = markdown(results)
     if models := tables.models(groups):
         text += "\n" + tables.markdown(tables.models_table(models))
-    write_results(Path(config.results), results, text)
-    plot_frontier(groups, Path(config.results) / "frontier.png")
-    plot_training(groups, Path(config.results) / "training.png")
+    write_results(Path(config.results), study.NAME, results, text)
+    if study.HAS_PLOTS:
+        plot_frontier(groups, Path(config.results) / "frontier.png")
+        plot_training(groups, Path(config.results) / "training.png")
     report = page.html(runs, notes, title=str(folder))
     write_text(folder / "report.html", report)
     print_markdown(text)
@@ -67,12 +69,12 @@ def run(
         finish(folder, {})
 
 
-def write_results(out: Path, results: list[dict], text: str) -> None:
+def write_results(out: Path, name: str, results: list[dict], text: str) -> None:
     """Write the tables, and a plot of the effects, into the folder `out`."""
-    write_text(out / "claims.md", text)
-    write_json(out / "claims.json", results)
+    write_text(out / f"{name}.md", text)
+    write_json(out / f"{name}.json", results)
     if results:
-        plot_effects(results, out / "claims.png")
+        plot_effects(results, out / f"{name}.png")
 
 
 def compare(measure, folder: Path, seeds) -> dict | None:
@@ -121,10 +123,10 @@ def _number(where: str, folder: Path) -> float | None:
     )
 
 
-def seed_jobs(folder: Path, seed: int, config: ConfigDict, paper) -> list[Job]:
+def seed_jobs(folder: Path, seed: int, config: ConfigDict, study) -> list[Job]:
     """Return the runs of one seed that the claims need, each after the runs that it
     starts from."""
-    runs = paper.runs(config.claims)
+    runs = study.runs(config.claims)
     world = config.data.copy_and_resolve_references()
     world.testbed.seed = world.annotators.seed = seed
     sources.open_data(world, folder)
@@ -155,9 +157,9 @@ def seed_jobs(folder: Path, seed: int, config: ConfigDict, paper) -> list[Job]:
         )
 
     for claim in config.claims:
-        for name in paper.REWARD_MODELS.get(claim, ()):
+        for name in study.EVALUATED_ALONE.get(claim, ()):
             add(f"evaluate_{name}")
-        if claim in paper.POLICIES:
+        if claim in study.EVALUATED_TOGETHER:
             add("evaluate")
     return list(jobs.values())
 

@@ -1,11 +1,13 @@
 """Which runs a claim needs, and what their summaries say of it."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 
 from configs import paper
+from configs.variants import study as variants
 from rlhf_jax.evaluation.claims import Effect
 from rlhf_jax.evaluation.report.claims import plot_frontier, plot_training
 from rlhf_jax.evaluation.report.runs import find_runs, group_runs
@@ -41,24 +43,30 @@ def test_a_missing_run_leaves_its_measure_out(tmp_path):
     assert compare(MEASURE, tmp_path, (0,)) is None
 
 
+@functools.cache
+def jobs_of(study, tmp_path):
+    config = study.get_config()
+    config.claims = tuple({measure.claim for measure in study.MEASURES})
+    return seed_jobs(tmp_path / "seed3", 3, config, study)
+
+
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("paper") / "seed3"
-    config = paper.get_config()
-    config.claims = (1, 2, 3, 4, 5, 6, 7)
-    return seed_jobs(folder, 3, config, paper)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
 
 
-def test_a_run_comes_after_what_it_starts_from(jobs):
+@pytest.mark.parametrize("study", [paper, variants], ids=lambda x: x.NAME)
+def test_a_run_comes_after_what_it_starts_from(study, folder):
     seen = set()
-    for job in jobs:
+    for job in jobs_of(study, folder):
         assert seen.issuperset(job.after), job.name
         seen.add(job.name)
-    assert "seed3/evaluate" in seen
+    assert {"seed3/evaluate", "seed3/evaluate_dapo"} & seen
 
 
-def test_every_run_takes_its_fields(jobs):
-    for job in jobs:
+@pytest.mark.parametrize("study", [paper, variants], ids=lambda x: x.NAME)
+def test_every_run_takes_its_fields(study, folder):
+    for job in jobs_of(study, folder):
         config = job.resolve()
         assert config.seed == 3, job.name
         if "data" in config:
@@ -66,9 +74,10 @@ def test_every_run_takes_its_fields(jobs):
         assert "@" not in json.dumps(job.overrides, default=str), job.name
 
 
-def test_every_measure_reads_runs_that_exist(jobs):
-    names = {job.name.removeprefix("seed3/") for job in jobs}
-    for measure in paper.MEASURES:
+@pytest.mark.parametrize("study", [paper, variants], ids=lambda x: x.NAME)
+def test_every_measure_reads_runs_that_exist(study, folder):
+    names = {job.name.removeprefix("seed3/") for job in jobs_of(study, folder)}
+    for measure in study.MEASURES:
         for where in filter(None, (measure.ours, measure.theirs)):
             assert where.partition(":")[0] in names, where
 
@@ -93,7 +102,7 @@ def test_the_world_of_runs_that_are_done_stays(tmp_path, monkeypatch):
         config = paper.get_config()
         config.claims = (1,)
         config.update_from_flattened_dict(fields)
-        reproduce.run(config, str(tmp_path / "paper"), paper=paper)
+        reproduce.run(config, str(tmp_path / "paper"), study=paper)
 
     class CheckedError(Exception):
         pass
@@ -124,7 +133,7 @@ def test_workers_per_device_reach_the_jobs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reproduce, "run_jobs", run_jobs)
     with pytest.raises(KeyboardInterrupt):
-        reproduce.run(config, str(tmp_path), paper=paper, workers_per_device=3)
+        reproduce.run(config, str(tmp_path), study=paper, workers_per_device=3)
     assert calls == [{"workers": 2, "workers_per_device": 3}]
 
 
@@ -132,7 +141,7 @@ def test_it_ends_in_tables_and_plots(tmp_path):
     rows = [MEASURE._asdict() | {"ours_mean": 1.0, "theirs_mean": 2.0}]
     effect = Effect.of([-1.0, -2.0, -3.0])._asdict()
     rows[0] |= {"effect": effect, "verdict": "holds"}
-    reproduce.write_results(tmp_path / "results", rows, "a table")
+    reproduce.write_results(tmp_path / "results", "claims", rows, "a table")
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names == {"claims.md", "claims.json", "claims.png"}
 

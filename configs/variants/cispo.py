@@ -1,0 +1,22 @@
+"""CISPO: the clip bounds the weight of a token and removes no token.
+
+MiniMax-M1 (2025), arXiv 2506.13585: the weight has no lower bound; the paper gives no
+number for the upper one, and 0.28 is DAPO's.
+
+Run: python launch/train.py --config=configs/variants/cispo.py:tiny \
+         --workdir=runs/cispo --config.init_from=runs/sft
+
+results/variants.md: the share of right answers on the testbed, before and after.
+"""
+
+from configs.variants import base
+
+
+def get_config(preset="tiny"):
+    c = base.policy_gradient(preset)
+    c.advantage = "grpo"
+    c.objective = "cispo"
+    c.clip_range = 1.0
+    c.clip_range_high = 0.28
+    c.kl_coef = 0.0
+    return c

@@ -1,0 +1,19 @@
+"""ReMax: the baseline of a response is the score of the policy's greedy answer.
+
+Li et al. (2023), arXiv 2310.10505: one response to a prompt, and the KL in the reward.
+
+Run: python launch/train.py --config=configs/variants/remax.py:tiny \
+         --workdir=runs/remax --config.init_from=runs/sft
+
+results/variants.md: the share of right answers on the testbed, before and after.
+"""
+
+from configs.variants import base
+
+
+def get_config(preset="tiny"):
+    c = base.policy_gradient(preset, samples_per_prompt=1)
+    c.advantage = "remax"
+    c.baseline = "greedy"
+    c.kl_coef = 0.01
+    return c

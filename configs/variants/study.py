@@ -1,0 +1,94 @@
+"""Every variant of configs/variants against its SFT start: the share of right answers.
+
+Run: python launch/reproduce.py --config=configs/variants/study.py:tiny \
+         --workdir=runs/variants
+
+Every seed has its own world, SFT model and runs; a run takes one to two minutes on two
+cores. Start the same command again, and it continues where it stopped. The table is
+results/variants.md.
+"""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.paper import Measure
+from configs.variants import base
+
+PRESETS = ("tiny",)
+NAME = "variants"  # of the files of results
+HAS_PLOTS = False
+POLICY_GRADIENTS = (
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "rloo",
+    "remax",
+    "reinforce_pp",
+)
+PREFERENCES = ("kto", "orpo", "online_dpo")
+EVALUATED_ALONE = {1: (*POLICY_GRADIENTS, *PREFERENCES)}
+EVALUATED_TOGETHER: dict[int, tuple[str, ...]] = {}
+RIGHT = "rewards.is_right.mean"
+MEASURES = tuple(
+    Measure(
+        1,
+        f"share of right answers: {name} minus SFT",
+        f"evaluate_{name}:models.{name}.{RIGHT}",
+        f"evaluate_{name}:models.sft.{RIGHT}",
+        "above",
+    )
+    for name in EVALUATED_ALONE[1]
+)
+
+
+def get_config(preset="tiny"):
+    common.check_preset(preset, PRESETS, "variants/study")
+    c = ConfigDict()
+    c.study = "variants.study"
+    c.data = common.data(preset)
+    c.seed = 0
+    c.seeds = (0, 1, 2)
+    c.claims = (1,)
+    c.results = "results"
+    c.workers = 1
+    return c
+
+
+def runs(claims: Sequence[int]) -> dict[str, dict]:
+    """Return the runs by name, each with its config file and the fields that it
+    changes. "@name" stands for the folder of another run, which is done first."""
+    start = {"init_from": "@sft"}
+
+    def variant(name, **fields):
+        return {"config": f"variants/{name}.py:tiny", **start, **fields}
+
+    table = {"sft": {"config": "sft.py:tiny"}, "pairs": variant("pairs")}
+    table |= {name: variant(name) for name in POLICY_GRADIENTS}
+    pairs = {"pairs": "@pairs/comparisons.jsonl"}
+    table |= {name: variant(name, **pairs) for name in ("kto", "orpo")}
+    # Two rounds of configs/variants/online_dpo.py.
+    dpo = {"config": "dpo.py:tiny", "beta_sft": 0.0, "eval_every": 0, "epochs": 1}
+    table |= {
+        "online_dpo_1": {**dpo, **start, **pairs},
+        "pairs_2": variant("pairs", init_from="@online_dpo_1"),
+        "online_dpo": {
+            **dpo,
+            "init_from": "@online_dpo_1",
+            "reference_from": "@sft",
+            "pairs": "@pairs_2/comparisons.jsonl",
+        },
+    }
+    table |= {
+        f"evaluate_{name}": {
+            "config": "evaluate.py:tiny",
+            "models": f"sft=@sft,{name}=@{name}",
+            "rewards": base.IS_RIGHT,
+        }
+        for claim in claims
+        for name in EVALUATED_ALONE[claim]
+    }
+    return table
