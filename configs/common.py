@@ -313,6 +313,11 @@ def optimizer(learning_rate: float) -> ConfigDict:
     # The norm that is clipped: "global", of the whole gradient, or "per_layer". A fused
     # update with "global" needs one more backward pass.
     c.clip = "global"
+    # The parameters to train: a regular expression of their names, such as
+    # "blocks.2[0-9]|final_norm|head" for the last ten of 30 layers and the head; "" is
+    # all. The others get no gradient and no moments, and the backward pass ends at the
+    # lowest trained layer.
+    c.trainable = ""
     # True updates each layer inside the backward pass, so that only one layer's
     # gradient exists at a time.
     c.fused = False

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from rlhf_jax.parallel.fused_update import sum_of_squares
-from rlhf_jax.parallel.layers import split
+from rlhf_jax.parallel.layers import trained_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Optimizer:
     clip_norm: float  # the largest norm of a gradient; 0 does not clip
     clip: str = "global"  # by the norm of the whole gradient, or "per_layer"
     fused: bool = False  # True updates inside the backward pass
+    trainable: str = ""  # pattern of the trained parameters, see `trained_part`
 
     @property
     def needs_norm(self) -> bool:
@@ -40,7 +41,7 @@ class Optimizer:
         return dataclasses.replace(self, learning_rate=learning_rate)
 
     def init(self, model) -> dict:
-        layers, rest = split(model)
+        layers, rest = trained_part(model, self.trainable)
         return {
             "layers": jax.vmap(self.rule.init)(layers) if layers else {},
             "rest": {name: self.rule.init({name: x}) for name, x in rest.items()},
@@ -183,7 +184,12 @@ def from_config(config) -> Optimizer:
         )
     else:
         optimizer = sgd(None, clip_norm=config.clip_norm)
-    return dataclasses.replace(optimizer, clip=config.clip, fused=config.fused)
+    return dataclasses.replace(
+        optimizer,
+        clip=config.clip,
+        fused=config.fused,
+        trainable=config.trainable,
+    )
 
 
 def _decay_mask(params):

@@ -4,6 +4,7 @@ The bounds of a number stand beside its key, in the comments of configs/*.py.
 """
 
 import math
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -56,6 +57,13 @@ def check(config: ConfigDict, where: str = "config") -> None:
             logger.check(value)
         if isinstance(value, tuple) and not all(isinstance(x, int) for x in value):
             raise ValueError(f"{key}={value!r} must be whole numbers, as in '(0, 1)'.")
+        if name == "trainable":
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(
+                    f"{key}={value!r} is not a regular expression: {error}."
+                ) from None
         if name == "model" and not key.endswith(SERVICES):
             preset(value)
         if isinstance(value, int | float):
@@ -98,13 +106,20 @@ def matmul_precision(config) -> str:
 
 
 def fused_updates(config) -> None:
-    """Refuse a fused update where it is not possible.
+    """Refuse a fused or partial update where it is not possible.
 
     Raises:
         ValueError: names the optimizer and says what to set instead.
     """
     for name, optimizer in config.items():
-        if not name.endswith("optimizer") or not optimizer.fused:
+        if not name.endswith("optimizer"):
+            continue
+        if optimizer.trainable and pipe_size() > 1:
+            raise ValueError(
+                f"{name}.trainable leaves stages of a pipeline without work: set it to "
+                '"", or the mesh\'s pipe to 1.'
+            )
+        if not optimizer.fused:
             continue
         if pipe_size() > 1:
             raise ValueError(

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from rlhf_jax.parallel.fused_update import fused_update, sum_of_squares
-from rlhf_jax.parallel.layers import join, split
+from rlhf_jax.parallel.layers import Trained, trained_part, updated, with_trained
 from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.parallel.sharding import constrain_parameters
 from rlhf_jax.training.accumulate import value_and_grad
@@ -45,13 +45,19 @@ def optimizer_step(
 ) -> tuple[TrainState, dict]:
     """Take one optimizer step on `loss_fn(model, batch) -> (loss, metrics)`, see
     `accumulate.value_and_grad`: with the whole gradient, or fused into its computation.
+    Parameters that `optimizer.trainable` leaves out have no gradient and stay the same.
 
     Returns:
         The new state and the metrics of the loss and of `apply_gradients`.
     """
     if not optimizer.fused:
+
+        def loss_of_part(part, batch):
+            return loss_fn(with_trained(state.model, part), batch)
+
+        part = trained_part(state.model, optimizer.trainable)
         loss, metrics, gradients = value_and_grad(
-            loss_fn, state.model, batch, microbatches=microbatches
+            loss_of_part, part, batch, microbatches=microbatches
         )
         gradients = constrain_parameters(gradients)
         state, update_metrics = apply_gradients(state, loss, gradients, optimizer)
@@ -77,28 +83,32 @@ def apply_gradients(
     """Apply one optimizer update. A loss or a gradient that is not finite leaves
     parameters and moments unchanged; only the counters advance.
 
+    Args:
+        gradients: a `Trained`, or a tree like the model.
+
     Returns:
         The new state and the metrics `optim/grad_norm` (before clipping) and
         `optim/skipped` (non-finite updates in a row so far).
     """
+    if not isinstance(gradients, Trained):
+        gradients = trained_part(gradients, optimizer.trainable)
     norm = jnp.sqrt(sum_of_squares(gradients))
     norm = jnp.where(jnp.isfinite(loss), norm, jnp.nan)
-    layers, rest = split(state.model)
-    layer_gradients, rest_gradients = split(gradients)
+    layers, rest = trained_part(state.model, optimizer.trainable)
     states = {"layers": {}, "rest": {}}
     if layers:
         layers, states["layers"] = jax.vmap(
             lambda *layer: optimizer.apply(*layer, norm)
-        )(layer_gradients, state.opt_state["layers"], layers)
+        )(gradients.layers, state.opt_state["layers"], layers)
     for name, x in rest.items():
         new, states["rest"][name] = optimizer.apply(
-            {name: rest_gradients[name]},
+            {name: gradients.rest[name]},
             state.opt_state["rest"][name],
             {name: x},
             norm,
         )
         rest = rest | new
-    return _advance(state, join(state.model, layers, rest), states, norm)
+    return _advance(state, updated(state.model, Trained(layers, rest)), states, norm)
 
 
 def _advance(state: TrainState, model, opt_state, norm) -> tuple[TrainState, dict]:
