@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 from rlhf_jax.models.presets import PRESETS
 
 # "tiny" is a small model on the testbed, minutes on a CPU; "hh" a model of the same
-# size on real comparisons; the published sizes have the paper's settings, for a pod.
+# size on real comparisons; "smollm2" a published chat model of 135M parameters, on
+# real comparisons, an hour on a CPU; the others have the paper's settings, for a pod.
 SMALL = ("micro", "tiny", "benchmark")
 PUBLISHED = tuple(name for name in PRESETS if name not in SMALL)
-STAGE_PRESETS = ("tiny", "hh", *PUBLISHED)
+STAGE_PRESETS = ("tiny", "hh", "smollm2", *PUBLISHED)
 
 
 def check_preset(preset: str, presets: tuple[str, ...], file: str) -> None:
@@ -23,6 +24,10 @@ def check_preset(preset: str, presets: tuple[str, ...], file: str) -> None:
 
 def is_small(preset: str) -> bool:
     return preset in ("tiny", "hh")
+
+
+def is_for_cpus(preset: str) -> bool:
+    return is_small(preset) or preset == "smollm2"
 
 
 def stage(name: str, preset: str) -> ConfigDict:
@@ -38,7 +43,7 @@ def stage(name: str, preset: str) -> ConfigDict:
     # model and DPO a pipeline.
     c.mesh = (1, -1, 1)
     # The dtype of the computation.
-    c.dtype = "float32" if is_small(preset) else "bfloat16"
+    c.dtype = "float32" if is_for_cpus(preset) else "bfloat16"
     # The precision of products of float32 matrices: "highest"; "high", three bfloat16
     # passes on TPUs and TF32 on GPUs; "default", one pass on TPUs and TF32 on GPUs;
     # "auto" is "highest" where dtype is float32, and "default" elsewhere. CPUs and
@@ -55,7 +60,7 @@ def with_model(c: ConfigDict, preset: str) -> ConfigDict:
     # Hugging Face folder. "" makes random weights.
     c.init_from = ""
     # The preset of the model that is made when init_from is "".
-    c.model = "tiny" if is_small(preset) else preset
+    c.model = "tiny" if is_for_cpus(preset) else preset
     # The dtype of the stored weights.
     c.param_dtype = "float32"
     # True compiles one layer and loops over the layers; False compiles every layer
@@ -63,7 +68,7 @@ def with_model(c: ConfigDict, preset: str) -> ConfigDict:
     c.scan_layers = not is_small(preset)
     # The activations that the backward pass computes again to save memory: "none";
     # "dots", all but the results of matrix products; "full", all of a layer.
-    c.remat = "none" if is_small(preset) else "full"
+    c.remat = "none" if is_for_cpus(preset) else "full"
     # The implementation of attention: "xla"; "splash" on TPUs; "cudnn" on GPUs in 16
     # bits, with a warning and "xla" for shapes that it lacks; "auto" takes the one that
     # suits the machine.
@@ -101,14 +106,18 @@ class Lengths(NamedTuple):
 
 
 def lengths(preset: str) -> Lengths:
-    small = {"tiny": Lengths(128, 64, 64, 64), "hh": Lengths(256, 160, 96, 48)}
+    small = {
+        "tiny": Lengths(128, 64, 64, 64),
+        "hh": Lengths(256, 160, 96, 48),
+        "smollm2": Lengths(256, 160, 96, 64),
+    }
     return small.get(preset, Lengths(2048, 1024, 1024, 1024))
 
 
 def chunk_size(preset: str) -> int:
     """Return how many positions of a row are projected to the vocabulary at once; 0 is
     all of them."""
-    return 0 if is_small(preset) else 512
+    return 0 if is_for_cpus(preset) else 512
 
 
 def data(preset: str) -> ConfigDict:
@@ -116,7 +125,7 @@ def data(preset: str) -> ConfigDict:
     # The source of the data: "testbed"; a file or folder of your own
     # (docs/your_own_data.md); or "hf:NAME", "hf:NAME:SUBSET" or "tfds:NAME" for a
     # published data set.
-    c.path = "" if preset == "hh" else "testbed"
+    c.path = "" if preset in ("hh", "smollm2") else "testbed"
     # The layout of the rows of a data set, one of docs/data_formats.md; "" recognises
     # the layout of each row by its fields.
     c.layout = ""

@@ -14,6 +14,8 @@ def get_config(preset="tiny"):
     common.with_rewards(c)
     # A .jsonl file of prompts; "" takes prompts.jsonl of the data folder.
     c.prompts = ""
+    # Answers at most this many prompts, the first ones; 0 means all. [0, 2**24]
+    c.max_prompts = 0
     # The workdir of a reward model (stages/reward.py), which labels the pairs; "" where
     # all rewards are functions.
     c.reward_model = ""

@@ -313,6 +313,15 @@ def tokenizer_fingerprint(model: str | Path) -> str:
     return load_tokenizer(place).fingerprint if place else ""
 
 
+@first_makes
+def open_probes(config, workdir: Path) -> Path:
+    """Write the testbed's probes of `config.testbed` into a folder, and return it."""
+    folder = Path(workdir) / "probes"
+    testbed = world.make_testbed(world.TestbedConfig(**config.testbed))
+    world.write_probes(testbed, folder)
+    return folder
+
+
 def write_testbed(config, folder: Path) -> None:
     """Write the synthetic world of `config.testbed` and `config.annotators`."""
     testbed = world.TestbedConfig(**config.testbed)

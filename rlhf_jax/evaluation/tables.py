@@ -5,6 +5,7 @@ from rlhf_jax import terminal
 JUDGED = {
     "testbed": "true quality",
     "reward_model": "the reward model's score",
+    "judge_model": "a reward model that nothing was trained against",
     "marks": "a chat model's marks",
     "pairs": "a chat model, both orders",
 }
@@ -15,6 +16,8 @@ def print_table(summary: dict) -> None:
     columns that no model fills."""
     rows = [model_row(name, row) for name, row in summary["models"].items()]
     filled = [key for key in rows[0] if any(row[key] for row in rows)]
+    if summary["judge"] != "judge_model":  # else it says what was optimised
+        filled = [key for key in filled if key != "reward"]
     judge = JUDGED[summary["judge"]]
     terminal.print_table(
         f"Judged by {judge}, against {summary['baseline']}",
@@ -72,6 +75,7 @@ def model_row(name: str, row: dict) -> dict[str, str]:
         cells["n"] = cells["n"] or count
         if count and count != cells["n"]:
             cells["quality"] += f", n = {count}"
+    cells["reward"] = f"{row['score']:.2f}" if "score" in row else ""
     cells["tokens"] = f"{row['length']:.1f}"
     # Answers sampled at another temperature than 1 have a log-ratio instead of a KL.
     for title, key in (("KL", "kl"), ("log-ratio", "log_ratio")):

@@ -28,7 +28,7 @@ from rlhf_jax.training.workdir import results
 
 # Keys of configs that name the folder of a model, and keys that name a file.
 POLICIES = ("init_from", "reference_from", "policy")
-REWARD_MODELS = ("reward_model",)
+REWARD_MODELS = ("reward_model", "judge_model")
 FILES = (
     "comparisons",
     "comparisons_test",

@@ -2,8 +2,9 @@
 
 1. Every model answers the same held-out prompts, sampled with the same keys.
 2. A judge (evaluation/judges.py) gives each answer a quality, or compares two: the
-   testbed's true quality, a chat model by HTTP, the reward model (which is not an
-   independent judge of a policy trained against it), or the sum of all rewards.
+   testbed's true quality, a chat model by HTTP, a reward model (which is not an
+   independent judge of a policy trained against it; `judge_model` can be another one),
+   or the sum of all rewards.
 3. Each model is compared with the first: win / tie / lose with 95 % bootstrap intervals
    over prompts, by intent and at equal length; KL(model || first model) on the model's
    own answers, in nats. More than two models also get Bradley-Terry ratings.
@@ -73,14 +74,17 @@ def run(config, workdir: str) -> None:
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[*models.values()],
-        reward_models=[config.reward_model],
+        reward_models=[config.reward_model, config.judge_model],
     )
     prompts = read(config.prompts or data / "eval_prompts.jsonl", Prompt)
     prompts = prompts[: config.num_prompts]
+    probes = data
+    if config.probes == "testbed":
+        probes = sources.open_probes(config.data, workdir)
     probes = {
-        name: read(data / f"{name}_probes.jsonl", Prompt)
+        name: read(probes / f"{name}_probes.jsonl", Prompt)
         for name in PROBES
-        if (data / f"{name}_probes.jsonl").is_file()
+        if (probes / f"{name}_probes.jsonl").is_file()
     }
     rewards = Rewards(config, workdir) if scores_answers(config) else None
     if rewards is not None:
@@ -89,7 +93,7 @@ def run(config, workdir: str) -> None:
         workdir,
         read.fingerprints | (rewards.files if rewards else {}),
         tokenizer=tokenizer.fingerprint,
-        models=[*models.values(), config.reward_model],
+        models=[*models.values(), config.reward_model, config.judge_model],
     )
 
     # Judge
@@ -117,7 +121,8 @@ def run(config, workdir: str) -> None:
 
         return rewards.score(given.prompts, lambda: given.responses, by_model)
 
-    judge = make_judge(config, ask, reward_model, tokenizer.pad_id)
+    judging = load(config.judge_model) if config.judge_model else reward_model
+    judge = make_judge(config, ask, judging, tokenizer.pad_id)
 
     # Answers
     sampling = functools.partial(
@@ -140,7 +145,8 @@ def run(config, workdir: str) -> None:
     # The log-probabilities are at temperature 1: the mean log-ratio of answers sampled
     # at another temperature does not estimate the KL divergence.
     log_ratio = "kl" if config.temperature == 1 else "log_ratio"
-    summary = {"models": {}, "judge": config.judge, "baseline": baseline}
+    judged_by = "judge_model" if config.judge_model else config.judge
+    summary = {"models": {}, "judge": judged_by, "baseline": baseline}
     answers, qualities, scored = {}, {}, {}
 
     def compare(name, other):
@@ -334,8 +340,16 @@ def check_options(config) -> None:
         ValueError: names the option and says what to set instead.
     """
     options.one_of(config, "judge", JUDGES)
-    if config.judge == "reward_model" and not config.reward_model:
+    options.one_of(config, "probes", ("data", "testbed"))
+    if config.judge == "reward_model" and not (
+        config.reward_model or config.judge_model
+    ):
         raise ValueError("judge='reward_model' needs config.reward_model.")
+    if config.judge_model and config.judge != "reward_model":
+        raise ValueError(
+            f"config.judge_model judges only under judge='reward_model', not "
+            f"{config.judge!r}."
+        )
     with_functions = len(parse(config.rewards)) > 1 or config.judge == "rewards"
     check_rewards(config, needs_model=with_functions)
     parse_models(config.models)

@@ -46,8 +46,9 @@ def run(config, workdir: str) -> None:
         policies=[config.init_from],
         reward_models=[config.reward_model],
     )
+    records = read(config.prompts or data / "prompts.jsonl", Prompt)
     prompts, prompt_ids = encode_prompts(
-        read(config.prompts or data / "prompts.jsonl", Prompt),
+        records[: config.max_prompts or None],
         tokenizer,
         config.max_prompt_tokens,
     )

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import reward
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.layers import trained_part
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.parallel.sharding import create
+from rlhf_jax.parallel.sharding import create, shapes_of
+from rlhf_jax.training import options
 from rlhf_jax.training.accumulate import value_and_grad
+from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.optimizers import adamw, sgd
-from rlhf_jax.training.state import TrainState, optimizer_step
+from rlhf_jax.training.state import TrainState, from_items, optimizer_step, to_items
 from tests.parallel.test_fused_update import (
     dialogues,
     language_loss,
@@ -261,3 +264,40 @@ def test_on_a_mesh(fused):
 def test_a_wrong_pattern(pattern, message):
     with pytest.raises(ValueError, match=message):
         TrainState.create(model(), dataclasses.replace(ADAMW, trainable=pattern))
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path):
+    optimizer = dataclasses.replace(ADAMW, trainable=LAST)
+    batches = [dialogues(seed=i) for i in range(3)]
+    whole, _ = train(model(), optimizer, batches=batches)
+    first, _ = train(model(), optimizer, batches=batches[:1])
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, to_items(first), {})
+    checkpoints.close()
+    make = functools.partial(TrainState.create, optimizer=optimizer)
+    items = to_items(shapes_of(make, shapes_of(model)))
+    state = from_items(Checkpoints(tmp_path, keep=1).restore(1, items))
+
+    @jax.jit
+    def step(state, batch):
+        return optimizer_step(
+            language_loss, state, batch, optimizer=optimizer, microbatches=1
+        )
+
+    for batch in batches[1:]:
+        state, _ = step(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+
+
+def test_options_that_cannot_be():
+    config = reward.get_config("tiny")
+    config.optimizer.trainable = "("
+    with pytest.raises(ValueError, match=r"config.optimizer.trainable='\(' is not a"):
+        options.check(config)
+    config.optimizer.trainable = "head"
+    options.check(config)
+    with (
+        jax.set_mesh(make_mesh((1, 1, 1, 2), devices=jax.devices()[:2])),
+        pytest.raises(ValueError, match="optimizer.trainable leaves stages"),
+    ):
+        options.fused_updates(config)

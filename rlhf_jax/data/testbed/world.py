@@ -124,6 +124,10 @@ def write(config: TestbedConfig, folder: str | Path) -> None:
     write_records(folder / "comparison_prompts.jsonl", testbed.comparison_prompts)
     write_records(folder / "prompts.jsonl", testbed.rl_prompts)
     write_records(folder / "eval_prompts.jsonl", testbed.eval_prompts)
+    write_probes(testbed, folder)
+
+
+def write_probes(testbed: Testbed, folder: Path) -> None:
     write_records(folder / "identity_probes.jsonl", testbed.identity_probes)
     write_records(folder / "json_probes.jsonl", testbed.json_probes)
 
