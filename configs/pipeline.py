@@ -73,7 +73,7 @@ def _for_two_cores(c):
         eval_every=60,
         save_every=60,
     )
-    c.reward.optimizer.learning_rate = 5e-5
+    c.reward.optimizer.update(learning_rate=5e-5)
     c.ppo.update(
         advantage="rloo",
         samples_per_prompt=2,
@@ -92,4 +92,4 @@ def _for_two_cores(c):
     c.evaluate.update(
         num_prompts=100, batch_size=50, probes="testbed", judge="reward_model"
     )
-    c.evaluate.data.testbed.model_name = "SmolLM"
+    c.evaluate.data.testbed.update(model_name="SmolLM")
