@@ -230,9 +230,9 @@ class ChatGLM(nnx.Module):
     def _attention(self, mask, query_slots, *, segments=None, context=None):
         """Return the attention function of the layers, with the mask of
         `attention.visible`, and its keyword arguments with a row axis. Splash needs its
-        mask, apart from padding, at compile time; where this mask is not static, XLA's
-        attention is used. So it is where cuDNN has none, and for a single query a row,
-        whose keys and values XLA reads in the cache's own order."""
+        mask, apart from padding, at compile time; where this mask is not static, or has
+        a window, XLA's attention is used. So it is where cuDNN has none, and for a
+        single query a row, whose keys and values XLA reads in the cache's own order."""
         window = self.config.window
         is_static = context is None and (segments is None or segments.ndim == 1)
         square = len(query_slots) == mask.shape[1]
