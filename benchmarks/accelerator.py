@@ -49,6 +49,7 @@ from rlhf_jax.launching.device_groups import take_memory
 from rlhf_jax.launching.jobs import Job
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.presets import PRESETS
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import create, shard_batch
 from rlhf_jax.planning import programs
@@ -119,7 +120,7 @@ ON_ONE_GPU = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="chatglm3_6b")
+    parser.add_argument("--model", default="chatglm3_6b", choices=PRESETS)
     parser.add_argument("--out", type=Path, default=Path("accelerator"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, help="measure these anew")
     parser.add_argument("--limit", type=float, default=360, help="seconds of all rows")
@@ -134,10 +135,13 @@ def main() -> None:
     began = time.monotonic()
     place = flags.out.with_suffix(".json")
     flags.out.parent.mkdir(parents=True, exist_ok=True)
-    before = read_json(place) if place.exists() else {}
-    if before.get("model") != flags.model:
-        before = {}
-    rows = dict(before.get("rows", {}))
+    try:
+        before = read_json(place) if place.exists() else {}
+        rows = dict(before.get("rows", {}))
+    except (ValueError, AttributeError):
+        parser.error(f"--out: {place} is another file's: choose another name.")
+    if before.get("model", flags.model) != flags.model:
+        parser.error(f"--out: {place} is of {before['model']}: choose another name.")
     for name in ROWS:
         is_missing = "seconds" not in rows.get(name, {})
         is_wanted = name in flags.rows if flags.rows else is_missing
@@ -148,10 +152,9 @@ def main() -> None:
         row = measured(name, flags.model, limit)
         rows[name] = row | {"date": time.strftime("%Y-%m-%d")}
         print(json.dumps({"row": name} | rows[name]), flush=True)
-        device = rows["ceilings"].get("device", before.get("device"))
-        if device != before.get("device"):
-            before = {"device": device}
-            rows = {"ceilings": rows["ceilings"]}  # the others are of another device
+        device = rows["ceilings"].get("device") or before.get("device")
+        if device != (before.get("device") or device):
+            parser.error(f"--out: {place} is of {before['device']}: choose another.")
         write_json(place, {"model": flags.model, "device": device, "rows": rows})
     text = table(flags.model, rows)
     write_text(flags.out.with_suffix(".md"), text)

@@ -41,7 +41,8 @@ REPEATABLE = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 def pytest_configure(config):
     """Choose the platform, of this process and of those that tests start."""
     has_cuda = any("cuda" in x.name for x in entry_points(group="jax_plugins"))
-    fitting = "cuda,cpu" if config.option.markexpr == "gpu" and has_cuda else "cpu"
+    wanted = config.option.markexpr.replace("not gpu", "")
+    fitting = "cuda,cpu" if "gpu" in wanted and has_cuda else "cpu"
     platforms = os.environ.get("RLHF_JAX_TEST_PLATFORMS", fitting)
     jax.config.update("jax_platforms", platforms)
     os.environ["JAX_PLATFORMS"] = platforms

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accelerator import ROWS, reason_of, table
+from benchmarks import accelerator
+from benchmarks.accelerator import ROWS, main, reason_of, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,31 @@ def test_time_that_is_used_up_starts_no_row(tmp_path):
     rows = run(tmp_path / "micro", "--limit=0")
     assert set(rows) == set(ROWS)
     assert all("not started" in row["reason"] for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("flag", "held", "message"),
+    [
+        ("--model=huge", "[1, 2", "invalid choice: 'huge'"),
+        ("--rows=sft", "[1, 2", "is another file's"),
+        ("--model=tiny", '{"model": "micro"}', "is of micro"),
+        ("--model=micro", '{"model": "micro", "device": "8 x v5e"}', "is of 8 x v5e"),
+    ],
+)
+def test_bad_input_ends_in_a_line_and_writes_nothing(
+    flag, held, message, tmp_path, monkeypatch, capsys
+):
+    """A file of other results, among others, is not written over."""
+    (tmp_path / "mine.json").write_text(held)
+    monkeypatch.setattr(
+        accelerator, "measured", lambda *_: {"device": "1 x cpu", "seconds": 1.0}
+    )
+    out = f"--out={tmp_path / 'mine'}"
+    monkeypatch.setattr(sys, "argv", ["accelerator", out, flag])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "mine.json").read_text() == held
 
 
 @pytest.mark.parametrize(
