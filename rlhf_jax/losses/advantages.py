@@ -121,7 +121,8 @@ def groups_differ(scores: Float[Array, "B K"]) -> Bool[Array, " B"]:
     """
     scores = scores.astype(jnp.float32)
     spread = scores.max(1) - scores.min(1)
-    return spread > EQUAL * jnp.abs(scores).max(1)
+    # NaN is not equal to anything: its update is then refused, and counted.
+    return ~(spread <= EQUAL * jnp.abs(scores).max(1))
 
 
 def reinforce_pp_advantages(

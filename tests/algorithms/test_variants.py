@@ -199,6 +199,14 @@ def test_a_sampler_too_far_away_is_left_out():
     assert np.asarray(experience.response_mask).any(-1).all()
 
 
+def test_a_policy_without_numbers_is_not_hidden_by_the_correction():
+    """All responses of NaN left out would be an update of 0, and no sign of a fault."""
+    hyper = changed(**GROUPS | VARIANTS["cispo"])
+    nothing = jnp.full_like(rolled().logprobs, jnp.nan)
+    is_close, _ = ppo.correct_sampler(another_sampler(), nothing, hyper=hyper)
+    assert is_close.all()
+
+
 @pytest.mark.parametrize(
     ("correction", "sampler", "level"),
     [

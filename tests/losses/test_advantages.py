@@ -304,6 +304,7 @@ def test_without_the_standard_deviation_grpo_is_rloo_up_to_a_factor():
         ([-2.0, -2.0, -2.00001], True),
         ([1e4, 1e4, 1e4 + 2**-10], False),  # the rounding of one score
         ([7.0], False),
+        ([1.0, np.nan, 1.0], True),
     ],
 )
 def test_a_group_differs_where_two_scores_do(scores, differs):
