@@ -231,6 +231,7 @@ def score_loss_sum(policy, batch):
     return loss * count / 24, metrics
 
 
+@pytest.mark.devices(4)
 @pytest.mark.parametrize("fused", [False, True])
 def test_on_a_mesh(fused):
     """The slices of stacked parameters keep their layout."""
@@ -289,6 +290,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, whole)
 
 
+@pytest.mark.devices(2)
 def test_options_that_cannot_be():
     config = reward.get_config("tiny")
     config.optimizer.trainable = "("
