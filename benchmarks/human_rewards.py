@@ -12,7 +12,7 @@ arms that need none can run. Arms:
 - bag, bigrams: logistic regressions on counts of tokens, and also of bigrams;
 - random: the reward stage on a model of a million parameters from random weights;
 - frozen: a linear head on the model's hidden state at a response's last token;
-- trained: the reward stage on the model, by default its last ten layers.
+- trained: the reward stage on the model, whose last ten of 30 layers are trained.
 
 Arms are trained on hh helpful alone (on the rankings in Chinese). Its conversations are
 divided into folds (five; two for `trained`), and each fold is judged by the model
@@ -53,6 +53,7 @@ from benchmarks.preference_sets import (
 )
 from configs import prepare_comparisons as prepare_config
 from configs import reward as reward_config
+from configs.pipeline import LAST_TEN_OF_30
 from rlhf_jax.data.batching import packed_pairs
 from rlhf_jax.data.cleaning.annotator_quality import Limits
 from rlhf_jax.data.cleaning.filters import chosen_and_rejected, clean
@@ -105,7 +106,8 @@ PRETRAINED = {
     "keep_checkpoints": 1,
     "max_prompt_tokens": 512,
     "max_response_tokens": 384,
-    "optimizer.learning_rate": 2e-5,
+    "optimizer.learning_rate": 5e-5,
+    "optimizer.trainable": LAST_TEN_OF_30,
     "pad_to_multiple": 64,
     "patience": 0,
     "save_every": 50,

@@ -183,6 +183,7 @@ def test_the_reward_stage_trains_a_fold_and_scores_what_it_did_not_see(done):
     config = json.loads((workdir / "config.json").read_text())["config"]
     assert config["score_regularisation"] == 0.01
     assert config["init_from"] == done.model
+    assert config["optimizer"]["trainable"]
     first = test.tolist().index(np.flatnonzero(done.data.sets != "hh")[0])
     model = weights.load_model(workdir)
     prompt, *responses = done.model_pairs[test[first]]
