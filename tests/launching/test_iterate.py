@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from configs import iterative_dpo
+from configs.variants import base, online_dpo
 from rlhf_jax.data.sources import FOLDER
 from rlhf_jax.launching import checks, iterate
 from rlhf_jax.stages import dpo, pairs
@@ -28,6 +29,7 @@ def runs(monkeypatch):
     monkeypatch.setattr(pairs, "run", record)
     monkeypatch.setattr(dpo, "run", record)
     monkeypatch.setattr(checks.weights, "check_kind", lambda folder, kind: None)
+    monkeypatch.setattr(checks, "_check_memory", lambda config: None)
     meshes.clear()
     return found
 
@@ -68,6 +70,17 @@ def test_each_round_samples_from_the_policy_of_the_last(runs, config, tmp_path):
     assert {c.data.path for _, c in runs} == {str(tmp_path / "data")}
     summary = read_summary(tmp_path / "run")
     assert summary["round_2"] == {"pairs": {"kept": 3}, "dpo": {"loss/dpo": 0.5}}
+
+
+def test_functions_of_rewards_need_no_reward_model(runs, config, tmp_path):
+    """The published variant: configs/variants/online_dpo.py."""
+    online = online_dpo.get_config("tiny")
+    online.data.path, online.init_from = config.data.path, "SFT"
+    iterate.run(online, str(tmp_path / "run"))
+    labelled = [c for name, c in runs if name.startswith("pairs")]
+    assert len(labelled) == 3
+    assert {c.rewards for c in labelled} == {base.IS_RIGHT}
+    assert {c.reward_model for c in labelled} == {""}
 
 
 @pytest.mark.parametrize(
