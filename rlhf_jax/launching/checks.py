@@ -95,13 +95,14 @@ def _check_memory(config: ConfigDict) -> None:
         needed = sum(sizes.values())
         if needed * 1e9 > there:
             most = sorted(sizes, key=sizes.get, reverse=True)[:2]
-            most = ", ".join(f"{name} {sizes[name]:.0f} GB" for name in most)
+            most = ", ".join(f"{name} {sizes[name]:.3g} GB" for name in most)
+            what = config.init_from or f"{config.model=}"
             raise ValueError(
-                f"config.model={config.model!r} has {num_parameters(model) / 1e9:.1f} "
-                f"billion parameters: the run's {program.name} holds at least "
-                f"{needed:.0f} GB, and its devices have {there / 1e9:.0f} GB. The most "
-                f"is: {most}. Set {', '.join(_cures(config))}, or take more devices or "
-                "a smaller model (docs/memory_planning.md)."
+                f"{what} has {num_parameters(model) / 1e9:.2g} billion parameters: the "
+                f"run's {program.name} holds at least {needed:.3g} GB, and its devices "
+                f"have {there / 1e9:.3g} GB. The most is: {most}. Set "
+                f"{', '.join(_cures(config))}, or take more devices or a smaller model "
+                "(docs/memory_planning.md)."
             )
 
 

@@ -66,6 +66,7 @@ def written(model) -> list:
     return [x for x in found if not x.trips]  # the others are of the prompts' layers
 
 
+@pytest.mark.gpu
 @kinds
 def test_no_step_copies_slices_or_casts_a_weight(kind):
     assert written(model_of(**kind)) == []
@@ -79,6 +80,7 @@ def test_a_loop_over_stacked_layers_would_copy_all_four_matrices(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.gpu
 @kinds
 def test_no_round_of_continuous_batching_copies_a_weight(kind):
     model = model_of(**kind)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import logging
 
@@ -13,6 +14,7 @@ import rlhf_jax
 from rlhf_jax.launching.cli import (
     _Line,
     check_config_flags,
+    clear_errors,
     read_config_file,
     warn_of_unused_gpu,
 )
@@ -215,3 +217,17 @@ def test_every_command_asks_for_memory_before_jax_starts(start, tmp_path):
     command = [sys.executable, str(script), *own]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0.95", "False"]
+
+
+def test_too_little_memory_is_one_line(capsys):
+    told = (
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 171 bytes.\n at x"
+    )
+    with pytest.raises(SystemExit) as left, clear_errors():
+        raise jax.errors.JaxRuntimeError(told)
+    assert left.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("MemoryError: Out of memory while trying to allocate 171")
+    assert "docs/memory_planning.md" in line
+    with pytest.raises(jax.errors.JaxRuntimeError), clear_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: another error")

@@ -10,7 +10,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import PRESETS, num_parameters, preset
 from rlhf_jax.models.quantise import quantise
-from rlhf_jax.parallel.sharding import create
+from rlhf_jax.parallel.sharding import create, creator
 
 # Distinct parameters of the published checkpoints; ChatGLM-6B's head is its embedding.
 PUBLISHED = {
@@ -91,3 +91,18 @@ def test_random_weights_of_eight_bits_are_those_numbers_too(name):
     assert any(x.dtype == np.int8 for x in found.values())
     for parameter, x in found.items():
         np.testing.assert_array_equal(expected[parameter].astype(x.dtype), x, parameter)
+
+
+def test_random_weights_of_many_layers_are_made_in_the_memory_of_one():
+    """float32 numbers, of which 16-bit weights are made, exist for a layer at a time,
+    or the model of 32 billion parameters would need 128 GB beside its own 64."""
+
+    def memory(num_layers):
+        how = SMALL | {"num_layers": num_layers, "param_dtype": "bfloat16"}
+        config = preset("glm4_0414_32b", **how, num_heads=4, num_kv_heads=2)
+        make = creator(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
+        return make.lower().compile().memory_analysis()
+
+    few, many = memory(4), memory(64)
+    assert many.output_size_in_bytes > 10 * few.output_size_in_bytes
+    assert many.temp_size_in_bytes < 1.1 * few.temp_size_in_bytes

@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.planning.hlo import collectives
+from rlhf_jax.planning.hlo import collectives, written_in_loops
 
 TPU = """\
 %cond (p: (s32[], bf16[8,4])) -> pred[] {
@@ -75,3 +75,72 @@ def test_a_sharded_product_on_this_machine_has_the_collective_it_needs(axis):
     (found,) = collectives(compiled.as_text())
     assert found.kind == ("all-reduce" if axis == 0 else "all-gather")
     assert found.bytes_moved == (2 if axis == 0 else 1) * 8 * 8 * 4 * 7 // 8
+
+
+WRITING = """\
+%cond (p: (s32[], bf16[28,64,64])) -> pred[] {
+  %constant.1 = s32[] constant(28)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %constant.1), direction=LT
+}
+
+%goes_on (p: (s32[], pred[8])) -> pred[] {
+  %constant.2 = s32[] constant(16)
+  %j = s32[] get-tuple-element(%p), index=0
+  %live = pred[8]{0} get-tuple-element(%p), index=1
+  ROOT %and = pred[] fusion(%j, %live, %constant.2), kind=kLoop, calls=%any
+}
+
+%taken_in (w: bf16[28,64,64], x: bf16[8,64]) -> bf16[8,64] {
+  %slice.1 = bf16[1,64,64]{2,1,0} dynamic-slice(%w, %i), dynamic_slice_sizes={1,64,64}
+  ROOT %dot.1 = bf16[8,64]{1,0} dot(%x, %slice.1)
+}
+
+%step (p: (s32[], pred[8])) -> (s32[], pred[8]) {
+  %w = bf16[28,64,64]{2,1,0} get-tuple-element(%p), index=2
+  %layer = bf16[64,64]{1,0} bitcast(%w)
+  %good = bf16[8,64]{1,0} fusion(%w, %x), kind=kOutput, calls=%taken_in
+  %product = (bf16[8,64]{1,0}, s8[33554432]{0}) custom-call(%x, %layer)
+  %near = bf16[64,64]{1,0:T(8,128)S(1)} copy(%layer)
+  %sliced = bf16[64,64]{1,0} fusion(%w), kind=kLoop, calls=%wrapped
+  %buffered = bf16[8,64]{1,0} call(%w), to_apply=%commands
+  %chosen = bf16[8]{0} conditional(%k), branch_computations={%first, %second}
+  %while.3 = (s32[]) while(%q), condition=%cond, body=%inner
+}
+
+%commands (w: bf16[64,64]) -> bf16[8,64] {
+  %cast = f32[64,64]{1,0} convert(%w)
+}
+
+%first (k: pred[]) -> bf16[8] {
+  %copied = bf16[64,64]{1,0} copy(%w)
+}
+
+%inner (q: (s32[])) -> (s32[]) {
+  %started = (bf16[64,64]{1,0}, bf16[64,64]{1,0}, u32[]) copy-start(%w)
+}
+
+%layers (p: (s32[], bf16[28,64,64])) -> (s32[], bf16[28,64,64]) {
+  %read = bf16[64,64]{1,0} dynamic-slice(%w, %i), dynamic_slice_sizes={1,64,64}
+}
+
+ENTRY %main (w: bf16[28,64,64]) -> bf16[8,64] {
+  %outside = bf16[64,64]{1,0} copy(%w)
+  %while.1 = (s32[], bf16[28,64,64]) while(%t), condition=%cond, body=%layers
+  %while.2 = (s32[], pred[8]) while(%t), condition=%goes_on, body=%step
+}
+"""
+
+
+def test_what_a_loop_writes_is_what_its_products_do_not_read_in_place():
+    """A slice inside a product's fusion, a library's workspace, what lies in the fast
+    memory and what stands before the loop are none."""
+    found = written_in_loops(WRITING, smallest=64 * 64 * 2)
+    assert {x.name: x.trips for x in found} == {
+        "read": 28,
+        "sliced": 0,
+        "cast": 0,
+        "copied": 0,
+        "started": 0,
+    }
+    assert {x.name for x in written_in_loops(WRITING, smallest=64 * 64 * 4)} == {"cast"}
