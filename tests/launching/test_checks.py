@@ -52,6 +52,7 @@ def test_a_run_that_cannot_fit_says_in_one_line_what_it_needs(monkeypatch, tmp_p
     assert "config.offload_moments=True" in said
     assert "offload_frozen" not in said
     config.optimizer.moment_dtype = config.value_optimizer.moment_dtype = "bfloat16"
+    config.offload_moments = True
     check_stage(config, tmp_path)
 
 
