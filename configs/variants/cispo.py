@@ -6,7 +6,7 @@ number for the upper one, and 0.28 is DAPO's.
 Run: python launch/train.py --config=configs/variants/cispo.py:tiny \
          --workdir=runs/cispo --config.init_from=runs/sft
 
-results/variants.md: the share of right answers on the testbed, before and after.
+configs/variants/study.py measures the share of right answers before and after.
 """
 
 from configs.variants import base

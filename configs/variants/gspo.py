@@ -7,7 +7,7 @@ short, the ranges are ten times those of the paper.
 Run: python launch/train.py --config=configs/variants/gspo.py:tiny \
          --workdir=runs/gspo --config.init_from=runs/sft
 
-results/variants.md: the share of right answers on the testbed, before and after.
+configs/variants/study.py measures the share of right answers before and after.
 """
 
 from configs import common

@@ -6,7 +6,7 @@ pairs of the next one, which are labelled by the reward instead of by a chat mod
 Run: python launch/iterate.py --config=configs/variants/online_dpo.py:tiny \
          --workdir=runs/online_dpo --config.init_from=runs/sft
 
-results/variants.md: the share of right answers on the testbed, before and after.
+configs/variants/study.py measures the share of right answers before and after.
 """
 
 from configs import iterative_dpo

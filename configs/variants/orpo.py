@@ -8,7 +8,7 @@ Run: python launch/collect.py --config=configs/variants/pairs.py:tiny \
          --workdir=runs/orpo --config.init_from=runs/sft \
          --config.pairs=runs/right_pairs/comparisons.jsonl
 
-results/variants.md: the share of right answers on the testbed, before and after.
+configs/variants/study.py measures the share of right answers before and after.
 """
 
 from configs import dpo

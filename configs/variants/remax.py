@@ -5,7 +5,7 @@ Li et al. (2023), arXiv 2310.10505: one response to a prompt, and the KL in the 
 Run: python launch/train.py --config=configs/variants/remax.py:tiny \
          --workdir=runs/remax --config.init_from=runs/sft
 
-results/variants.md: the share of right answers on the testbed, before and after.
+configs/variants/study.py measures the share of right answers before and after.
 """
 
 from configs.variants import base

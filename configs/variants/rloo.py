@@ -5,7 +5,7 @@ Ahmadian et al. (2024), arXiv 2402.14740: the KL is in the reward.
 Run: python launch/train.py --config=configs/variants/rloo.py:tiny \
          --workdir=runs/rloo --config.init_from=runs/sft
 
-results/variants.md: the share of right answers on the testbed, before and after.
+configs/variants/study.py measures the share of right answers before and after.
 """
 
 from configs.variants import base
