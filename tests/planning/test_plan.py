@@ -1,11 +1,22 @@
 """Errors of plan.py that need no compiler."""
 
+import ast
+import functools
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from configs import ppo
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.planning import programs, start
+from rlhf_jax.planning.plan import by_arithmetic
+from rlhf_jax.planning.roofline import GIB, GPUS
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,3 +48,29 @@ def test_without_the_compiler_the_extra_is_named():
     said = run_plan("v5e:4x8")
     assert "pip install -e '.[tpu-plan]'" in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_the_run_that_the_docs_say_fits_one_gpu_fits_and_starts():
+    """PPO of 6B with all four models; the docs have the table of this plan."""
+    page = (ROOT / "docs" / "memory_planning.md").read_text()
+    section = page.partition("### One GPU")[2].partition("###")[0]
+    config = ppo.get_config("chatglm3_6b")
+    for key, value in re.findall(r"--config\.(\S+)=(\S+)", section):
+        *path, field = key.split(".")
+        node = functools.reduce(getattr, path, config)
+        node[field] = value if isinstance(node[field], str) else ast.literal_eval(value)
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if "|" in line]
+    shown = {name.split()[0]: columns for name, *columns in rows[2:]}
+    gpu = GPUS["h200"].memory
+    with jax.set_mesh(make_mesh((1, 1, 1), jax.devices()[:1])):
+        beginning = start.of(config)
+        sizes = {"start": [0, start.size(beginning.arguments), 0]}
+        for program in programs.of(config):
+            plan = by_arithmetic(config, program, program, GPUS["h200"])
+            assert plan.fits
+            sizes[program.name] = plan.memory.values()
+    assert sizes["start"][1] < gpu
+    for name, columns in shown.items():
+        wanted = [float(x.strip() or 0) for x in columns]
+        np.testing.assert_allclose([x / GIB for x in sizes[name]], wanted, atol=0.051)
+    assert shown.keys() == sizes.keys()
