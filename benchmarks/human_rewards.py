@@ -517,12 +517,7 @@ NEED_MODEL = ("frozen", "trained")
 
 
 def run(work: Workplace, arms: Sequence[str]) -> None:
-    """Do the units of work that the cache lacks.
-
-    Raises:
-        ValueError: the cache was made from other data, another model or other limits.
-    """
-    check_cache(work)
+    """Do the units of work that the cache lacks."""
     for unit in units(arms, work.sizes):
         file = margins_file(work.cache, unit)
         if not file.is_file():
@@ -540,7 +535,11 @@ def margins_file(cache: Path, unit: Unit) -> Path:
 
 
 def check_cache(work: Workplace) -> None:
-    """Write what the cache is made from, or compare it with that."""
+    """Write what the cache is made from, or compare it with that.
+
+    Raises:
+        ValueError: the cache was made from other data, another model or other limits.
+    """
     digest = hashlib.sha256()
     for c, name in zip(work.data.comparisons, work.data.sets, strict=True):
         record = [str(name), c.prompt.id, c.chosen, c.rejected]
@@ -571,7 +570,7 @@ def results_so_far(work: Workplace) -> dict[str, np.ndarray]:
     return {name: np.stack(folds) for name, folds in done.items()}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
@@ -580,13 +579,17 @@ def main() -> None:
     parser.add_argument("--language", choices=SETS, default="en")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     without = [arm for arm in flags.arms if arm in NEED_MODEL and not flags.model]
     if without and not flags.report:
         parser.error(f"the arms {', '.join(without)} need --model=FOLDER")
     keep_freed_memory()
-    data = read_data(flags.data, flags.language)
-    work = Workplace(data, flags.cache.absolute(), flags.model, Sizes())
+    try:
+        data = read_data(flags.data, flags.language)
+        work = Workplace(data, flags.cache.absolute(), flags.model, Sizes())
+        check_cache(work)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     if not flags.report:
         run(work, flags.arms)
     name = "human_rewards" + ("" if flags.language == "en" else f"_{flags.language}")

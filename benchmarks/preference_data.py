@@ -181,14 +181,17 @@ def _share(taste: dict) -> str:
     return f"{taste['longer_wins']:.1%} [{low:.1f}, {high:.1f}]"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--by", nargs="*", default=["tranche", "subset"])
     parser.add_argument("--width", type=int, default=10)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    flags = parser.parse_args()
-    results = measure(flags.data, flags.by, flags.width)
+    flags = parser.parse_args(arguments)
+    try:
+        results = measure(flags.data, flags.by, flags.width)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     write_json(flags.results / "preference_data.json", results)
     write_text(flags.results / "preference_data.md", table(results))
     print(table(results))

@@ -2,6 +2,7 @@
 in the cache, and that accuracies are those of hand-made margins."""
 
 import dataclasses
+import importlib
 import json
 import shutil
 
@@ -17,6 +18,7 @@ from benchmarks.human_rewards import (
     Data,
     Sizes,
     Workplace,
+    check_cache,
     fit_head,
     in_twos,
     read_data,
@@ -117,6 +119,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(data, model, tmp_path_factory):
     work = Workplace(data, tmp_path_factory.mktemp("cache"), model, SMALL)
+    check_cache(work)
     run(work, ["longer", "bag", "frozen"])
     return work
 
@@ -225,7 +228,7 @@ def test_a_cache_of_something_else_is_refused(done, changed, name):
     work["data"] = work["data"] or fewer
     other = Workplace(work["data"], done.cache, done.model, work["sizes"])
     with pytest.raises(ValueError, match=f"made from another {name}"):
-        run(other, ["longer"])
+        check_cache(other)
 
 
 def test_a_response_of_several_pairs_is_read_once():
@@ -336,6 +339,17 @@ def test_chinese_rankings_are_a_study_of_their_own(tmp_path):
     assert tests["oasst1 zh"]["value"] == 0.5
     assert results["predictions"] == []
     assert "oasst1 zh balanced" in page(results)
+
+
+@pytest.mark.parametrize("module", ["human_rewards", "preference_data"])
+def test_a_folder_without_the_sets_is_refused_in_a_line(module, tmp_path, capsys):
+    command = importlib.import_module(f"benchmarks.{module}")
+    cache = ["--cache", str(tmp_path), "--report"] * (module == "human_rewards")
+    with pytest.raises(SystemExit) as end:
+        command.main(["--data", str(tmp_path / "nowhere"), *cache])
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(f"There is no folder {tmp_path / 'nowhere'}.")
 
 
 def test_the_strata_share_out_the_pairs_of_unequal_length(data):
