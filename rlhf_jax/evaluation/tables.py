@@ -5,6 +5,7 @@ from rlhf_jax import terminal
 JUDGED = {
     "testbed": "true quality",
     "reward_model": "the reward model's score",
+    "rewards": "the sum of their rewards",
     "judge_model": "a reward model that nothing was trained against",
     "marks": "a chat model's marks",
     "pairs": "a chat model, both orders",

@@ -177,7 +177,7 @@ def labelled_by(config, rewards: Rewards) -> dict:
     """Return the origin of the labels: the reward model, and the functions if any."""
     origin = {}
     if rewards.has_functions:
-        origin = {"rewards": config.rewards, "files": rewards.files}
+        origin = {"labelled_by": config.rewards, "files": rewards.files}
     if rewards.uses_model:
         origin["reward_model"] = weights.fingerprint(config.reward_model)
     return origin
