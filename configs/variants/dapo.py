@@ -7,7 +7,8 @@ scores are all equal are replaced by others, responses that were cut are left ou
 Run: python launch/train.py --config=configs/variants/dapo.py:tiny \
          --workdir=runs/dapo --config.init_from=runs/sft
 
-configs/variants/study.py measures the share of right answers before and after.
+configs/variants/study.py measures the share of right answers before and after. On the
+testbed about a fifth of the prompts have equal scores at first, and two draws suffice.
 """
 
 from configs.variants import base
