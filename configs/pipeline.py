@@ -63,7 +63,9 @@ def _for_two_cores(c):
     for stage in (c.reward, c.ppo, c.dpo):
         stage.optimizer.trainable = LAST_TEN_OF_30
         stage.optimizer.learning_rate = 1e-5
-        stage.pad_to_multiple = 32
+        stage.microbatches = 4  # 8 GiB
+        stage.pad_to_multiple = 64
+    c.ppo.value_optimizer.update(trainable=LAST_TEN_OF_30)
     c.reward.update(
         batch_size=16,
         too_long="truncate_prompt",

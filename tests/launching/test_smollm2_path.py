@@ -58,6 +58,7 @@ def run(tmp_path_factory):
             "total_steps": 1,
             "epochs": 1,
             "minibatches": 1,
+            "microbatches": 1,
             "eval_every": 0,
             "pad_to_multiple": 64,
             "num_samples": 0,
