@@ -69,7 +69,8 @@ def _for_two_cores(c):
     c.reward.update(
         batch_size=16,
         too_long="truncate_prompt",
-        max_response_tokens=160,
+        max_prompt_tokens=96,
+        max_response_tokens=128,
         validation_share=0.05,
         num_centring_pairs=128,
         eval_every=60,
