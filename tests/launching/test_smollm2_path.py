@@ -138,6 +138,8 @@ def test_a_model_that_is_not_there_is_told_before_the_first_stage(tmp_path):
     write_comparisons(tmp_path / "hh")
     config = config_file.get_config("smollm2")
     config.init_from, config.data.path = "nowhere", str(tmp_path / "hh")
+    for stage in (config.reward, config.ppo, config.dpo):
+        stage.microbatches = 1  # the tests' eight devices share a batch
     with pytest.raises(ValueError, match=r"reward: nowhere holds no model"):
         pipeline.run(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
