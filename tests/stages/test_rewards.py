@@ -2,6 +2,7 @@
 nothing."""
 
 import json
+import subprocess
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import MEASURED, read_metrics
 from rlhf_jax.training.weights import load_model
 from rlhf_jax.training.workdir import is_finished, read_summary
-from tests.processes import SMALL, finish, start
+from tests.processes import SMALL, finish, start, start_two
 
 OWN = """
 import os, signal
@@ -223,3 +224,29 @@ def test_a_file_of_ones_own_survives_a_kill_bit_for_bit(own, data_folder, tmp_pa
     assert numbers_of(tmp_path / "run") == numbers_of(tmp_path / "whole")
     assert len(numbers_of(tmp_path / "run")) == 3
     assert same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_two_processes_share_the_functions_out(own, data_folder, tmp_path):
+    config = COMMAND | {"data.path": data_folder, "total_steps": 1}
+    config["rewards"] = f"{own()}:letters=1.0,exact_match=1.0"
+    finish(*start_two(config, tmp_path / "two"))
+    finish(start(config, tmp_path / "one", 2))
+    (two,), (one,) = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
+    for name in ("reward/letters", "reward/exact_match", "objective/scores"):
+        assert two[name] == pytest.approx(one[name], rel=1e-6)
+    assert two["reward/letters"] > 0
+
+
+def test_a_fault_ends_both_processes(own, data_folder, tmp_path):
+    config = COMMAND | {"data.path": data_folder, "total_steps": 1}
+    config["rewards"] = f"{own(FAULT)}:letters=1.0"
+    (tmp_path / "fault").touch()
+    processes = start_two(config, tmp_path / "two")
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+        raise
+    assert all(process.returncode not in (0, None) for process in processes)
+    assert "own.py:letters on the prompt" in outputs[0]
