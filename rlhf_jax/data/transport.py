@@ -14,11 +14,14 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import requests
 from absl import logging
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import NewConnectionError
+
+T = TypeVar("T")
 
 TRANSIENT = (408, 409, 425, 429)  # status codes to retry, besides most from 500 on
 MAX_PAUSE = 60.0  # longest pause in seconds before a retry, whatever a service asks
@@ -67,7 +70,7 @@ class Transport:
         self._session.close()
 
     def request(
-        self, method: str, url: str, content=None
+        self, method: str, url: str, content: Any = None
     ) -> tuple[int, Mapping, bytes]:
         """Send a request once, with `content` as JSON; return status, headers and body.
 
@@ -76,7 +79,7 @@ class Transport:
         """
         return self._within(url, lambda: self._exchange(method, url, content))
 
-    def retried(self, call: Callable, name: str):
+    def retried(self, call: Callable[[], T], name: str) -> T:
         """Return `call()`, retried after pauses while its failures are transient.
 
         Args:
@@ -107,7 +110,9 @@ class Transport:
         """Wait; return True if no more requests are to be sent."""
         return self.stopped.wait(seconds)
 
-    def _exchange(self, method: str, url: str, content):
+    def _exchange(
+        self, method: str, url: str, content: Any
+    ) -> tuple[int, Mapping, bytes]:
         """Return status, headers and body of a request, or raise FailedTryError."""
         try:
             with self._session.request(
@@ -139,13 +144,13 @@ class Transport:
             cost=None if sent else 0.0,
         ) from None
 
-    def _within(self, url: str, call: Callable):
+    def _within(self, url: str, call: Callable[[], T]) -> T:
         """Return `call()`, or raise FailedTryError if the call takes longer. A timeout
         of sockets alone limits the time between bytes, which a service can send slowly
         forever."""
-        results = queue.SimpleQueue()
+        results: queue.SimpleQueue[tuple] = queue.SimpleQueue()
 
-        def run():
+        def run() -> None:
             try:
                 results.put((call(), None))
             except Exception as error:
@@ -167,7 +172,7 @@ class Transport:
     def _seconds(self) -> str:
         return f"timeout={self._timeout} seconds"
 
-    def _sign(self, request):
+    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
@@ -231,6 +236,8 @@ def _is_unsent(error: Exception) -> bool:
 
 def retry_after(value: str | None) -> float | None:
     """Parse Retry-After, a number or a date, as seconds; None for the usual pause."""
+    if value is None:
+        return None
     try:
         seconds = float(value)
     except (TypeError, ValueError):
@@ -243,7 +250,7 @@ def retry_after(value: str | None) -> float | None:
     return seconds if 0 <= seconds < math.inf else None
 
 
-def parse_json(body: bytes, headers: Mapping):
+def parse_json(body: bytes, headers: Mapping) -> Any:
     """Parse the body as JSON; raise ValueError if the body is not JSON."""
     try:
         return json.loads(body)
@@ -252,6 +259,7 @@ def parse_json(body: bytes, headers: Mapping):
     except UnicodeDecodeError:  # JSON is UTF-8, unless a service declares a charset
         named = re.search(r"charset=[\"']?([\w-]+)", headers.get("Content-Type", ""))
         try:
-            return json.loads(body.decode(codecs.lookup(named[1]).name))
+            charset = codecs.lookup(named[1] if named else "").name
+            return json.loads(body.decode(charset))
         except (LookupError, TypeError, RecursionError) as error:
             raise ValueError(str(error)) from None

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import ArrayLike
 
 Rows = TypeVar("Rows")
 
@@ -31,7 +32,7 @@ def fill(
     taken = np.flatnonzero(other_wanted)[: len(places)]
     places = places[: len(taken)]
 
-    def put(x, y):
+    def put(x: ArrayLike, y: ArrayLike) -> np.ndarray:
         x, y = np.array(x), np.asarray(y)
         by_prompt = x.reshape(len(wanted), -1, *x.shape[1:])  # a view of x
         by_prompt[places] = y.reshape(by_prompt.shape)[taken]

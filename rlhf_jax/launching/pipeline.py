@@ -74,7 +74,7 @@ def stage_configs(
         comparisons=prepared / "comparisons.jsonl",
         comparisons_test=held_out / "comparisons_test.jsonl",
     )
-    judge = ""
+    judge: Path | str = ""
     if config.held_out_judge:  # on the conversations that the reward model never saw
         judge = add(
             "judge",

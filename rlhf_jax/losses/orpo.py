@@ -38,7 +38,7 @@ def orpo_loss(
     return preference(loss, (beta * chosen, beta * rejected))
 
 
-def _log_odds(logprobs):
+def _log_odds(logprobs: Float[Array, "*B"]) -> Float[Array, "*B"]:
     logprobs = jnp.minimum(logprobs, CERTAIN)
     # 1 - e^l without loss of digits where l is near 0.
     return logprobs - jnp.log(-jnp.expm1(logprobs))

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_jax.rewards.guard import Function
+from ml_collections import ConfigDict
+
 from rlhf_jax.rewards.http import http
 from rlhf_jax.rewards.judge import judge
 from rlhf_jax.rewards.language import language
@@ -13,16 +14,17 @@ from rlhf_jax.rewards.multiple_choice import multiple_choice
 from rlhf_jax.rewards.regular_expression import regular_expression
 from rlhf_jax.rewards.repetition_penalty import repetition_penalty
 from rlhf_jax.rewards.right_number import right_number
+from rlhf_jax.rewards.rows import Function
 from rlhf_jax.rewards.valid_json import valid_json
 
 
-def _length_penalty(config, workdir: Path) -> Function:
+def _length_penalty(config: ConfigDict, workdir: Path) -> Function:
     options = config.reward_options
     limit = options.length_limit or config.max_response_tokens
     return length_penalty(limit, options.length_buffer or max(limit // 5, 1))
 
 
-def _http(config, workdir: Path) -> Function:
+def _http(config: ConfigDict, workdir: Path) -> Function:
     return http(
         config.reward_options.url,
         timeout=config.reward_timeout,

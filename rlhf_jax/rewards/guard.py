@@ -11,18 +11,15 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from absl import logging
 
 from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.rewards.own_file import line_in
-
-# A reward: one finite number for each response, float32 [B]. A number depends on its
-# own row alone: rows are shared out between the processes of a run.
-Function = Callable[[Sequence[Prompt], Sequence[Response]], np.ndarray]
+from rlhf_jax.rewards.rows import Function
 
 LARGEST = float(np.finfo(np.float32).max)
 MOST_HANGS = 3  # rows of a batch that may hang before the others are left untried
@@ -90,17 +87,19 @@ def values_of(
     return values, faults
 
 
-def _call(reward: Reward, prompts, responses):
+def _call(
+    reward: Reward, prompts: Sequence[Prompt], responses: Sequence[Response]
+) -> Any:
     """Return what the function returns for copies of the records.
 
     Raises:
         _Failure: the function raised an error, or took too long.
     """
-    outcome = queue.SimpleQueue()
-    given = copy.deepcopy([list(prompts), list(responses)])
+    outcome: queue.SimpleQueue[tuple] = queue.SimpleQueue()
+    given = copy.deepcopy((list(prompts), list(responses)))
 
-    def run():
-        result = None, None
+    def run() -> None:
+        result: tuple = None, None
         with _noting_prints(reward):
             try:
                 result = reward.function(*given), None
@@ -125,7 +124,7 @@ def _call(reward: Reward, prompts, responses):
 
 def _place_of(thread: threading.Thread, file: str) -> str:
     """Return the line that a thread has reached, in the user's file if it is there."""
-    frame = sys._current_frames().get(thread.ident)
+    frame = sys._current_frames().get(thread.ident or 0)
     if frame is None:
         return ""
     stack = traceback.extract_stack(frame)
@@ -134,7 +133,7 @@ def _place_of(thread: threading.Thread, file: str) -> str:
     return f", and is at line {last.lineno} of {file if own else last.filename}"
 
 
-def _checked(value, count: int) -> tuple[np.ndarray, dict[int, str]]:
+def _checked(value: Any, count: int) -> tuple[np.ndarray, dict[int, str]]:
     """Return the rewards and faults of a returned value.
 
     Raises:
@@ -165,8 +164,9 @@ class _Prints:
     """The standard output while functions run: texts of their threads are kept out of
     the terminal, and the first text of each function is logged."""
 
-    def __init__(self, usual):
-        self._usual, self._texts = usual, {}
+    def __init__(self, usual: TextIO):
+        self._usual = usual
+        self._texts: dict[int, list[str]] = {}
 
     def begin(self) -> None:
         self._texts[threading.get_ident()] = []
@@ -176,12 +176,15 @@ class _Prints:
 
     def write(self, text: str) -> int:
         own = self._texts.get(threading.get_ident())
-        return self._usual.write(text) if own is None else own.append(text) or len(text)
+        if own is None:
+            return self._usual.write(text)
+        own.append(text)
+        return len(text)
 
     def flush(self) -> None:
         self._usual.flush()
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._usual, name)
 
 

@@ -8,7 +8,10 @@ The request is POST, with the JSON
 where a prompt has all fields of its line, and the answer {"scores": [number, ...]}.
 """
 
-from rlhf_jax.data.records import to_json
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_jax.data.records import Prompt, Response, to_json
 from rlhf_jax.data.transport import (
     FailedTryError,
     Transport,
@@ -16,15 +19,16 @@ from rlhf_jax.data.transport import (
     passes,
     retry_after,
 )
+from rlhf_jax.rewards.rows import Function
 
 
-def http(url: str, *, timeout: float, max_retries: int):
+def http(url: str, *, timeout: float, max_retries: int) -> Function:
     """Return the reward; a request that failed for a passing reason is sent again."""
     transport = Transport(
         api_key="", timeout=timeout, max_retries=max_retries, connections=4
     )
 
-    def ask(content: dict):
+    def ask(content: dict) -> Any:
         status, headers, body = transport.request("POST", url, content)
         if status != 200:
             failure = FailedTryError(
@@ -42,7 +46,7 @@ def http(url: str, *, timeout: float, max_retries: int):
             message = f"{url} gives {kind}: {transport.shown(body)}"
             raise FailedTryError(kind, message, passes=False, cost=None) from None
 
-    def function(prompts, responses):
+    def function(prompts: Sequence[Prompt], responses: Sequence[Response]) -> Any:
         content = {
             "prompts": [to_json(prompt) for prompt in prompts],
             "responses": [to_json(response) for response in responses],

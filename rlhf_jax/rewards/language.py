@@ -6,10 +6,10 @@ or else the option of that name. A response without letters is in every language
 
 from rlhf_jax.data.cleaning.prompt_filters import language_share
 from rlhf_jax.data.records import Prompt, Response
-from rlhf_jax.rewards.rows import by_row
+from rlhf_jax.rewards.rows import Function, by_row
 
 
-def language(code: str):
+def language(code: str) -> Function:
     """Return the reward; `code` is for prompts without a language of their own."""
 
     def row(prompt: Prompt, response: Response) -> float:

@@ -17,6 +17,8 @@ def load(file: str, name: str) -> Callable:
     # Two files of one name do not hide each other, or a module that is installed.
     digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
     spec = importlib.util.spec_from_file_location(f"rewards_{digest}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"config.rewards: {file} is not a file of Python.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

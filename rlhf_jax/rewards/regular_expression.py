@@ -7,12 +7,12 @@ syntax of the package `regex`, whose searches end in time.
 import regex
 
 from rlhf_jax.data.records import Prompt, Response
-from rlhf_jax.rewards.rows import by_row
+from rlhf_jax.rewards.rows import Function, by_row
 
 SECONDS = 5.0  # the longest search in one response
 
 
-def regular_expression(pattern: str):
+def regular_expression(pattern: str) -> Function:
     """Return the reward; `pattern` is for prompts without one of their own."""
 
     def row(prompt: Prompt, response: Response) -> float:

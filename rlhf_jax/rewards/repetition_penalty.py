@@ -1,16 +1,16 @@
 """A penalty for repeated sequences of tokens."""
 
 from rlhf_jax.data.records import Prompt, Response
-from rlhf_jax.rewards.rows import by_row
+from rlhf_jax.rewards.rows import Function, by_row
 
 
-def repetition_penalty(size: int):
+def repetition_penalty(size: int) -> Function:
     """Return the reward: minus the share of a response's sequences of `size` tokens
     that occurred before in it, from -1 to 0; 0 for a response of at most `size`
     tokens."""
 
     def row(prompt: Prompt, response: Response) -> float:
-        tokens = response.tokens
+        tokens = response.tokens or []
         count = len(tokens) - size + 1
         if count < 2:
             return 0.0

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from rlhf_jax.data.chat_client import FREE_SETTINGS, read_service
 from rlhf_jax.data.records import Prompt, Response
@@ -21,6 +22,7 @@ from rlhf_jax.rewards import own_file
 from rlhf_jax.rewards.built_in import BUILT_IN, SERVICES
 from rlhf_jax.rewards.guard import Reward, keeping_prints, values_of
 from rlhf_jax.rewards.in_threads import in_threads
+from rlhf_jax.rewards.rows import Function
 from rlhf_jax.rewards.spec import MODEL, Named, parse, uses_model
 from rlhf_jax.shared_work import first_does, share_out
 from rlhf_jax.training.cache import fingerprint
@@ -78,7 +80,7 @@ class Rewards:
         ValueError, OSError: a name, a weight, a file or a service is wrong.
     """
 
-    def __init__(self, config, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: Path):
         self._named = parse(config.rewards)
         self._stops = config.on_reward_error == "stop"
         self._workdir = workdir
@@ -151,10 +153,10 @@ class Rewards:
         by_name, faults = {}, {}
         # The parts of each function: [rewards, number of faults] of each process.
         parts_of = [*zip(*told, strict=True), *((part,) for part in judged)]
-        for reward, parts in zip([*shared, *alone], parts_of, strict=True):
-            rewards = [np.array(values, np.float32) for values, _ in parts]
+        for reward, outcomes in zip([*shared, *alone], parts_of, strict=True):
+            rewards = [np.array(values, np.float32) for values, _ in outcomes]
             by_name[reward.name] = np.concatenate(rewards)
-            faults[reward.name] = sum(count for _, count in parts)
+            faults[reward.name] = sum(count for _, count in outcomes)
         return Values(by_name, {name: n for name, n in faults.items() if n})
 
     def total(self, values: Values, model_scores: np.ndarray | None) -> Scored:
@@ -199,14 +201,14 @@ class Rewards:
         alone."""
         if not self.has_functions:
             return {}
-        metrics = {f"reward/{k}": Mean.of(x) for k, x in scored.by_name.items()}
+        metrics: dict = {f"reward/{k}": Mean.of(x) for k, x in scored.by_name.items()}
         if not self._stops:
             for reward in self._functions:
                 count = scored.faults.get(reward.name, 0)
                 metrics[f"reward/{reward.name}_faults"] = float(count)
         return metrics
 
-    def of_rows(self, scored: Scored, rows) -> dict:
+    def of_rows(self, scored: Scored, rows: int | slice | np.ndarray) -> dict:
         """Return the rewards of a row, or of some rows, by name, for samples; {} for
         the reward model alone."""
         if not self.has_functions:
@@ -219,7 +221,13 @@ class Rewards:
         path = self._workdir / FAULTS
         return read_json(path) if path.is_file() else {}
 
-    def _call(self, rewards, prompts, responses, rows) -> list:
+    def _call(
+        self,
+        rewards: Sequence[Reward],
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        rows: np.ndarray,
+    ) -> list:
         """Return [rewards of the rows, number of faults] of each function, for JSON."""
         prompts, responses = ([x[i] for i in rows] for x in (prompts, responses))
         if not prompts:
@@ -238,7 +246,9 @@ class Rewards:
                 self._tell(reward, prompts, faults)
         return [[values.tolist(), len(faults)] for values, faults in outcomes]
 
-    def _tell(self, reward: Reward, prompts, faults: dict[int, str]) -> None:
+    def _tell(
+        self, reward: Reward, prompts: Sequence[Prompt], faults: dict[int, str]
+    ) -> None:
         """Raise RewardError, or log the faults of a function."""
         row, said = next(iter(faults.items()))
         prompt = prompts[row].id
@@ -257,20 +267,27 @@ class Rewards:
         first_does(write_json, self._workdir / FAULTS, self.files)
 
 
-def _open(named: Named, config, workdir: Path) -> Reward:
+def _of_another_process(
+    prompts: Sequence[Prompt], responses: Sequence[Response]
+) -> np.ndarray:
+    """Stand in, where it is never called, for a function that process 0 alone calls."""
+    raise AssertionError
+
+
+def _open(named: Named, config: ConfigDict, workdir: Path) -> Reward:
     if named.file:
         function = own_file.load(named.file, named.name)
     elif named.name == "judge":  # process 0 alone asks it
-        made = []
+        made: list[Function] = []
         first_does(lambda: made.append(BUILT_IN["judge"](config, workdir)))
-        function = made[0] if made else None
+        function = made[0] if made else _of_another_process
     else:
         function = BUILT_IN[named.name](config, workdir)
     limit = None if named.place in SERVICES else config.reward_timeout
     return Reward(named.name, named.place, named.file, function, limit)
 
 
-def check_options(config, *, needs_model: bool = False) -> None:
+def check_options(config: ConfigDict, *, needs_model: bool = False) -> None:
     """Refuse rewards and options that cannot be, before anything is read or loaded.
 
     Args:

@@ -1,4 +1,4 @@
-"""Rewards that are computed row by row."""
+"""The type of a reward function, and functions that are computed row by row."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,13 +6,18 @@ import numpy as np
 
 from rlhf_jax.data.records import Prompt, Response
 
+# A reward: one finite number for each response, float32 [B]. A number depends on its
+# own row alone: rows are shared out between the processes of a run.
+Function = Callable[[Sequence[Prompt], Sequence[Response]], np.ndarray]
 Row = Callable[[Prompt, Response], float]
 
 
-def by_row(row: Row) -> Callable[[Sequence[Prompt], Sequence[Response]], np.ndarray]:
+def by_row(row: Row) -> Function:
     """Return the reward function, float32 [B], of a function of one row."""
 
-    def function(prompts, responses):
+    def function(
+        prompts: Sequence[Prompt], responses: Sequence[Response]
+    ) -> np.ndarray:
         pairs = zip(prompts, responses, strict=True)
         return np.array(
             [row(prompt, response) for prompt, response in pairs], np.float32

@@ -6,6 +6,7 @@ one fence of Markdown counts by what is inside.
 
 import json
 import re
+from typing import Any, NoReturn
 
 import jsonschema
 import referencing
@@ -34,7 +35,7 @@ def _valid(prompt: Prompt, response: Response) -> float:
     return float(validator.is_valid(value))
 
 
-def _parsed(text: str):
+def _parsed(text: str) -> Any:
     text = text.strip()
     fence = _FENCE.match(text)
     try:
@@ -43,7 +44,7 @@ def _parsed(text: str):
         return _NOTHING
 
 
-def _refuse(name: str):
+def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
