@@ -1,4 +1,4 @@
-"""The notebooks: bare in git, and the first three run from top to bottom on a CPU."""
+"""The notebooks: bare in git, and all but one run from top to bottom on a CPU."""
 
 import ast
 import json
