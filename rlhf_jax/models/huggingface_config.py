@@ -87,7 +87,7 @@ def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, 
         reader = {"v1": _read_v1, "remote": _read_remote}[naming]
     elif kind in ("glm", "glm4"):
         naming, reader = "native", _read_glm
-    elif kind in _ARCHITECTURES:
+    elif kind in list(_ARCHITECTURES):  # perhaps of a type that cannot be hashed
         naming, reader = "native", _read_llama
     else:
         known = ", ".join(map(repr, ("chatglm", "glm", "glm4", *_ARCHITECTURES)))
