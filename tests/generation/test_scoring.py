@@ -48,7 +48,7 @@ def test_a_packed_pair_scores_as_two_separate_passes(model):
 def test_neither_the_other_response_nor_padding_moves_a_score(model):
     pairs = random_pairs([(5, 4, 9), (3, 6, 2)])
     prompt, chosen, rejected = pairs[0]
-    changed = [(prompt, chosen, rejected[::-1] + rejected), pairs[1]]
+    changed = [(prompt, chosen, rejected + rejected[::-1]), pairs[1]]
     a = score(model, pack(pairs, pad_id=0))
     b = score(model, pack(changed, pad_id=7))
     np.testing.assert_allclose(a[0, 0], b[0, 0], atol=1e-5)

@@ -208,6 +208,6 @@ def test_every_option_is_read_and_every_option_read_exists():
         and node.value.id == "config"
     }
     config = config_file.get_config()
-    assert read | {"stage"} == set(config)
+    assert read | {"stage", "matmul_precision"} == set(config)
     fields = set(ChatSettings.__dataclass_fields__)
     assert set(config.judge) == fields | {"api_key_variable"}
