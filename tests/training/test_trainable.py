@@ -31,7 +31,8 @@ from tests.parallel.test_fused_update import (
 from tests.trees import assert_trees_close
 
 LAST = r"blocks\.[23]\.|final_norm|head"
-ADAMW = adamw(1e-2, b1=0.9, b2=0.95, eps=1e-6, weight_decay=0.1, clip_norm=0.1)
+# The epsilon keeps rounding errors of tiny gradients from becoming steps of full size.
+ADAMW = adamw(1e-2, b1=0.9, b2=0.95, eps=1e-3, weight_decay=0.1, clip_norm=0.1)
 PATTERNS = {
     LAST: ("blocks.2", "blocks.3", "final_norm", "head"),
     r"final_norm|head": ("final_norm", "head"),
