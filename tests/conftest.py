@@ -8,6 +8,7 @@ tests stay on the CPU. RLHF_JAX_TEST_PLATFORMS chooses otherwise ("cuda,cpu"), a
 JAX_NUM_CPU_DEVICES=1 the CPU is one device, as a GPU is.
 """
 
+import gc
 import os
 import tempfile
 import threading
@@ -50,6 +51,20 @@ def pytest_configure(config):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     # Several processes of a test may share a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+MANY_MAPS = 10_000  # of the 65,530 that Linux allows a process
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_compiled_programs():
+    """Forget the compiled programs of earlier files before their memory maps are too
+    many: XLA then ends the process with a segmentation fault."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_runtest_setup(item):
