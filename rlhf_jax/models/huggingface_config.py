@@ -428,11 +428,9 @@ def _write_remote(c):
     }
 
 
-def _write_glm(c):
-    kind, name = ("glm4", "Glm4") if c.residual == "sandwich" else ("glm", "Glm")
-    fields = {
-        "architectures": [f"{name}ForCausalLM"],
-        "model_type": kind,
+def _native_sizes(c):
+    """Return the fields that GLM and the Llama-like families spell alike."""
+    return {
         "vocab_size": c.vocab_size,
         "hidden_size": c.width,
         "num_hidden_layers": c.num_layers,
@@ -442,11 +440,20 @@ def _write_glm(c):
         "intermediate_size": c.ffn_width,
         "max_position_embeddings": c.context_length,
         "rms_norm_eps": c.norm_eps,
-        "attention_bias": c.qkv_bias,
         "hidden_act": "silu",
-        "partial_rotary_factor": c.rotary_fraction,
         "rope_theta": c.rotary_base,
         "tie_word_embeddings": c.tied,
+    }
+
+
+def _write_glm(c):
+    kind, name = ("glm4", "Glm4") if c.residual == "sandwich" else ("glm", "Glm")
+    fields = {
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": kind,
+        **_native_sizes(c),
+        "attention_bias": c.qkv_bias,
+        "partial_rotary_factor": c.rotary_fraction,
         # Without this key transformers uses GLM-4's id, which a smaller vocabulary
         # lacks.
         "pad_token_id": None,
@@ -497,19 +504,8 @@ def _write_llama(c):
     fields = {
         "architectures": [_ARCHITECTURES[c.family]],
         "model_type": c.family,
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.width,
-        "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads,
-        "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_dim,
-        "intermediate_size": c.ffn_width,
-        "max_position_embeddings": c.context_length,
-        "rms_norm_eps": c.norm_eps,
-        "hidden_act": "silu",
-        "rope_theta": c.rotary_base,
+        **_native_sizes(c),
         "rope_scaling": rope,
-        "tie_word_embeddings": c.tied,
     }
     if c.family in ("llama", "qwen3"):
         fields["attention_bias"] = c.qkv_bias
