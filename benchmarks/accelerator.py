@@ -101,7 +101,7 @@ RUN = {
     "data.testbed.num_probes": 0,
 }
 
-# What a run of PPO takes on one GPU, see docs/memory_planning.md.
+# The settings of PPO on one GPU, see docs/memory_planning.md.
 ON_ONE_GPU = {
     **{
         f"{name}.{key}": value
@@ -162,7 +162,7 @@ def main() -> None:
 
 
 class Row(NamedTuple):
-    """What a row measures, its time limit in seconds, and the ceiling beside it."""
+    """A row of the table: its work, its time limit in seconds, and its ceiling."""
 
     measure: Callable[[str], dict]
     limit: float

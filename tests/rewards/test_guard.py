@@ -1,4 +1,4 @@
-"""What a function does wrong is named, and loses nothing else."""
+"""A fault of a function is named, and loses nothing else."""
 
 import sys
 import threading

@@ -89,7 +89,7 @@ def test_the_marks_of_a_judge_are_rewards_and_are_kept(service, tmp_path):
     asked = len(service.requests)
     again = judge(settings, tmp_path / "judge.sqlite")
     np.testing.assert_allclose(again(PROMPTS, RESPONSES), [0.8, 0.8, 0.3])
-    # What was answered is not asked again, but for the question that opens a client.
+    # No answered question is asked again, except the one that opens a client.
     assert len(service.requests) - asked <= 1
 
 
