@@ -8,18 +8,20 @@ import codecs
 import email.utils
 import json
 import math
-import queue
 import re
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from typing import Any, TypeVar
 
 import requests
 from absl import logging
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import NewConnectionError
+
+from rlhf_jax.data.in_threads import started
 
 T = TypeVar("T")
 
@@ -148,25 +150,13 @@ class Transport:
         """Return `call()`, or raise FailedTryError if the call takes longer. A timeout
         of sockets alone limits the time between bytes, which a service can send slowly
         forever."""
-        results: queue.SimpleQueue[tuple] = queue.SimpleQueue()
-
-        def run() -> None:
-            try:
-                results.put((call(), None))
-            except Exception as error:
-                results.put((None, error))
-
-        threading.Thread(target=run, daemon=True).start()
-        try:
-            value, error = results.get(timeout=self._timeout)
-        except queue.Empty:
+        future, _ = started(call)
+        wait([future], self._timeout)
+        if not future.done():
+            kind = "no whole answer in time"
             message = f"{url} gives no whole answer in {self._seconds}"
-            error = FailedTryError(
-                "no whole answer in time", message, passes=True, cost=None
-            )
-        if error is not None:
-            raise error from None
-        return value
+            raise FailedTryError(kind, message, passes=True, cost=None)
+        return future.result()
 
     @property
     def _seconds(self) -> str:

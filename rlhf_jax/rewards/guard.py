@@ -7,16 +7,17 @@ each response is called again on each row alone, to name the prompts at fault.
 import contextlib
 import copy
 import numbers
-import queue
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from absl import logging
 
+from rlhf_jax.data.in_threads import started
 from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.rewards.own_file import line_in
 from rlhf_jax.rewards.rows import Function
@@ -95,31 +96,23 @@ def _call(
     Raises:
         _Failure: the function raised an error, or took too long.
     """
-    outcome: queue.SimpleQueue[tuple] = queue.SimpleQueue()
     given = copy.deepcopy((list(prompts), list(responses)))
 
-    def run() -> None:
-        result: tuple = None, None
+    def call() -> Any:
         with _noting_prints(reward):
-            try:
-                result = reward.function(*given), None
-            except BaseException as error:  # SystemExit too
-                result = None, error
-        outcome.put(result)
+            return reward.function(*given)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        value, error = outcome.get(timeout=reward.seconds)
-    except queue.Empty:
+    future, thread = started(call)
+    wait([future], reward.seconds)
+    if not future.done():
         raise _Hang(
             f"gave no result within reward_timeout={reward.seconds:g} seconds"
             f"{_place_of(thread, reward.file)}"
-        ) from None
-    if error is not None:
+        )
+    if (error := future.exception()) is not None:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise _Failure(f"raised {said}{line_in(error, reward.file)}")
-    return value
+    return future.result()
 
 
 def _place_of(thread: threading.Thread, file: str) -> str:

@@ -15,13 +15,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.chat_client import FREE_SETTINGS, read_service
+from rlhf_jax.data.in_threads import in_threads
 from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.data.transport import check_url
 from rlhf_jax.files import read_json, write_json
 from rlhf_jax.rewards import own_file
 from rlhf_jax.rewards.built_in import BUILT_IN, SERVICES
 from rlhf_jax.rewards.guard import Reward, keeping_prints, values_of
-from rlhf_jax.rewards.in_threads import in_threads
 from rlhf_jax.rewards.rows import Function
 from rlhf_jax.rewards.spec import MODEL, Named, parse, uses_model
 from rlhf_jax.shared_work import first_does, share_out
