@@ -8,7 +8,6 @@ Letters: B batch, R response.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -154,19 +153,6 @@ def first_numbers(hyper: Hyper) -> dict:
         "kl_coef": jnp.float32(hyper.kl_coef),
         "moments": estimators.init_moments(),
     }
-
-
-def with_opt_states(state: PPOState, change: Callable[[dict], dict]) -> PPOState:
-    """Return the state with `change` applied to each model's optimizer state."""
-
-    def changed(trained: TrainState | None) -> TrainState | None:
-        if trained is None:
-            return None
-        return dataclasses.replace(trained, opt_state=change(trained.opt_state))
-
-    return dataclasses.replace(
-        state, policy=changed(state.policy), value=changed(state.value)
-    )
 
 
 @jax.tree_util.register_dataclass

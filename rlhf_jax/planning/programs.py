@@ -38,6 +38,7 @@ from rlhf_jax.parallel.sharding import (
 from rlhf_jax.planning.roofline import Program
 from rlhf_jax.rewards.spec import uses_model
 from rlhf_jax.training import optimizers, weights
+from rlhf_jax.training.placement import with_opt_states
 from rlhf_jax.training.state import TrainState
 
 
@@ -161,7 +162,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
     trained = () if config.offload_moments else (state.policy, state.value)
     moments = [x.opt_state for x in trained if x is not None]
     # Scoring reads no moments.
-    bare = algorithm.with_opt_states(state, lambda opt_state: {})
+    bare = with_opt_states(state, lambda opt_state: {})
     policy = state.policy.model
     values = () if state.value is None else state.value.model
     moving = () if state.reference is None else state.reference

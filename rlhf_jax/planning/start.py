@@ -16,6 +16,7 @@ from rlhf_jax.models.presets import preset
 from rlhf_jax.planning import programs
 from rlhf_jax.planning.roofline import Program, bytes_per_device
 from rlhf_jax.training import optimizers, weights
+from rlhf_jax.training.placement import with_opt_states
 
 
 def of(config: ConfigDict, model: ChatGLMConfig | None = None) -> Program:
@@ -71,7 +72,7 @@ def _moments_of_ppo(
     state = programs.first_state(algorithm, config, model)
     at_rest = state
     if config.offload_moments:
-        at_rest = algorithm.with_opt_states(state, lambda moments: {})
+        at_rest = with_opt_states(state, lambda moments: {})
     yield alive, state.policy
     if state.value is not None:
         yield alive, at_rest.policy, state.value

@@ -53,7 +53,6 @@ from rlhf_jax.algorithms.ppo import (
     make_experience,
     run_models,
     train_step,
-    with_opt_states,
 )
 from rlhf_jax.batches import PromptBatch, Rollout
 from rlhf_jax.data import sources
@@ -69,16 +68,13 @@ from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
 from rlhf_jax.generation.dynamic_sampling import fill
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.parallel.sharding import (
     create,
-    creator,
     fetch,
     shapes_of,
     shard_batch,
-    to_memory,
 )
 from rlhf_jax.rewards.rewards import FREE, RewardError, Rewards, Scored
 from rlhf_jax.rewards.rewards import check_options as check_rewards
@@ -87,8 +83,9 @@ from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
+from rlhf_jax.training.placement import Memory
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
+from rlhf_jax.training.state import check_learned, from_items, to_items
 from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 ABOVE_CEILING = "above_kl_ceiling"  # folder of the policy that stopped its run
@@ -527,48 +524,6 @@ def stop_above_ceiling(config, workdir, checkpoints, step, state, meta, kl) -> N
         f"--workdir. The newest checkpoint below the ceiling is of step {below}; "
         f"this policy is kept in {study}."
     )
-
-
-class Memory:
-    """Placement of the models: on the device, or in the host's memory while they are
-    not in use (`offload_frozen`, `offload_moments`); and the sampler's int8 copy of the
-    policy (`rollout_param_dtype`)."""
-
-    def __init__(self, config, frozen: Frozen):
-        self._frozen_rests = "pinned_host" if config.offload_frozen else "device"
-        self._moments_rest = "pinned_host" if config.offload_moments else "device"
-        self._frozen = to_memory(frozen, self._frozen_rests)
-        self._is_copied = config.rollout_param_dtype == "int8"
-        self._in_8_bits = None  # the conversion, compiled for the first policy
-
-    def first(self, model, optimizer: optimizers.Optimizer) -> TrainState:
-        """Return the first state of a trained model, which takes over the model's
-        memory, with the moments at rest."""
-        first = functools.partial(TrainState.create, optimizer=optimizer)
-        state = create(first, model, donate=True)
-        moments = to_memory(state.opt_state, self._moments_rest)
-        return dataclasses.replace(state, opt_state=moments)
-
-    def frozen(self) -> Frozen:
-        """Return the frozen models, on the device."""
-        return to_memory(self._frozen, "device")
-
-    def sampler(self, policy):
-        """Return the model that answers prompts: the policy, or its int8 copy."""
-        if not self._is_copied:
-            return policy
-        if self._in_8_bits is None:
-            self._in_8_bits = creator(quantise, policy)
-        return self._in_8_bits(policy)
-
-    def at_work(self, state: PPOState) -> PPOState:
-        """Move the whole state to the device, as the update needs it."""
-        return with_opt_states(state, lambda moments: to_memory(moments, "device"))
-
-    def at_rest(self, state: PPOState) -> PPOState:
-        """Move the optimizers' moments to their place between updates."""
-        rest = self._moments_rest
-        return with_opt_states(state, lambda moments: to_memory(moments, rest))
 
 
 def to_checkpoint(state: PPOState) -> dict:

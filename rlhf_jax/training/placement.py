@@ -1,0 +1,71 @@
+"""The places of models and moments that are not always in use."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.models.quantise import quantise
+from rlhf_jax.parallel.sharding import create, creator, to_memory
+from rlhf_jax.training.optimizers import Optimizer
+from rlhf_jax.training.state import TrainState
+
+
+class Memory:
+    """Placement of the models: on the device, or in the host's memory while they are
+    not in use (`offload_frozen`, `offload_moments`); and the sampler's int8 copy of the
+    policy (`rollout_param_dtype`).
+
+    Args:
+        frozen: a tree of the models that are not trained.
+    """
+
+    def __init__(self, config: ConfigDict, frozen: Any):
+        self._frozen_rests = "pinned_host" if config.offload_frozen else "device"
+        self._moments_rest = "pinned_host" if config.offload_moments else "device"
+        self._frozen = to_memory(frozen, self._frozen_rests)
+        self._is_copied = config.rollout_param_dtype == "int8"
+        # The conversion, compiled for the first policy.
+        self._in_8_bits: Callable | None = None
+
+    def first(self, model: Any, optimizer: Optimizer) -> TrainState:
+        """Return the first state of a trained model, which takes over the model's
+        memory, with the moments at rest."""
+        first = functools.partial(TrainState.create, optimizer=optimizer)
+        state = create(first, model, donate=True)
+        moments = to_memory(state.opt_state, self._moments_rest)
+        return dataclasses.replace(state, opt_state=moments)
+
+    def frozen(self) -> Any:
+        """Return the frozen models, on the device."""
+        return to_memory(self._frozen, "device")
+
+    def sampler(self, policy: Any) -> Any:
+        """Return the model that answers prompts: the policy, or its int8 copy."""
+        if not self._is_copied:
+            return policy
+        if self._in_8_bits is None:
+            self._in_8_bits = creator(quantise, policy)
+        return self._in_8_bits(policy)
+
+    def at_work(self, state: Any) -> Any:
+        """Move the whole state to the device, as the update needs it."""
+        return with_opt_states(state, lambda moments: to_memory(moments, "device"))
+
+    def at_rest(self, state: Any) -> Any:
+        """Move the optimizers' moments to their place between updates."""
+        rest = self._moments_rest
+        return with_opt_states(state, lambda moments: to_memory(moments, rest))
+
+
+def with_opt_states(state: Any, change: Callable[[dict], dict]) -> Any:
+    """Return a dataclass of states with `change` applied to the optimizer state of each
+    `TrainState` in it."""
+    changed = {
+        name: dataclasses.replace(trained, opt_state=change(trained.opt_state))
+        for name, trained in vars(state).items()
+        if isinstance(trained, TrainState)
+    }
+    return dataclasses.replace(state, **changed)
