@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rlhf_jax.rewards.spec import uses_model
 from rlhf_jax.shared_work import is_first
 
 WIDTH = 80
@@ -87,13 +88,20 @@ def next_command(
     Args:
         preset: the preset of the config.
         overrides: key -> value of the flags given besides the config file; those about
-            the data are repeated.
+            the data are repeated, and those about rewards where rewards come next.
     """
     if preset in ("", "default"):  # of the stages that have no model
         preset = "tiny"
     here, parent = _short(workdir), Path(_short(workdir)).parent
     start = config.get("init_from") or "SFT_RUN"
-    scorer = config.get("reward_model") or "REWARD_RUN"
+    rewards = config.get("rewards", "model=1.0")
+    scorer, functions = {}, {}
+    if uses_model(rewards):
+        scorer["reward_model"] = config.get("reward_model") or "REWARD_RUN"
+    if rewards != "model=1.0":
+        functions["rewards"] = rewards
+        functions |= {k: v for k, v in overrides.items() if k.startswith("reward_")}
+        functions.pop("reward_model", None)
     own_data = config.get("data", {}).get("path") != "testbed"
     data = {k: v for k, v in overrides.items() if k.startswith("data.")}
 
@@ -114,7 +122,7 @@ def next_command(
     }
     match config.stage:
         case "prepare_prompts":
-            fields = {"init_from": start, "reward_model": scorer}
+            fields = {"init_from": start, **scorer, **functions}
             return command("train", "ppo", **fields, prompts=f"{here}/prompts.jsonl")
         case "sft":
             if own_data:
@@ -131,15 +139,15 @@ def next_command(
         case "reward":
             return command("train", "ppo", init_from=start, reward_model=here)
         case "select_prompts":
-            fields = {"init_from": start, "reward_model": scorer}
+            fields = {"init_from": start, **scorer, **functions}
             return command("train", "ppo", **fields, prompts=f"{here}/prompts.jsonl")
         case "pairs":
             file = pairs["comparisons"]
             return command("train", "dpo", init_from=start, pairs=file)
         case "ppo" | "dpo" if not own_data or "reward_model" in config:
-            judge = {"reward_model": config.get("reward_model", "")}
+            judge = {"reward_model": config.get("reward_model", ""), **functions}
             if own_data:
-                judge["judge"] = "reward_model"
+                judge["judge"] = "reward_model" if uses_model(rewards) else "rewards"
             models = f"sft={start},{config.stage}={here}"
             return command("evaluate", "evaluate", models=models, **judge)
         case "ppo" | "dpo":

@@ -76,6 +76,23 @@ def test_each_stage_reads_what_the_one_before_made(tmp_path, monkeypatch):
     assert "--config.reward_model=runs/here" in words
 
 
+@pytest.mark.parametrize("config", [ppo, select_prompts], ids=lambda x: x.__name__)
+def test_functions_alone_need_no_reward_model_afterwards(config):
+    config, options = config.get_config(), {"reward_options.pattern": "a b"}
+    rewards = {"rewards": "regular_expression=1.0", **options}
+    words = following(config, **rewards, **{"data.path": "mine"})
+    check_flags(words[1], words[2:])
+    assert "--config.rewards=regular_expression=1.0" in words
+    assert "--config.reward_options.pattern=a b" in words
+    assert not any("reward_model" in word for word in words)
+    assert ("--config.judge=rewards" in words) == (config.stage == "ppo")
+    both = {"rewards": "model=1.0,regular_expression=1.0", "reward_model": "runs/reward"}
+    words = following(config, **both, **options)
+    assert "--config.reward_model=runs/reward" in words
+    assert f"--config.rewards={both['rewards']}" in words
+    assert "--config.judge=rewards" not in words
+
+
 def test_a_result_is_told_as_far_as_it_is_known(tmp_path):
     summary = {"eval/scores": 0.6239, "objective/kl": 0.67}
     text = closing.result("ppo", summary, tmp_path)
