@@ -86,7 +86,7 @@ def test_functions_alone_need_no_reward_model_afterwards(config):
     assert "--config.reward_options.pattern=a b" in words
     assert not any("reward_model" in word for word in words)
     assert ("--config.judge=rewards" in words) == (config.stage == "ppo")
-    both = {"rewards": "model=1.0,regular_expression=1.0", "reward_model": "runs/reward"}
+    both = {"rewards": "model=1,regular_expression=1", "reward_model": "runs/reward"}
     words = following(config, **both, **options)
     assert "--config.reward_model=runs/reward" in words
     assert f"--config.rewards={both['rewards']}" in words
