@@ -104,6 +104,8 @@ def test_every_option_is_read(stage):
     source |= attributes_read(package / "training" / "workdir.py")  # config.seed
     if "init_from" in make(stage, "tiny"):
         source |= attributes_read(package / "training" / "weights.py")
+    if "offload_frozen" in make(stage, "tiny"):
+        source |= attributes_read(package / "training" / "placement.py")
     algorithm = package / "algorithms" / f"{stage}.py"
     if algorithm.is_file():
         source |= attributes_read(algorithm)
