@@ -25,6 +25,10 @@ def get_config(preset="tiny"):
     # "truncate_prompt" removes their oldest turns; "truncate_end" cuts them at the
     # limit, and the cut answer then has no end token.
     c.too_long = "drop"
+    # True packs the dialogues of an update into rows as wide as the longest, one after
+    # another and each by itself for the model, so that little is padding; False gives
+    # every dialogue a row of its own.
+    c.pack = True
     # Rounds the widths of batches up to a multiple of this many tokens: few widths need
     # few compiled programs. [1, 65536]
     c.pad_to_multiple = 32 if preset == "tiny" else 64 if preset == "hh" else 256

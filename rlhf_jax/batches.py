@@ -23,11 +23,18 @@ def _batch(cls):
 
 @_batch
 class SFTBatch:
-    """Dialogues, right-padded; only the assistant's tokens carry loss."""
+    """Dialogues, right-padded; only the assistant's tokens carry loss.
+
+    Packed rows hold several: `examples` is the number of each token's dialogue in its
+    row, and `targets` are the positions of the tokens that carry loss, with 0 behind
+    them. Both are None where every dialogue has a row of its own.
+    """
 
     tokens: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
     loss_mask: Bool[Array, "B T"]
+    examples: Int[Array, "B T"] | None = None
+    targets: Int[Array, "B M"] | None = None
 
 
 @_batch

@@ -43,10 +43,10 @@ def mean_loss(
     policy: Policy, batch: SFTBatch, *, num_tokens: int, chunk_size: int
 ) -> Mean:
     """Return the mean of -log p over the tokens that carry loss, float32."""
-    logprobs = dialogue_logprobs(
+    logprobs, mask = dialogue_logprobs(
         policy, batch, num_tokens=num_tokens, chunk_size=chunk_size
     )
-    return Mean.of(sft_loss(logprobs=logprobs), batch.loss_mask)
+    return Mean.of(sft_loss(logprobs=logprobs), mask)
 
 
 def loss_fn(
@@ -60,7 +60,8 @@ def loss_fn(
     loss = mean_loss(
         policy, batch, num_tokens=hyper.num_tokens, chunk_size=hyper.chunk_size
     )
-    return loss.total / num_target, {"loss/sft": loss}
+    metrics = {"loss/sft": loss, "data/real_tokens": Mean.of(batch.mask)}
+    return loss.total / num_target, metrics
 
 
 def batch_loss(

@@ -19,7 +19,10 @@ class BatchOrder:
     """The order of examples: the examples of each batch.
 
     Each epoch is shuffled, cut into windows of several batches, sorted by length inside
-    each window (to reduce padding), and cut into batches, which are shuffled. The
+    each window, and cut into batches, which are shuffled: little is padded where every
+    example has its own row. With `mixed`, the sorted examples of a window are dealt to
+    its batches instead, so that each has examples of all lengths, and all have about
+    the same number of tokens: packed, they need the same number of rows. The
     examples left over at the end of an epoch that do not fill a batch are skipped.
 
     Args:
@@ -27,6 +30,7 @@ class BatchOrder:
             length.
         window: the number of batches in a window; a wider window has less padding, and
             batches of more uniform length.
+        mixed: True deals examples of all lengths to every batch.
         num_examples: the number of examples.
         batch_size: the number of examples a batch; a smaller data set is repeated to
             fill a batch.
@@ -43,6 +47,7 @@ class BatchOrder:
         seed: int,
         lengths: Sequence[int] | None = None,
         window: int = 16,
+        mixed: bool = False,
     ):
         if num_examples < 1:
             raise ValueError("There are no examples to make batches of.")
@@ -54,7 +59,7 @@ class BatchOrder:
             )
         self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
         self.batches_per_epoch = max(num_examples // batch_size, 1)
-        self._window = window * batch_size
+        self._window, self._mixed = window * batch_size, mixed
         self._lengths = None if lengths is None else np.asarray(lengths)
         self._epoch, self._order = -1, None
 
@@ -73,10 +78,18 @@ class BatchOrder:
         if self._lengths is not None:
             starts = range(0, size, self._window)
             parts = [order[i : i + self._window] for i in starts]
-            order = np.concatenate(
-                [part[np.argsort(self._lengths[part], kind="stable")] for part in parts]
-            )
+            parts = [
+                part[np.argsort(self._lengths[part], kind="stable")] for part in parts
+            ]
+            if self._mixed:
+                parts = [self._deal(part, rng) for part in parts]
+            order = np.concatenate(parts)
         return rng.permutation(order.reshape(-1, self.batch_size))
+
+    def _deal(self, part: np.ndarray, rng) -> np.ndarray:
+        """Deal neighbours of a sorted window to different batches, at random."""
+        neighbours = part.reshape(self.batch_size, -1)
+        return rng.permuted(neighbours, axis=1).T.reshape(-1)
 
 
 def number_repeats(index: np.ndarray, size: int) -> np.ndarray:

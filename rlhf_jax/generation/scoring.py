@@ -51,17 +51,31 @@ def response_logprobs(
 
 def dialogue_logprobs(
     policy: Policy, batch: SFTBatch, *, num_tokens: int, chunk_size: int
-) -> Float[Array, "B T"]:
-    """Compute the log-probability of every token of a dialogue, float32; index 0 is
-    0."""
-    return logprobs_.next_token_logprobs(
-        policy.hidden(batch.tokens, batch.mask),
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """Compute the log-probability of every token of a dialogue, float32, 0 at index 0,
+    and the mask of those that carry loss; of packed rows those of the targets alone,
+    [B, M]."""
+    options = {
+        "temperature": 1.0,
+        "num_tokens": num_tokens,
+        "chunk_size": chunk_size,
+    }
+    if batch.targets is None:
+        hidden = policy.hidden(batch.tokens, batch.mask)
+        out = logprobs_.next_token_logprobs(
+            hidden, policy.output_matrix, batch.tokens, **options
+        )
+        return out.logprobs, batch.loss_mask
+    hidden = policy.hidden(batch.tokens, batch.mask, examples=batch.examples)
+    out = logprobs_.target_logprobs(
+        hidden,
         policy.output_matrix,
         batch.tokens,
-        temperature=1.0,
-        num_tokens=num_tokens,
-        chunk_size=chunk_size,
-    ).logprobs
+        batch.targets,
+        batch.targets - 1,
+        **options,
+    )
+    return out.logprobs, batch.targets > 0
 
 
 def response_scores(

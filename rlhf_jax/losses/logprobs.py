@@ -57,6 +57,37 @@ def next_token_logprobs(
     return TokenLogprobs(*(jnp.pad(x, ((0, 0), (1, 0))) for x in out))
 
 
+def target_logprobs(
+    hidden: Float[Array, "B T D"],
+    output_matrix: Float[Array, "D V"],
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B M"],
+    before: Int[Array, "B M"],
+    *,
+    temperature: float,
+    num_tokens: int,
+    chunk_size: int,
+) -> TokenLogprobs:
+    """Compute log-probabilities and entropies [B, M] of some tokens of packed rows, and
+    project only the states before these to the vocabulary.
+
+    Args:
+        targets: the positions of these tokens.
+        before: the position of the state before each, in the same example; where it is
+            out of the row, the result is without meaning.
+
+    See `next_token_logprobs` for the other arguments.
+    """
+    return _project(
+        jnp.take_along_axis(hidden, before[..., None], axis=1, mode="clip"),
+        output_matrix,
+        jnp.take_along_axis(tokens, targets, axis=1, mode="clip"),
+        temperature=temperature,
+        num_tokens=num_tokens,
+        chunk_size=chunk_size,
+    )
+
+
 def packed_response_logprobs(
     hidden: Float[Array, "B T D"],
     output_matrix: Float[Array, "D V"],

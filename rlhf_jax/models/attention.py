@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.config import ChatGLMConfig
-from rlhf_jax.models.positions import count_before
+from rlhf_jax.models.positions import by_token, count_before
 
 # Finite, so that the row of a padded query is uniform and not NaN.
 MASKED = -1e30
@@ -28,7 +28,8 @@ def visible(
     *,
     query_slots: Int[Array, " T"],
     segments: Int[Array, "B S"] | None = None,
-    context: Int[Array, " B"] | None = None,
+    examples: Int[Array, "B S"] | None = None,
+    context: Int[Array, "B ..."] | None = None,
     window: int | None = None,
 ) -> Bool[Array, "B T S"]:
     """Return the slots that each query sees: real ones, not later than the query.
@@ -38,8 +39,10 @@ def visible(
         query_slots: the slot of each query.
         segments: the segment of each slot, or None. A token sees the prompt (segment 0)
             and its own segment; T = S is required.
-        context: the number of real tokens at the start of the row that every query
-            sees, for ChatGLM-6B.
+        examples: the example of each slot where a row holds several, see `positions`,
+            or None. A token sees its own example alone; T = S is required.
+        context: the number of real tokens at the start of the row, or of each slot's
+            example, that every query of it sees, for ChatGLM-6B.
         window: the number of tokens that a query sees, itself included; None for all.
     """
     slots = jnp.arange(mask.shape[1])
@@ -48,15 +51,16 @@ def visible(
         key, query = segments[:, None, :], segments[:, :, None]
         seen = seen & ((key == 0) | (key == query))
     if window is not None:
-        places = count_before(mask, segments)
+        places = count_before(mask, segments, examples)
         since = places[:, query_slots, None] - places[:, None, :]
         seen = seen & (since < window)
     if context is not None:
-        rank = jnp.cumsum(mask, axis=1)
-        in_context = rank <= context[:, None]
+        in_context = count_before(mask, segments, examples) < by_token(context)
         if segments is not None:
             in_context = in_context & (segments == 0)
         seen = seen | in_context[:, None, :]
+    if examples is not None:
+        seen = seen & (examples[:, None, :] == examples[:, :, None])
     return seen & mask[:, None, :]
 
 

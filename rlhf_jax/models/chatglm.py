@@ -81,9 +81,10 @@ class ChatGLM(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         *,
         segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
+        examples: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Return logits in float32; the arguments are those of `hidden`."""
-        hidden = self.hidden(tokens, mask, segments=segments)
+        hidden = self.hidden(tokens, mask, segments=segments, examples=examples)
         logits = jnp.einsum(
             "btd,dv->btv",
             hidden,
@@ -98,6 +99,7 @@ class ChatGLM(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         *,
         segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
+        examples: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Return the hidden states after the final norm.
 
@@ -108,19 +110,25 @@ class ChatGLM(nnx.Module):
                 after one prompt, see `positions`; one array [T] where all rows are
                 alike. The result equals a forward pass over the prompt and each
                 response by itself.
+            examples: the number of each token's example where a row holds several, one
+                after another, from 0; each then has the result of a row of its own.
         """
         if mask is None:
             mask = jnp.ones(tokens.shape, bool)
         by_row = None
         if segments is not None:
             by_row = jnp.broadcast_to(segments, tokens.shape)
-        places = count_before(mask, by_row)
+        places = count_before(mask, by_row, examples)
         context, positions = None, places[..., None]
         if self.config.has_prefix:
-            context, mask_place = self._prefix(tokens, mask, places, by_row)
+            context, mask_place = self._prefix(tokens, mask, places, by_row, examples)
             positions = two_axes(places, context, mask_place)
         attend, masks = self._attention(
-            mask, jnp.arange(tokens.shape[1]), segments=segments, context=context
+            mask,
+            jnp.arange(tokens.shape[1]),
+            segments=segments,
+            examples=examples,
+            context=context,
         )
 
         def apply(block, x, rows):
@@ -149,7 +157,7 @@ class ChatGLM(nnx.Module):
         context, mask_place = cache.context, cache.mask_place
         positions = places[..., None]
         if self.config.has_prefix:
-            own = self._prefix(tokens, mask, places, None)
+            own = self._prefix(tokens, mask, places, None, None)
             fresh = cache.index == 0
             context = jnp.where(fresh, own[0], context)
             mask_place = jnp.where(fresh, own[1], mask_place)
@@ -227,18 +235,22 @@ class ChatGLM(nnx.Module):
         x = lookup(self.embedding[...], tokens, self.config.dtype)
         return constrain(x, "rows", "length", "width")
 
-    def _attention(self, mask, query_slots, *, segments=None, context=None):
+    def _attention(
+        self, mask, query_slots, *, segments=None, examples=None, context=None
+    ):
         """Return the attention function of the layers, with the mask of
         `attention.visible`, and its keyword arguments with a row axis. Splash needs its
-        mask, apart from padding, at compile time; where this mask is not static, or has
-        a window, XLA's attention is used. So it is where cuDNN has none, and for a
-        single query a row, whose keys and values XLA reads in the cache's own order."""
+        mask, apart from padding and examples, at compile time; where the rest is not
+        static, or has a window, XLA's attention is used. So it is where cuDNN has none,
+        and for a single query a row, whose keys and values XLA reads in the cache's own
+        order."""
         window = self.config.window
         is_static = context is None and (segments is None or segments.ndim == 1)
         square = len(query_slots) == mask.shape[1]
         is_causal = is_static and square and window is None
         if self.config.attention == "splash" and is_causal:
-            return functools.partial(splash_attend, segments=segments), {"mask": mask}
+            attend_static = functools.partial(splash_attend, segments=segments)
+            return attend_static, {"mask": mask, "examples": examples}
         rows = segments
         if segments is not None:
             rows = jnp.broadcast_to(segments, mask.shape)
@@ -246,6 +258,7 @@ class ChatGLM(nnx.Module):
             mask,
             query_slots=query_slots,
             segments=rows,
+            examples=examples,
             context=context,
             window=window,
         )
@@ -260,12 +273,13 @@ class ChatGLM(nnx.Module):
             return functools.partial(block_attend, possible=possible), {"seen": seen}
         return attend, {"seen": seen}
 
-    def _prefix(self, tokens, mask, places, segments):
+    def _prefix(self, tokens, mask, places, segments, examples):
         return prefix(
             tokens,
             mask,
             places,
             segments,
+            examples,
             start_token=self.config.start_token,
             mask_tokens=self.config.mask_tokens,
         )

@@ -61,8 +61,11 @@ class ScoreModel(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         *,
         segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
+        examples: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T"]:
-        hidden = self.backbone.hidden(tokens, mask, segments=segments)
+        hidden = self.backbone.hidden(
+            tokens, mask, segments=segments, examples=examples
+        )
         return self.head(hidden) - jax.lax.stop_gradient(self.offset[...])
 
 

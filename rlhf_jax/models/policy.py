@@ -29,6 +29,7 @@ class Policy(Protocol):
         mask: Bool[Array, "B T"] | None = None,
         *,
         segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
+        examples: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Compute the hidden states after the final norm.
 
@@ -36,5 +37,7 @@ class Policy(Protocol):
             mask: True at real tokens; None: all are.
             segments: 0 on a prompt, k on its k-th response; a token sees its own
                 segment and the prompt.
+            examples: the example of each token where a row holds several; a token sees
+                its own example alone.
         """
         ...

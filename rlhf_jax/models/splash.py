@@ -31,6 +31,7 @@ def splash_attend(
     *,
     mask: Bool[Array, "B T"],
     segments: Int[np.ndarray, " T"] | None = None,
+    examples: Int[Array, "B T"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Compute `attention.attend`; results are valid at real tokens, whose `mask` is
@@ -42,6 +43,7 @@ def splash_attend(
     Args:
         segments: the segments of every row, see `attention.visible`; static at compile
             time.
+        examples: the example of each token where a row holds several, see `positions`.
         interpret: run without a TPU, slowly.
     """
     length, heads, head_dim = queries.shape[1:]
@@ -56,7 +58,11 @@ def splash_attend(
     padding = -length % LANES
     rows = ((0, 0), (0, 0), (0, padding), (0, 0))
     queries, keys, values = (jnp.pad(x, rows) for x in (queries, keys, values))
-    ids = jnp.pad(mask, rows[1:3]).astype(jnp.int32)
+    # The kernel lets tokens of one number see each other; padding has 0.
+    ids = mask.astype(jnp.int32)
+    if examples is not None:
+        ids = jnp.where(mask, examples + 1, 0)
+    ids = jnp.pad(ids, rows[1:3])
     if segments is not None:
         segments = np.pad(segments, (0, padding), mode="edge")
 

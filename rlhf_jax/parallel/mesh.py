@@ -94,7 +94,7 @@ def check_batch(name: str, size: int, *, parts: int = 1) -> None:
     """
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     data, fsdp = shape.get("data", 1), shape.get("fsdp", 1)
-    unit = data * fsdp * parts
+    unit = row_unit(parts)
     if size < 1 or parts < 1:
         raise ValueError(f"{name}={size} in {parts} parts: both must be at least 1.")
     if size % unit:
@@ -105,6 +105,13 @@ def check_batch(name: str, size: int, *, parts: int = 1) -> None:
             + (f" in {parts} parts each" if parts > 1 else "")
             + f". Nearest that do: {nearest}."
         )
+
+
+def row_unit(parts: int) -> int:
+    """Return the number of rows that a batch must be a multiple of: its rows, split
+    into `parts`, are shared out among the devices of data and fsdp."""
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    return shape.get("data", 1) * shape.get("fsdp", 1) * parts
 
 
 def check_heads(num_heads: int) -> None:

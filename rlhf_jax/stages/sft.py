@@ -1,7 +1,8 @@
 """Supervised fine-tuning: next-token loss on the assistant's tokens.
 
 One step:
-1. A batch of dialogues of similar length, right-padded.
+1. A batch of dialogues of all lengths, packed into rows of one width (`pack`); or of
+   similar length, each in a row of its own, right-padded.
 2. Log-probabilities of every assistant token (end tokens included).
 3. The loss: minus their mean over the tokens of the batch, not a mean of means.
 4. AdamW.
@@ -15,12 +16,12 @@ import jax
 from absl import logging
 
 from rlhf_jax.algorithms.sft import Hyper, mean_loss, train_step
-from rlhf_jax.data import sources
+from rlhf_jax.data import packing, sources
 from rlhf_jax.data.batching import BatchOrder, sft_batch
 from rlhf_jax.data.encoding import encode_dialogues
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.answers import sample_conversations
-from rlhf_jax.parallel.mesh import check_batch
+from rlhf_jax.parallel.mesh import check_batch, row_unit
 from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
 from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
@@ -68,14 +69,22 @@ def run(config, workdir: str) -> None:
         batch_size=config.batch_size,
         seed=config.seed,
         lengths=[len(ids) for ids, _ in examples],
+        mixed=config.pack,
     )
-    make_batch = functools.partial(
-        sft_batch, pad_id=tokenizer.pad_id, multiple=config.pad_to_multiple
-    )
-    eval_batches = [
-        make_batch(held_out[i : i + config.batch_size], batch_size=config.batch_size)
-        for i in range(0, len(held_out), config.batch_size)
-    ]
+    padding = {"pad_id": tokenizer.pad_id, "batch_size": config.batch_size}
+    if config.pack:
+        sizes = [packing.size(example) for example in [*examples, *held_out]]
+        padding["room"] = packing.Room.of(sizes, config.pad_to_multiple)
+        padding["unit"] = row_unit(config.microbatches)
+        make_batch = functools.partial(packing.pack_dialogues, **padding)
+        eval_batches = packing.pack_evaluation(held_out, **padding)
+    else:
+        padding["multiple"] = config.pad_to_multiple
+        make_batch = functools.partial(sft_batch, **padding)
+        eval_batches = [
+            make_batch(held_out[i : i + config.batch_size])
+            for i in range(0, len(held_out), config.batch_size)
+        ]
     agree(
         workdir,
         read.fingerprints,

@@ -124,6 +124,26 @@ def test_responses_behind_one_prompt_equal_separate_passes(model):
         )
 
 
+def test_examples_of_one_row_equal_rows_of_their_own(model):
+    """The texts of `batch` one after another; the last is a prompt and a response."""
+    tokens, mask = batch(model.config)
+    lengths = mask.sum(axis=1)
+    apart = hidden_of(model, tokens, mask)
+    row = np.concatenate([tokens[b, :n] for b, n in enumerate(lengths)])
+    examples = np.repeat(np.arange(len(lengths)), lengths)
+    segments = np.where(np.arange(len(row)) < len(row) - 3, 0, 1)
+    packed, padding = np.pad(row, (0, 2))[None], ((0, 0), (0, 2))
+    both = {"segments": segments[None], "examples": examples[None]}
+    both = {
+        k: np.pad(x, padding, mode="edge").astype(np.int32) for k, x in both.items()
+    }
+    together = jax.jit(type(model).hidden)(
+        model, packed, np.arange(len(row) + 2)[None] < len(row), **both
+    )
+    expected = np.concatenate([apart[b, :n] for b, n in enumerate(lengths)])
+    np.testing.assert_allclose(together[0, : len(row)], expected, atol=1e-5)
+
+
 def test_decoding_in_pieces_equals_the_full_pass(model):
     """A prompt, then one token, then two; one row has stopped by then."""
     tokens, mask = shift_right(*batch(model.config))

@@ -15,19 +15,25 @@ START, GMASK, MASK = 9, 8, 7
 @given(
     mask=st.lists(st.booleans(), min_size=12, max_size=12),
     lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    second=st.integers(0, 12),
 )
-def test_positions_and_visibility_equal_a_plain_loop(mask, lengths):
-    """For any mask, holes and padding between responses included."""
+def test_positions_and_visibility_equal_a_plain_loop(mask, lengths, second):
+    """For any mask, holes and padding between responses included, and for two examples
+    in the row, of which one may be empty."""
     segments = np.repeat(np.arange(5), [*lengths, *[12] * (5 - len(lengths))])[:12]
+    segments = np.concatenate([segments[:second], segments])[:12]
+    examples = (np.arange(12) >= second).astype(int)
     seen = np.zeros((12, 12), bool)
     for i in range(12):
         for j in range(i + 1):
-            seen[i, j] = mask[j] and segments[j] in (0, segments[i])
-    mask, segments = jnp.array([mask]), jnp.array([segments])
-    found = visible(mask, query_slots=jnp.arange(12), segments=segments)
+            is_same = examples[i] == examples[j]
+            seen[i, j] = mask[j] and is_same and segments[j] in (0, segments[i])
+    mask, segments, examples = (jnp.array([x]) for x in (mask, segments, examples))
+    both = {"segments": segments, "examples": examples}
+    found = visible(mask, query_slots=jnp.arange(12), **both)
     np.testing.assert_array_equal(found[0], seen)
     before = (seen & ~np.eye(12, dtype=bool)).sum(axis=1)
-    np.testing.assert_array_equal(count_before(mask, segments)[0], before)
+    np.testing.assert_array_equal(count_before(mask, **both)[0], before)
 
 
 def two_axes_of(row, mask=None, segments=None):

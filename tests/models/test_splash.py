@@ -10,14 +10,20 @@ from rlhf_jax.models.splash import splash_attend
 from rlhf_jax.parallel.mesh import make_mesh
 
 LENGTH = 136  # no multiple of the kernel's tiles
-CASES = [(None, None), (None, (0, 40)), ((2, 2, 2), None), ((1, 2, 4), (0, 40, 90))]
+CASES = [
+    (None, None, None),
+    (None, (0, 40), None),
+    ((2, 2, 2), None, (50, 93)),
+    ((1, 2, 4), (0, 40, 90), None),
+]
 
 
 @pytest.mark.devices(8)
-@pytest.mark.parametrize(("mesh", "segments"), CASES, ids=str)
-def test_it_equals_ordinary_attention_forward_and_backward(mesh, segments):
+@pytest.mark.parametrize(("mesh", "segments", "examples"), CASES, ids=str)
+def test_it_equals_ordinary_attention_forward_and_backward(mesh, segments, examples):
     """Padding on the left of one row and on the right of another; two key-value heads
-    on two and on four devices; one response behind a prompt, and two."""
+    on two and on four devices; one response behind a prompt, and two; examples that
+    start at other places in one row than in the others."""
     keys = jax.random.split(jax.random.key(0), 3)
     queries = jax.random.normal(keys[0], (4, LENGTH, 4, 128))
     k, v = (jax.random.normal(key, (4, 2, LENGTH, 128)) for key in keys[1:])
@@ -26,6 +32,10 @@ def test_it_equals_ordinary_attention_forward_and_backward(mesh, segments):
     if segments is not None:
         segments = sum((slots >= start for start in segments[1:]), start=0 * slots)
         segments = segments.astype(np.int32)
+    if examples is not None:
+        places = slots + np.array([[0], [0], [0], [9]])
+        examples = sum((places >= start for start in examples), start=0 * places)
+        examples = jnp.asarray(examples, jnp.int32)
 
     @jax.jit
     @jax.value_and_grad
@@ -37,6 +47,7 @@ def test_it_equals_ordinary_attention_forward_and_backward(mesh, segments):
             segments=None
             if segments is None
             else jnp.broadcast_to(segments, mask.shape),
+            examples=examples,
         )
         out = attend(q, k.swapaxes(2, 3), v, seen)
         return jnp.where(mask[:, :, None, None], out**2, 0.0).sum()
@@ -46,7 +57,11 @@ def test_it_equals_ordinary_attention_forward_and_backward(mesh, segments):
     def ours(arrays):
         q, k, v = arrays
         out = splash_attend(
-            q, k.swapaxes(2, 3), v, mask=mask, segments=segments, interpret=True
+            *(q, k.swapaxes(2, 3), v),
+            mask=mask,
+            segments=segments,
+            examples=examples,
+            interpret=True,
         )
         return jnp.where(mask[:, :, None, None], out**2, 0.0).sum()
 

@@ -40,7 +40,7 @@ def dialogues(width=12, seed=0):
 
 
 def language_loss(policy, batch):
-    logprobs = dialogue_logprobs(policy, batch, num_tokens=NUM_TOKENS, chunk_size=0)
+    logprobs, _ = dialogue_logprobs(policy, batch, num_tokens=NUM_TOKENS, chunk_size=0)
     loss = Mean.of(-logprobs, batch.loss_mask)
     return loss.total / loss.count, {"loss": loss}
 
