@@ -25,7 +25,8 @@ from rlhf_jax.training import suspects
 from rlhf_jax.training.logger import Logger
 
 EVENTS_EVERY_SECONDS = 30.0  # seconds between two flushes of TensorBoard's file
-MEASURED = ("time/", "tokens_per_second")  # metrics that depend on the machine
+# Metrics that depend on the machine; packed rows are a multiple of its devices.
+MEASURED = ("time/", "tokens_per_second", "data/real_tokens")
 
 
 @jax.tree_util.register_dataclass
