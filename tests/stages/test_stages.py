@@ -12,12 +12,11 @@ import pytest
 from rlhf_jax import algorithms
 from rlhf_jax.data.sources import tokenizer_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
-from rlhf_jax.training.metrics import read_metrics
+from rlhf_jax.training.metrics import MEASURED, read_metrics
 from rlhf_jax.training.weights import load_model
 from rlhf_jax.training.workdir import read_summary
 
 TRAINED = [module.name for module in pkgutil.iter_modules(algorithms.__path__)]
-MEASURED = ("time/", "tokens_per_second")  # of the machine, not of the run
 
 
 def run(config, workdir):
