@@ -30,6 +30,10 @@ def is_for_cpus(preset: str) -> bool:
     return is_small(preset) or preset == "smollm2"
 
 
+def dtype(preset: str) -> str:
+    return "float32" if is_for_cpus(preset) else "bfloat16"
+
+
 def stage(name: str, preset: str) -> ConfigDict:
     """The fields of every stage."""
     check_preset(preset, STAGE_PRESETS, name)
@@ -43,7 +47,7 @@ def stage(name: str, preset: str) -> ConfigDict:
     # model and DPO a pipeline.
     c.mesh = (1, -1, 1)
     # The dtype of the computation.
-    c.dtype = "float32" if is_for_cpus(preset) else "bfloat16"
+    c.dtype = dtype(preset)
     # The precision of products of float32 matrices: "highest"; "high", three bfloat16
     # passes on TPUs and TF32 on GPUs; "default", one pass on TPUs and TF32 on GPUs;
     # "auto" is "highest" where dtype is float32, and "default" elsewhere. CPUs and
@@ -92,6 +96,28 @@ def with_training(c: ConfigDict) -> ConfigDict:
     # Keeps this many of the newest checkpoints; SFT and PPO also keep the best one.
     # [1, inf)
     c.keep_checkpoints = 2
+    c.lora = lora(c.dtype)
+    return c
+
+
+def lora(base_dtype: str) -> ConfigDict:
+    """Low-rank adapters (docs/lora.md)."""
+    c = ConfigDict()
+    # The rank of the adapters that are trained in place of all parameters, at most the
+    # model's width; param_dtype is then their dtype. 0 trains all parameters. [0, inf)
+    c.rank = 0
+    # The scale of the adapters: their product is multiplied by alpha / rank; 0 takes
+    # the rank, a factor of 1. [0, inf)
+    c.alpha = 32.0
+    # True multiplies by alpha / sqrt(rank) instead (rsLoRA).
+    c.rslora = False
+    # The linear maps of a block that get an adapter: a regular expression of the names
+    # attention.query, attention.key_value, attention.output, mlp.up and mlp.down; "" is
+    # all.
+    c.maps = ""
+    # The dtype in which the model under the adapters is stored, which is never
+    # updated: a float or "int8".
+    c.base_dtype = base_dtype
     return c
 
 

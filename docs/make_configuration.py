@@ -31,6 +31,7 @@ SHARED = {
     "stage": ("every stage", ""),
     "with_model": ("stages that start from a policy", ""),
     "with_training": ("stages that train", ""),
+    "lora": ("adapters", "lora."),
     "optimizer": ("the optimizer", "optimizer."),
     "data": ("the data", "data."),
     "testbed": ("the testbed", "data.testbed."),
@@ -160,6 +161,7 @@ def _part(name: str, key: str, preset: str) -> tuple[str, dict, dict[str, str]]:
         return key, dict(leaves(base)), comments(own)
     calls = {
         "data": ("data", lambda: common.data(preset)),
+        "lora": ("lora", lambda: common.lora(common.dtype(preset))),
         "optimizer": ("optimizer", lambda: common.optimizer(0.0)),
         "value_optimizer": ("optimizer", lambda: common.optimizer(0.0)),
         "service": ("chat_service", lambda: common.chat_service(max_tokens=0)),

@@ -25,6 +25,7 @@ from rlhf_jax.generation.scoring import (
 from rlhf_jax.losses import advantages as estimators
 from rlhf_jax.losses import aggregation, correction, kl, masked
 from rlhf_jax.losses import ppo as losses
+from rlhf_jax.models.adapters import base_parts, join, own_part
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.policy import Policy
 from rlhf_jax.training.accumulate import in_parts
@@ -530,8 +531,10 @@ def train_step(
         learning_rates: the learning rates of the policy and of the value model.
     """
 
-    def one_update(models, inputs):
-        policy, value = models
+    bases = base_parts((state.policy, state.value))
+
+    def one_update(own, inputs):
+        policy, value = join(own, bases)
         rows, sft_batch, (policy_rate, value_rate) = inputs
         batch = jax.tree.map(lambda x: x[rows], experience)
         policy_share = functools.partial(
@@ -563,15 +566,18 @@ def train_step(
             )
             value_norm = value_metrics.pop("optim/grad_norm")
             metrics |= value_metrics | {"optim/value_grad_norm": value_norm}
-        return (policy, value), metrics
+        return own_part((policy, value)), metrics
 
     num_rows = experience.prompts.shape[0]
     keys = jax.random.split(key, hyper.ppo_epochs)
     orders = jax.vmap(lambda k: jax.random.permutation(k, num_rows))(keys)
     minibatches = orders.reshape(hyper.num_updates, -1)
-    (policy, value), metrics = jax.lax.scan(
-        one_update, (state.policy, state.value), (minibatches, sft, learning_rates)
+    own, metrics = jax.lax.scan(
+        one_update,
+        own_part((state.policy, state.value)),
+        (minibatches, sft, learning_rates),
     )
+    policy, value = join(own, bases)
     first_ratio = jax.tree.map(lambda x: x[0], metrics["val/ratio"])
     metrics = jax.tree.map(lambda x: x.sum(0), metrics)
     # No response may be left to learn from: the losses are then 0, not 0 / 0.

@@ -51,6 +51,7 @@ REMAT = {
     ),
     "full": jax.checkpoint,
 }
+MATRICES = r"\b(kernel|embedding|lora_[ab])\b"  # of the names of parameters
 
 
 class ChatGLM(nnx.Module):
@@ -223,7 +224,7 @@ class ChatGLM(nnx.Module):
             model.config = dataclasses.replace(self.config, scan_layers=False)
 
         def cast(path, x):
-            is_matrix = re.search(r"\b(kernel|embedding)\b", jax.tree_util.keystr(path))
+            is_matrix = re.search(MATRICES, jax.tree_util.keystr(path))
             is_float = jnp.issubdtype(x.dtype, jnp.floating)
             return x.astype(dtype) if is_matrix and is_float else x
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from rlhf_jax.models.lora import LoRA
 from rlhf_jax.models.rope_scaling import RopeScaling
 
 SIZES = (
@@ -57,6 +58,7 @@ class ChatGLMConfig:
     remat: str = "none"  # what the backward pass recomputes: "none", "dots", "full"
     quantised: bool = False  # matrices of the blocks as int8, see `quantise`
     attention: str = "xla"  # or "splash" on TPUs, or "cudnn" on GPUs in 16 bits
+    lora: LoRA | None = None  # adapters of the blocks' matrices, see models/lora.py
 
     def __post_init__(self):
         choices = {
@@ -104,6 +106,11 @@ class ChatGLMConfig:
                 f"rotary_fraction={fraction} of {self.head_dim=}: {turned} dims cannot "
                 f"be turned in {'two halves of ' if self.has_prefix else ''}pairs."
             )
+        if self.lora is not None and self.lora.rank > self.width:
+            raise ValueError(
+                f"lora.rank={self.lora.rank} is above the model's width {self.width}: "
+                "train all parameters (lora.rank=0), or set a lower rank."
+            )
         # Dtypes are stored as names, so that equal configs compare, hash and print
         # alike, whether they were given names or dtypes.
         for field in ("dtype", "param_dtype"):
@@ -111,6 +118,11 @@ class ChatGLMConfig:
             if not jnp.issubdtype(name, jnp.floating):
                 raise ValueError(f"{field}={name!r}: not a type of floats.")
             object.__setattr__(self, field, name)
+
+    @property
+    def trained_dtype(self) -> str:
+        """The dtype in which trained parameters are stored."""
+        return self.param_dtype if self.lora is None else self.lora.param_dtype
 
     @property
     def rotary_dims(self) -> int:

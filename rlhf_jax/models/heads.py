@@ -48,7 +48,8 @@ class ScoreModel(nnx.Module):
     def __init__(self, backbone: ChatGLM, *, rngs: nnx.Rngs):
         self.backbone = without_head(backbone)
         config = backbone.config
-        self.head = ScalarHead(config.width, rngs=rngs, param_dtype=config.param_dtype)
+        dtype = config.trained_dtype
+        self.head = ScalarHead(config.width, rngs=rngs, param_dtype=dtype)
         self.offset = Offset(jnp.float32(0.0))
 
     @property
@@ -75,7 +76,9 @@ def without_head(model: ChatGLM) -> ChatGLM:
         return model
     config = dataclasses.replace(model.config, tied=True)
     like = jax.eval_shape(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
-    leaves = dict(jax.tree_util.tree_flatten_with_path(model)[0])
+    # An own part (models/adapters.py) has None in place of some arrays.
+    pairs, _ = jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda x: x is None)
+    leaves = dict(pairs)
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path], like)
 
 

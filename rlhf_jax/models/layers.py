@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.lora import LoRA, add_adapters, equations, random_a, shapes
 from rlhf_jax.models.rotary import rotate
 from rlhf_jax.parallel.sharding import constrain
 
@@ -42,7 +43,8 @@ def quantise_kernel(kernel: Float[Array, "..."], summed: Sequence[int]):
 
 
 class Linear(nnx.Module):
-    """An affine map: an einsum with a kernel of named axes, and an optional bias."""
+    """An affine map: an einsum with a kernel of named axes, an optional bias, and an
+    optional adapter (`models.lora`)."""
 
     def __init__(self, equation, shape, *, bias, std, config, rngs):
         """Draw the kernel; `bias` is None or the bias's shape, which broadcasts to the
@@ -61,12 +63,25 @@ class Linear(nnx.Module):
             self.kernel = nnx.Param(normal(key, shape, std, dtype))
             self.kernel_scale = None
         self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, dtype))
+        self.lora_scale = 0.0  # 0 without an adapter
+
+    def add_adapter(self, lora: LoRA, *, key) -> None:
+        """Add an adapter, which changes nothing until it is trained."""
+        a, b = shapes(self.equation, self.kernel.shape, lora.rank)
+        self.lora_scale = lora.scale
+        self.lora_a = nnx.Param(random_a(key, self.equation, a, lora.param_dtype))
+        self.lora_b = nnx.Param(jnp.zeros(b, lora.param_dtype))
 
     def __call__(self, x):
         out = jnp.einsum(self.equation, x, self.kernel[...].astype(self.dtype))
         if self.kernel_scale is not None:
             scale = self.kernel_scale[...].reshape(1, 1, *out.shape[2:])
             out = (out * scale).astype(self.dtype)
+        if self.lora_scale:
+            with_a, with_b, _ = equations(self.equation)
+            low = jnp.einsum(with_a, x, self.lora_a[...].astype(self.dtype))
+            low = low * self.lora_scale
+            out += jnp.einsum(with_b, low, self.lora_b[...].astype(self.dtype))
         if self.bias is None:
             return out
         bias = self.bias[...].astype(self.dtype)
@@ -217,6 +232,8 @@ class Block(nnx.Module):
         if config.residual == "sandwich":
             self.post_attention_norm = Norm(config, config.width)
             self.post_mlp_norm = Norm(config, config.width)
+        if config.lora is not None:
+            add_adapters(self, config.lora, Linear, rngs=rngs)
 
     def __call__(self, x, turn, attend, remember=None):
         """Apply the block to x [B, T, D]; arguments and results as in `Attention`."""

@@ -26,7 +26,6 @@ from rlhf_jax.parallel.layers import (
     merge,
     split,
     take,
-    trained_part,
     updated,
 )
 from rlhf_jax.parallel.sharding import constrain_parameters
@@ -40,7 +39,7 @@ class Updated(NamedTuple):
 
 
 def fused_update(
-    loss_fn: Callable, model, opt_state: dict, batch, optimizer
+    loss_fn: Callable, model, trained: Trained, opt_state: dict, batch, optimizer
 ) -> Updated:
     """Update `model` by the gradient of `loss_fn(model, batch)`.
 
@@ -48,15 +47,16 @@ def fused_update(
         loss_fn: `(model, batch) -> (loss, metrics)`. The function may send several
             inputs through the model's layers; no input may depend on the output of
             another.
-        optimizer: a `training.optimizers.Optimizer`. The backward pass ends at the
-            lowest layer that it trains.
+        trained: the trained part of the model. The backward pass ends at its lowest
+            layer.
+        optimizer: a `training.optimizers.Optimizer`.
 
     A loss that is not finite changes nothing. With global clipping, neither does a
     gradient that is not finite; otherwise that layer and the layers below it stay as
     they are, and the layers above are updated.
     """
     layers, rest = split(model)
-    part, trained_rest = trained_part(model, optimizer.trainable)
+    part, trained_rest = trained
     frozen = frozen_part(layers, part)
     lowest = count(layers) - (count(part) if part else 0)  # of the trained layers
     first = {n: x for n, x in trained_rest.items() if n.split(".")[-1] == "embedding"}

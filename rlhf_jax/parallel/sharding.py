@@ -35,6 +35,14 @@ PARAMETERS = (
     (r"\bup\.kernel", P("pipe", "fsdp", None, "tensor")),  # [L, D, 2, F]
     (r"\bdown\.kernel", P("pipe", ("tensor", "fsdp"), None)),  # [L, F, D]
     (r"\bhead\.kernel", P("fsdp", "tensor")),  # [D, V], or [D, 1]
+    # Adapters of rank r: the axes of A and B that they share with the kernel.
+    (r"\b(query|key_value|up)\.lora_a", P("pipe", "fsdp")),  # [L, D, (2,) r]
+    (r"\boutput\.lora_a", P("pipe", "tensor", "fsdp", None)),  # [L, N, H, r]
+    (r"\bdown\.lora_a", P("pipe", ("tensor", "fsdp"), None)),  # [L, F, r]
+    (r"\bquery\.lora_b", P("pipe", None, "tensor", None)),  # [L, r, N, H]
+    (r"\bkey_value\.lora_b", P("pipe", None, None, "tensor", None)),  # [L, 2, r, K, H]
+    (r"\bup\.lora_b", P("pipe", None, None, "tensor")),  # [L, 2, r, F]
+    (r"\b(output|down)\.lora_b", P("pipe")),  # [L, r, D]
     (r"\b(bias|scale|offset)\b", P()),
 )
 
@@ -76,6 +84,10 @@ DECODING = Layout(
         (r"\bup\.kernel", P(None, None, None, ("tensor", "fsdp"))),
         (r"\bdown\.kernel", P(None, ("tensor", "fsdp"), None)),
         (r"\bhead\.kernel", P(None, ("tensor", "fsdp"))),
+        (r"\b(query|key_value|up)\.lora_a", P()),
+        (r"\bquery\.lora_b", P(None, None, "tensor", "fsdp")),
+        (r"\bkey_value\.lora_b", P(None, None, None, "tensor", "fsdp")),
+        (r"\bup\.lora_b", P(None, None, None, ("tensor", "fsdp"))),
         *PARAMETERS,
     ),
     ACTIVATIONS

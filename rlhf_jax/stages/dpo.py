@@ -35,7 +35,7 @@ from rlhf_jax.evaluation.answers import answer, sequence_logprobs
 from rlhf_jax.evaluation.rollouts import quality_metrics
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.parallel.mesh import check_batch
-from rlhf_jax.parallel.sharding import create, fetch, shapes_of, shard_batch
+from rlhf_jax.parallel.sharding import fetch, shard_batch
 from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
@@ -43,7 +43,14 @@ from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import Mean, Rate, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
+from rlhf_jax.training.state import (
+    check_learned,
+    compiled,
+    first_shapes,
+    first_state,
+    from_items,
+    to_items,
+)
 from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 
@@ -64,6 +71,8 @@ def run(config, workdir: str) -> None:
         sources.tokenizer_fingerprint,
         policies=[config.init_from, config.reference_from],
     )
+    adapters = weights.Adapters(config)
+    adapters.check(config.init_from)
     _, pairs, dropped = encode_pairs(
         read(config.pairs or data / "comparisons.jsonl", Comparison),
         tokenizer=tokenizer,
@@ -111,12 +120,10 @@ def run(config, workdir: str) -> None:
     total_steps = config.epochs * order.batches_per_epoch
     optimizer = optimizers.from_config(config.optimizer)
     learning_rates = optimizers.learning_rates(config.optimizer, total_steps)
-    step_fn = jax.jit(
-        functools.partial(train_step, optimizer=optimizer, hyper=hyper),
-        donate_argnums=0,
-    )
+    step_fn = compiled(functools.partial(train_step, optimizer=optimizer, hyper=hyper))
     logprob_step = jax.jit(functools.partial(pair_logprobs, hyper=hyper))
     init_key, eval_key = jax.random.split(jax.random.key(config.seed))
+    lora_key = jax.random.fold_in(init_key, 1)
     sampling = sampling_with(
         tokenizer,
         max_new_tokens=config.max_response_tokens,
@@ -145,6 +152,7 @@ def run(config, workdir: str) -> None:
         model=config.model,
         num_tokens=tokenizer.vocab_size,
         key=init_key,
+        adapters=adapters,
         **weights.computation(config),
     )
     load_reference = functools.partial(
@@ -170,14 +178,15 @@ def run(config, workdir: str) -> None:
     # State
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
     start = checkpoints.latest_step()
-    first_state = functools.partial(TrainState.create, optimizer=optimizer)
     if start:
-        model = weights.shapes(checkpoints, start, "model", config)
-        items = to_items(shapes_of(first_state, model))
+        model = weights.shapes(checkpoints, start, "model", config, adapters)
+        items = to_items(first_shapes(model, optimizer))
         state = from_items(checkpoints.restore(start, items))
     else:
-        state = create(first_state, load_policy(config.init_from), donate=True)
-    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
+        policy = adapters.on(load_policy(config.init_from), lora_key)
+        state = first_state(policy, optimizer)
+    base = adapters.base(config.init_from, workdir)
+    meta = {"models": {"model": weights.describe(state.model, tokenizer, base)}}
 
     # Loop
     writer = Writer(
@@ -276,6 +285,7 @@ def check_options(config) -> None:
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
     options.fused_updates(config)
+    options.adapters(config)
     weights.computation(config)
     if config.beta_sft:
         check_batch("sft_batch_size", config.sft_batch_size, parts=config.microbatches)

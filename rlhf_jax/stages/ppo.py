@@ -85,7 +85,13 @@ from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
 from rlhf_jax.training.placement import Memory
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import check_learned, from_items, to_items
+from rlhf_jax.training.state import (
+    check_learned,
+    compiled,
+    first_shapes,
+    from_items,
+    to_items,
+)
 from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 ABOVE_CEILING = "above_kl_ceiling"  # folder of the policy that stopped its run
@@ -114,6 +120,9 @@ def run(config, workdir: str) -> None:
         policies=[config.init_from, config.reference],
         reward_models=[config.reward_model],
     )
+    adapters = weights.Adapters(config)
+    adapters.check(config.init_from)
+    adapters.check(config.reward_model)
     records = read(config.prompts or data / "prompts.jsonl", Prompt)
     every = len(records)
     records, prompts = encode_prompts(records, tokenizer, config.max_prompt_tokens)
@@ -166,18 +175,18 @@ def run(config, workdir: str) -> None:
     models_step = jax.jit(functools.partial(run_models, hyper=hyper))
     differ = jax.jit(functools.partial(differing_groups, hyper=hyper))
     experience_step = jax.jit(functools.partial(make_experience, hyper=hyper))
-    update_step = jax.jit(
+    update_step = compiled(
         functools.partial(
             train_step,
             policy_optimizer=policy_optimizer,
             value_optimizer=value_optimizer,
             hyper=hyper,
-        ),
-        donate_argnums=0,
+        )
     )
     init_key, head_key, reference_key, rollout_key, update_key, eval_key = (
         jax.random.split(jax.random.key(config.seed), 6)
     )
+    lora_key = jax.random.fold_in(init_key, 1)
     sampling = sampling_with(
         tokenizer,
         max_new_tokens=config.max_response_tokens,
@@ -201,6 +210,7 @@ def run(config, workdir: str) -> None:
         model=config.model,
         num_tokens=tokenizer.vocab_size,
         key=init_key,
+        adapters=adapters,
         **weights.computation(config),
     )
     load_scorer = functools.partial(
@@ -208,6 +218,7 @@ def run(config, workdir: str) -> None:
         config.reward_model,
         num_tokens=tokenizer.vocab_size,
         key=head_key,
+        adapters=adapters,
     )
     reference_from = config.reference or config.init_from
     if reference_from != config.init_from:
@@ -216,12 +227,19 @@ def run(config, workdir: str) -> None:
             weights.fingerprint(reference_from),
             weights.fingerprint(config.init_from),
         )
-    reference = load_policy(reference_from, param_dtype=config.frozen_param_dtype)
+    frozen_dtype = {"param_dtype": config.frozen_param_dtype}
+    if adapters.lora is not None:
+        frozen_dtype = {}  # that of the base, which all roles share
+    reference = load_policy(reference_from, **frozen_dtype)
     reward_model, made_from = None, rewards.identity
     if rewards.uses_model:
         if not config.reward_model:
             logging.warning("No reward_model: a random one, good for trying out only.")
-        reward_model = load_scorer(backbone=reference)
+        backbone = reference
+        if not config.reward_model:
+            backbone = adapters.on(reference, lora_key)
+        reward_model = load_scorer(backbone=backbone)
+        del backbone
         made_from |= {"reward model": weights_fingerprint(reward_model)}
     frozen = Frozen(None if config.reference_rate else reference, reward_model)
     del reference, reward_model
@@ -291,34 +309,37 @@ def run(config, workdir: str) -> None:
     # State
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
     start = checkpoints.latest_step()
-    first_state = functools.partial(
-        PPOState.create,
-        policy_optimizer=policy_optimizer,
-        value_optimizer=value_optimizer,
-        hyper=hyper,
-    )
     if start:
-        stored = functools.partial(weights.shapes, checkpoints, start, config=config)
-        policy, value = stored("model"), stored("value") if hyper.has_critic else None
+        stored = functools.partial(
+            weights.shapes, checkpoints, start, config=config, adapters=adapters
+        )
+        policy = first_shapes(stored("model"), policy_optimizer)
+        value = None
+        if hyper.has_critic:
+            value = first_shapes(stored("value"), value_optimizer)
         moving = stored("reference") if config.reference_rate else None
-        items = to_checkpoint(shapes_of(first_state, policy, value, moving))
-        state = from_checkpoint(checkpoints.restore(start, items))
+        numbers = shapes_of(functools.partial(first_numbers, hyper))
+        state = PPOState(policy=policy, value=value, reference=moving, **numbers)
+        state = from_checkpoint(checkpoints.restore(start, to_checkpoint(state)))
     else:
         # One model after another: each is donated to its state, whose moments are at
         # rest before the next is loaded.
-        policy = memory.first(load_policy(config.init_from), policy_optimizer)
+        policy = adapters.on(load_policy(config.init_from), lora_key)
+        policy = memory.first(policy, policy_optimizer)
         value = None
         if hyper.has_critic:
-            value = load_scorer(backbone=policy.model)
+            value = adapters.on(load_scorer(backbone=policy.model), lora_key)
             value = memory.first(value, value_optimizer)
         moving = load_policy(reference_from) if config.reference_rate else None
         numbers = create(functools.partial(first_numbers, hyper))
         state = PPOState(policy=policy, value=value, reference=moving, **numbers)
     del policy, value, moving
     state = memory.at_rest(state)
-    meta = {"models": {"model": weights.describe(state.policy.model, tokenizer)}}
+    base = adapters.base(config.init_from, workdir)
+    meta = {"models": {"model": weights.describe(state.policy.model, tokenizer, base)}}
     if state.value is not None:
-        meta["models"]["value"] = weights.describe(state.value.model, tokenizer)
+        base = adapters.base(config.reward_model or config.init_from, workdir)
+        meta["models"]["value"] = weights.describe(state.value.model, tokenizer, base)
     if state.reference is not None:
         meta["models"]["reference"] = weights.describe(state.reference, tokenizer)
 
@@ -566,6 +587,7 @@ def check_options(config) -> None:
     parts = config.minibatches * config.microbatches
     check_batch("batch_size", config.batch_size, parts=parts)
     options.fused_updates(config)
+    options.adapters(config)
     weights.computation(config)
     if config.beta_sft:
         check_batch("sft_batch_size", config.sft_batch_size, parts=config.microbatches)
@@ -618,6 +640,10 @@ def check_options(config) -> None:
         raise ValueError(
             f"{config.reference_rate=} moves the reference, whose answers "
             "baseline='reference' scores once: set baseline='none' or 'greedy'."
+        )
+    if config.lora.rank:
+        raise ValueError(
+            f"lora.rank={config.lora.rank}: PPO trains all parameters; set lora.rank=0."
         )
     if config.reference_rate and config.param_dtype != "float32":
         raise ValueError(

@@ -15,6 +15,7 @@ are those of the SFT model that PPO starts from.
 The loss and the step are in algorithms/reward.py.
 """
 
+import dataclasses
 import functools
 import json
 
@@ -31,7 +32,7 @@ from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.evaluation.intervals import pair_accuracy
 from rlhf_jax.parallel.mesh import check_batch
-from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
+from rlhf_jax.parallel.sharding import shapes_of, shard_batch
 from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
@@ -39,7 +40,14 @@ from rlhf_jax.training.early_stopping import Best
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import NonFiniteError, Rate, Writer, read_metrics
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
+from rlhf_jax.training.state import (
+    check_learned,
+    compiled,
+    first_shapes,
+    first_state,
+    from_items,
+    to_items,
+)
 from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 LENGTH_WINDOW = 64  # batches; 16 would pad hh-rlhf by 15 %, 64 pads it by 11 %
@@ -62,6 +70,8 @@ def run(config, workdir: str) -> None:
         sources.tokenizer_fingerprint,
         policies=[config.init_from],
     )
+    adapters = weights.Adapters(config)
+    adapters.check(config.init_from)
     encode = functools.partial(
         encode_pairs,
         tokenizer=tokenizer,
@@ -108,13 +118,11 @@ def run(config, workdir: str) -> None:
     total_steps = config.epochs * order.batches_per_epoch
     optimizer = optimizers.from_config(config.optimizer)
     learning_rates = optimizers.learning_rates(config.optimizer, total_steps)
-    step_fn = jax.jit(
-        functools.partial(train_step, optimizer=optimizer, hyper=hyper),
-        donate_argnums=0,
-    )
+    step_fn = compiled(functools.partial(train_step, optimizer=optimizer, hyper=hyper))
 
     # Models
     policy_key, head_key = jax.random.split(jax.random.key(config.seed))
+    lora_key = jax.random.fold_in(policy_key, 1)
 
     def load_model():
         policy = weights.load_policy(
@@ -122,8 +130,10 @@ def run(config, workdir: str) -> None:
             model=config.model,
             num_tokens=tokenizer.vocab_size,
             key=policy_key,
+            adapters=adapters,
             **weights.computation(config),
         )
+        policy = adapters.on(policy, lora_key)
         return weights.load_score_model(
             "", backbone=policy, num_tokens=tokenizer.vocab_size, key=head_key
         )
@@ -131,18 +141,19 @@ def run(config, workdir: str) -> None:
     # State
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
     start = checkpoints.latest_step()
-    first_state = functools.partial(TrainState.create, optimizer=optimizer)
     if start:
-        model = weights.shapes(checkpoints, start, "model", config)
-        items = to_items(shapes_of(first_state, model))
-        items |= {"best": shapes_of(Best.start, model)}
+        model = weights.shapes(checkpoints, start, "model", config, adapters)
+        items = to_items(first_shapes(model, optimizer))
+        best = shapes_of(Best.start, model)
+        items |= {"best": dataclasses.replace(best, model=model)}
         items = checkpoints.restore(start, items)
         state, best = from_items(items), items["best"]
         del items
     else:
-        state = create(first_state, load_model(), donate=True)
+        state = first_state(load_model(), optimizer)
         best = Best.start(state.model)
-    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
+    base = adapters.base(config.init_from, workdir)
+    meta = {"models": {"model": weights.describe(state.model, tokenizer, base)}}
 
     # Loop
     writer = Writer(
@@ -258,4 +269,5 @@ def check_options(config) -> None:
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
     options.one_of(config, "too_long", ("drop", "truncate_prompt"))
     options.fused_updates(config)
+    options.adapters(config)
     weights.computation(config)

@@ -22,14 +22,21 @@ from rlhf_jax.data.encoding import encode_dialogues
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.answers import sample_conversations
 from rlhf_jax.parallel.mesh import check_batch, row_unit
-from rlhf_jax.parallel.sharding import create, shapes_of, shard_batch
+from rlhf_jax.parallel.sharding import shard_batch
 from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import Rate, Writer
 from rlhf_jax.training.progress import ProgressBar
-from rlhf_jax.training.state import TrainState, check_learned, from_items, to_items
+from rlhf_jax.training.state import (
+    check_learned,
+    compiled,
+    first_shapes,
+    first_state,
+    from_items,
+    to_items,
+)
 from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
 
 
@@ -50,6 +57,8 @@ def run(config, workdir: str) -> None:
         sources.tokenizer_fingerprint,
         policies=[config.init_from],
     )
+    adapters = weights.Adapters(config)
+    adapters.check(config.init_from)
     examples, too_long = encode_dialogues(
         read(data / "sft.jsonl", Dialogue),
         tokenizer,
@@ -97,10 +106,7 @@ def run(config, workdir: str) -> None:
     total_steps = config.epochs * order.batches_per_epoch
     optimizer = optimizers.from_config(config.optimizer)
     learning_rates = optimizers.learning_rates(config.optimizer, total_steps)
-    step_fn = jax.jit(
-        functools.partial(train_step, optimizer=optimizer, hyper=hyper),
-        donate_argnums=0,
-    )
+    step_fn = compiled(functools.partial(train_step, optimizer=optimizer, hyper=hyper))
     eval_step = jax.jit(
         functools.partial(
             mean_loss, num_tokens=hyper.num_tokens, chunk_size=hyper.chunk_size
@@ -108,26 +114,29 @@ def run(config, workdir: str) -> None:
     )
 
     # Models
+    init_key = jax.random.key(config.seed)
+    lora_key = jax.random.fold_in(init_key, 1)
     load_policy = functools.partial(
         weights.load_policy,
         config.init_from,
         model=config.model,
         num_tokens=tokenizer.vocab_size,
-        key=jax.random.key(config.seed),
+        key=init_key,
+        adapters=adapters,
         **weights.computation(config),
     )
 
     # State
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="-eval/loss")
     start = checkpoints.latest_step()
-    first_state = functools.partial(TrainState.create, optimizer=optimizer)
     if start:
-        model = weights.shapes(checkpoints, start, "model", config)
-        items = to_items(shapes_of(first_state, model))
+        model = weights.shapes(checkpoints, start, "model", config, adapters)
+        items = to_items(first_shapes(model, optimizer))
         state = from_items(checkpoints.restore(start, items))
     else:
-        state = create(first_state, load_policy(), donate=True)
-    meta = {"models": {"model": weights.describe(state.model, tokenizer)}}
+        state = first_state(adapters.on(load_policy(), lora_key), optimizer)
+    base = adapters.base(config.init_from, workdir)
+    meta = {"models": {"model": weights.describe(state.model, tokenizer, base)}}
 
     # Loop
     writer = Writer(
@@ -180,4 +189,5 @@ def check_options(config) -> None:
     """
     check_batch("batch_size", config.batch_size, parts=config.microbatches)
     options.fused_updates(config)
+    options.adapters(config)
     weights.computation(config)

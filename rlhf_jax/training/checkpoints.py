@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from rlhf_jax.files import disk_trouble, read_json
+from rlhf_jax.models.adapters import base_parts, join, own_part
 from rlhf_jax.shared_work import first_does
 from rlhf_jax.training import checksums, preemption
 from rlhf_jax.training.workdir import due
@@ -169,7 +170,8 @@ class Checkpoints:
     def save(
         self, step: int, items: dict, meta: dict, numbers: dict | None = None
     ) -> None:
-        """Start saving `items` (name -> pytree of arrays) and a JSON-able `meta`.
+        """Start saving `items` (name -> pytree of arrays) and a JSON-able `meta`. The
+        base under adapters is not saved.
 
         Args:
             numbers: metrics of this step, which may include `best`.
@@ -178,7 +180,7 @@ class Checkpoints:
             SaveError: this or the previous save could not be written.
             Preempted: after the save, when SIGTERM or Ctrl-C has arrived.
         """
-        flat = {name: flatten(item) for name, item in items.items()}
+        flat = {name: flatten(own_part(item)) for name, item in items.items()}
         shapes = {
             name: {k: list(x.shape) for k, x in item.items()}
             for name, item in flat.items()
@@ -237,13 +239,15 @@ class Checkpoints:
 
         Args:
             like: name -> pytree of arrays or `jax.ShapeDtypeStruct`s with shardings:
-                the structure, dtypes and shardings to restore into.
+                the structure, dtypes and shardings to restore into. Arrays of a base
+                under adapters are passed on as they are.
 
         Raises:
             ValueError: names or shapes differ from the saved ones.
             DamagedError: files differ from those that were saved.
         """
-        wanted = {k: flatten(v) for k, v in like.items()}
+        own = own_part(like)
+        wanted = {k: flatten(v) for k, v in own.items()}
         self._check(step, wanted)
         arguments = ocp.args.Composite(
             **{
@@ -261,7 +265,8 @@ class Checkpoints:
                 ) from error
             error.add_note(f"{self.folder}/{step} is whole, but was not loaded here.")
             raise
-        return {name: unflatten(restored[name], like[name]) for name in like}
+        restored = {name: unflatten(restored[name], own[name]) for name in like}
+        return join(restored, base_parts(like))
 
     def close(self) -> None:
         self.wait()
@@ -349,6 +354,15 @@ def has_checkpoint(workdir: str | os.PathLike) -> bool:
     """Return True if a workdir holds a complete checkpoint."""
     folder = Path(workdir) / "checkpoints"
     return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def workdir_of(folder: str | os.PathLike) -> tuple[Path, str]:
+    """Split a path into a workdir and the name of a checkpoint for `Checkpoints.find`:
+    WORKDIR names the newest, WORKDIR/checkpoints/120 and WORKDIR/checkpoints/best these
+    checkpoints."""
+    folder = Path(folder)
+    is_one = folder.parent.name == "checkpoints" and has_checkpoint(folder.parents[1])
+    return (folder.parents[1], folder.name) if is_one else (folder, "")
 
 
 def _abstract(x) -> jax.ShapeDtypeStruct:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from rlhf_jax.models.adapters import base_parts, join, own_part
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Best:
     """The model with the highest validation score so far.
 
     It is saved in checkpoints, so that a resumed run stops where an uninterrupted one
-    does. It takes the memory of one more copy of the weights.
+    does. It takes the memory of one more copy of the weights, or of the adapters.
     """
 
     model: nnx.Module
@@ -40,4 +42,4 @@ class Best:
 
 
 def _copy(model: nnx.Module) -> nnx.Module:
-    return jax.tree.map(jnp.copy, model)
+    return join(jax.tree.map(jnp.copy, own_part(model)), base_parts(model))

@@ -14,8 +14,7 @@ from absl import logging
 from rlhf_jax.files import read_json, write_json
 from rlhf_jax.shared_work import exchange, first_does
 from rlhf_jax.training import checksums
-from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
-from rlhf_jax.training.weights import workdir_of
+from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint, workdir_of
 from rlhf_jax.training.workdir import (
     config_differences,
     refuse_difference,

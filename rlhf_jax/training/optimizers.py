@@ -94,9 +94,10 @@ def learning_rate_schedule(
 
 
 def is_matrix(path: tuple, leaf: jax.Array) -> bool:
-    """Return True for a parameter with weight decay: a kernel, not an embedding, norm
-    or bias."""
-    return "kernel" in jax.tree_util.keystr(path)
+    """Return True for a parameter with weight decay: a kernel or an adapter's matrix,
+    not an embedding, norm or bias."""
+    name = jax.tree_util.keystr(path)
+    return "kernel" in name or "lora_" in name
 
 
 def adamw(

@@ -19,6 +19,7 @@ LARGEST_INT = (1 << 31) - 1  # of a whole number whose interval has no end
 
 FLOATS = ("float32", "bfloat16", "float16")
 CHOICES = {
+    "base_dtype": (*FLOATS, "int8"),
     "attention": ("auto", "xla", "splash", "cudnn"),
     "clip": ("global", "per_layer"),
     "decay": ("constant", "linear", "cosine"),
@@ -57,7 +58,7 @@ def check(config: ConfigDict, where: str = "config") -> None:
             logger.check(value)
         if isinstance(value, tuple) and not all(isinstance(x, int) for x in value):
             raise ValueError(f"{key}={value!r} must be whole numbers, as in '(0, 1)'.")
-        if name == "trainable":
+        if name in ("trainable", "maps"):
             try:
                 re.compile(value)
             except re.error as error:
@@ -131,6 +132,26 @@ def fused_updates(config) -> None:
                 f"microbatches={config.microbatches} add up a whole gradient, which "
                 f"{name}.fused never holds: set microbatches=1."
             )
+
+
+def adapters(config) -> None:
+    """Refuse adapters where they are not possible.
+
+    Raises:
+        ValueError: names the option and says what to set instead.
+    """
+    if not config.lora.rank:
+        return
+    if not config.init_from:
+        raise ValueError(
+            f"lora.rank={config.lora.rank} adapts a model that exists: set init_from, "
+            "or lora.rank=0 to train a new one."
+        )
+    if pipe_size() > 1:
+        raise ValueError(
+            f"lora.rank={config.lora.rank} has no pipeline: set the mesh's pipe to 1, "
+            "or lora.rank=0."
+        )
 
 
 def one_of(config, name: str, choices: tuple) -> None:

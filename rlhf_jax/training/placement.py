@@ -1,16 +1,15 @@
 """The places of models and moments that are not always in use."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from rlhf_jax.models.quantise import quantise
-from rlhf_jax.parallel.sharding import create, creator, to_memory
+from rlhf_jax.parallel.sharding import creator, to_memory
 from rlhf_jax.training.optimizers import Optimizer
-from rlhf_jax.training.state import TrainState
+from rlhf_jax.training.state import TrainState, first_state
 
 
 class Memory:
@@ -33,8 +32,7 @@ class Memory:
     def first(self, model: Any, optimizer: Optimizer) -> TrainState:
         """Return the first state of a trained model, which takes over the model's
         memory, with the moments at rest."""
-        first = functools.partial(TrainState.create, optimizer=optimizer)
-        state = create(first, model, donate=True)
+        state = first_state(model, optimizer)
         moments = to_memory(state.opt_state, self._moments_rest)
         return dataclasses.replace(state, opt_state=moments)
 

@@ -1,6 +1,7 @@
 """The state of a training run, and one optimizer step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
+from rlhf_jax.models.adapters import base_parts, join, own_part
 from rlhf_jax.parallel.fused_update import fused_update, sum_of_squares
 from rlhf_jax.parallel.layers import Trained, trained_part, updated, with_trained
 from rlhf_jax.parallel.pipelining import pipe_size
-from rlhf_jax.parallel.sharding import constrain_parameters
+from rlhf_jax.parallel.sharding import constrain_parameters, create, shapes_of
 from rlhf_jax.training.accumulate import value_and_grad
 from rlhf_jax.training.metrics import Mean, NonFiniteError
 from rlhf_jax.training.optimizers import Optimizer
@@ -31,8 +33,55 @@ class TrainState:
     opt_state: dict
 
     @classmethod
-    def create(cls, model, optimizer: Optimizer) -> "TrainState":
-        return cls(jnp.int32(0), jnp.int32(0), model, optimizer.init(model))
+    def create(
+        cls, model, optimizer: Optimizer, *, make: Callable = lambda f, *args: f(*args)
+    ) -> "TrainState":
+        """Return the first state of a model, which keeps its arrays.
+
+        Args:
+            make: computes the other arrays: `sharding.create` lays them out by the
+                table, and `sharding.shapes_of` returns their shapes.
+        """
+
+        def others(own):
+            return jnp.int32(0), jnp.int32(0), optimizer.init(own)
+
+        step, skipped, opt_state = make(others, own_part(model))
+        return cls(step, skipped, model, opt_state)
+
+
+first_state = functools.partial(TrainState.create, make=create)
+first_shapes = functools.partial(TrainState.create, make=shapes_of)
+
+
+def compiled(train_step: Callable) -> Callable:
+    """Compile a train step, `(state, ...) -> (state, metrics)`. The result takes over
+    the memory of the state, but not that of a base under adapters, which other models
+    may share: each of its arrays is one argument, however many models hold it."""
+
+    def step_on_parts(own, arrays, places, *args, **kwargs):
+        bases = [{k: arrays[i] for k, i in place} for place in places]
+        state, metrics = train_step(join(own, bases), *args, **kwargs)
+        return own_part(state), metrics
+
+    program = jax.jit(step_on_parts, donate_argnums=0, static_argnums=2)
+
+    def step(state, *args, **kwargs):
+        bases = base_parts(state)
+        new, metrics = program(own_part(state), *_once(bases), *args, **kwargs)
+        return join(new, bases), metrics
+
+    return step
+
+
+def _once(bases: list[dict[str, Array]]) -> tuple[list[Array], tuple]:
+    """Return the different arrays of some bases, and the place of each by name."""
+    arrays = {id(x): x for base in bases for x in base.values()}
+    number = {key: i for i, key in enumerate(arrays)}
+    places = tuple(
+        tuple((name, number[id(x)]) for name, x in base.items()) for base in bases
+    )
+    return list(arrays.values()), places
 
 
 def optimizer_step(
@@ -45,17 +94,18 @@ def optimizer_step(
 ) -> tuple[TrainState, dict]:
     """Take one optimizer step on `loss_fn(model, batch) -> (loss, metrics)`, see
     `accumulate.value_and_grad`: with the whole gradient, or fused into its computation.
-    Parameters that `optimizer.trainable` leaves out have no gradient and stay the same.
+    Parameters that `optimizer.trainable` leaves out, and the base under adapters, have
+    no gradient and stay the same.
 
     Returns:
         The new state and the metrics of the loss and of `apply_gradients`.
     """
+    part = trained_part(own_part(state.model), optimizer.trainable)
     if not optimizer.fused:
 
         def loss_of_part(part, batch):
             return loss_fn(with_trained(state.model, part), batch)
 
-        part = trained_part(state.model, optimizer.trainable)
         loss, metrics, gradients = value_and_grad(
             loss_of_part, part, batch, microbatches=microbatches
         )
@@ -72,7 +122,7 @@ def optimizer_step(
             f"{microbatches=} add up a whole gradient, which optimizer.fused "
             "never holds: set microbatches=1."
         )
-    new = fused_update(loss_fn, state.model, state.opt_state, batch, optimizer)
+    new = fused_update(loss_fn, state.model, part, state.opt_state, batch, optimizer)
     state, update_metrics = _advance(state, new.model, new.opt_state, new.grad_norm)
     return state, new.metrics | update_metrics
 
@@ -94,7 +144,7 @@ def apply_gradients(
         gradients = trained_part(gradients, optimizer.trainable)
     norm = jnp.sqrt(sum_of_squares(gradients))
     norm = jnp.where(jnp.isfinite(loss), norm, jnp.nan)
-    layers, rest = trained_part(state.model, optimizer.trainable)
+    layers, rest = trained_part(own_part(state.model), optimizer.trainable)
     states = {"layers": {}, "rest": {}}
     if layers:
         layers, states["layers"] = jax.vmap(

@@ -16,22 +16,36 @@ from flax import nnx
 
 from rlhf_jax.files import read_json
 from rlhf_jax.models import huggingface
+from rlhf_jax.models.adapters import adapted, merged, named, on_base, own_part
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.inputs import check_finite
+from rlhf_jax.models.lora import LoRA
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.models.rope_scaling import RopeScaling
 from rlhf_jax.parallel.mesh import check_heads, check_layers, platform
 from rlhf_jax.parallel.sharding import create, shapes_of
-from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
+from rlhf_jax.training import bases
+from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint, workdir_of
+
+# Fields of a model's config that say how it computes and in what it is stored.
+COMPUTATION = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
 
 
-def describe(model: ChatGLM | ScoreModel, tokenizer=None) -> dict:
+def describe(
+    model: ChatGLM | ScoreModel, tokenizer=None, base: dict[str, str] | None = None
+) -> dict:
     """Return the record of a model for checkpoints: all that is needed to build the
-    model again, and the `fingerprint` of its tokenizer."""
+    model again, and the `fingerprint` of its tokenizer.
+
+    Args:
+        base: the record of the base under the model's adapters, see `Adapters.base`.
+    """
     described = {"kind": type(model).__name__}
+    if model.config.lora is not None:
+        described["base"] = base
     if tokenizer is not None:
         described["tokenizer"] = tokenizer.fingerprint
     return described | {"config": dataclasses.asdict(model.config)}
@@ -54,22 +68,111 @@ def computation(config) -> dict:
             f"{config.attention=} is not for {machine}: set 'auto', 'splash' on TPUs, "
             "'cudnn' in 16 bits on GPUs, or 'xla'."
         )
-    return {
+    stored = {"param_dtype": config.param_dtype}
+    if "lora" in config and config.lora.rank:
+        is_quantised = config.lora.base_dtype == "int8"
+        stored = {
+            "param_dtype": config.dtype if is_quantised else config.lora.base_dtype,
+            "quantised": is_quantised,
+            "lora": LoRA(
+                rank=config.lora.rank,
+                alpha=config.lora.alpha or float(config.lora.rank),
+                maps=config.lora.maps,
+                rslora=config.lora.rslora,
+                param_dtype=config.param_dtype,
+            ),
+        }
+    return stored | {
         "dtype": config.dtype,
-        "param_dtype": config.param_dtype,
         "scan_layers": config.scan_layers,
         "remat": config.remat,
         "attention": attention,
     }
 
 
-def workdir_of(folder: str | os.PathLike) -> tuple[Path, str]:
-    """Split a path into a workdir and the name of a checkpoint for `Checkpoints.find`:
-    WORKDIR names the newest, WORKDIR/checkpoints/120 and WORKDIR/checkpoints/best these
-    checkpoints."""
-    folder = Path(folder)
-    is_one = folder.parent.name == "checkpoints" and has_checkpoint(folder.parents[1])
-    return (folder.parents[1], folder.name) if is_one else (folder, "")
+class Adapters:
+    """The adapters that a stage trains by `config.lora`, and the models under them,
+    each of which is loaded once: all roles on it share its memory. With rank 0 there
+    are no adapters, and nothing is shared."""
+
+    def __init__(self, config):
+        self.lora: LoRA | None = computation(config).get("lora")
+        self._loaded: dict[tuple, ChatGLM | ScoreModel] = {}
+
+    def check(self, folder: str | os.PathLike) -> None:
+        """Refuse a folder on whose model these adapters cannot be trained, before any
+        weights are read.
+
+        Raises:
+            ValueError: the rank is above the width, the pattern matches no map, or the
+                folder's own adapters are others.
+        """
+        if self.lora is None or not folder:
+            return
+        config = _look_at(Path(folder))[1]
+        self._compare(config.lora)
+        config = dataclasses.replace(config, lora=self.lora)
+        jax.eval_shape(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
+
+    def on(self, model: ChatGLM | ScoreModel, key: jax.Array):
+        """Return the model to be trained: with its own adapters, with new ones, or, at
+        rank 0, as it is."""
+        if self.lora is None:
+            return model
+        self._compare(model.config.lora)
+        has_adapters = model.config.lora is not None
+        return model if has_adapters else adapted(model, self.lora, key=key)
+
+    def base(self, folder: str | os.PathLike, workdir: Path) -> dict | None:
+        """Return the record of the base of a model that started from `folder`, for the
+        checkpoints of `workdir`; None at rank 0."""
+        if self.lora is None:
+            return None
+        run, _ = workdir_of(folder)
+        record = _base_record(Path(folder))
+        return bases.describe(bases.find(record, run) if record else folder, workdir)
+
+    def load(self, folder: Path, *, quantised: bool, **how) -> ChatGLM | ScoreModel:
+        """Return the base in a folder; the same one for the same folder.
+
+        Args:
+            quantised: whether the matrices of the blocks are int8.
+            how: the arguments of `load_model`.
+        """
+        key = (fingerprint(str(folder)), quantised, *sorted(how.items()))
+        if key in self._loaded:
+            logging.info("One more role lies on the base %s, loaded before.", folder)
+        else:
+            self._loaded[key] = _load_alone(folder, quantised=quantised, **how)
+        return self._loaded[key]
+
+    def _compare(self, lora: LoRA | None) -> None:
+        """Refuse other adapters to start from."""
+        if lora is None:
+            return
+        differing = [
+            f"lora.{field.name}={getattr(lora, field.name)!r}, not "
+            f"{getattr(self.lora, field.name)!r}"
+            for field in dataclasses.fields(LoRA)
+            if field.name != "param_dtype"
+            and getattr(lora, field.name) != getattr(self.lora, field.name)
+        ]
+        if differing:
+            raise ValueError(
+                f"The adapters to start from have {'; '.join(differing)}: set the "
+                "same, or merge them first with launch/convert.py."
+            )
+
+
+def _base_record(folder: Path) -> dict | None:
+    """Return the record of the base under a folder's adapters; None where its model is
+    whole."""
+    workdir, which = workdir_of(folder)
+    if not has_checkpoint(workdir):
+        return None
+    checkpoints = Checkpoints(workdir, keep=None)
+    step = checkpoints.find(which) if which else checkpoints.steps()[-1]
+    return _record(checkpoints, step, "model", folder).get("base")
 
 
 def load_model(
@@ -78,6 +181,7 @@ def load_model(
     item: str = "model",
     dtype: str | None = None,
     param_dtype: str | None = None,
+    adapters: Adapters | None = None,
     **fields,
 ) -> ChatGLM | ScoreModel:
     """Load the model of a workdir's newest checkpoint, of a named checkpoint (see
@@ -86,17 +190,20 @@ def load_model(
     Args:
         item: the item of the checkpoint: "model", or after PPO also "value".
         dtype, param_dtype: override the recorded compute and storage dtypes.
+        adapters: the adapters of a stage, whose bases are shared; None loads the base
+            for this model alone.
         fields: other fields of the model's config, from `computation`.
 
     Raises:
-        FileNotFoundError: the folder holds no model.
+        FileNotFoundError: the folder holds no model, or the base is missing.
+        ValueError: the base under the folder's adapters is another model than theirs.
     """
     folder = Path(folder)
     workdir, which = workdir_of(folder)
     if has_checkpoint(workdir):
         given = {"dtype": dtype, "param_dtype": param_dtype} | fields
         overrides = {name: x for name, x in given.items() if x is not None}
-        return _load_ours(workdir, which, item, overrides)
+        return _load_ours(workdir, which, item, overrides, adapters)
     if is_published(folder):
         mesh = jax.sharding.get_mesh()
         model = huggingface.load(
@@ -196,6 +303,8 @@ def _look_at(folder: Path) -> tuple[str, ChatGLMConfig, str]:
         # The checksums of the newest checkpoint are checked when its weights are read.
         step = checkpoints.find(which) if which else checkpoints.steps()[-1]
         record = _record(checkpoints, step, "model", folder)
+        if record.get("base"):
+            bases.find(record["base"], workdir)
         return record["kind"], _config(record, {}, folder), record.get("tokenizer", "")
     if is_published(folder):
         return *huggingface.kind_and_config(folder), ""
@@ -207,7 +316,8 @@ def start_config(config) -> ChatGLMConfig:
     if not config.init_from:
         return preset(config.model, **computation(config))
     recorded = _look_at(Path(config.init_from))[1]
-    return dataclasses.replace(recorded, **computation(config))
+    whole = {"lora": None, "quantised": False}
+    return dataclasses.replace(recorded, **whole | computation(config))
 
 
 def load_policy(
@@ -218,26 +328,34 @@ def load_policy(
     key: jax.Array,
     dtype: str,
     param_dtype: str,
+    adapters: Adapters | None = None,
+    quantised: bool = False,
+    lora: LoRA | None = None,
     **fields,
 ) -> ChatGLM:
     """Load the policy that a stage starts from, or make one with random weights.
+    Adapters in the folder are merged, unless the stage trains adapters.
 
     Args:
         init_from: the folder for `load_model`; "" makes random weights.
         model: the preset of a model with random weights.
         num_tokens: the number of tokens of the tokenizer, which the vocabulary must
             hold.
-        dtype, param_dtype, fields: the result of `computation`. With param_dtype "int8"
-            the matrices of the blocks are int8, and other parameters have `dtype`.
+        dtype, param_dtype, quantised, lora, fields: the result of `computation`. With
+            `quantised` or param_dtype "int8" the matrices of the blocks are int8, and
+            other parameters have `dtype`. Adapters are not added here (`Adapters.on`).
+        adapters: the adapters that the stage trains; None for no stage that trains.
 
     Raises:
         ValueError: the tokenizer has more tokens than the model, or the mesh's tensor
             axis does not divide the heads.
     """
-    is_quantised = param_dtype == "int8"
+    del lora
+    is_quantised = quantised or param_dtype == "int8"
     param_dtype = dtype if is_quantised else param_dtype
     if init_from:
-        policy = load_model(init_from, dtype=dtype, param_dtype=param_dtype, **fields)
+        how = {"dtype": dtype, "param_dtype": param_dtype} | fields
+        policy = _load_start(init_from, adapters, quantised=is_quantised, **how)
         if isinstance(policy, ScoreModel):
             raise ValueError(f"{init_from} is a reward model, not a language model.")
     else:
@@ -262,19 +380,42 @@ def load_policy(
     return policy if is_done else create(quantise, policy)
 
 
+def _load_start(
+    folder: str, adapters: Adapters | None, *, quantised: bool, **how
+) -> ChatGLM | ScoreModel:
+    """Load a model for a stage: on the shared base, in a stage that trains adapters;
+    otherwise without adapters, which are merged."""
+    has_adapters = _base_record(Path(folder)) is not None
+    if adapters is None or adapters.lora is None:
+        if not has_adapters:
+            return load_model(folder, **how)
+        return create(merged, load_model(folder, quantised=False, **how))
+    if has_adapters:
+        return load_model(folder, adapters=adapters, quantised=quantised, **how)
+    return adapters.load(Path(folder), quantised=quantised, **how)
+
+
 def load_score_model(
-    init_from: str, *, backbone: ChatGLM, num_tokens: int, key: jax.Array
+    init_from: str,
+    *,
+    backbone: ChatGLM,
+    num_tokens: int,
+    key: jax.Array,
+    adapters: Adapters | None = None,
 ) -> ScoreModel:
-    """Load a reward or value model, or with "" put a new head on `backbone`."""
+    """Load a reward or value model, or with "" put a new head on `backbone`, which is
+    copied, but for a base under its adapters."""
     if not init_from:
-        return create(lambda b: ScoreModel(b, rngs=nnx.Rngs(key)), backbone)
-    like = dataclasses.asdict(backbone.config)
-    same = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
-    model = load_model(init_from, **{name: like[name] for name in same})
+        own = create(lambda b: ScoreModel(b, rngs=nnx.Rngs(key)), own_part(backbone))
+        return own if backbone.config.lora is None else on_base(own, named(backbone))
+    like = {name: getattr(backbone.config, name) for name in COMPUTATION}
+    is_quantised = backbone.config.quantised
+    model = _load_start(init_from, adapters, quantised=is_quantised, **like)
     if not isinstance(model, ScoreModel):
         raise ValueError(f"{init_from} is a language model, not a reward model.")
     check_vocabulary(model.backbone.config, num_tokens, init_from)
-    return create(quantise, model) if backbone.config.quantised else model
+    is_done = model.config.quantised == is_quantised
+    return model if is_done else create(quantise, model)
 
 
 def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None:
@@ -285,11 +426,16 @@ def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None
         )
 
 
-def _load_ours(folder, which, item, overrides):
+def _load_ours(folder, which, item, overrides, adapters):
     checkpoints = Checkpoints(folder, keep=None)
     step = checkpoints.find(which)
     record = _record(checkpoints, step, item, folder)
-    like = _shapes(record, _config(record, overrides, folder))
+    config = _config(record, overrides, folder)
+    if adapters is not None and config.lora is not None:
+        dtype = adapters.lora.param_dtype
+        lora = dataclasses.replace(config.lora, param_dtype=dtype)
+        config = dataclasses.replace(config, lora=lora)
+    like = _shapes(record, config, folder, adapters)
     model = checkpoints.restore(step, {item: like})[item]
     checkpoints.close()
     check_finite(model, f"{folder}/checkpoints/{step}")
@@ -297,21 +443,35 @@ def _load_ours(folder, which, item, overrides):
     return model
 
 
-def shapes(checkpoints: Checkpoints, step: int, item: str, config):
+def shapes(checkpoints: Checkpoints, step: int, item: str, config, adapters: Adapters):
     """Return the sharded shapes of a checkpoint's model, with the dtypes of a stage's
-    config, to restore the weights into."""
-    record = _record(checkpoints, step, item, checkpoints.folder)
-    return _shapes(record, _config(record, computation(config), checkpoints.folder))
+    config, to restore the weights into; a base under adapters is loaded."""
+    workdir = checkpoints.folder.parent
+    record = _record(checkpoints, step, item, workdir)
+    config = _config(record, computation(config), workdir)
+    return _shapes(record, config, workdir, adapters)
 
 
-def _shapes(record: dict, config: ChatGLMConfig):
+def _shapes(
+    record: dict, config: ChatGLMConfig, workdir: Path, adapters: Adapters | None
+):
     def build():
         backbone = ChatGLM(config, rngs=nnx.Rngs(0))
         if record["kind"] == "ChatGLM":
             return backbone
         return ScoreModel(backbone, rngs=nnx.Rngs(0))
 
-    return shapes_of(build)
+    if config.lora is None:
+        return shapes_of(build)
+    how = {name: getattr(config, name) for name in COMPUTATION}
+    load = _load_alone if adapters is None else adapters.load
+    base = load(bases.find(record["base"], workdir), quantised=config.quantised, **how)
+    return on_base(shapes_of(lambda: own_part(build())), named(base))
+
+
+def _load_alone(folder: Path, *, quantised: bool, **how) -> ChatGLM | ScoreModel:
+    model = load_model(folder, **how)
+    return create(quantise, model) if quantised else model
 
 
 def _record(checkpoints: Checkpoints, step: int, item: str, folder) -> dict:
@@ -327,6 +487,8 @@ def _config(record: dict, overrides: dict, folder) -> ChatGLMConfig:
     fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
     if fields.get("rope_scaling"):
         fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    if isinstance(fields.get("lora"), dict):
+        fields["lora"] = LoRA(**fields["lora"])
     if "rotary_dims" in fields:  # records of version 0.1
         fields["rotary_fraction"] = fields.pop("rotary_dims") / fields["head_dim"]
     existing = {field.name for field in dataclasses.fields(ChatGLMConfig)}

@@ -1,0 +1,47 @@
+"""The base under the adapters of a checkpoint: where it is, and that it is the one that
+they were trained on."""
+
+import os
+from pathlib import Path
+
+from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint, workdir_of
+from rlhf_jax.training.inputs import fingerprint
+
+
+def describe(folder: str | os.PathLike, workdir: Path) -> dict[str, str]:
+    """Return the record of a base for the checkpoints of `workdir`: its folder, also as
+    seen from `workdir`, so that both can move together, and its fingerprint. The newest
+    checkpoint of a run is recorded by its step."""
+    run, which = workdir_of(Path(folder).absolute())
+    if has_checkpoint(run):
+        run = run / "checkpoints" / str(Checkpoints(run, keep=None).find(which))
+    return {
+        "folder": str(run),
+        "from_workdir": os.path.relpath(run, Path(workdir).absolute()),
+        "fingerprint": fingerprint(run),
+    }
+
+
+def find(record: dict[str, str], workdir: Path) -> Path:
+    """Return the folder of the base that `describe` recorded.
+
+    Raises:
+        FileNotFoundError: the base is not there.
+        ValueError: another model is there.
+    """
+    wanted = record["fingerprint"]
+    places = [Path(record["folder"]), Path(workdir) / record["from_workdir"]]
+    there = [place for place in places if place.is_dir()]
+    for place in there:
+        if fingerprint(place) == wanted:
+            return place
+    if there:
+        raise ValueError(
+            f"The adapters of {workdir} were trained on the base {record['folder']} "
+            f"({wanted}), and {there[0]} is another model ({fingerprint(there[0])}): "
+            "put the base back there."
+        )
+    raise FileNotFoundError(
+        f"The adapters of {workdir} need their base, which is not there: put the model "
+        f"{record['folder']} ({wanted}) back."
+    )
