@@ -102,11 +102,15 @@ def merged(model: ChatGLM | ScoreModel):
     backbone = model if isinstance(model, ChatGLM) else model.backbone
     like = jax.eval_shape(lambda: _without_adapters(model))
     leaves = _leaves(model)
-    for path, linear in nnx.iter_modules(backbone.blocks):
+    linears = [
+        (".".join([stack, *map(str, path)]), linear)
+        for stack in ("dense_blocks", "blocks")
+        for path, linear in nnx.iter_modules(getattr(backbone, stack) or ())
+    ]
+    for name, linear in linears:
         if not getattr(linear, "lora_scale", 0.0):
             continue
-        prefix = "" if backbone is model else "backbone."
-        name = ".".join([f"{prefix}blocks", *map(str, path)])
+        name = name if backbone is model else f"backbone.{name}"
         with_layers = ",".join(
             f"l{part}" for part in equations(linear.equation)[2].split(",")
         ).replace("->", "->l")

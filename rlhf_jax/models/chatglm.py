@@ -1,13 +1,14 @@
-"""The model: ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4, GLM-4-0414, and Llama,
-Mistral, Qwen2 and Qwen3.
+"""The model: ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4, GLM-4-0414, GLM-4.5 (a
+mixture of experts), and Llama, Mistral, Qwen2 and Qwen3.
 
 One implementation serves all; each difference between families is a config field.
 
 Sources: the code published with THUDM/chatglm-6b, chatglm2-6b, chatglm3-6b and
-glm-4-9b, and transformers' `glm`, `glm4`, `llama`, `mistral`, `qwen2` and `qwen3`. A
-model is a pytree that `jax.jit`,
-`jax.grad` and `jax.lax.scan` accept. Blocks are stacked: every parameter of a block has
-a leading axis of layers.
+glm-4-9b, and transformers' `glm`, `glm4`, `glm4_moe`, `llama`, `mistral`, `qwen2` and
+`qwen3`. A model is a pytree that `jax.jit`, `jax.grad` and `jax.lax.scan` accept.
+Blocks are stacked: every parameter of a block has a leading axis of layers. In a
+mixture of experts `blocks` are the layers with experts, and `dense_blocks` the few
+layers before them, stacked too.
 
 Letters: B batch, T tokens, V vocabulary, D width.
 """
@@ -33,12 +34,19 @@ from rlhf_jax.models.attention import (
     warn_of_fallback,
 )
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.experts import Experts
 from rlhf_jax.models.kv_cache import KVCache
-from rlhf_jax.models.layers import Block, Head, Norm, normal
+from rlhf_jax.models.layers import MLP, Block, Head, Norm, normal
 from rlhf_jax.models.positions import count_before, prefix, two_axes
 from rlhf_jax.models.rotary import rotation
 from rlhf_jax.models.splash import splash_attend
-from rlhf_jax.parallel.layers import apart, apply_layers, decoded_in_a_loop, take
+from rlhf_jax.parallel.layers import (
+    apart,
+    apply_layers,
+    apply_unrolled,
+    decoded_in_a_loop,
+    take,
+)
 from rlhf_jax.parallel.sharding import constrain, constrain_parameters, decoding
 from rlhf_jax.parallel.vocabulary import lookup
 
@@ -51,7 +59,8 @@ REMAT = {
     ),
     "full": jax.checkpoint,
 }
-MATRICES = r"\b(kernel|embedding|lora_[ab])\b"  # of the names of parameters
+# Of the names of parameters; a router is float32 wherever it is read.
+MATRICES = r"\b(?<!router\.)(kernel|embedding|lora_[ab])\b"
 
 
 class ChatGLM(nnx.Module):
@@ -63,9 +72,17 @@ class ChatGLM(nnx.Module):
         table = normal(rngs.params(), table, 0.02, config.param_dtype)
         self.embedding = nnx.Param(table)  # [V, D]
         keys = jax.random.split(rngs.params(), config.num_layers)
-        # Layers are initialised one after another, so that the float32 numbers of only
-        # one layer lie in memory at a time.
-        self.blocks = jax.lax.map(lambda key: Block(config, rngs=nnx.Rngs(key)), keys)
+
+        def stacked(keys, mlp):
+            # Layers are initialised one after another, so that the float32 numbers of
+            # only one layer lie in memory at a time.
+            return jax.lax.map(
+                lambda key: Block(config, rngs=nnx.Rngs(key), mlp=mlp), keys
+            )
+
+        first = config.num_dense_layers
+        self.dense_blocks = stacked(keys[:first], MLP) if first else None
+        self.blocks = stacked(keys[first:], Experts if config.num_experts else MLP)
         self.final_norm = Norm(config, config.width)
         self.head = None if config.tied else Head(config, rngs=rngs)
 
@@ -136,13 +153,17 @@ class ChatGLM(nnx.Module):
             turn, masks = rows
             return block(x, turn, functools.partial(attend, **masks))[0]
 
+        x, rows = self._embed(tokens), (self._rotation(positions), masks)
+        checkpoint = REMAT[self.config.remat]
+        if self.dense_blocks is not None:
+            x = apply_unrolled(self.dense_blocks, checkpoint(apply), x, rows)
         x = apply_layers(
             self.blocks,
             apply,
-            self._embed(tokens),
-            (self._rotation(positions), masks),
+            x,
+            rows,
             scan=self.config.scan_layers,
-            checkpoint=REMAT[self.config.remat],
+            checkpoint=checkpoint,
         )
         return self.final_norm(x)
 
@@ -180,17 +201,23 @@ class ChatGLM(nnx.Module):
             return block(x, turn, attend, remember)
 
         x, stored = self._embed(tokens), (cache.keys, cache.values)
+        first = self.config.num_dense_layers
         if self.config.scan_layers:
+            for i in range(first):
+                layer, block = jnp.int32(i), take(self.dense_blocks, i)
+                x, stored = apply(block, x, stored, layer=layer)
             (x, stored), _ = jax.lax.scan(
                 lambda carry, layer: (apply(layer[1], *carry, layer=layer[0]), None),
                 (x, stored),
-                (jnp.arange(self.config.num_layers), self.blocks),
+                (jnp.arange(first, self.config.num_layers), self.blocks),
             )
         else:
             layers = list(zip(*stored, strict=True))
-            apply = jax.jit(apply, inline=True)  # traced once for all layers
+            apply = jax.jit(apply, inline=True)  # traced once for all layers of a kind
             for i, layer in enumerate(layers):
-                x, layers[i] = apply(take(self.blocks, i), x, layer)
+                blocks = self.dense_blocks if i < first else self.blocks
+                block = take(blocks, i if i < first else i - first)
+                x, layers[i] = apply(block, x, layer)
             stored = tuple(zip(*layers, strict=True))
         cache = KVCache(
             keys=stored[0],
@@ -216,8 +243,8 @@ class ChatGLM(nnx.Module):
 
     def for_decoding(self) -> "ChatGLM":
         """Return the model as every step of a decode loop reads it: matrices are cast
-        to `dtype` (integers stay), lie on the devices as the table for decoding says,
-        and layers are apart unless `decoded_in_a_loop`."""
+        to `dtype` (integers and routers stay), lie on the devices as the table for
+        decoding says, and layers are apart unless `decoded_in_a_loop`."""
         model, dtype = self, self.config.dtype
         if not decoded_in_a_loop(self.config.scan_layers):
             model = apart(model)

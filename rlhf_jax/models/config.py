@@ -13,11 +13,14 @@ SIZES = (
 )
 FLAGS = (
     *("qkv_bias", "output_bias", "mlp_bias", "linear_bias", "qk_norm", "tied"),
-    *("scan_layers", "quantised"),
+    *("scan_layers", "quantised", "normalise_weights"),
 )
-FAMILIES = ("glm", "llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("glm", "llama", "mistral", "qwen2", "qwen3", "glm4_moe")
 LARGEST = 1e38  # upper bound of NUMBERS: float32 can hold it
-NUMBERS = ("residual_scale", "norm_eps", "rotary_base", "position_divisor")
+NUMBERS = (
+    *("residual_scale", "norm_eps", "rotary_base", "position_divisor"),
+    "routed_scale",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,17 @@ class ChatGLMConfig:
     scan_layers: bool = False  # compile one block and scan it, or unroll all blocks
     remat: str = "none"  # what the backward pass recomputes: "none", "dots", "full"
     quantised: bool = False  # matrices of the blocks as int8, see `quantise`
+    # Mixture of experts, see models/experts.py; the fields after the first one have no
+    # effect where there is none.
+    num_experts: int = 0  # routed experts of a layer; 0: every layer is dense
+    experts_per_token: int = 1
+    expert_width: int = 1  # FFN width of one expert
+    num_shared_experts: int = 0  # experts that every token passes, as one wide MLP
+    num_dense_layers: int = 0  # first layers with an ordinary MLP of `ffn_width`
+    expert_groups: int = 1  # groups of neighbouring experts
+    groups_per_token: int = 1  # groups that a token chooses its experts from
+    normalise_weights: bool = True  # divide a token's weights by their sum
+    routed_scale: float = 1.0  # factor of the routed experts' output
     attention: str = "xla"  # or "splash" on TPUs, or "cudnn" on GPUs in 16 bits
     lora: LoRA | None = None  # adapters of the blocks' matrices, see models/lora.py
 
@@ -111,6 +125,7 @@ class ChatGLMConfig:
                 f"lora.rank={self.lora.rank} is above the model's width {self.width}: "
                 "train all parameters (lora.rank=0), or set a lower rank."
             )
+        self._check_experts()
         # Dtypes are stored as names, so that equal configs compare, hash and print
         # alike, whether they were given names or dtypes.
         for field in ("dtype", "param_dtype"):
@@ -118,6 +133,45 @@ class ChatGLMConfig:
             if not jnp.issubdtype(name, jnp.floating):
                 raise ValueError(f"{field}={name!r}: not a type of floats.")
             object.__setattr__(self, field, name)
+
+    def _check_experts(self):
+        """Raise ValueError for numbers of experts that do not fit each other."""
+        least = {
+            "num_experts": 0,
+            "num_shared_experts": 0,
+            "num_dense_layers": 0,
+            "experts_per_token": 1,
+            "expert_width": 1,
+            "expert_groups": 1,
+            "groups_per_token": 1,
+        }
+        for field, lowest in least.items():
+            number = getattr(self, field)
+            if type(number) is not int or not lowest <= number < 2**63:
+                raise ValueError(
+                    f"{field}={number!r}: not a whole number, {lowest} to 2^63 - 1."
+                )
+        experts, groups = self.num_experts, self.expert_groups
+        if not experts:
+            if self.num_dense_layers:
+                raise ValueError(f"{self.num_dense_layers=} without num_experts.")
+            return
+        if self.num_dense_layers >= self.num_layers:
+            raise ValueError(
+                f"{self.num_dense_layers=} leaves no layer of {self.num_layers=} for "
+                "experts."
+            )
+        if experts % groups or (groups > 1 and experts < 2 * groups):
+            raise ValueError(
+                f"{experts=} are not {groups=} of equal size, of two or more each."
+            )
+        if self.groups_per_token > groups:
+            raise ValueError(f"{self.groups_per_token=} of {groups=}.")
+        possible = experts // groups * self.groups_per_token
+        if self.experts_per_token > possible:
+            raise ValueError(
+                f"{self.experts_per_token=}: a token can choose from {possible} alone."
+            )
 
     @property
     def trained_dtype(self) -> str:

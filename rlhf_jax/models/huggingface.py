@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 from safetensors.numpy import save_file
@@ -104,7 +105,13 @@ def load(
                 return np.full([hi - lo for lo, hi in box], value, np.float32)
 
         leaves.append(
-            fill(leaf.shape, leaf.dtype, sharding, read, stacked=".blocks." in name)
+            fill(
+                leaf.shape,
+                leaf.dtype,
+                sharding,
+                read,
+                stacked=("blocks." in name) + (".experts." in name),
+            )
         )
     model = jax.tree.unflatten(treedef, leaves)
     check_finite(model, str(path))
@@ -160,17 +167,19 @@ def save(
             untied = pieces(dataclasses.replace(config, tied=False), naming)
             table[".head.kernel"] = untied[".head.kernel"]
             leaves[".head.kernel"] = leaves[".embedding"].T
-    sources = _sources(table, config.num_layers)
-    shapes = tensor_shapes(table, config.num_layers)
+    sources, shapes = _sources(table), tensor_shapes(table)
     store = np.dtype(jnp.dtype(config.param_dtype))
 
     def tensor(name):
-        out = np.empty(shapes[name], store)
+        # A router stays in float32, as transformers keep it.
+        out = np.empty(shapes[name], np.float32 if ".mlp.gate." in name else store)
         for leaf_name, piece, layer in sources[name]:
-            leaf = leaves[leaf_name]
+            leaf, expert = leaves[leaf_name], dict(piece.part).get("e")
             if layer is not None:  # a dynamic index: one program for all layers
                 leaf = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-            write_piece(piece, np.asarray(leaf), out)
+            if expert is not None:
+                leaf = jax.lax.dynamic_slice_in_dim(leaf, expert, 1)
+            write_piece(piece, np.asarray(leaf), out, expert=expert or 0)
         return out
 
     _write(Path(path), described | (fields or {}), shapes, store, tensor, progress)
@@ -198,7 +207,7 @@ def write(
     config, naming = huggingface_config.read(
         fields, dtype="float32", param_dtype=param_dtype
     )
-    shapes = tensor_shapes(pieces(config, naming), config.num_layers)
+    shapes = tensor_shapes(pieces(config, naming))
     _check_tensors(weights, shapes, "The file")
     store = np.dtype(jnp.dtype(param_dtype))
 
@@ -265,6 +274,8 @@ def _plan(folder: Path, *, dtype, param_dtype, **overrides) -> _Plan:
             f"{folder} does not fit its config.json: {config.num_layers} layers, and "
             f"only {len(tensors)} tensors."
         )
+    if config.num_experts:
+        _drop_prediction_layers(tensors, config.num_layers, fields, folder)
     is_score = any(name in tensors for name in _SCORE_HEADS)
     if is_score:
         table = score_pieces(config, naming)
@@ -274,13 +285,31 @@ def _plan(folder: Path, *, dtype, param_dtype, **overrides) -> _Plan:
                 config, tied=_drop_equal_head(config, naming, tensors)
             )
         table = pieces(config, naming)
-    _check_tensors(tensors, tensor_shapes(table, config.num_layers), folder)
+    _check_tensors(tensors, tensor_shapes(table), folder)
     offset = fields.get("score_offset", 0.0)
     if not isinstance(offset, int | float) or not math.isfinite(offset):
         raise ValueError(
             f"{folder}/config.json: score_offset={offset!r} is not a number."
         )
     return _Plan(config, tensors, table, is_score, float(offset))
+
+
+def _drop_prediction_layers(tensors, num_layers, fields, folder):
+    """Drop the layers after the last one, which predict several tokens at once (MTP),
+    in a draft of an answer; nothing here uses them."""
+    count = max(fields.get("num_nextn_predict_layers") or 0, 1)
+    after = tuple(f"model.layers.{num_layers + i}." for i in range(count))
+    extra = [name for name in tensors if name.startswith(after)]
+    for name in extra:
+        del tensors[name]
+    if extra:
+        logging.info(
+            "%s: %d tensors of %s, which predict several tokens at once (MTP), are not "
+            "read.",
+            folder,
+            len(extra),
+            " and ".join(sorted({".".join(name.split(".")[:3]) for name in extra})),
+        )
 
 
 def _check_tensors(tensors, shapes, folder):
@@ -314,15 +343,15 @@ def _drop_equal_head(config, naming, tensors) -> bool:
     return True
 
 
-def _sources(table, num_layers):
+def _sources(table):
     """Return for every tensor the parts that make it up: (path, piece, layer)."""
     sources: dict[str, list] = {}
     for name, parts in table.items():
         for piece in parts:
-            stacked = "{i}" in piece.tensor
-            for layer in range(num_layers) if stacked else [None]:
+            for place, layer in enumerate(piece.layers or [None]):
                 tensor = piece.tensor.replace("{i}", str(layer))
-                sources.setdefault(tensor, []).append((name, piece, layer))
+                place = None if layer is None else place
+                sources.setdefault(tensor, []).append((name, piece, place))
     return sources
 
 

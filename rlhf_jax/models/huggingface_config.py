@@ -2,8 +2,8 @@
 
 `model_type` "chatglm" is ChatGLM-6B (v1) if `inner_hidden_size` is present, otherwise
 the remote code of ChatGLM2, ChatGLM3 and GLM-4; "glm" is the latter architecture in
-transformers; "glm4" is GLM-4-0414. "llama", "mistral", "qwen2" and "qwen3" are those of
-transformers.
+transformers; "glm4" is GLM-4-0414; "glm4_moe" is GLM-4.5, 4.6 and 4.7. "llama",
+"mistral", "qwen2" and "qwen3" are those of transformers.
 """
 
 import dataclasses
@@ -56,6 +56,16 @@ _NATIVE_FIXED = {
     "use_bidirectional_attention": False,
     "use_mrope": False,
 }
+# Settings of routers that are computed in this one way.
+_ROUTING_FIXED = {
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "moe_layer_freq": 1,
+    "mlp_bias": False,
+    "sliding_window": None,
+    "layer_types": None,
+    "mlp_layer_types": None,
+}
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -87,10 +97,14 @@ def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, 
         reader = {"v1": _read_v1, "remote": _read_remote}[naming]
     elif kind in ("glm", "glm4"):
         naming, reader = "native", _read_glm
+    elif kind == "glm4_moe":
+        naming, reader = "native", _read_glm4_moe
     elif kind in list(_ARCHITECTURES):  # perhaps of a type that cannot be hashed
         naming, reader = "native", _read_llama
     else:
-        known = ", ".join(map(repr, ("chatglm", "glm", "glm4", *_ARCHITECTURES)))
+        known = ", ".join(
+            map(repr, ("chatglm", "glm", "glm4", "glm4_moe", *_ARCHITECTURES))
+        )
         raise ValueError(f"model_type {kind!r} is not one of {known}.")
     try:
         config = reader(fields)
@@ -106,7 +120,8 @@ def write(config: ChatGLMConfig, naming: str) -> dict[str, Any]:
     read them."""
     writer = {"v1": _write_v1, "remote": _write_remote, "native": _write_glm}[naming]
     if config.family != "glm":
-        writer = _write_llama
+        is_moe = config.family == "glm4_moe"
+        writer = _write_glm4_moe if is_moe else _write_llama
     return writer(config) | {"torch_dtype": config.param_dtype}
 
 
@@ -264,6 +279,47 @@ def _read_glm(c):
         rotary_fraction=rope.get("partial_rotary_factor", 0.5),
         rotary_base=rope.get("rope_theta", 10000.0),
         tied=c.get("tie_word_embeddings", False),
+    )
+
+
+def _read_glm4_moe(c):
+    given = _without_null(c)
+    fixed = {k: x for k, x in _NATIVE_FIXED.items() if k != "num_local_experts"}
+    _require(given, fixed | _ROUTING_FIXED)
+    rope = _rope(c)  # the defaults below are those of transformers
+    experts = c["n_routed_experts"]
+    _require(given, {"num_local_experts": experts})
+    if type(experts) is not int or experts < 1:
+        raise ValueError(f"n_routed_experts={experts!r}: not a whole number above 0.")
+    scale = given.get("routed_scaling_factor", 1.0)
+    if type(scale) not in (int, float):
+        raise ValueError(f"routed_scaling_factor={scale!r} is not a number.")
+    heads = c["num_attention_heads"]
+    return ChatGLMConfig(
+        vocab_size=c["vocab_size"],
+        width=c["hidden_size"],
+        num_layers=c["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=c["num_key_value_heads"],
+        head_dim=given.get("head_dim", c["hidden_size"] // heads),
+        ffn_width=c["intermediate_size"],
+        context_length=c["max_position_embeddings"],
+        family="glm4_moe",
+        norm_eps=given.get("rms_norm_eps", 1e-5),
+        qkv_bias=given.get("attention_bias", False),
+        qk_norm=given.get("use_qk_norm", False),
+        rotary_fraction=rope.get("partial_rotary_factor", 0.5),
+        rotary_base=rope.get("rope_theta", 10000.0),
+        tied=given.get("tie_word_embeddings", False),
+        num_experts=experts,
+        experts_per_token=c["num_experts_per_tok"],
+        expert_width=c["moe_intermediate_size"],
+        num_shared_experts=given.get("n_shared_experts", 1),
+        num_dense_layers=given.get("first_k_dense_replace", 1),
+        expert_groups=given.get("n_group", 1),
+        groups_per_token=given.get("topk_group", 1),
+        normalise_weights=given.get("norm_topk_prob", True),
+        routed_scale=float(scale),
     )
 
 
@@ -459,6 +515,29 @@ def _write_glm(c):
         "pad_token_id": None,
     }
     return _complete(fields, _read_glm(fields), c)
+
+
+def _write_glm4_moe(c):
+    fields = {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "model_type": "glm4_moe",
+        **_native_sizes(c),
+        "attention_bias": c.qkv_bias,
+        "use_qk_norm": c.qk_norm,
+        "partial_rotary_factor": c.rotary_fraction,
+        "n_routed_experts": c.num_experts,
+        "num_experts_per_tok": c.experts_per_token,
+        "moe_intermediate_size": c.expert_width,
+        "n_shared_experts": c.num_shared_experts,
+        "first_k_dense_replace": c.num_dense_layers,
+        "n_group": c.expert_groups,
+        "topk_group": c.groups_per_token,
+        "norm_topk_prob": c.normalise_weights,
+        "routed_scaling_factor": c.routed_scale,
+        "num_nextn_predict_layers": 0,
+        "pad_token_id": None,
+    }
+    return _complete(fields, _read_glm4_moe(fields), c)
 
 
 def _complete(fields, again, c):

@@ -4,12 +4,13 @@ Published matrices are [out, in]; ours have one axis for each letter below. A `P
 maps a part of a parameter to a part of a tensor, for reading and for writing.
 
 Letters: v vocabulary, d width, f FFN width, n query heads, k key-value heads, h head
-dim, c the parts of a joint matrix (keys and values; gate and up; v1's q, k and v), p
-the halves of a head's dims.
+dim, c the parts of a joint matrix (keys and values; gate and up; v1's q, k and v), e
+experts, x the FFN width of an expert, s that of the shared experts.
 
-Llama, Mistral, Qwen2 and Qwen3 turn dim i of a head with dim i + h / 2; ours are
-neighbours. So rows of their queries and keys, and the weights of Qwen3's norms of both,
-are in another order here: their dim p h / 2 + i is our dim 2 i + p.
+Llama, Mistral, Qwen2, Qwen3 and GLM-4.5 turn dim i of a head with dim i + r / 2, r
+being the number of turned dims; ours are neighbours. So rows of their queries and keys,
+and the weights of the norms of both, are in another order here: their dim p r / 2 + i
+is our dim 2 i + p, p being 0 or 1, and dims from r on stay.
 """
 
 import dataclasses
@@ -32,24 +33,28 @@ class Piece:
     Attributes:
         ours: the parameter's axes, without the axis of layers, e.g. "dnh".
         tensor: the tensor's name, "{i}" standing for the layer.
+        layers: the layers whose tensors the parameter's axis of layers stacks, in
+            order; None for a parameter without this axis.
         rows, columns: the letters and sizes that the tensor's two axes fall into.
         start: the tensor's row at which `rows` begin.
         shift: for a letter of both, the number to add to our index to get the
             tensor's index.
         picked: for a letter of the tensor alone, the index that belongs to ours.
         part: for a letter of ours alone, the index that this tensor holds.
-        parity: 0 if the piece holds our even h, 1 if it holds our odd h, None for all.
+        dims: (first, stop, step, there): the piece holds our h first, first + step, ...
+            below stop, which are the tensor's h from `there` on; None for all h alike.
     """
 
     ours: str
     tensor: str
     rows: tuple[tuple[str, int], ...]
     columns: tuple[tuple[str, int], ...] = ()
+    layers: range | None = None
     start: int = 0
     shift: tuple[tuple[str, int], ...] = ()
     picked: tuple[tuple[str, int], ...] = ()
     part: tuple[tuple[str, int], ...] = ()
-    parity: int | None = None
+    dims: tuple[int, int, int, int] | None = None
 
 
 def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
@@ -57,9 +62,14 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
 
     Args:
         naming: "v1", "remote" (ChatGLM2, ChatGLM3, GLM-4) or "native" (transformers'
-            `glm`, `glm4`, `llama`, `mistral`, `qwen2` and `qwen3`).
+            `glm`, `glm4`, `glm4_moe`, `llama`, `mistral`, `qwen2` and `qwen3`).
     """
-    in_halves = config.family != "glm"
+    head_dim, turned = config.head_dim, config.rotary_dims
+    orders: list[dict] = [{}]  # of the dims of a query's or key's head
+    if config.family != "glm":
+        orders = [{"dims": (p, turned, 2, p * turned // 2)} for p in (0, 1)]
+        if turned < head_dim:
+            orders.append({"dims": (turned, head_dim, 1, turned)})
     size = _sizes(config)
     stem, head = {
         "v1": ("transformer.layers.{i}.", "lm_head"),
@@ -76,16 +86,24 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
     }[naming]
     table: dict[str, list[Piece]] = {}
 
-    def add(path, ours, tensor, rows, columns="", **more):
+    first = config.num_dense_layers
+    stacks = {"dense_blocks": range(first)} if first else {}
+    stacks["blocks"] = range(first, config.num_layers)
+
+    def add(path, ours, tensor, rows, columns="", *, kinds=stacks, **more):
+        """Add a piece, for a path in `blocks` one in each of these kinds of layers."""
         rows, columns = size(rows), size(columns)
-        table.setdefault(path, []).append(Piece(ours, tensor, rows, columns, **more))
+        places = {path: None}
+        if path.startswith(".blocks."):
+            tail = path.removeprefix(".blocks.")
+            places = {f".{kind}.{tail}": stacks[kind] for kind in kinds}
+        for place, layers in places.items():
+            piece = Piece(ours, tensor, rows, columns, layers, **more)
+            table.setdefault(place, []).append(piece)
 
     def add_turned(path, ours, tensor, rows, columns="", **more):
-        if not in_halves:
-            add(path, ours, tensor, rows + "h", columns, **more)
-        for half in (0, 1) if in_halves else ():
-            picked = {"picked": (("p", half),), "parity": half}
-            add(path, ours, tensor, rows + "p", columns, **picked, **more)
+        for order in orders:
+            add(path, ours, tensor, rows, columns, **order, **more)
 
     def add_norm(path, tensor):
         add(f"{path}.scale", "d", f"{tensor}.weight", "d")
@@ -123,13 +141,13 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
         else:
             name = stem + "self_attn.{}_proj." + theirs
             key, value = ({"part": (("c", i),)} for i in (0, 1))
-            add_turned(q, d + "nh", name.replace("{}", "q"), "n", d)
-            add_turned(kv, d + "ckh", name.replace("{}", "k"), "k", d, **key)
+            add_turned(q, d + "nh", name.replace("{}", "q"), "nh", d)
+            add_turned(kv, d + "ckh", name.replace("{}", "k"), "kh", d, **key)
             add(kv, d + "ckh", name.replace("{}", "v"), "kh", d, **value)
     if config.qk_norm:
         for ours, theirs in (("query", "q"), ("key", "k")):
             path, name = f".blocks.attention.{ours}_norm.scale", f"{theirs}_norm.weight"
-            add_turned(path, "h", f"{stem}self_attn.{name}", "")
+            add_turned(path, "h", f"{stem}self_attn.{name}", "h")
 
     output = {"v1": "attention.dense", "remote": "self_attention.dense"}
     output = stem + output.get(naming, "self_attn.o_proj")
@@ -144,16 +162,38 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
         n, columns = ("nh", "nh") if ours == "kernel" else ("", "")
         path = f".blocks.attention.output.{ours}"
         add(path, n + "d", f"{output}.{theirs}", "d", columns)
-    for ours, theirs in mlp_kinds:
-        d, f = ("d", "f") if ours == "kernel" else ("", "")
-        path = f".blocks.mlp.up.{ours}"
-        if in_halves:
+
+    def add_gated(path, module, f, **more):
+        """Add an MLP whose gate and up are two tensors."""
+        part = more.pop("part", ())
+        e = "e" if part else ""
+        for ours, theirs in mlp_kinds:
+            d, x = ("d", f) if ours == "kernel" else ("", "")
             for i, name in enumerate(("gate_proj", "up_proj")):
-                name, part = f"{stem}mlp.{name}.{theirs}", (("c", i),)
-                add(path, d + "cf", name, "f", d, part=part)
-        else:
-            add(path, d + "cf", f"{up}.{theirs}", parts + "f", d)
-        add(f".blocks.mlp.down.{ours}", f + "d", f"{down}.{theirs}", "d", f)
+                name, both = f"{module}.{name}.{theirs}", (*part, ("c", i))
+                add(f"{path}.up.{ours}", f"{e}{d}c{f}", name, f, d, part=both, **more)
+            down, name = f"{path}.down.{ours}", f"{module}.down_proj.{theirs}"
+            add(down, f"{e}{x}d", name, "d", x, part=part, **more)
+
+    mlp, module = ".blocks.mlp", stem + "mlp"
+    if config.num_experts:
+        add_gated(mlp, module, "f", kinds=[k for k in stacks if k != "blocks"])
+        routed = {"kinds": ["blocks"]}
+        add(f"{mlp}.router.kernel", "de", f"{module}.gate.weight", "e", "d", **routed)
+        name = f"{module}.gate.e_score_correction_bias"
+        add(f"{mlp}.router.correction", "e", name, "e", **routed)
+        for i in range(config.num_experts):
+            name, part = f"{module}.experts.{i}", (("e", i),)
+            add_gated(f"{mlp}.experts", name, "x", part=part, **routed)
+        if config.num_shared_experts:
+            add_gated(f"{mlp}.shared", f"{module}.shared_experts", "s", **routed)
+    elif config.family != "glm":
+        add_gated(mlp, module, "f")
+    else:
+        for ours, theirs in mlp_kinds:
+            d, f = ("d", "f") if ours == "kernel" else ("", "")
+            add(f"{mlp}.up.{ours}", d + "cf", f"{up}.{theirs}", parts + "f", d)
+            add(f"{mlp}.down.{ours}", f + "d", f"{down}.{theirs}", "d", f)
     return table
 
 
@@ -173,16 +213,14 @@ def score_pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
     return table
 
 
-def tensor_shapes(
-    table: dict[str, list[Piece]], num_layers: int
-) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(table: dict[str, list[Piece]]) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor of a checkpoint."""
     shapes: dict[str, tuple[int, ...]] = {}
     for parts in table.values():
         for piece in parts:
             rows = piece.start + _product(piece.rows)
             shape = (rows, _product(piece.columns)) if piece.columns else (rows,)
-            for i in range(num_layers if "{i}" in piece.tensor else 1):
+            for i in piece.layers or [None]:
                 name = piece.tensor.replace("{i}", str(i))
                 # A joint matrix ends where the last of its pieces ends.
                 shapes[name] = max(shape, shapes.get(name, shape))
@@ -197,18 +235,14 @@ def _sizes(config: ChatGLMConfig):
         "n": config.num_heads,
         "k": config.num_kv_heads,
         "h": config.head_dim,
+        "e": config.num_experts,
+        "x": config.expert_width,
+        "s": config.num_shared_experts * config.expert_width,
     }
 
     def size(letters: str) -> tuple[tuple[str, int], ...]:
-        """Return letters with their sizes; a digit is an axis c of that size, and p is
-        that of the halves with one of h behind it."""
-        axes = []
-        for x in letters:
-            if x == "p":
-                axes += [("p", 2), ("h", config.head_dim // 2)]
-            else:
-                axes.append(("c", int(x)) if x.isdigit() else (x, sizes[x]))
-        return tuple(axes)
+        """Return letters with their sizes; a digit is an axis c of that size."""
+        return tuple(("c", int(x)) if x.isdigit() else (x, sizes[x]) for x in letters)
 
     return size
 

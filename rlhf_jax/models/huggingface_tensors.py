@@ -129,13 +129,14 @@ def fill(
     sharding: jax.sharding.Sharding,
     read: Callable[[Box], np.ndarray],
     *,
-    stacked: bool,
+    stacked: int,
 ) -> jax.Array:
     """Return an array whose device slices are read one after another, in chunks.
 
     Args:
         read: returns a box of the array.
-        stacked: True if the first axis is that of layers, each in a tensor of its own.
+        stacked: the number of first axes (of layers, of experts) whose parts are in
+            tensors of their own.
     """
     devices_of: dict[tuple, list] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -167,8 +168,8 @@ def fill(
 
 def read_box(parts: list[Piece], box: Box, tensors: dict[str, Tensor]) -> np.ndarray:
     """Read a box of a parameter from the files, in the files' dtype."""
-    stacked = "{i}" in parts[0].tensor
-    layers = range(*box[0]) if stacked else [None]
+    stacked = parts[0].layers is not None
+    layers = parts[0].layers[slice(*box[0])] if stacked else [None]
     letters = dict(zip(parts[0].ours, box[1:] if stacked else box, strict=True))
     first = parts[0].tensor.replace("{i}", str(layers[0]))
     out = np.empty([hi - lo for lo, hi in box], tensors[first].dtype)
@@ -182,22 +183,31 @@ def read_box(parts: list[Piece], box: Box, tensors: dict[str, Tensor]) -> np.nda
     return out
 
 
-def write_piece(piece: Piece, parameter: np.ndarray, tensor: np.ndarray) -> None:
-    """Copy the part of a parameter (of one layer) that a piece names into a tensor."""
+def write_piece(
+    piece: Piece, parameter: np.ndarray, tensor: np.ndarray, *, expert: int = 0
+) -> None:
+    """Copy the part of a parameter (of one layer) that a piece names into a tensor.
+
+    Args:
+        expert: the number of the parameter's first expert.
+    """
     sizes = zip(piece.ours, parameter.shape, strict=True)
     letters = {letter: (0, size) for letter, size in sizes}
+    if "e" in letters:
+        letters["e"] = (expert, expert + letters["e"][1])
     target = _in_our_order(piece, letters, tensor)
     target[...] = parameter[_index_ours(piece, letters)]
 
 
-def _split(box: Box, itemsize: int, stacked: bool) -> Iterator[Box]:
+def _split(box: Box, itemsize: int, stacked: int) -> Iterator[Box]:
     """Yield boxes of at most CHUNK_BYTES that make up `box`: whole layers if they
-    fit."""
+    fit, else whole experts."""
     lengths = [hi - lo for lo, hi in box]
     if np.prod(lengths) * itemsize <= CHUNK_BYTES or max(lengths, default=1) == 1:
         yield box
         return
-    axis = 0 if stacked and lengths[0] > 1 else int(np.argmax(lengths))
+    several = [axis for axis in range(stacked) if lengths[axis] > 1]
+    axis = several[0] if several else int(np.argmax(lengths))
     lo, hi = box[axis]
     middle = (lo + hi) // 2
     for half in ((lo, middle), (middle, hi)):
@@ -215,10 +225,20 @@ def _index_ours(piece: Piece, letters) -> tuple | None:
     if any(not lo <= part.get(x, lo) < hi for x, (lo, hi) in letters.items()):
         return None
     index = [part[x] - letters[x][0] if x in part else slice(None) for x in piece.ours]
-    if piece.parity is not None:
-        at = piece.ours.index("h")
-        index[at] = slice((piece.parity - letters["h"][0]) % 2, None, 2)
+    if piece.dims is not None:
+        first, _, step, there = piece.dims
+        lo, hi = _dims_there(piece, letters["h"])
+        start = first + step * (lo - there) - letters["h"][0]
+        index[piece.ours.index("h")] = slice(start, start + step * (hi - lo), step)
     return tuple(index)
+
+
+def _dims_there(piece: Piece, ours: tuple[int, int]) -> tuple[int, int]:
+    """Return the range of the tensor's dims of a head that a range of ours holds."""
+    first, stop, step, there = piece.dims
+    # Ours of the piece below `bound`, counted.
+    lo, hi = (max(0, -(-(min(bound, stop) - first) // step)) for bound in ours)
+    return there + lo, there + hi
 
 
 def _in_our_order(piece: Piece, letters, tensor: np.ndarray) -> np.ndarray:
@@ -229,9 +249,8 @@ def _in_our_order(piece: Piece, letters, tensor: np.ndarray) -> np.ndarray:
     view = tensor[piece.start : piece.start + rows]
     view = view.reshape([size for _, size in axes])
     picked, shift = dict(piece.picked), dict(piece.shift)
-    if piece.parity is not None:  # every second of our dims is one of the tensor's
-        lo, hi = ((x - piece.parity + 1) // 2 for x in letters["h"])
-        letters = letters | {"h": (lo, hi)}
+    if piece.dims is not None:
+        letters = letters | {"h": _dims_there(piece, letters["h"])}
     index = []
     for x, _ in axes:
         move = shift.get(x, 0)

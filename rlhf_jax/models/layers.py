@@ -188,23 +188,27 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """down(silu(gate) * up), or down(gelu(up)) with biases."""
 
-    def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ChatGLMConfig, *, rngs: nnx.Rngs, width: int | None = None
+    ):
+        """Make an MLP of a width F, by default `ffn_width`."""
         c = self.config = config
+        width = c.ffn_width if width is None else width
         # Gate and up are one product, on an axis of size 2, so that F can be split
         # between devices.
         parts = 2 if c.mlp == "swiglu" else 1
         bias = c.mlp_bias or c.linear_bias
         self.up = Linear(
             "btd,dcf->btcf",
-            (c.width, parts, c.ffn_width),
-            bias=(parts, c.ffn_width) if bias else None,
+            (c.width, parts, width),
+            bias=(parts, width) if bias else None,
             std=0.02,
             config=c,
             rngs=rngs,
         )
         self.down = Linear(
             "btf,fd->btd",
-            (c.ffn_width, c.width),
+            (width, c.width),
             bias=(c.width,) if bias else None,
             std=0.02 / math.sqrt(2 * c.num_layers),
             config=c,
@@ -223,12 +227,12 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP with their norms, in the config's arrangement."""
 
-    def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs, mlp: type = MLP):
         self.config = config
         self.attention_norm = Norm(config, config.width)
         self.attention = Attention(config, rngs=rngs)
         self.mlp_norm = Norm(config, config.width)
-        self.mlp = MLP(config, rngs=rngs)
+        self.mlp = mlp(config, rngs=rngs)
         if config.residual == "sandwich":
             self.post_attention_norm = Norm(config, config.width)
             self.post_mlp_norm = Norm(config, config.width)

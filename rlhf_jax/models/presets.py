@@ -74,6 +74,29 @@ _MISTRAL_7B = ChatGLMConfig(
     remat="full",
 )
 
+_GLM4_5 = ChatGLMConfig(
+    vocab_size=151552,
+    width=5120,
+    num_layers=92,
+    num_heads=96,
+    num_kv_heads=8,
+    head_dim=128,
+    ffn_width=12288,
+    context_length=131072,
+    family="glm4_moe",
+    qk_norm=True,
+    rotary_base=1e6,
+    num_experts=160,
+    experts_per_token=8,
+    expert_width=1536,
+    num_shared_experts=1,
+    num_dense_layers=3,
+    routed_scale=2.5,
+    dtype="bfloat16",
+    scan_layers=True,
+    remat="full",
+)
+
 PRESETS: dict[str, ChatGLMConfig] = {
     # For tests: the model compiles in a second or two.
     "micro": ChatGLMConfig(
@@ -96,6 +119,24 @@ PRESETS: dict[str, ChatGLMConfig] = {
         head_dim=32,
         ffn_width=344,
         context_length=512,
+    ),
+    # The same layers with experts, two of which a token passes beside the shared one:
+    # as many active parameters as "tiny" has.
+    "tiny_moe": ChatGLMConfig(
+        vocab_size=1024,
+        width=128,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        ffn_width=344,
+        context_length=512,
+        family="glm4_moe",
+        num_experts=8,
+        experts_per_token=2,
+        expert_width=112,
+        num_shared_experts=1,
+        num_dense_layers=1,
     ),
     # For timing one code base against another.
     "benchmark": ChatGLMConfig(
@@ -133,6 +174,18 @@ PRESETS: dict[str, ChatGLMConfig] = {
         qkv_bias=False,
         rotary_fraction=1.0,
         tied=True,
+    ),
+    "glm4_5": _GLM4_5,  # and 4.6 and 4.7, whose context is 202,752
+    "glm4_5_air": dataclasses.replace(
+        _GLM4_5,
+        width=4096,
+        num_layers=46,
+        ffn_width=10944,
+        qk_norm=False,
+        num_experts=128,
+        expert_width=1408,
+        num_dense_layers=1,
+        routed_scale=1.0,
     ),
     "llama3_8b": dataclasses.replace(  # Llama 3.1
         _MISTRAL_7B,

@@ -4,7 +4,8 @@
 second meaning. The backward pass walks the layers in reverse; as soon as a layer's
 gradient exists, its parameters and moments are written in place, in one loop over the
 stacked layers. Parameters outside the layers are updated when their gradient is
-complete: the head before the walk, the embedding after it.
+complete: the head before the walk, the embedding and what stands between it and the
+stacked layers (`dense_blocks`) after it.
 
 Clipping by the norm of the whole gradient needs that norm before the first update: a
 second walk computes it.
@@ -59,7 +60,7 @@ def fused_update(
     part, trained_rest = trained
     frozen = frozen_part(layers, part)
     lowest = count(layers) - (count(part) if part else 0)  # of the trained layers
-    first = {n: x for n, x in trained_rest.items() if n.split(".")[-1] == "embedding"}
+    first = {n: x for n, x in trained_rest.items() if _is_before_layers(n)}
 
     def layer_inputs(first):
         calls = StandIn()
@@ -172,6 +173,12 @@ def fused_update(
         metrics=metrics,
         grad_norm=norm,
     )
+
+
+def _is_before_layers(name: str) -> bool:
+    """Return whether the input of the stacked layers depends on a parameter."""
+    parts = name.split(".")
+    return parts[-1] == "embedding" or "dense_blocks" in parts
 
 
 def sum_of_squares(tree) -> jax.Array:

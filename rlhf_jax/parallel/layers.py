@@ -1,6 +1,9 @@
 """Stacked layers: a model's `blocks`, whose parameters have a leading axis of layers.
 
-The attribute `blocks` belongs to the model itself or to its `backbone`.
+The attribute `blocks` belongs to the model itself or to its `backbone`. A model may
+have a few layers of another kind before them, `dense_blocks`, stacked too: the model
+itself runs these one after another, and they count here as parameters outside the
+layers.
 """
 
 import functools
@@ -32,6 +35,11 @@ def apply_layers(layers, apply: Callable, x, rows, *, scan: bool, checkpoint: Ca
         return layers.scan(apply, x, rows)
     if scan:
         return jax.lax.scan(lambda x, p: (apply(p, x, rows), None), x, layers)[0]
+    return apply_unrolled(layers, apply, x, rows)
+
+
+def apply_unrolled(layers, apply: Callable, x, rows):
+    """Send x through all layers, one after another."""
     # One trace serves all layers. Inlining keeps the roundings of bfloat16 the same in
     # training and in scoring.
     apply = jax.jit(apply, inline=True)
@@ -84,9 +92,12 @@ def apart(model):
     """Return the model with its stacked layers as separate trees."""
     if isinstance(model.blocks, Apart):
         return model
-    layers = Apart(take(model.blocks, i) for i in range(count(model.blocks)))
-    model = jax.tree.map(lambda x: x, model)
-    _set_blocks(model, layers)
+    whole, model = model, jax.tree.map(lambda x: x, model)
+    for name in ("blocks", "dense_blocks"):
+        layers = getattr(whole, name, None)
+        if layers is not None:
+            layers = Apart(take(layers, i) for i in range(count(layers)))
+            _set_blocks(model, layers, name)
     return model
 
 
@@ -186,7 +197,8 @@ def trained_part(model, pattern: str) -> Trained:
     somewhere; "" returns all.
 
     The names of a layer's parameters have its number: "blocks.29.mlp.up.kernel",
-    "final_norm.scale", "head.kernel".
+    "final_norm.scale", "head.kernel". It counts `dense_blocks`, whose own parameters
+    have none: "dense_blocks.mlp.up.kernel".
 
     Raises:
         ValueError: no name matches, or the trained layers are not the last ones, the
@@ -198,13 +210,17 @@ def trained_part(model, pattern: str) -> Trained:
     rest = {name: x for name, x in rest.items() if re.search(pattern, name)}
     paths, _ = jax.tree_util.tree_flatten_with_path(model)
     stacked = [(_name(path), x.shape[0]) for path, x in paths if _is_stacked(path)]
+    before = getattr(getattr(model, "backbone", model), "dense_blocks", None)
+    before = 0 if before is None else count(before)
     matched = [
-        [i for i in range(size) if re.search(pattern, numbered(name, i))]
+        [i for i in range(size) if re.search(pattern, numbered(name, before + i))]
         for name, size in stacked
     ]
     trained = [numbers for numbers in matched if numbers]
     if not trained and not rest:
-        names = [numbered(name, f"0..{size - 1}") for name, size in stacked]
+        names = [
+            numbered(name, f"{before}..{before + size - 1}") for name, size in stacked
+        ]
         names += [_name(path) for path, _ in paths if not _is_stacked(path)]
         raise ValueError(
             f"optimizer.trainable={pattern!r} matches no parameter; there are: "
@@ -282,9 +298,9 @@ def join(model, layers, rest: dict):
     return joined
 
 
-def _set_blocks(model, layers) -> None:
-    """Set `blocks` without nnx's setter, which would look for arrays in the value."""
-    object.__setattr__(model, "blocks", layers)
+def _set_blocks(model, layers, name: str = "blocks") -> None:
+    """Set layers without nnx's setter, which would look for arrays in the value."""
+    object.__setattr__(model, name, layers)
 
 
 def _name(path: tuple) -> str:

@@ -134,6 +134,25 @@ def check_layers(num_layers: int) -> None:
     _check_divides("pipe", num_layers, "layers")
 
 
+def check_experts(num_experts: int) -> None:
+    """Refuse a mesh that does not share out the experts of a layer; 0 is a model
+    without experts.
+
+    Raises:
+        ValueError: layers of experts are not pipelined, or the fsdp axis does not
+            divide the experts; then the message names the nearest sizes that work.
+    """
+    if not num_experts:
+        return
+    pipe = dict(jax.sharding.get_abstract_mesh().shape).get("pipe", 1)
+    if pipe > 1:
+        raise ValueError(
+            f"The mesh's {pipe=} splits layers, which a model with experts does not "
+            "support: leave it out, and give fsdp or tensor its devices."
+        )
+    _check_divides("fsdp", num_experts, "experts")
+
+
 def _check_divides(axis: str, count: int, what: str) -> None:
     size = dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
     if count % size:

@@ -21,6 +21,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+# Experts are split among the devices of fsdp and never gathered: in training and in
+# decoding their tokens come to them (`models.experts`).
+EXPERTS = (
+    (r"\brouter\.kernel", P()),  # [L, D, E]
+    # [L, E, D, 2, F]
+    (r"\bexperts\.up\.kernel", P("pipe", "fsdp", None, None, "tensor")),
+    (r"\bexperts\.down\.kernel", P("pipe", "fsdp", "tensor", None)),  # [L, E, F, D]
+)
+
 # (pattern of a parameter's path, layout): the first match wins. Parameters of blocks
 # have a leading axis of layers. The path of an optimizer's moment contains the path of
 # its parameter, and both have the same shape. No rule puts fsdp on the last axis: the
@@ -32,6 +41,7 @@ PARAMETERS = (
     # [L, D, 2, K, H]
     (r"\bkey_value\.kernel", P("pipe", "fsdp", None, "tensor", None)),
     (r"\boutput\.kernel", P("pipe", "tensor", "fsdp", None)),  # [L, N, H, D]
+    *EXPERTS,
     (r"\bup\.kernel", P("pipe", "fsdp", None, "tensor")),  # [L, D, 2, F]
     (r"\bdown\.kernel", P("pipe", ("tensor", "fsdp"), None)),  # [L, F, D]
     (r"\bhead\.kernel", P("fsdp", "tensor")),  # [D, V], or [D, 1]
@@ -43,7 +53,7 @@ PARAMETERS = (
     (r"\bkey_value\.lora_b", P("pipe", None, None, "tensor", None)),  # [L, 2, r, K, H]
     (r"\bup\.lora_b", P("pipe", None, None, "tensor")),  # [L, 2, r, F]
     (r"\b(output|down)\.lora_b", P("pipe")),  # [L, r, D]
-    (r"\b(bias|scale|offset)\b", P()),
+    (r"\b(bias|scale|offset|correction)\b", P()),
 )
 
 # Axes of activations, caches and batches. Inputs and outputs of a product with a
@@ -78,6 +88,7 @@ class Layout(NamedTuple):
 TRAINING = Layout(PARAMETERS, ACTIVATIONS)
 DECODING = Layout(
     (
+        *EXPERTS,
         (r"\bquery\.kernel", P(None, None, "tensor", "fsdp")),
         (r"\bkey_value\.kernel", P(None, None, None, "tensor", "fsdp")),
         (r"\boutput\.kernel", P(None, "tensor", "fsdp", None)),
@@ -121,8 +132,8 @@ def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> 
     Raises:
         ValueError: no rule for an array of two or more axes.
     """
-    if re.search(r"\bblocks\[\d+\]", path):
-        stacked = re.sub(r"\bblocks\[\d+\]", "blocks", path)
+    if re.search(r"blocks\[\d+\]", path):
+        stacked = re.sub(r"blocks\[\d+\]", "blocks", path)
         return P(*parameter_spec(stacked, (1, *shape), sizes)[1:])
     rules = _layout.get().parameters
     matches = (spec for pattern, spec in rules if re.search(pattern, path))
@@ -132,6 +143,20 @@ def parameter_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> 
             return P()
         raise ValueError(f"No rule in PARAMETERS for {path}, of shape {shape}.")
     return _fit(spec, shape, sizes)
+
+
+def layer_specs(tree, path: str, sizes: dict[str, int]):
+    """Return the layouts of a part of one layer, without the axis of layers.
+
+    Args:
+        path: the path of the part in the model, as ".blocks.mlp".
+    """
+
+    def spec(leaf_path, x):
+        name = path + jax.tree_util.keystr(leaf_path)
+        return P(*parameter_spec(name, (1, *x.shape), sizes)[1:])
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
 def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

@@ -31,6 +31,8 @@ def _equation_flops(equation, loop_steps) -> int:
         shape = equation.invars[0].aval.shape
         depth = math.prod(shape[axis] for axis in contracted)
         return 2 * depth * math.prod(equation.outvars[0].aval.shape)
+    if name == "ragged_dot_general":
+        return _ragged_flops(equation)
     inner = [
         _jaxpr_flops(jaxpr, loop_steps)
         for value in params.values()
@@ -47,6 +49,18 @@ def _equation_flops(equation, loop_steps) -> int:
     if name == "shard_map":
         return params["mesh"].size * sum(inner)
     return sum(inner)
+
+
+def _ragged_flops(equation) -> int:
+    """Count a grouped product: each row meets the matrix of its own group alone."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    left = equation.invars[0].aval.shape
+    (ragged,) = numbers.lhs_ragged_dimensions
+    groups = equation.invars[2].aval.shape[-1]
+    depth = math.prod(left[axis] for axis in contracted)
+    total = 2 * depth * math.prod(equation.outvars[0].aval.shape)
+    return total // groups if ragged in contracted else total
 
 
 def _jaxprs(value):

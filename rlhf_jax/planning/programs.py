@@ -28,7 +28,7 @@ from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.layers import decoded_in_a_loop
-from rlhf_jax.parallel.mesh import check_batch, check_heads, check_layers
+from rlhf_jax.parallel.mesh import check_batch, check_experts, check_heads, check_layers
 from rlhf_jax.parallel.sharding import (
     ACTIVATIONS,
     activation_spec,
@@ -68,6 +68,7 @@ def of(
                 config[name].fused = False
     check_heads(model.num_heads)
     check_layers(model.num_layers)
+    check_experts(model.num_experts)
     parts = config.microbatches * config.get("minibatches", 1)
     check_batch("batch_size", config.batch_size, parts=parts)
     programs = {

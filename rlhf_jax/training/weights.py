@@ -25,7 +25,7 @@ from rlhf_jax.models.lora import LoRA
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.models.rope_scaling import RopeScaling
-from rlhf_jax.parallel.mesh import check_heads, check_layers, platform
+from rlhf_jax.parallel.mesh import check_experts, check_heads, check_layers, platform
 from rlhf_jax.parallel.sharding import create, shapes_of
 from rlhf_jax.training import bases
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint, workdir_of
@@ -367,14 +367,20 @@ def load_policy(
             quantised=is_quantised,
             **fields,
         )
-        if model in ("micro", "tiny"):  # with the vocabulary of the tokenizer
+        if model in (
+            "micro",
+            "tiny",
+            "tiny_moe",
+        ):  # with the vocabulary of the tokenizer
             rows = -(-num_tokens // 64) * 64
             config = dataclasses.replace(config, vocab_size=rows)
         check_heads(config.num_heads)
         check_layers(config.num_layers)
+        check_experts(config.num_experts)
         policy = create(lambda: ChatGLM(config, rngs=nnx.Rngs(key)))
     check_heads(policy.config.num_heads)
     check_layers(policy.config.num_layers)
+    check_experts(policy.config.num_experts)
     check_vocabulary(policy.config, num_tokens, init_from or f"preset {model!r}")
     is_done = policy.config.quantised == is_quantised
     return policy if is_done else create(quantise, policy)

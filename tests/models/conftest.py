@@ -20,6 +20,7 @@ CASES = (
     "glm_edge_like",
     "glm4_9b_like",
     "glm4_32b_like",
+    "glm4_moe_like",
 )
 
 

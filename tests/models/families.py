@@ -68,6 +68,17 @@ FAMILIES = {
             "yarn", 4.0, original_length=16, slow=1.0, fast=32.0, attention_factor=1.25
         ),
     ),
+    "glm4_moe": ChatGLMConfig(
+        **SMALL,
+        family="glm4_moe",
+        qk_norm=True,
+        num_experts=6,
+        experts_per_token=2,
+        expert_width=20,
+        num_shared_experts=1,
+        num_dense_layers=1,
+        routed_scale=2.5,
+    ),
 }
 
 

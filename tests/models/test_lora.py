@@ -27,6 +27,13 @@ MAPS = {
     "btd,dcf->btcf": (6, 2, 5),
     "btf,fd->btd": (5, 6),
 }
+EXPERTS = {
+    "family": "glm4_moe",
+    "num_dense_layers": 1,
+    "num_experts": 4,
+    "expert_width": 16,
+    "num_shared_experts": 1,
+}
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, 60)
 
 
@@ -107,6 +114,7 @@ def test_the_gradient_in_float64(equation, rslora):
     [
         ("ChatGLM", {}),
         ("ChatGLM", {"scan_layers": True, "tied": True}),
+        ("ChatGLM", EXPERTS),
         ("ScoreModel", {"mlp": "gelu", "norm": "layer", "linear_bias": True}),
     ],
 )
@@ -127,7 +135,7 @@ def test_merging_keeps_the_function(kind, changes):
     (_, expected), d_whole = grad(whole)
     np.testing.assert_allclose(out, expected, atol=1e-5)
     prefix = "" if kind == "ChatGLM" else "backbone."
-    name = f"{prefix}blocks.mlp.down"
+    name = f"{prefix}blocks.mlp.{'shared.' if changes is EXPERTS else ''}down"
     b = flatten(adapter)[f"{name}.lora_b"]
     chain = 2.0 * jnp.einsum("lfd,lrd->lfr", flatten(d_whole)[f"{name}.kernel"], b)
     np.testing.assert_allclose(

@@ -131,6 +131,31 @@ def scaled_rope(rng) -> dict:
     return rope
 
 
+def random_experts(rng) -> dict:
+    """Settings of a mixture of experts, in transformers' spelling."""
+    groups, size = int(rng.integers(1, 4)), int(rng.integers(2, 5))
+    kept = int(rng.integers(1, groups + 1))
+    return {
+        "first_k_dense_replace": int(rng.integers(2)),
+        "hidden_size": 8 * int(rng.integers(3, 9)),  # torch's kernel wants 16 bytes
+        "moe_intermediate_size": 4 * int(rng.integers(3, 10)),
+        "n_routed_experts": groups * size,
+        "num_experts_per_tok": int(rng.integers(1, kept * size + 1)),
+        "n_shared_experts": int(rng.integers(1, 3)),
+        "n_group": groups,
+        "topk_group": kept,
+        "norm_topk_prob": bool(rng.integers(2)),
+        "routed_scaling_factor": float(rng.choice([1.0, 1.8, 2.5])),
+        "use_qk_norm": bool(rng.integers(2)),
+        "attention_bias": bool(rng.integers(2)),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(rng.choice([10000, 1000000])),
+            "partial_rotary_factor": float(rng.choice([0.25, 0.5, 0.75, 1.0])),
+        },
+    }
+
+
 def random_published(kind: str, rng):
     """A random model of transformers whose biases and norms matter too."""
     groups, group = (int(rng.integers(1, 4)) for _ in range(2))
@@ -151,6 +176,8 @@ def random_published(kind: str, rng):
         fields["attention_bias"] = bool(rng.integers(2))
     if kind == "Llama":
         fields["mlp_bias"] = bool(rng.integers(2))
+    elif kind == "Glm4Moe":
+        fields |= random_experts(rng) | {"head_dim": 8 * int(rng.integers(1, 4))}
     elif rng.integers(2):
         fields["sliding_window"] = int(rng.integers(2, 12))
         fields |= {} if kind == "Mistral" else {"use_sliding_window": True}
@@ -165,6 +192,9 @@ def random_published(kind: str, rng):
         for name, parameter in model.named_parameters():
             noise = 0.1 * torch.randn_like(parameter)
             parameter.copy_(1 + noise if "norm" in name else noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.1 * torch.randn_like(buffer))
     return model
 
 
@@ -181,7 +211,7 @@ def greedy(model, tokens, mask, steps=6):
     return np.stack(chosen, axis=1)
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3", "Glm4Moe"])
 @pytest.mark.parametrize("repeat", range(3))
 def test_models_of_other_families_are_read_and_given_back(kind, repeat, rng, tmp_path):
     published = random_published(kind, rng)

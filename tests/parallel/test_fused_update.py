@@ -32,6 +32,18 @@ def model(**changes):
     return ChatGLM(config, rngs=nnx.Rngs(0))
 
 
+EXPERTS = {
+    "family": "glm4_moe",
+    "num_layers": 4,
+    "num_dense_layers": 2,
+    "num_experts": 4,
+    "experts_per_token": 2,
+    "expert_width": 16,
+    "num_shared_experts": 1,
+    "scan_layers": True,
+}
+
+
 def dialogues(width=12, seed=0):
     rng = np.random.default_rng(seed)
     mask = np.arange(width)[None] < rng.integers(4, width + 1, (2, 1))
@@ -95,6 +107,19 @@ def test_fused_updates_are_ordinary_ones(optimizer, clip):
     optimizer = dataclasses.replace(optimizer, clip=clip)
     policy, batches = model(scan_layers=True), [dialogues(seed=0), dialogues(seed=1)]
     assert_fused_equals_ordinary(language_loss, policy, batches, optimizer)
+
+
+def test_layers_before_those_with_experts_are_updated_last():
+    """And with them the embedding; the correction of the router stays as it is."""
+    policy = model(**EXPERTS)
+    policy.blocks.mlp.router.correction[...] += 0.1
+    assert_fused_equals_ordinary(language_loss, policy, [dialogues()] * 2, ADAMW)
+    after = train(language_loss, policy, [dialogues()], ADAMW)[0].model
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(policy), jax.tree.leaves(after), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        assert np.array_equal(x, y) == ("correction" in name), name
 
 
 def test_a_loss_may_call_the_model_several_times():
