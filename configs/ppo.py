@@ -80,6 +80,10 @@ def get_config(preset="tiny"):
     c.max_prompt_tokens = lengths.prompt
     # Cuts a response at this many tokens, its end token included. [1, 2**20]
     c.max_response_tokens = lengths.generated
+    # True packs several prompts with their responses into a row, each by itself for the
+    # models that score and are updated, so that little is padding; False gives every
+    # response a row of its own.
+    c.pack = True
     # Rounds the widths of batches up to a multiple of this many tokens: few widths need
     # few compiled programs. [1, 65536]
     c.pad_to_multiple = 16 if small else 128

@@ -77,6 +77,33 @@ class PackedPairs:
 
 
 @_batch
+class PackedRows:
+    """Prompts with K responses each, several of them one after another in a row, padded
+    on the right. Letters: N rows, T tokens, M targets, S slots of a row.
+
+    `examples` and `segments` are those of `models.positions`; `segments` is None where
+    every response has a copy of its prompt, as an example of its own. `targets` are the
+    positions of the responses' tokens, one response after another, and `before` those
+    of the states before these tokens. Slot s of a row holds the prompt `slots[:, s]` of
+    the batch, and its k-th response is in `lengths[:, s, k]` targets from
+    `firsts[:, s, k]` on; `ends` is the position of its last token, or of its prompt's
+    if the response is empty. An empty slot has the number of prompts in `slots`, and 0
+    elsewhere.
+    """
+
+    tokens: Int[Array, "N T"]
+    mask: Bool[Array, "N T"]
+    examples: Int[Array, "N T"]
+    segments: Int[Array, "N T"] | None
+    targets: Int[Array, "N M"]
+    before: Int[Array, "N M"]
+    slots: Int[Array, "N S"]
+    firsts: Int[Array, "N S K"]
+    lengths: Int[Array, "N S K"]
+    ends: Int[Array, "N S K"]
+
+
+@_batch
 class Rollout:
     """Sampled responses. `logprobs` are those of the sampler; `ended` is True where the
     response ended with an end token rather than at the length limit."""
@@ -94,7 +121,8 @@ class Experience:
     """A rollout with everything the PPO update needs, constant during the update.
     `response_mask` is False on responses that have no part in the update. `weights` are
     those of the tokens' policy losses, None for equal weights; `old_values` and
-    `returns` are None without a value model."""
+    `returns` are None without a value model. With `packed`, the prompts and responses
+    as packed rows, all other arrays have the axes N and S in place of B."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
@@ -106,6 +134,7 @@ class Experience:
     weights: Float[Array, "B R"] | None
     old_values: Float[Array, "B R"] | None
     returns: Float[Array, "B R"] | None
+    packed: PackedRows | None = None
 
 
 def pack(

@@ -12,12 +12,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.algorithms.sft import mean_loss
-from rlhf_jax.batches import Experience, Rollout, SFTBatch
+from rlhf_jax.batches import Experience, PackedRows, Rollout, SFTBatch
 from rlhf_jax.generation.scoring import (
     one_response,
+    packed_logprobs,
+    packed_scores,
+    packed_values,
     response_logprobs,
     response_scores,
     response_values,
@@ -176,45 +179,113 @@ class ModelOutputs(NamedTuple):
     values: Float[Array, "B R"] | None  # None without a critic
 
 
-def policy_logprobs(policy: Policy, batch: Rollout | Experience, *, hyper: Hyper):
+def policy_logprobs(
+    policy: Policy,
+    batch: Rollout | Experience,
+    rows: PackedRows | None = None,
+    *,
+    hyper: Hyper,
+):
     """Compute log-probability and entropy [B, R] of the response tokens, at the
-    temperature of the rollout."""
-    out = response_logprobs(
-        policy,
-        *one_response(batch),
-        temperature=hyper.temperature,
-        num_tokens=hyper.num_tokens,
-        chunk_size=hyper.chunk_size,
-    )
-    return out._replace(logprobs=out.logprobs[:, 0], entropy=out.entropy[:, 0])
+    temperature of the rollout.
+
+    Args:
+        rows: the batch as packed rows, whose slots are then B.
+    """
+    options = {
+        "temperature": hyper.temperature,
+        "num_tokens": hyper.num_tokens,
+        "chunk_size": hyper.chunk_size,
+    }
+    if rows is None:
+        out = response_logprobs(policy, *one_response(batch), **options)
+    else:
+        width = batch.responses.shape[-1]
+        out = packed_logprobs(policy, rows, width=width, **options)
+    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), out)
 
 
 def run_models(
-    state: PPOState, frozen: Frozen, rollout: Rollout, *, hyper: Hyper
+    state: PPOState,
+    frozen: Frozen,
+    rollout: Rollout,
+    packed: PackedRows | None = None,
+    *,
+    hyper: Hyper,
 ) -> ModelOutputs:
     """Run one forward pass of each model over a rollout, as many rows at a time as in
-    the update, since that many fit in memory."""
-    return in_parts(
-        functools.partial(forward_models, state=state, frozen=frozen, hyper=hyper),
-        rollout,
-        parts=hyper.minibatches * hyper.microbatches,
+    the update, since that many fit in memory.
+
+    Args:
+        packed: the rollout as packed rows; None runs its own rows.
+    """
+    forward = functools.partial(forward_models, state=state, frozen=frozen, hyper=hyper)
+    parts = hyper.minibatches * hyper.microbatches
+    if packed is None:
+        return in_parts(lambda part: forward(part, None), rollout, parts=parts)
+    num_rows, num_slots = packed.slots.shape
+    part_of_rollout = jax.tree.map(lambda x: _in_slots(x, packed), rollout)
+    out = in_parts(
+        lambda part: jax.tree.map(
+            lambda x: x.reshape(-1, num_slots, *x.shape[1:]), forward(*part)
+        ),
+        (part_of_rollout, packed),
+        parts=parts,
     )
+    # The slot of each row of the rollout.
+    place = jnp.zeros(len(rollout.ended), jnp.int32)
+    place = place.at[packed.slots.reshape(-1)].set(
+        jnp.arange(num_rows * num_slots), mode="drop"
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[place], out)
+
+
+def _in_slots(x: Array, packed: PackedRows) -> Array:
+    """Return for every slot of packed rows its row of x: [B, ...] -> [N, S, ...]."""
+    return x.at[packed.slots].get(mode="clip")
+
+
+def in_packed_rows(experience: Experience, packed: PackedRows) -> Experience:
+    """Return an experience [B, ...] as the packed rows that hold some of it, with
+    leaves [N, S, ...]."""
+    taken = jax.tree.map(lambda x: _in_slots(x, packed), experience)
+    is_used = packed.slots < len(experience.prompts)
+    mask = taken.response_mask & is_used[..., None]
+    return dataclasses.replace(taken, response_mask=mask, packed=packed)
+
+
+def _flat(experience: Experience) -> Experience:
+    """Return the responses of packed rows one by one: [N, S, ...] -> [N S, ...]."""
+    if experience.packed is None:
+        return experience
+    bare = dataclasses.replace(experience, packed=None)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), bare)
+    return dataclasses.replace(flat, packed=experience.packed)
 
 
 def forward_models(
-    rollout: Rollout, *, state: PPOState, frozen: Frozen, hyper: Hyper
+    rollout: Rollout,
+    packed: PackedRows | None,
+    *,
+    state: PPOState,
+    frozen: Frozen,
+    hyper: Hyper,
 ) -> ModelOutputs:
-    """Run one forward pass of each model over some rows of a rollout."""
+    """Run one forward pass of each model over some rows of a rollout, or over packed
+    rows that hold it."""
+    if packed is not None:
+        rollout = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
     mask = rollout.response_mask
-    old = policy_logprobs(state.policy.model, rollout, hyper=hyper)
+    old = policy_logprobs(state.policy.model, rollout, packed, hyper=hyper)
     reference = frozen.reference if state.reference is None else state.reference
-    ref = policy_logprobs(reference, rollout, hyper=hyper)
+    ref = policy_logprobs(reference, rollout, packed, hyper=hyper)
     scores = values = None
-    if frozen.reward is not None:
+    if frozen.reward is not None and packed is None:
         scores = response_scores(frozen.reward, *one_response(rollout))[:, 0]
+    elif frozen.reward is not None:
+        scores = packed_scores(frozen.reward, packed).reshape(-1)
     if state.value is not None:
-        values = response_values(state.value.model, *one_response(rollout))[:, 0]
-        values = masked.keep(values, mask)
+        values = masked.keep(_values(state.value.model, rollout, packed), mask)
     return ModelOutputs(
         old_logprobs=masked.keep(old.logprobs, mask),
         entropy=old.entropy,
@@ -222,6 +293,15 @@ def forward_models(
         scores=scores,
         values=values,
     )
+
+
+def _values(value_model, batch: Rollout | Experience, packed: PackedRows | None):
+    """Compute the value of the state before each response token: float32 [B, R]."""
+    if packed is None:
+        return response_values(value_model, *one_response(batch))[:, 0]
+    width = batch.responses.shape[-1]
+    values = packed_values(value_model, packed, width=width)
+    return values.reshape(-1, width)
 
 
 def make_experience(
@@ -434,8 +514,9 @@ def policy_loss_fn(
         kl_coef: the KL coefficient in the loss (used if `hyper.kl_in_loss`).
     """
     experience, sft_batch = inputs
+    experience = _flat(experience)
     mask = experience.response_mask
-    current = policy_logprobs(policy, experience, hyper=hyper)
+    current = policy_logprobs(policy, experience, experience.packed, hyper=hyper)
     out = losses.policy_loss(
         logprobs=current.logprobs,
         old_logprobs=experience.old_logprobs,
@@ -455,6 +536,7 @@ def policy_loss_fn(
         "policy/approxkl": Mean.of(out.approxkl, mask),
         "policy/clipfrac": Mean.of(out.clipped, mask),
         "val/ratio": Mean.of(out.ratio, mask),
+        "data/real_tokens": Mean.of(_real(experience)),
     }
     if hyper.kl_in_loss:
         token_kl = kl.k3(masked.keep(current.logprobs, mask), experience.ref_logprobs)
@@ -474,6 +556,14 @@ def policy_loss_fn(
     return total, metrics
 
 
+def _real(experience: Experience) -> Bool[Array, "..."]:
+    """Return a mask of the real tokens of what a model reads."""
+    if experience.packed is not None:
+        return experience.packed.mask
+    both = (experience.prompt_mask, experience.response_mask)
+    return jnp.concatenate(both, axis=-1)
+
+
 def value_loss_fn(
     value_model, experience: Experience, *, num_tokens: jax.Array, hyper: Hyper
 ) -> tuple[jax.Array, dict[str, Mean]]:
@@ -483,9 +573,10 @@ def value_loss_fn(
     Args:
         num_tokens: the number of response tokens in the whole minibatch.
     """
+    experience = _flat(experience)
     mask = experience.response_mask
     out = losses.ppo_value_loss(
-        values=response_values(value_model, *one_response(experience))[:, 0],
+        values=_values(value_model, experience, experience.packed),
         old_values=experience.old_values,
         returns=experience.returns,
         mask=mask,
@@ -511,12 +602,21 @@ def batch_loss(
     )
 
 
+def minibatches(key: jax.Array, num_rows: int, *, hyper: Hyper) -> Int[Array, "U b"]:
+    """Return the rows of the experience that each update of an iteration learns from;
+    every epoch has an order of its own."""
+    keys = jax.random.split(key, hyper.ppo_epochs)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, num_rows))(keys)
+    return orders.reshape(hyper.num_updates, -1)
+
+
 def train_step(
     state: PPOState,
     experience: Experience,
     sft: SFTBatch | None,
     key: jax.Array,
     learning_rates: tuple[Float[Array, " U"], Float[Array, " U"]],
+    packed: PackedRows | None = None,
     *,
     policy_optimizer: Optimizer,
     value_optimizer: Optimizer,
@@ -529,6 +629,8 @@ def train_step(
         sft: one SFT batch for each update, stacked: leaves [U, b, T].
         key: the random key of the order of the rows in each epoch.
         learning_rates: the learning rates of the policy and of the value model.
+        packed: the `minibatches` of `key` as packed rows, leaves [U, N, ...]; None
+            gives every response a row of its own.
     """
 
     bases = base_parts((state.policy, state.value))
@@ -536,10 +638,13 @@ def train_step(
     def one_update(own, inputs):
         policy, value = join(own, bases)
         rows, sft_batch, (policy_rate, value_rate) = inputs
-        batch = jax.tree.map(lambda x: x[rows], experience)
+        if packed is None:
+            batch = jax.tree.map(lambda x: x[rows], experience)
+        else:
+            batch = in_packed_rows(experience, rows)
         policy_share = functools.partial(
             policy_loss_fn,
-            count=aggregate_count(batch.response_mask, hyper=hyper),
+            count=aggregate_count(_flat(batch).response_mask, hyper=hyper),
             num_sft_tokens=None if sft_batch is None else sft_batch.loss_mask.sum(),
             kl_coef=state.kl_coef,
             hyper=hyper,
@@ -568,14 +673,13 @@ def train_step(
             metrics |= value_metrics | {"optim/value_grad_norm": value_norm}
         return own_part((policy, value)), metrics
 
-    num_rows = experience.prompts.shape[0]
-    keys = jax.random.split(key, hyper.ppo_epochs)
-    orders = jax.vmap(lambda k: jax.random.permutation(k, num_rows))(keys)
-    minibatches = orders.reshape(hyper.num_updates, -1)
+    rows = packed
+    if packed is None:
+        rows = minibatches(key, len(experience.prompts), hyper=hyper)
     own, metrics = jax.lax.scan(
         one_update,
         own_part((state.policy, state.value)),
-        (minibatches, sft, learning_rates),
+        (rows, sft, learning_rates),
     )
     policy, value = join(own, bases)
     first_ratio = jax.tree.map(lambda x: x[0], metrics["val/ratio"])

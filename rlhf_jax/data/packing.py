@@ -9,14 +9,16 @@ Letters: N rows, T tokens of a row, M targets of a row. Targets are the tokens w
 log-probabilities a loss reads; only these are projected to the vocabulary.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.batches import SFTBatch
+from rlhf_jax.batches import PackedRows, Rollout, SFTBatch
 from rlhf_jax.data.batching import pad_right, round_up
 
+MOST = 8  # examples of a row of prompts with responses; more are rarely needed
 # The room for targets beyond their mean share of a row: rows differ in their share.
 SPARE_TARGETS = 1.125
 
@@ -154,4 +156,114 @@ def _dialogues(examples, rows: list[list[int]], count: int, pad_id: int, room: R
         loss_mask=loss_mask,
         examples=pad_right(numbers, room.tokens, 0)[0],
         targets=pad_right(targets, room.targets, 0)[0],
+    )
+
+
+def pack_minibatches(
+    rollout: Rollout,
+    minibatches: np.ndarray,
+    *,
+    pad_id: int,
+    unit: int,
+) -> PackedRows:
+    """Pack minibatches of a rollout that is on the host into as many rows each, as wide
+    as those of the rollout: leaves [U, N, ...].
+
+    Args:
+        minibatches: the rows of the rollout in each, int [U, b].
+        unit: `row_count`'s `unit`.
+    """
+    width = rollout.responses.shape[1]
+    room = Room(rollout.prompts.shape[1] + width, width)
+    examples = [
+        (prompt[is_prompt], [response[is_response]])
+        for prompt, is_prompt, response, is_response in zip(
+            rollout.prompts,
+            rollout.prompt_mask,
+            rollout.responses,
+            rollout.response_mask,
+            strict=True,
+        )
+    ]
+    sizes = np.stack([rollout.prompt_mask.sum(1), rollout.response_mask.sum(1)], axis=1)
+    sizes[:, 0] += sizes[:, 1]
+    assigned = [
+        [chosen[row].tolist() for row in first_fit(sizes[chosen], room, most=MOST)]
+        for chosen in minibatches
+    ]
+    needed = max(map(len, assigned))
+    count = row_count(needed, unit=unit, largest=minibatches.shape[1])
+    parts = [
+        packed_rows(examples, rows, count=count, room=room, pad_id=pad_id, share=True)
+        for rows in assigned
+    ]
+    stacked = {
+        field.name: [getattr(part, field.name) for part in parts]
+        for field in dataclasses.fields(PackedRows)
+    }
+    return PackedRows(
+        **{k: None if x[0] is None else np.stack(x) for k, x in stacked.items()}
+    )
+
+
+def packed_rows(
+    examples: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
+    rows: list[list[int]],
+    *,
+    count: int,
+    room: Room,
+    pad_id: int,
+    share: bool,
+) -> PackedRows:
+    """Lay prompts, each with its K responses behind it, into rows.
+
+    Args:
+        examples: prompt and responses of each, as token ids.
+        rows: the numbers of the examples of each row (`first_fit`), at most MOST.
+        count: the number of rows, of which the last may be empty.
+        share: False gives every response a copy of the prompt, which attention that
+            knows no segments needs.
+    """
+    num_responses = len(examples[0][1])
+    with_segments = share and num_responses > 1
+    tokens = np.full((count, room.tokens), pad_id, np.int32)
+    numbers, segments = np.zeros((2, *tokens.shape), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    targets, before = np.zeros((2, count, room.targets), np.int32)
+    slots = np.full((count, MOST), len(examples), np.int32)
+    firsts, lengths, ends = np.zeros((3, count, MOST, num_responses), np.int32)
+
+    for n, row in enumerate(rows):
+        ids: list[int] = []
+        number = target = 0
+        for s, i in enumerate(row):
+            prompt, responses = examples[i]
+            slots[n, s] = i
+            for k, response in enumerate(responses):
+                if k == 0 or not share:
+                    start, ids = len(ids), [*ids, *prompt]
+                    numbers[n, start : len(ids)] = number
+                    state = len(ids) - 1  # of the prompt's last token
+                places = np.arange(len(ids), len(ids) + len(response))
+                part = slice(target, target + len(response))
+                targets[n, part] = places
+                before[n, part] = [state, *places[:-1]][: len(response)]
+                firsts[n, s, k], lengths[n, s, k] = target, len(response)
+                ends[n, s, k] = places[-1] if len(response) else state
+                numbers[n, places], segments[n, places] = number, k + 1
+                ids, target = [*ids, *response], part.stop
+                number += not share
+            number += share
+        tokens[n, : len(ids)], mask[n, : len(ids)] = ids, True
+    return PackedRows(
+        tokens=tokens,
+        mask=mask,
+        examples=numbers,
+        segments=segments if with_segments else None,
+        targets=targets,
+        before=before,
+        slots=slots,
+        firsts=firsts,
+        lengths=lengths,
+        ends=ends,
     )

@@ -5,10 +5,18 @@ computed once, whatever K. Letters: B batch, P prompt, K responses to a prompt, 
 response.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.batches import Experience, PackedPairs, Rollout, SFTBatch, pack
+from rlhf_jax.batches import (
+    Experience,
+    PackedPairs,
+    PackedRows,
+    Rollout,
+    SFTBatch,
+    pack,
+)
 from rlhf_jax.losses import logprobs as logprobs_
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.policy import Policy
@@ -119,6 +127,66 @@ def response_values(
         num_responses=responses.shape[1],
     )
     return before[..., 0]
+
+
+def packed_logprobs(
+    policy: Policy,
+    rows: PackedRows,
+    *,
+    width: int,
+    temperature: float,
+    num_tokens: int,
+    chunk_size: int,
+) -> logprobs_.TokenLogprobs:
+    """Compute `response_logprobs` of packed rows: float32 [N, S, K, width], 0 behind a
+    response's end."""
+    hidden = policy.hidden(
+        rows.tokens, rows.mask, segments=rows.segments, examples=rows.examples
+    )
+    out = logprobs_.target_logprobs(
+        hidden,
+        policy.output_matrix,
+        rows.tokens,
+        rows.targets,
+        rows.before,
+        temperature=temperature,
+        num_tokens=num_tokens,
+        chunk_size=chunk_size,
+    )
+    return jax.tree.map(lambda x: _unpacked(x, rows, width), out)
+
+
+def packed_scores(reward_model: ScoreModel, rows: PackedRows) -> Float[Array, "N S K"]:
+    """Compute `response_scores` of packed rows, float32."""
+    scores = _packed_token_scores(reward_model, rows)
+    return _at(scores, rows.ends)
+
+
+def packed_values(
+    value_model: ScoreModel, rows: PackedRows, *, width: int
+) -> Float[Array, "N S K R"]:
+    """Compute `response_values` of packed rows: float32 [N, S, K, width], 0 behind a
+    response's end."""
+    scores = _packed_token_scores(value_model, rows)
+    return _unpacked(_at(scores, rows.before), rows, width)
+
+
+def _packed_token_scores(model, rows):
+    return model(rows.tokens, rows.mask, segments=rows.segments, examples=rows.examples)
+
+
+def _unpacked(x: Float[Array, "N M"], rows: PackedRows, width: int):
+    """Return numbers of targets by response: [N, S, K, width]."""
+    shape = (*rows.firsts.shape, width)
+    place = jax.lax.broadcasted_iota(jnp.int32, shape, 3)
+    by_response = _at(x, rows.firsts[..., None] + place)
+    return jnp.where(place < rows.lengths[..., None], by_response, 0.0)
+
+
+def _at(x: Float[Array, "N T"], index: Int[Array, "N ..."]) -> Float[Array, "N ..."]:
+    """Return each row's numbers at the indices of that row."""
+    flat = index.reshape(len(index), -1)
+    return jnp.take_along_axis(x, flat, axis=1, mode="clip").reshape(index.shape)
 
 
 def _token_scores(model, prompts, prompt_mask, responses, response_mask):

@@ -7,10 +7,10 @@ algorithms/ppo.py:
    prompts whose scores are all equal are replaced (dynamic sampling, arXiv 2503.14476):
    draw d of step s takes place s * max_draws + d of the order of prompts.
 2. run_models: old log-probabilities, reference log-probabilities, scores and values in
-   one program, while functions of rewards run on the host; the score is the sum of
-   all rewards by their weights. make_experience: a token's reward is -kl_coef * KL; the
-   last token's reward also has the score minus the reference answer's score. Advantages
-   are from GAE.
+   one program, over rows that hold several responses each (`pack`), while functions of
+   rewards run on the host; the score is the sum of all rewards by their weights.
+   make_experience: a token's reward is -kl_coef * KL; the last token's reward also has
+   the score minus the reference answer's score. Advantages are from GAE.
 3. train_step: epochs x minibatches of the clipped policy loss plus beta_sft * the SFT
    loss, and of the clipped value loss, in one program.
 
@@ -51,11 +51,12 @@ from rlhf_jax.algorithms.ppo import (
     differing_groups,
     first_numbers,
     make_experience,
+    minibatches,
     run_models,
     train_step,
 )
-from rlhf_jax.batches import PromptBatch, Rollout
-from rlhf_jax.data import sources
+from rlhf_jax.batches import PackedRows, PromptBatch, Rollout
+from rlhf_jax.data import packing, sources
 from rlhf_jax.data.batching import (
     BatchOrder,
     number_repeats,
@@ -68,7 +69,7 @@ from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
 from rlhf_jax.generation.dynamic_sampling import fill
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.parallel.mesh import check_batch
+from rlhf_jax.parallel.mesh import check_batch, row_unit
 from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.parallel.sharding import (
     create,
@@ -183,6 +184,7 @@ def run(config, workdir: str) -> None:
             hyper=hyper,
         )
     )
+    order_step = jax.jit(functools.partial(minibatches, hyper=hyper), static_argnums=1)
     init_key, head_key, reference_key, rollout_key, update_key, eval_key = (
         jax.random.split(jax.random.key(config.seed), 6)
     )
@@ -298,6 +300,22 @@ def run(config, workdir: str) -> None:
             )
         return responses, baseline
 
+    def packed(rolled: Rollout, rows: np.ndarray, parts: int) -> PackedRows | None:
+        """Pack the rows [U, b] of a rollout, to be split into `parts`."""
+        if not config.pack:
+            return None
+        unit = row_unit(parts)
+        return packing.pack_minibatches(
+            fetch(rolled), rows, pad_id=tokenizer.pad_id, unit=unit
+        )
+
+    def outputs_of(state: PPOState, responses: Rollout) -> ModelOutputs:
+        """Run all models over a rollout."""
+        rows = np.arange(config.batch_size)[None]
+        whole = packed(responses, rows, hyper.minibatches * hyper.microbatches)
+        whole = shard_batch(jax.tree.map(lambda x: x[0], whole))
+        return models_step(state, memory.frozen(), responses, whole)
+
     def score(index: np.ndarray, responses: Rollout, outputs: ModelOutputs) -> Scored:
         """Call the functions of rewards while the device computes the outputs."""
         return rewards.score(
@@ -368,7 +386,7 @@ def run(config, workdir: str) -> None:
             responses, baseline = answer(state.policy.model, index, key)
             num_generated = float(responses.response_mask.sum())
             generating = watch.lap()
-            outputs = models_step(state, memory.frozen(), responses)
+            outputs = outputs_of(state, responses)
             scored = score(index, responses, outputs)
             baseline = np.repeat(baseline, config.samples_per_prompt)
             rows = Rows(responses, outputs, scored.scores, baseline)
@@ -406,12 +424,17 @@ def run(config, workdir: str) -> None:
             sft_batch = None
             if sft is not None:
                 sft_batch = sft.stack(updates.start, hyper.num_updates)
+            key = jax.random.fold_in(update_key, step)
+            learned = fetch(order_step(key, config.batch_size))
             state, update_metrics = update_step(
                 memory.at_work(state),
                 experience,
                 shard_batch(sft_batch, axis=1),
-                jax.random.fold_in(update_key, step),
+                key,
                 (policy_rates[updates], value_rates[updates]),
+                packed=shard_batch(
+                    packed(rows.responses, learned, hyper.microbatches), axis=1
+                ),
             )
             state = memory.at_rest(dataclasses.replace(state, **changes))
             jax.block_until_ready(update_metrics)

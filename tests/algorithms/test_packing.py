@@ -1,15 +1,18 @@
 """Losses and gradients of packed rows against those of rows of their own."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import sft
+from rlhf_jax.algorithms import ppo, sft
 from rlhf_jax.data import packing
 from rlhf_jax.data.batching import sft_batch
+from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.training.accumulate import value_and_grad
+from tests.algorithms import ppo_parts
 from tests.models.families import FAMILIES, random_model, random_tokens
 
 LENGTHS = [11, 4, 8, 6, 12, 5]
@@ -56,3 +59,47 @@ def test_packed_dialogues_have_the_loss_and_gradient_of_rows_of_their_own(
         return value_and_grad(share, model, batch, microbatches=microbatches)[::2]
 
     equal_trees(loss_and_gradient(model, packed), loss_and_gradient(model, plain))
+
+
+def test_ppo_on_packed_rows_equals_ppo_on_rows_of_their_own():
+    """The outputs of all models, and a whole iteration of updates with plain gradient
+    steps, whose loss compares responses; some have no part in the update."""
+    hyper = ppo_parts.changed(
+        objective="gspo", loss_aggregation="response", microbatches=2, entropy_coef=0.1
+    )
+    state, frozen, tx = ppo_parts.make_state(tx=ppo_parts.SGD)
+    prompts = ppo_parts.make_prompts(rows=16)
+    sampling = dataclasses.replace(ppo_parts.SAMPLING, max_new_tokens=16)
+    rolled = rollout(state.policy.model, prompts, jax.random.key(0), sampling)
+    assert len(set(np.asarray(rolled.response_mask).sum(-1))) > 2
+    host = jax.tree.map(np.asarray, rolled)
+
+    def packed(rows, unit):
+        return packing.pack_minibatches(host, rows, pad_id=0, unit=unit)
+
+    whole = packed(np.arange(16)[None], 4)
+    whole = jax.tree.map(lambda x: x[0], whole)
+    assert len(whole.tokens) <= 12
+    run_models = jax.jit(functools.partial(ppo.run_models, hyper=hyper))
+    outputs = run_models(state, frozen, rolled)
+    equal_trees(
+        run_models(state, frozen, rolled, whole)._replace(entropy=None),
+        outputs._replace(entropy=None),
+    )
+
+    experience, *_ = jax.jit(functools.partial(ppo.make_experience, hyper=hyper))(
+        state, rolled, outputs, outputs.scores, np.zeros(16), np.arange(16) % 5 > 0
+    )
+    step = functools.partial(
+        ppo.train_step, hyper=hyper, policy_optimizer=tx, value_optimizer=tx
+    )
+    key, rates = jax.random.key(1), np.full(hyper.num_updates, 0.1, np.float32)
+    rows = packed(np.asarray(ppo.minibatches(key, 16, hyper=hyper)), 2)
+    assert rows.tokens.shape[:2] < (2, 8)
+    both = [
+        jax.jit(step)(state, experience, None, key, (rates, rates), x)
+        for x in (rows, None)
+    ]
+    shares = [metrics.pop("data/real_tokens").value() for _, metrics in both]
+    assert shares[0] > 1.2 * shares[1]
+    equal_trees(*both)

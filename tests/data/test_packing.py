@@ -29,6 +29,43 @@ def test_dialogues_lie_one_after_another_without_gaps():
     assert again.mask.sum(axis=1).tolist() == [6, 3, 0]
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_responses_lie_behind_their_prompt_or_a_copy_of_it(share):
+    examples = [([1, 2], [[3], [4, 5]]), ([6], [[7, 8], []])]
+    rows = packing.packed_rows(
+        examples,
+        [[0, 1], []],
+        count=2,
+        room=packing.Room(tokens=12, targets=6),
+        pad_id=0,
+        share=share,
+    )
+    expected = {
+        True: {
+            "tokens": [1, 2, 3, 4, 5, 6, 7, 8],
+            "examples": [0, 0, 0, 0, 0, 1, 1, 1],
+            "segments": [0, 0, 1, 2, 2, 0, 1, 1],
+            "targets": [2, 3, 4, 6, 7],
+            "before": [1, 1, 3, 5, 6],
+            "ends": [[2, 4], [7, 5]],
+        },
+        False: {
+            "tokens": [1, 2, 3, 1, 2, 4, 5, 6, 7, 8, 6],
+            "examples": [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3],
+            "targets": [2, 5, 6, 8, 9],
+            "before": [1, 4, 5, 7, 8],
+            "ends": [[2, 6], [9, 10]],
+        },
+    }[share]
+    for name, x in expected.items():
+        assert getattr(rows, name)[0, : len(x)].tolist() == x, name
+    assert (rows.segments is None) == (not share)
+    assert rows.mask.sum(axis=1).tolist() == [len(expected["tokens"]), 0]
+    assert rows.slots[:, :3].tolist() == [[0, 1, 2], [2, 2, 2]]
+    assert rows.firsts[0, :2].tolist() == [[0, 1], [3, 5]]
+    assert rows.lengths[0, :3].tolist() == [[1, 2], [2, 0], [0, 0]]
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), max_size=30),
