@@ -1,13 +1,15 @@
 """The whole pipeline: SFT, clean comparisons, reward model, PPO, DPO, evaluation.
 
 Run: python launch/pipeline.py --config=configs/pipeline.py:tiny --workdir=runs/tiny
+     python launch/pipeline.py --config=configs/pipeline.py:tiny_moe --workdir=runs/moe
      python launch/pipeline.py --config=configs/pipeline.py:hh --workdir=runs/hh \
          --config.data.path=FOLDER
      python launch/pipeline.py --config=configs/pipeline.py:smollm2 \
          --workdir=runs/aligned --config.data.path=FOLDER
 
-The last starts from a published chat model instead of SFT (README.md), trains its last
-ten layers, and holds half of the comparisons back for a judge.
+"tiny_moe" is "tiny" with a mixture of experts. The last starts from a published chat
+model instead of SFT (README.md), trains its last ten layers, and holds half of the
+comparisons back for a judge.
 """
 
 from ml_collections import ConfigDict
@@ -25,11 +27,16 @@ from configs import (
 )
 
 LAST_TEN_OF_30 = r"blocks\.2[0-9]\.|final_norm|head"
-PRESETS = ("tiny", "hh", "smollm2")
+PRESETS = ("tiny", "tiny_moe", "hh", "smollm2")
 
 
 def get_config(preset="tiny"):
     common.check_preset(preset, PRESETS, "pipeline")
+    if preset == "tiny_moe":  # "tiny" with a mixture of experts
+        c = get_config("tiny")
+        # The preset of the model that SFT makes.
+        c.sft.model = preset
+        return c
     c = ConfigDict()
     # The seed of every stage and of the testbed. [0, inf)
     c.seed = 0

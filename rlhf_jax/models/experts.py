@@ -18,10 +18,11 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.layers import MLP, normal, quantise_kernel
+from rlhf_jax.parallel.mesh import platform
 from rlhf_jax.parallel.sharding import activation_spec, layer_specs
 
 ROOM = 2  # of a round of the exchange, see `_exchange`
@@ -94,15 +95,48 @@ class Grouped(nnx.Module):
                 what comes out of such a row is arbitrary.
             sizes: the number of rows of each expert, [E].
         """
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel = self.kernel[...]
         outputs = kernel.shape[2:]
         flat = kernel.reshape(*kernel.shape[:2], -1)
-        out = jax.lax.ragged_dot(rows, flat, sizes).reshape(-1, *outputs)
+        if platform() == "tpu":
+            out = jax.lax.ragged_dot(rows, flat.astype(self.dtype), sizes)
+        else:
+            out = in_blocks(rows, flat, experts, sizes)
+        out = out.reshape(-1, *outputs)
         if self.kernel_scale is not None:
             scale = self.kernel_scale[...].reshape(-1, *outputs)
             scale = jnp.take(scale, experts, axis=0, mode="clip")
             out = (out * scale).astype(self.dtype)
         return out
+
+
+def in_blocks(
+    rows: Float[Array, "M D"],
+    kernel: Shaped[Array, "E D F"],
+    experts: Int[Array, " M"],
+    sizes: Int[Array, " E"],
+) -> Float[Array, "M F"]:
+    """Compute `ragged_dot` as a batched product, for devices whose compiler would
+    multiply each row by the matrices of all experts.
+
+    Each expert's rows fill blocks of half the mean number of rows, the last of them
+    with zeros, so that at most half as much again is multiplied as there are rows.
+    """
+    count, total = len(rows), len(sizes)
+    size = max(1, -(-count // (2 * total)))
+    blocks = count // size + min(total, count) if size > 1 else count
+    filled = -(-sizes // size)  # blocks of each expert
+    ends = jnp.cumsum(filled)
+    known = jnp.minimum(experts, total - 1)
+    first = jnp.cumsum(sizes) - sizes
+    place = (ends - filled)[known] * size + jnp.arange(count) - first[known]
+    place = jnp.where(experts < total, place, blocks * size)
+    padded = jnp.zeros_like(rows, shape=(blocks * size, rows.shape[1]))
+    padded = padded.at[place].set(rows, mode="drop", unique_indices=True)
+    owner = jnp.searchsorted(ends, jnp.arange(blocks), side="right")
+    matrices = kernel[jnp.minimum(owner, total - 1)].astype(rows.dtype)
+    out = jnp.einsum("nmd,ndf->nmf", padded.reshape(blocks, size, -1), matrices)
+    return jnp.take(out.reshape(blocks * size, -1), place, axis=0, mode="clip")
 
 
 class ExpertBank(nnx.Module):
@@ -238,22 +272,24 @@ def _exchange(bank: ExpertBank, rows, pairs, out, *, axis: str, split):
         mine = done[target, jnp.clip(slot, 0, room - 1)]
         return out + jnp.where(((slot >= 0) & (slot < room))[:, None], mine, 0)
 
+    out = go(0, out)
     rounds = -(-most // room)
-    if rounds == 1:
-        out = go(0, out)
-    else:
+    if rounds > 1:
         fullest = jax.lax.pmax(amounts.max(), split)
 
+        @jax.checkpoint
         def step(out, number):
             needed = number * room < fullest
-            keep = jax.checkpoint(
-                lambda out: jax.lax.cond(
-                    needed, lambda out: go(number, out), lambda out: out, out
-                )
+            return jax.lax.cond(
+                needed, lambda out: go(number, out), lambda out: out, out
             )
-            return keep(out), None
 
-        out, _ = jax.lax.scan(step, out, jnp.arange(rounds))
+        @jax.jit
+        def spare_rounds(out):  # `planning.flops` knows this name
+            numbers = jnp.arange(1, rounds)
+            return jax.lax.scan(lambda out, i: (step(out, i), None), out, numbers)[0]
+
+        out = spare_rounds(out)
     return out[jnp.argsort(order)]
 
 

@@ -12,6 +12,7 @@ from rlhf_jax.batches import Experience, PackedPairs, SFTBatch
 from rlhf_jax.generation.generate import growth
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
+from rlhf_jax.models.experts import ROOM
 from rlhf_jax.models.presets import num_parameters
 
 
@@ -90,4 +91,9 @@ def _per_token(model: ChatGLMConfig) -> int:
     """Return how many numbers one layer computes for a token."""
     heads = 2 * model.num_heads * model.head_dim
     kv_heads = 2 * model.num_kv_heads * model.head_dim
-    return 6 * model.width + heads + kv_heads + 3 * model.ffn_width
+    ffn = 3 * model.ffn_width
+    if model.num_experts:  # what visits and what is sent, twice if loads are even
+        one = 2 * model.width + 3 * model.expert_width
+        ffn = 3 * model.num_shared_experts * model.expert_width
+        ffn += (1 + ROOM) * model.experts_per_token * one
+    return 6 * model.width + heads + kv_heads + ffn

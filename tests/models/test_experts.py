@@ -1,18 +1,24 @@
 """Layers with experts, by hand and against a plain loop over tokens."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax.models import huggingface
+from rlhf_jax.models import experts, huggingface
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.experts import Experts, Router
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.parallel.sharding import layer_specs, shard_batch
 from tests.models.families import FAMILIES, random_model
+from tests.trees import assert_trees_close
 
 MOE = FAMILIES["glm4_moe"]
 SCORES = np.array([0.9, 0.2, 0.6, 0.5, 0.8, 0.1])  # of one token for six experts
@@ -176,3 +182,64 @@ def test_a_router_is_stored_in_float32_and_all_else_in_the_models_dtype(tmp_path
 def test_numbers_of_experts_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ChatGLMConfig(**dataclasses.asdict(MOE) | changes)
+
+
+@pytest.mark.parametrize("wanted", [(0, 0, 9, 2), (1, 3, 2, 5), (0, 1, 0, 0), (0,) * 4])
+def test_blocks_compute_the_ragged_product(wanted):
+    """Also where rows at the end belong to none of the experts."""
+    rng = np.random.default_rng(0)
+    sizes = np.array(wanted, np.int32)
+    owners = np.concatenate([np.repeat(np.arange(4), sizes), [4, 4, 4]])
+    rows = jnp.asarray(rng.normal(size=(len(owners), 6)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(4, 6, 5)), jnp.float32)
+
+    def products(multiply):
+        out, vjp = jax.vjp(
+            lambda rows, kernel: multiply(rows, kernel)[:-3], rows, kernel
+        )
+        return out, vjp(jnp.cos(out))
+
+    got = products(
+        lambda *x: experts.in_blocks(
+            *x, jnp.asarray(owners, jnp.int32), jnp.asarray(sizes)
+        )
+    )
+    expected = products(lambda *x: jax.lax.ragged_dot(*x, jnp.asarray(sizes)))
+    assert_trees_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize(("room", "count"), [(4, 5), (0.25, 12)])
+def test_tokens_go_to_their_experts_and_back_by_all_to_all(room, count, monkeypatch):
+    """Outputs and gradients are those of one device, also in several rounds, where one
+    device is wanted by nearly all tokens."""
+    monkeypatch.setattr(experts, "ROOM", room)
+    config = dataclasses.replace(MOE, num_experts=8)
+    layer = jax.tree.map(lambda x: x[0], random_model(config).blocks.mlp)
+    layer.router.correction[...] = jnp.asarray([1, 1, 0, 0, 0, 0, 0, 0.0])
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6, 32)), jnp.float32)
+
+    def loss(layer, x):
+        out = layer(x)
+        return jnp.sin(out).sum(), out
+
+    run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    expected = jax.jit(run)(layer, x)
+    with jax.set_mesh(make_mesh((1, 4, 2))):
+        specs = layer_specs(layer, ".blocks.mlp", {"fsdp": 4, "tensor": 2})
+        placed = jax.tree.map(
+            lambda x, spec: jax.device_put(
+                x, NamedSharding(jax.sharding.get_mesh(), spec)
+            ),
+            layer,
+            specs,
+        )
+        assert placed.experts.up.kernel.sharding.spec == P("fsdp", None, None, "tensor")
+        program = jax.jit(run).lower(placed, shard_batch(np.asarray(x))).compile()
+        got = program(placed, shard_batch(np.asarray(x)))
+    assert_trees_close(got, expected, rtol=1e-4, atol=1e-5)
+    text = program.as_text()
+    # Tokens and the numbers of their experts go and outputs come back; then gradients
+    # of outputs go and those of tokens come back. Rounds that only an uneven load needs
+    # stand in a loop of their own, where the backward pass sends tokens once more.
+    assert len(re.findall(r" all-to-all\(", text)) == count

@@ -48,3 +48,15 @@ def test_the_backward_pass_is_two_forward_passes():
 
     forward = count_flops(loss, a, x)
     assert count_flops(jax.grad(loss, (0, 1)), a, x) == 3 * forward
+
+
+def test_a_row_of_a_grouped_product_meets_one_matrix():
+    rows, kernels = jnp.ones((12, 5)), jnp.ones((3, 5, 7))
+    sizes = jnp.array([2, 4, 6])
+
+    def product(rows, kernels):
+        return jax.lax.ragged_dot(rows, kernels, sizes).sum()
+
+    once = 2 * 12 * 5 * 7
+    assert count_flops(product, rows, kernels) == once
+    assert count_flops(jax.grad(product, (0, 1)), rows, kernels) == 3 * once
