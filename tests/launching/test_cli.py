@@ -1,5 +1,6 @@
 """Errors for mistakes on the command line."""
 
+import json
 import logging as standard_logging
 import re
 import subprocess
@@ -90,9 +91,42 @@ def test_a_mistake_ends_with_its_message_and_no_traceback(tmp_path):
     assert "FileNotFoundError: There is no tokenizer in" in done.stderr
 
 
-def said_by(script, *arguments):
+COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
+SHOWN = [
+    *((script, "--help") for script in COMMANDS),
+    ("train", "--help", "--config=configs/sft.py:tiny"),
+    *((script, "--version") for script in ("train", "annotate")),
+    (
+        *("sweep", "--config=configs/sft.py:tiny", "--workdir=/w"),
+        *("--print", "--grid=config.seed=0,1"),
+    ),
+]
+# Commands one after another, each in a copy of a process that has imported most of the
+# package, which takes seconds.
+FORKS = """
+import json, os, runpy, sys
+import rlhf_jax.launching.pipeline, rlhf_jax.launching.stage
+for number, (script, *arguments) in enumerate(json.loads(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        for end, name in ((1, "out"), (2, "err")):
+            file = os.open(f"{sys.argv[1]}/{number}.{name}", os.O_CREAT | os.O_RDWR)
+            os.dup2(file, end)
+        sys.argv = [f"launch/{script}.py", *arguments]
+        sys.path[0] = "launch"
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.exit()
+    if status := os.waitpid(child, 0)[1]:
+        sys.exit(open(f"{sys.argv[1]}/{number}.err").read() or status)
+"""
+
+
+@pytest.fixture(scope="module")
+def said_by(tmp_path_factory):
+    """`said_by("train", "--help")`: the output of a command of SHOWN."""
+    folder = tmp_path_factory.mktemp("said")
     done = subprocess.run(
-        [sys.executable, ROOT / "launch" / f"{script}.py", *arguments],
+        [sys.executable, "-c", FORKS, str(folder), json.dumps(SHOWN)],
         capture_output=True,
         text=True,
         check=False,
@@ -100,14 +134,11 @@ def said_by(script, *arguments):
         env={"PATH": "/usr/bin", "HOME": "/tmp", "JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py"))
+    return lambda *command: (folder / f"{SHOWN.index(command)}.out").read_text()
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-def test_help_lists_flags_presets_and_where_keys_are_described(script):
+def test_help_lists_flags_presets_and_where_keys_are_described(script, said_by):
     shown = said_by(script, "--help")
     source = (ROOT / "launch" / f"{script}.py").read_text()
     own = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
@@ -125,15 +156,21 @@ def test_help_lists_flags_presets_and_where_keys_are_described(script):
                 assert read_config_file(f"{ROOT / file}:{preset}")
 
 
-def test_help_with_a_config_lists_its_keys():
+def test_help_with_a_config_lists_its_keys(said_by):
     shown = said_by("train", "--help", "--config=configs/sft.py:tiny")
     assert "\n  --config.epochs=3\n" in shown
     assert "\n  --config.optimizer.learning_rate=0.002\n" in shown
 
 
 @pytest.mark.parametrize("script", ["train", "annotate"])
-def test_a_command_says_its_version(script):
+def test_a_command_says_its_version(script, said_by):
     assert said_by(script, "--version").startswith(f"rlhf_jax {rlhf_jax.__version__}, ")
+
+
+def test_a_sweep_prints_its_commands(said_by):
+    line = "python launch/train.py --config=configs/sft.py:tiny --workdir=/w/seed={0} "
+    line += "--config.seed={0}\n"
+    assert said_by(*SHOWN[-1]) == line.format(0) + line.format(1)
 
 
 @pytest.mark.parametrize(

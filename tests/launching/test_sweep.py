@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,19 +21,6 @@ def sweep(
     """The command lines of a sweep of so many variants."""
     runs = variants(config, **fields)
     return [job.command() for job in make_jobs(config, runs, Path("/w"), same=same)]
-
-
-def test_commands_are_printed(tmp_path):
-    command = ["launch/sweep.py", "--config=configs/sft.py:tiny", "--workdir=/w"]
-    found = subprocess.run(
-        [sys.executable, *command, "--print", "--grid=config.seed=0,1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    line = "python launch/train.py --config=configs/sft.py:tiny --workdir=/w/seed={0} "
-    line += "--config.seed={0}\n"
-    assert found.stdout == line.format(0) + line.format(1), found.stderr
 
 
 def test_grids_multiply_and_lists_go_together():
