@@ -19,9 +19,10 @@ from flax import nnx
 
 from benchmarks.inputs import random_prompts
 from benchmarks.timing import measure
+from benchmarks.whole_batch import generate
 from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.generation.continuous_batching import sample_responses
-from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.generation.responses import sample_responses
+from rlhf_jax.generation.rows import row_keys
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
@@ -58,7 +59,7 @@ def main():
     arguments = model, prompts, jax.random.key(0), sampling
     ways = {
         name: functools.partial(answer, *arguments, batch_size=flags.batch_size)
-        for name, answer in (("by_turns", sample_responses), ("by_batches", in_batches))
+        for name, answer in (("by_turns", by_turns), ("by_batches", in_batches))
     }
     responses, others = (answer() for answer in ways.values())
     same = np.mean([a == b for a, b in zip(responses, others, strict=True)])
@@ -69,15 +70,24 @@ def main():
     print(json.dumps(vars(flags) | {"same_responses": same} | results))
 
 
+def by_turns(model, prompts, key, sampling, *, batch_size):
+    """Sample one response to each prompt; return token ids."""
+    groups = sample_responses(model, prompts, key, sampling, samples=1, rows=batch_size)
+    return [ids for (ids,) in groups]
+
+
 def in_batches(model, prompts, key, sampling, *, batch_size):
-    """Sample one batch after the other with `rollout`; return token ids."""
+    """Sample one batch after the other, each to its longest; return token ids."""
     width, responses = max(map(len, prompts)), []
     for start in range(0, len(prompts), batch_size):
         rows = prompts[start : start + batch_size]
         index = np.arange(start, start + len(rows))
         batch = prompt_batch(rows, index, pad_id=sampling.pad_id, width=width)
-        sampled = jax.device_get(rollout(model, batch, key, sampling))
-        rows = zip(sampled.responses, sampled.response_mask, strict=True)
+        keys = row_keys(key, index)
+        sampled = jax.device_get(
+            generate(model, batch.prompts, batch.prompt_mask, keys, sampling)
+        )
+        rows = zip(sampled.tokens, sampled.mask, strict=True)
         responses += [tokens[mask].tolist() for tokens, mask in rows]
     return responses
 

@@ -5,11 +5,11 @@ import functools
 import numpy as np
 
 from rlhf_jax.batches import PromptBatch
-from rlhf_jax.generation.generate import generate, growth
+from rlhf_jax.generation.responses import ring_sizes
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.parallel.layers import decoded_in_a_loop
 from rlhf_jax.planning.flops import count_flops
+from rlhf_jax.planning.programs import generation
 from rlhf_jax.training.optimizers import Optimizer, adamw
 
 
@@ -44,10 +44,9 @@ def sampling_operations(
     model: ChatGLM, batch: PromptBatch, key, sampling: Sampling
 ) -> int:
     """Count the FLOPs of a rollout's matrix products, for full-length responses."""
-    stacked = decoded_in_a_loop(model.config.scan_layers)
-    sizes = growth(sampling.max_new_tokens, stacked=stacked)
+    loops = min(len(ring_sizes(sampling.max_new_tokens)), 2)
     return count_flops(
-        functools.partial(generate, sampling=sampling),
+        functools.partial(generation, share=1, sampling=sampling),
         *(model, batch.prompts, batch.prompt_mask, key),
-        loop_steps=sampling.max_new_tokens // len(sizes),
+        loop_steps=sampling.max_new_tokens // loops,
     )

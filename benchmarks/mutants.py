@@ -32,7 +32,7 @@ GOLDEN = "tests/algorithms/test_golden.py::test_two_steps_have_their_golden_metr
 HYPER = "tests/algorithms/test_hyper.py::test_an_option_reaches_the_field_of_its_name"
 STAGES = "tests/stages/test_stages.py"
 FUSED = "tests/parallel/test_fused_update.py"
-GENERATE = "tests/generation/test_generate.py"
+SCORES = "tests/generation/test_response_scores.py"
 FILES = {  # file -> its quick tests
     "rlhf_jax/losses/masked.py": ["tests/losses/test_masked.py"],
     "rlhf_jax/losses/kl.py": ["tests/losses/test_kl.py"],
@@ -49,21 +49,18 @@ FILES = {  # file -> its quick tests
     "rlhf_jax/generation/sampling.py": ["tests/generation/test_sampling.py"],
     "rlhf_jax/generation/scoring.py": [
         "tests/generation/test_scoring.py",
-        f"{GENERATE}::test_scores_of_a_shared_prompt_equal_separate_passes",
-        f"{GENERATE}::test_an_empty_response_has_the_score_of_its_prompts_end",
-        f"{GENERATE}::test_a_value_is_of_the_state_before_its_token",
+        SCORES,
         f"{GOLDEN}[sft]",
         f"{GOLDEN}[dpo]",
     ],
     "rlhf_jax/generation/rollout.py": [
-        f"{GENERATE}::test_rollout_hangs_on_the_prompts_index_not_on_its_place",
+        "tests/generation/test_responses.py::"
+        "test_a_rollout_has_the_responses_of_its_batch_in_their_order",
         "tests/algorithms/test_ppo_experience.py::"
         "test_several_responses_to_a_prompt_differ_and_the_first_keep_their_numbers",
     ],
-    "rlhf_jax/generation/generate.py": [GENERATE],
-    "rlhf_jax/generation/continuous_batching.py": [
-        "tests/generation/test_continuous_batching.py"
-    ],
+    "rlhf_jax/generation/responses.py": ["tests/generation/test_responses.py"],
+    "rlhf_jax/generation/rows.py": ["tests/generation/test_responses.py"],
     "rlhf_jax/data/batching.py": ["tests/data/test_batching.py"],
     "rlhf_jax/data/encoding.py": ["tests/data/test_encoding.py"],
     "rlhf_jax/data/cleaning/annotator_quality.py": [

@@ -31,6 +31,10 @@ def get_config(preset="tiny"):
     # which is faster to read; rollout/logprob_gap_mean and rollout/ratio_outside
     # measure its distance from the policy.
     c.rollout_param_dtype = "same"
+    # The number of responses that are sampled side by side: when one has ended, another
+    # takes its row. Few rows leave few of them idle, many make use of a fast device; 0
+    # samples all responses of an iteration side by side. [0, 2**20]
+    c.rollout_rows = 0
     # The importance weights of the policy loss that correct the distance between
     # sampler and policy: one for each "token", one for each "response", or "none";
     # "auto" is "token" with rollout_param_dtype "int8" and "none" otherwise.

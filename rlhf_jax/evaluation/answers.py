@@ -15,7 +15,7 @@ from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.files import writing_whole
-from rlhf_jax.generation.continuous_batching import sample_responses
+from rlhf_jax.generation.responses import sample_responses
 from rlhf_jax.generation.sampling import Sampling, sampling_with
 from rlhf_jax.generation.scoring import response_logprobs, response_scores
 from rlhf_jax.models.chatglm import ChatGLM
@@ -61,8 +61,11 @@ def answer(
 ) -> Answers:
     """Sample an answer to every prompt of at most `max_prompt_tokens` tokens."""
     kept, prompt_ids = encode_prompts(prompts, tokenizer, max_prompt_tokens)
-    ids = sample_responses(model, prompt_ids, key, sampling, batch_size=batch_size)
-    return Answers(kept, prompt_ids, [sampled_response(i, tokenizer) for i in ids])
+    groups = sample_responses(
+        model, prompt_ids, key, sampling, samples=1, rows=batch_size
+    )
+    answers = [sampled_response(ids, tokenizer) for (ids,) in groups]
+    return Answers(kept, prompt_ids, answers)
 
 
 def sample_conversations(

@@ -14,7 +14,7 @@ from rlhf_jax.data.batching import pad_left, pad_right, round_up
 from rlhf_jax.data.encoding import sampled_response
 from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
-from rlhf_jax.generation.continuous_batching import sample_groups
+from rlhf_jax.generation.responses import sample_responses
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.losses.kl import missing_end_penalty
@@ -44,13 +44,13 @@ def sample_candidates(
         sampling: arguments of `sampling_with`: max_new_tokens, temperature, top_k,
             top_p.
     """
-    groups = sample_groups(
+    groups = sample_responses(
         policy,
         prompts,
         key,
         sampling_with(tokenizer, **sampling),
-        count=count,
-        batch_size=batch_size,
+        samples=count,
+        rows=batch_size,
     )
     return [[sampled_response(ids, tokenizer) for ids in group] for group in groups]
 

@@ -12,7 +12,7 @@ from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.data.tokenizers.chat import decode_response
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
-from rlhf_jax.generation.rollout import repeat_prompts, rollout
+from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import one_response, response_scores
 from rlhf_jax.models.chatglm import ChatGLM
@@ -64,9 +64,7 @@ def scored_rollouts(
         batch: PromptBatch = prompt_batch(
             [prompts[i] for i in index], index, pad_id=sampling.pad_id, width=width
         )
-        responses = rollout(
-            policy, repeat_prompts(batch, samples_per_prompt), key, sampling
-        )
+        responses = rollout(policy, batch, key, sampling, samples=samples_per_prompt)
         scores = fetch(rollout_scores(reward_model, responses))
         rows = real * samples_per_prompt
         yield ScoredRollout(

@@ -1,4 +1,4 @@
-"""Rollouts: one sampled response to each row of a batch of prompts.
+"""Rollouts: sampled responses to a batch of prompts, as PPO learns from them.
 
 Letters: B batch, P prompt, R response.
 """
@@ -6,19 +6,13 @@ Letters: B batch, P prompt, R response.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.batches import PromptBatch, Rollout
-from rlhf_jax.generation.generate import generate
+from rlhf_jax.generation.responses import Responses, respond
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.parallel.sharding import shard_batch
-
-
-def row_keys(key: jax.Array, index: jax.Array) -> jax.Array:
-    """Derive one key a row from the row's index in the data set: [B] -> keys [B]."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def repeat_prompts(batch: PromptBatch, times: int) -> PromptBatch:
@@ -29,17 +23,42 @@ def repeat_prompts(batch: PromptBatch, times: int) -> PromptBatch:
 
 
 def rollout(
-    model: ChatGLM, batch: PromptBatch, key: jax.Array, sampling: Sampling
+    model: ChatGLM,
+    batch: PromptBatch,
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+    rows: int = 0,
 ) -> Rollout:
-    """Sample one response to each row of a batch."""
-    batch = jax.tree.map(jnp.asarray, shard_batch(batch))
-    keys = row_keys(key, batch.index)
-    out = generate(model, batch.prompts, batch.prompt_mask, keys, sampling)
-    return Rollout(
-        prompts=batch.prompts,
-        prompt_mask=batch.prompt_mask,
-        responses=out.tokens,
-        response_mask=out.mask,
-        logprobs=out.logprobs,
-        ended=out.ended,
+    """Sample `samples` responses to each prompt of a batch: [B] -> [B samples], the
+    responses to a prompt adjacent.
+
+    Args:
+        rows: the number of rows that decode side by side at most; 0 for all.
+    """
+    repeated = repeat_prompts(batch, samples)
+    responses = respond(
+        model,
+        np.asarray(batch.prompts),
+        np.asarray(batch.prompt_mask),
+        key,
+        sampling,
+        samples=samples,
+        rows=rows,
+        numbers=np.asarray(repeated.index),
     )
+    return as_rollout(repeated, responses)
+
+
+def as_rollout(batch: PromptBatch, responses: Responses) -> Rollout:
+    """Put responses, one to each row of a batch, on the devices."""
+    rolled = Rollout(
+        prompts=np.asarray(batch.prompts),
+        prompt_mask=np.asarray(batch.prompt_mask),
+        responses=responses.tokens,
+        response_mask=responses.mask,
+        logprobs=responses.logprobs,
+        ended=responses.ended,
+    )
+    return jax.tree.map(jax.numpy.asarray, shard_batch(rolled))

@@ -1,17 +1,11 @@
 """One response, token by token as it is sampled: for terminals and servers."""
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
-from rlhf_jax.generation.generate import (
-    check_prompts,
-    decode_step,
-    prefill,
-    split_by_row,
-)
+from rlhf_jax.generation import rows as rows_
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 
@@ -23,11 +17,11 @@ def stream(
 ) -> Iterator[int]:
     """Yield the response's tokens, its end token included.
 
-    The tokens equal those of `generate` for the same prompt and key. Programs are
+    The tokens equal those of `respond` for the same prompt and key. Programs are
     compiled for prompts of 64, 128, 256, ... tokens.
 
     Raises:
-        ValueError: prompt and response do not fit the model's context, or `generate`
+        ValueError: prompt and response do not fit the model's context, or `respond`
             would refuse the prompt.
     """
     room = model.config.context_length - sampling.max_new_tokens
@@ -41,23 +35,17 @@ def stream(
     tokens = np.full((1, width), sampling.pad_id, np.int32)
     mask = np.arange(width)[None] >= width - len(prompt)
     tokens[mask] = prompt
-    check_prompts(model, tokens, mask, sampling)
-    keys = split_by_row(key, 1)
-    state = _prefill(model, tokens, mask, sampling)
-    for _ in range(sampling.max_new_tokens):
-        state, token, live = _step(model, state, keys, sampling)
-        yield int(token)
-        if not live:
+    rows_.check_prompts(model, tokens, mask, sampling)
+    decoder = rows_.for_decoding(model)
+    slots = sampling.max_new_tokens
+    rows = rows_.empty(decoder, prompts=1, share=1, width=width, slots=slots)
+    rows = rows_.read_prompts(model, rows, np.array([0]), tokens, mask)
+    number = np.array([0], np.int32)
+    for step in range(sampling.max_new_tokens):
+        starts = np.array([step == 0])
+        rows, drawn = rows_.decode_round(
+            decoder, rows, key, starts, number, sampling, steps=1
+        )
+        yield int(drawn.tokens[0, 0])
+        if not rows.live[0]:
             return
-
-
-@functools.partial(jax.jit, static_argnames="sampling")
-def _prefill(model, tokens, mask, sampling):
-    return prefill(model, tokens, mask, sampling, slots=sampling.max_new_tokens)
-
-
-@functools.partial(jax.jit, static_argnames="sampling", donate_argnames="state")
-def _step(model, state, keys, sampling):
-    """The next state, the token drawn, and whether another may follow."""
-    end = decode_step(model, state, keys, sampling)
-    return end, end.tokens[0, state.step], end.live[0]

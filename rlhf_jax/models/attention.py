@@ -64,6 +64,34 @@ def visible(
     return seen & mask[:, None, :]
 
 
+def visible_behind(
+    prompts: Bool[Array, "B P"],
+    mask: Bool[Array, "B S"],
+    *,
+    query_slots: Int[Array, " T"],
+    places: Int[Array, "B T"],
+    window: int | None = None,
+) -> Bool[Array, "B T P+S"]:
+    """Return the slots that the queries of responses see: those of the prompts, all of
+    which are earlier, and those of a ring of the rows' own (`kv_cache`).
+
+    Args:
+        prompts: True at real tokens of each row's prompt.
+        mask: True at slots that hold a token of the row.
+        query_slots: the slot of each query in the ring.
+        places: the number of tokens that each query sees before itself.
+        window: the number of tokens that a query sees, itself included; None for all.
+    """
+    in_prompt = prompts.sum(axis=1)[:, None]
+    age = (query_slots[:, None] - jnp.arange(mask.shape[1])[None]) % mask.shape[1]
+    own = mask[:, None] & (age[None] <= (places - in_prompt)[..., None])
+    before = jnp.broadcast_to(prompts[:, None], (*places.shape, prompts.shape[1]))
+    if window is not None:
+        since = places[..., None] - count_before(prompts)[:, None]
+        before, own = before & (since < window), own & (age < window)[None]
+    return jnp.concatenate([before, own], axis=-1)
+
+
 def causal(
     length: int, segments: Int[np.ndarray, " T"] | None = None
 ) -> Bool[np.ndarray, "T T"]:
@@ -168,6 +196,58 @@ def attend(
     weights = weights.reshape(batch, kv_heads, group * time, -1)
     out = jnp.einsum("bkqs,bksh->bkqh", weights, values)
     out = out.reshape(batch, kv_heads, group, time, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, head_dim)
+
+
+def shared_attend(
+    queries: Float[Array, "B T N H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    seen: Bool[Array, "B T _"],
+    *,
+    prompt_keys: Float[Array, "G K H P"],
+    prompt_values: Float[Array, "G K P H"],
+) -> Float[Array, "B T N H"]:
+    """Compute `attend` over the slots of a row's prompt and then over the row's own,
+    P + S slots.
+
+    B / G rows that are neighbours share a prompt: their queries are rows of one product
+    with its keys, which are read once and not repeated.
+    """
+    batch, time, heads, head_dim = queries.shape
+    kv_heads, prompts = keys.shape[1], prompt_keys.shape[0]
+    group, share = heads // kv_heads, batch // prompts
+    queries = queries * head_dim**-0.5
+    queries = queries.reshape(batch, time, kv_heads, group, head_dim)
+    queries = queries.transpose(0, 2, 3, 1, 4)
+    own = queries.reshape(batch, kv_heads, group * time, head_dim)
+
+    def by_row(x):  # [G, K, share * group * T, ...] -> [B, K, group * T, ...]
+        x = x.reshape(prompts, kv_heads, share, group * time, -1)
+        return x.transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, group * time, -1)
+
+    def by_prompt(x):  # the inverse
+        x = x.reshape(prompts, share, kv_heads, group * time, -1)
+        x = x.transpose(0, 2, 1, 3, 4)
+        return x.reshape(prompts, kv_heads, share * group * time, -1)
+
+    in_float32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = jnp.concatenate(
+        [
+            by_row(in_float32("bkqh,bkhs->bkqs", by_prompt(own), prompt_keys)),
+            in_float32("bkqh,bkhs->bkqs", own, keys),
+        ],
+        axis=-1,
+    )
+    scores = scores.reshape(batch, kv_heads, group, time, -1)
+    scores = jnp.where(seen[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    weights = weights.reshape(batch, kv_heads, group * time, -1)
+    split = prompt_keys.shape[-1]
+    out = by_row(
+        in_float32("bkqs,bksh->bkqh", by_prompt(weights[..., :split]), prompt_values)
+    ) + in_float32("bkqs,bksh->bkqh", weights[..., split:], values)
+    out = out.astype(values.dtype).reshape(batch, kv_heads, group, time, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, head_dim)
 
 

@@ -30,7 +30,9 @@ from rlhf_jax.models.attention import (
     causal,
     cudnn_attend,
     cudnn_refusal,
+    shared_attend,
     visible,
+    visible_behind,
     warn_of_fallback,
 )
 from rlhf_jax.models.config import ChatGLMConfig
@@ -168,48 +170,86 @@ class ChatGLM(nnx.Module):
         return self.final_norm(x)
 
     def decode(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], cache: KVCache
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        cache: KVCache,
+        prompts: KVCache | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Read T more tokens; return their hidden states and the extended cache.
 
         The first call reads the prompt. For ChatGLM-6B this prompt must hold the whole
         context with its start token.
+
+        Args:
+            prompts: the cache of G prompts that were read before, each for B / G rows
+                that are neighbours; `cache` is then the ring of what follows. None if
+                the cache holds the prompts too.
         """
         places = cache.mask.sum(axis=1, keepdims=True) + count_before(mask)
-        context, mask_place = cache.context, cache.mask_place
+        context, mask_place, slot = cache.context, cache.mask_place, cache.index
+        if prompts is not None:
+            slot = cache.index % cache.length
+            prompt_mask, context, mask_place = (
+                jnp.repeat(x, len(tokens) // len(x), axis=0)
+                for x in (prompts.mask, prompts.context, prompts.mask_place)
+            )
+            places += prompt_mask.sum(axis=1, keepdims=True)
         positions = places[..., None]
         if self.config.has_prefix:
-            own = self._prefix(tokens, mask, places, None, None)
-            fresh = cache.index == 0
-            context = jnp.where(fresh, own[0], context)
-            mask_place = jnp.where(fresh, own[1], mask_place)
+            if prompts is None:
+                own = self._prefix(tokens, mask, places, None, None)
+                fresh = cache.index == 0
+                context = jnp.where(fresh, own[0], context)
+                mask_place = jnp.where(fresh, own[1], mask_place)
             positions = two_axes(places, context, mask_place)
-        full_mask = jax.lax.dynamic_update_slice_in_dim(
-            cache.mask, mask, cache.index, axis=1
-        )
-        attend, masks = self._attention(
-            full_mask,
-            cache.index + jnp.arange(tokens.shape[1]),
-            context=context if self.config.has_prefix else None,
-        )
+        full_mask = jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, slot, axis=1)
+        slots = slot + jnp.arange(tokens.shape[1])
+        if prompts is None:
+            context_of_rows = context if self.config.has_prefix else None
+            attend, masks = self._attention(full_mask, slots, context=context_of_rows)
+            read = ()
+        else:
+            seen = visible_behind(
+                prompt_mask,
+                full_mask,
+                query_slots=slots,
+                places=places,
+                window=self.config.window,
+            )
+            attend, masks = shared_attend, {"seen": seen}
+            read = prompts.keys, prompts.values
         attend = functools.partial(attend, **masks)
         turn = self._rotation(positions)
-        write = functools.partial(kv_cache.write, slot=cache.index)
+        write = functools.partial(kv_cache.write, slot=slot)
 
-        def apply(block, x, stored, **which):
+        def apply(block, x, stored, behind, **which):
+            """Apply a block; `behind` is what it has of the prompts, or ()."""
             remember = functools.partial(write, stored, **which)
-            return block(x, turn, attend, remember)
+            names = ("prompt_keys", "prompt_values")
+            of_prompts = dict(zip(names, behind, strict=False))
+            return block(x, turn, functools.partial(attend, **of_prompts), remember)
 
         x, stored = self._embed(tokens), (cache.keys, cache.values)
         first = self.config.num_dense_layers
         if self.config.scan_layers:
             for i in range(first):
                 layer, block = jnp.int32(i), take(self.dense_blocks, i)
-                x, stored = apply(block, x, stored, layer=layer)
+                behind = tuple(part[i] for part in read)
+                x, stored = apply(block, x, stored, behind, layer=layer)
+
+            def in_loop(carry, layer):
+                number, block, behind = layer
+                return apply(block, *carry, behind, layer=number), None
+
             (x, stored), _ = jax.lax.scan(
-                lambda carry, layer: (apply(layer[1], *carry, layer=layer[0]), None),
+                in_loop,
                 (x, stored),
-                (jnp.arange(first, self.config.num_layers), self.blocks),
+                (
+                    jnp.arange(first, self.config.num_layers),
+                    self.blocks,
+                    tuple(part[first:] for part in read),
+                ),
             )
         else:
             layers = list(zip(*stored, strict=True))
@@ -217,7 +257,8 @@ class ChatGLM(nnx.Module):
             for i, layer in enumerate(layers):
                 blocks = self.dense_blocks if i < first else self.blocks
                 block = take(blocks, i if i < first else i - first)
-                x, layers[i] = apply(block, x, layer)
+                behind = tuple(part[i] for part in read)
+                x, layers[i] = apply(block, x, layer, behind)
             stored = tuple(zip(*layers, strict=True))
         cache = KVCache(
             keys=stored[0],

@@ -1,8 +1,9 @@
 """The cache of keys and values of the tokens that a model has read, as a value.
 
 Rows of a batch share their slots: tokens are appended to all rows at once, and the
-mask is True at real ones. Keys and values are one array per layer where layers are
-unrolled, and one array for all layers where layers are scanned. A step in a
+mask is True at real ones. A cache may be used as a ring: behind its last slot comes
+its first, whose token is then forgotten. Keys and values are one array per layer where
+layers are unrolled, and one array for all layers where layers are scanned. A step in a
 `while_loop` writes its token in place in either case.
 """
 
@@ -69,11 +70,7 @@ def lengthen(cache: KVCache, slots: int) -> KVCache:
         widths[axis] = (0, slots)
         return jnp.pad(x, widths)
 
-    return cache._replace(
-        keys=jax.tree.map(lambda x: pad(x, -1), cache.keys),
-        values=jax.tree.map(lambda x: pad(x, -2), cache.values),
-        mask=pad(cache.mask, -1),
-    )
+    return _with_slots(cache, pad, index=cache.index)
 
 
 def apart(cache: KVCache) -> KVCache:
@@ -81,37 +78,82 @@ def apart(cache: KVCache) -> KVCache:
     return cache._replace(keys=tuple(cache.keys), values=tuple(cache.values))
 
 
-def shift(cache: KVCache, slots: int) -> KVCache:
-    """Return the cache without its first `slots`, padded at the end with empty ones."""
-    rest = cache._replace(
-        keys=jax.tree.map(lambda x: x[..., slots:], cache.keys),
-        values=jax.tree.map(lambda x: x[..., slots:, :], cache.values),
-        mask=cache.mask[:, slots:],
-        index=cache.index - slots,
+def resize_ring(cache: KVCache, slots: int) -> KVCache:
+    """Return a ring with `slots` slots that holds the newest tokens of `cache`."""
+    first = cache.index % cache.length  # the slot of the oldest
+
+    def turn(x, axis):
+        return jnp.roll(x, -first, axis)
+
+    def last(x, axis):
+        return jax.lax.slice_in_dim(x, cache.length - slots, cache.length, axis=axis)
+
+    in_order = _with_slots(cache, turn, index=jnp.int32(cache.length))
+    if slots >= cache.length:
+        return lengthen(in_order, slots - cache.length)
+    return _with_slots(in_order, last, index=jnp.int32(slots))
+
+
+def take_rows(cache: KVCache, rows: Int[Array, " G"]) -> KVCache:
+    """Return the cache of these rows, in this order."""
+
+    def take(x):
+        return jnp.take(x, rows, axis=x.ndim - 4, mode="clip")
+
+    return KVCache(
+        keys=jax.tree.map(take, cache.keys),
+        values=jax.tree.map(take, cache.values),
+        mask=cache.mask[rows],
+        index=cache.index,
+        context=cache.context[rows],
+        mask_place=cache.mask_place[rows],
     )
-    return lengthen(rest, slots)
 
 
 def replace_rows(
-    cache: KVCache, rows: Int[Array, " G"], new: KVCache, *, slot: int
+    cache: KVCache,
+    rows: Int[Array, " G"],
+    new: KVCache,
+    slots: Int[Array, " W"] | None = None,
 ) -> KVCache:
-    """Return the cache with the contents of `new` in place of these rows, from `slot`
-    on. Row numbers beyond the cache's batch are left out."""
-    slots = slice(slot, slot + new.length)
+    """Return the cache with the contents of `new` in place of these rows. Row numbers
+    beyond the cache's batch are left out.
+
+    Args:
+        slots: where the W slots of `new` belong; None if both have the same slots.
+    """
+    places = slice(None) if slots is None else slots
 
     def put(x, new, *within):
-        layers = [slice(None)] * (x.ndim - 4)
-        return x.at[(*layers, rows, slice(None), *within)].set(new, mode="drop")
+        in_layers = [slice(None)] * (x.ndim - 4)
+        if slots is None:
+            return x.at[(*in_layers, rows)].set(new, mode="drop")
+        # All axes are named, so that none is moved to the front.
+        axes = jnp.ix_(*(jnp.arange(n) for n in x.shape[: x.ndim - 4]), rows, *within)
+        return x.at[axes].set(new, mode="drop")
 
-    mask = jnp.zeros((len(rows), cache.length), bool).at[:, slots].set(new.mask)
+    heads, dims = (jnp.arange(n) for n in cache.keys[0].shape[-3:-1])
+    mask = jnp.zeros((len(rows), cache.length), bool).at[:, places].set(new.mask)
     return cache._replace(
         keys=jax.tree.map(
-            lambda x, y: put(x, y, slice(None), slots), cache.keys, new.keys
+            lambda x, y: put(x, y, heads, dims, places), cache.keys, new.keys
         ),
-        values=jax.tree.map(lambda x, y: put(x, y, slots), cache.values, new.values),
+        values=jax.tree.map(
+            lambda x, y: put(x, y, heads, places, dims), cache.values, new.values
+        ),
         mask=cache.mask.at[rows].set(mask, mode="drop"),
         context=cache.context.at[rows].set(new.context, mode="drop"),
         mask_place=cache.mask_place.at[rows].set(new.mask_place, mode="drop"),
+    )
+
+
+def _with_slots(cache: KVCache, change, *, index) -> KVCache:
+    """Return the cache with `change(array, axis of the slots)` of its arrays."""
+    return cache._replace(
+        keys=jax.tree.map(lambda x: change(x, x.ndim - 1), cache.keys),
+        values=jax.tree.map(lambda x: change(x, x.ndim - 2), cache.values),
+        mask=change(cache.mask, 1),
+        index=index,
     )
 
 

@@ -12,6 +12,7 @@ every function here is the identity, or returns the first device.
 
 import contextlib
 import contextvars
+import math
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -254,6 +255,12 @@ def shard_batch(tree, *, axis: int = 0):
         return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
     return jax.tree.map(place, tree)
+
+
+def shards_of_batch() -> int:
+    """Return the number of devices that the rows of a batch are shared by."""
+    sizes = dict(jax.sharding.get_mesh().shape)
+    return math.prod(sizes.get(name, 1) for name in ACTIVATIONS["batch"])
 
 
 def to_memory(tree, kind: str):

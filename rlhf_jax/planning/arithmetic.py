@@ -9,7 +9,7 @@ from flax import nnx
 
 from rlhf_jax import algorithms
 from rlhf_jax.batches import Experience, PackedPairs, SFTBatch
-from rlhf_jax.generation.generate import growth
+from rlhf_jax.generation.responses import first_layout, ring_sizes
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.experts import ROOM
@@ -61,14 +61,17 @@ def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dic
 
 
 def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
-    rows, size = config.batch_size / devices, jnp.dtype(model.dtype).itemsize
-    # Both caches, before and after the last growth.
-    before, after = [0, *growth(config.max_response_tokens, stacked=False)][-2:]
-    slots = 2 * config.max_prompt_tokens + before + after
+    samples, size = config.samples_per_prompt, jnp.dtype(model.dtype).itemsize
+    layout = first_layout(config.batch_size // samples, samples, config.rollout_rows)
+    prompts = layout.prompts / devices
+    rows = prompts * layout.share
+    # Prompts and ring, before and after the ring has grown for the last time.
+    before, after = [0, *ring_sizes(config.max_response_tokens)][-2:]
+    slots = prompts * 2 * config.max_prompt_tokens + rows * (before + after)
     head_dims = model.num_kv_heads * model.head_dim
-    prompts = rows * config.max_prompt_tokens
-    found = _layer(config, model, rows, config.max_prompt_tokens, prompts)
-    found["cache"] = rows * slots * model.num_layers * 2 * head_dims * size
+    tokens = prompts * config.max_prompt_tokens
+    found = _layer(config, model, prompts, config.max_prompt_tokens, tokens)
+    found["cache"] = slots * model.num_layers * 2 * head_dims * size
     found["logits"] = 3 * 4 * rows * model.vocab_size
     in_8_bits = config.rollout_param_dtype == "int8"
     answering = dataclasses.replace(model, quantised=in_8_bits)

@@ -21,13 +21,13 @@ from rlhf_jax.batches import (
     Rollout,
     SFTBatch,
 )
-from rlhf_jax.generation.generate import generate_program, growth
+from rlhf_jax.generation import rows as rows_
+from rlhf_jax.generation.responses import Layout, first_layout, ring_sizes
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
-from rlhf_jax.parallel.layers import decoded_in_a_loop
 from rlhf_jax.parallel.mesh import check_batch, check_experts, check_heads, check_layers
 from rlhf_jax.parallel.sharding import (
     ACTIVATIONS,
@@ -192,8 +192,13 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         old_values=number if hyper.has_critic else None,
         returns=number if hyper.has_critic else None,
     )
-    stacked = decoded_in_a_loop(model.scan_layers)
-    rooms = growth(config.max_response_tokens, stacked=stacked)
+    rooms = ring_sizes(config.max_response_tokens)[-2:]
+    prompts_of_step = rows // config.samples_per_prompt
+    layout = first_layout(
+        prompts_of_step, config.samples_per_prompt, config.rollout_rows
+    )
+    side_by_side = layout.prompts * layout.share
+    steps = config.max_response_tokens * -(-rows // side_by_side)
     sampling = Sampling(
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,
@@ -204,8 +209,6 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         pad_id=0,
         num_tokens=model.vocab_size,
     )
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    keys = array(keys.shape, keys.dtype)
     updates = hyper.num_updates
     sft_batches = None
     if config.beta_sft:
@@ -230,15 +233,43 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         ),
         Program(
             "generate",
-            functools.partial(generate_program, sampling=sampling),
-            (answering, rolled.prompts, rolled.prompt_mask, keys),
+            functools.partial(generation, share=layout.share, sampling=sampling),
+            (
+                answering,
+                array((layout.prompts, width)),
+                array((layout.prompts, width), bool),
+                replicated((), key.dtype),
+            ),
             held=(moments, values, moving, there, policy if is_copied else ()),
-            loop_steps=config.max_response_tokens // len(rooms),
+            loop_steps=steps // len(rooms),
             loop_reads=[
-                decoding_reads(answering.config, rows, width + room) for room in rooms
+                decoding_reads(answering.config, layout, width, room) for room in rooms
             ],
         ),
     ]
+
+
+def generation(
+    model: ChatGLM, tokens, mask, key, *, share: int, sampling: Sampling
+) -> rows_.Drawn:
+    """Read prompts and decode responses of the largest length, `share` to each prompt,
+    in one program: those of `generation.rows` one after the other, with a ring that
+    grows once."""
+    prompts, width = tokens.shape
+    decoder = rows_.for_decoding(model)
+    small, *large = ring_sizes(sampling.max_new_tokens)[-2:]
+    rows = rows_.empty(decoder, prompts=prompts, share=share, width=width, slots=small)
+    rows = rows_.read_prompts(model, rows, jnp.arange(prompts), tokens, mask)
+    numbers = jnp.arange(prompts * share)
+    everywhere = jnp.ones(prompts * share, bool)
+    decode = functools.partial(rows_.decode_round, decoder, sampling=sampling)
+    rows, drawn = decode(rows, key, everywhere, numbers, steps=small)
+    for slots in large:
+        rows = rows_.resize(rows, numbers, jnp.arange(prompts), slots=slots)
+        rest = slots - small
+        rows, later = decode(rows, key, ~everywhere, numbers, steps=rest)
+        drawn = jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), drawn, later)
+    return drawn
 
 
 def first_state(algorithm: ModuleType, config, model: ChatGLMConfig):
@@ -265,12 +296,16 @@ def frozen_models(algorithm: ModuleType, config, model: ChatGLMConfig):
     return algorithm.Frozen(reference, reward)
 
 
-def decoding_reads(config: ChatGLMConfig, rows: int, slots: int):
-    """Return the arrays that a decoding step reads: the model in `dtype`, the cache."""
+def decoding_reads(config: ChatGLMConfig, layout: Layout, width: int, slots: int):
+    """Return the arrays that a decoding step reads: the model in `dtype`, and the
+    caches of prompts of `width` tokens and of a ring of `slots`."""
     model = parameters(config)
     with decoding():
         model = shapes_of(ChatGLM.for_decoding, model)
-    cache = jax.eval_shape(lambda: model.init_cache(rows, slots))
+    rows = layout.prompts * layout.share
+    caches = jax.eval_shape(
+        lambda: (model.init_cache(layout.prompts, width), model.init_cache(rows, slots))
+    )
     mesh = jax.sharding.get_mesh()
 
     def place(x, *names):
@@ -279,9 +314,12 @@ def decoding_reads(config: ChatGLMConfig, rows: int, slots: int):
         sharding = NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    keys = jax.tree.map(lambda x: place(x, "head_dim", "slots"), cache.keys)
-    values = jax.tree.map(lambda x: place(x, "slots", "head_dim"), cache.values)
-    return model, keys, values
+    def placed(cache):
+        keys = jax.tree.map(lambda x: place(x, "head_dim", "slots"), cache.keys)
+        values = jax.tree.map(lambda x: place(x, "slots", "head_dim"), cache.values)
+        return keys, values
+
+    return model, *map(placed, caches)
 
 
 def parameters(config: ChatGLMConfig, *, score: bool = False):

@@ -67,7 +67,7 @@ from rlhf_jax.data.encoding import encode_prompts, sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
 from rlhf_jax.generation.dynamic_sampling import fill
-from rlhf_jax.generation.rollout import repeat_prompts, rollout
+from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.parallel.mesh import check_batch, row_unit
 from rlhf_jax.parallel.pipelining import pipe_size
@@ -281,11 +281,17 @@ def run(config, workdir: str) -> None:
         [prompts]."""
         batch = prompts_at(number_repeats(index, len(prompts)))
         sampler = memory.sampler(policy)
-        repeated = repeat_prompts(batch, config.samples_per_prompt)
         baseline = np.zeros(len(index), np.float32)
         if config.baseline == "reference":
             baseline = reference_scores.at(index)
-        responses = rollout(sampler, repeated, key, sampling)
+        responses = rollout(
+            sampler,
+            batch,
+            key,
+            sampling,
+            samples=config.samples_per_prompt,
+            rows=config.rollout_rows,
+        )
         if config.baseline == "greedy":
             reward_model = memory.frozen().reward
             baseline = answer_scores(

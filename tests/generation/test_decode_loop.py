@@ -1,18 +1,18 @@
 """A step of decoding reads every weight where it lies, and copies none."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from rlhf_jax.generation import continuous_batching
-from rlhf_jax.generation.generate import generate_program, split_by_row
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.planning.hlo import written_in_loops
+from rlhf_jax.planning.programs import generation
 
 # A layer's smallest matrices have 32 KiB in 8 bits. Of the other arrays none is larger
 # than the 28 KiB of a layer's keys in the longest cache, cast to float32.
@@ -59,9 +59,9 @@ def model_of(**fields):
 
 
 def written(model) -> list:
-    """The arrays of a weight's size that the decode loop of `generate` writes."""
-    keys = split_by_row(jax.random.key(0), 2)
-    lowered = generate_program.lower(model, TOKENS, MASK, keys, sampling=SAMPLING)
+    """The arrays of a weight's size that a loop over tokens writes."""
+    generate = functools.partial(generation, share=1, sampling=SAMPLING)
+    lowered = jax.jit(generate).lower(model, TOKENS, MASK, jax.random.key(0))
     found = written_in_loops(lowered.compile().as_text(), smallest=SMALLEST)
     return [x for x in found if not x.trips]  # the others are of the prompts' layers
 
@@ -78,15 +78,3 @@ def test_a_loop_over_stacked_layers_would_copy_all_four_matrices(monkeypatch):
     jax.clear_caches()
     assert len(written(model_of(scan_layers=True))) >= 4
     jax.clear_caches()
-
-
-@pytest.mark.gpu
-@kinds
-def test_no_round_of_continuous_batching_copies_a_weight(kind):
-    model = model_of(**kind)
-    decoder = continuous_batching._for_decoding(model)
-    rows = continuous_batching._make_rows(decoder, MASK[:, 0], SAMPLING, width=8)
-    lowered = continuous_batching._decode_round.lower(
-        decoder, rows, jax.random.key(0), sampling=SAMPLING
-    )
-    assert not written_in_loops(lowered.compile().as_text(), smallest=SMALLEST)

@@ -1,8 +1,8 @@
 """Decoding on a mesh: tokens go around, parameters stay."""
 
 import dataclasses
+import functools
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,15 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from rlhf_jax.generation.generate import generate_program
+from rlhf_jax.generation import responses
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import decoding, parameter_spec, shard_parameters
 from rlhf_jax.planning.hlo import collectives
+from rlhf_jax.planning.programs import generation
 
-generation = sys.modules["rlhf_jax.generation.generate"]
 CONFIG = preset("micro", width=64, num_heads=4, ffn_width=512, scan_layers=True)
 SAMPLING = Sampling(
     max_new_tokens=4,
@@ -36,8 +36,8 @@ SAMPLING = Sampling(
 @pytest.mark.parametrize("quantised", [False, True])
 def test_no_step_of_a_decode_loop_gathers_a_parameter(quantised, monkeypatch):
     """A layer has 280 KiB of matrices (70 in 8 bits), none of which is sent; its 8
-    tokens send a few KiB. The cache grows once, and no part of the cache is sent."""
-    monkeypatch.setattr(generation, "SHORTEST_GROWTH", 2)
+    tokens send a few KiB. The ring grows once, and no part of the cache is sent."""
+    monkeypatch.setattr(responses, "SHORTEST_RING", 2)
     config = dataclasses.replace(CONFIG, quantised=quantised)
     with jax.set_mesh(make_mesh((1, 8, 1))):
         model = shard_parameters(
@@ -46,8 +46,8 @@ def test_no_step_of_a_decode_loop_gathers_a_parameter(quantised, monkeypatch):
         rows = jax.NamedSharding(jax.sharding.get_mesh(), P("fsdp"))
         tokens = jax.ShapeDtypeStruct((8, 16), jnp.int32, sharding=rows)
         mask = jax.ShapeDtypeStruct((8, 16), bool, sharding=rows)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
-        lowered = generate_program.lower(model, tokens, mask, keys, sampling=SAMPLING)
+        generate = functools.partial(generation, share=2, sampling=SAMPLING)
+        lowered = jax.jit(generate).lower(model, tokens, mask, jax.random.key(0))
         found = collectives(lowered.compile().as_text(), loop_steps=100)
     in_steps = [c for c in found if c.times == 100]
     assert in_steps

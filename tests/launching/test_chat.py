@@ -9,7 +9,7 @@ from flax import nnx
 
 from rlhf_jax.data.tokenizers.chat import decode_response, encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
-from rlhf_jax.generation import generate
+from rlhf_jax.generation.responses import respond
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.launching.chat import Speaker, answer, chat, open_checkpoint
 from rlhf_jax.models import huggingface
@@ -55,14 +55,16 @@ def test_what_is_streamed_is_the_answer(speaker):
     assert len(pieces) > 5
     assert "".join(pieces) == text
     prompt = np.array([encode_prompt([say("to be")], speaker.tokenizer)])
-    out = generate(
+    out = respond(
         speaker.model,
         prompt,
         np.ones(prompt.shape, bool),
         jax.random.fold_in(speaker.key, 0),
         speaker.sampling,
+        samples=1,
+        rows=1,
     )
-    ids = out.tokens[0, : int(out.lengths[0])].tolist()
+    ids = out.tokens[0, : out.lengths[0]].tolist()
     assert decode_response(ids, speaker.tokenizer) == text
 
 

@@ -51,41 +51,65 @@ def test_the_shape_of_a_cache_is_known_without_memory():
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_rows_are_read_anew_and_slots_move_on(stacked):
-    """Rows 2 and 0 are replaced in slots 3 and 4; then two slots fall off."""
-    rng = np.random.default_rng(0)
-
-    def filled(slots):
-        shape = {"layers": 2, "kv_heads": 2, "head_dim": 4, "dtype": jnp.float32}
-        cache = kv_cache.empty(3, slots, stacked=stacked, **shape)
-
-        def fill(x):
-            found = rng.integers(0, 99, x.shape)
-            return jnp.asarray(found % 2 if x.dtype == bool else found, x.dtype)
-
-        return jax.tree.map(fill, cache)
-
-    old, new = filled(6)._replace(index=jnp.int32(5)), filled(2)
-    rows = jnp.array([2, 0, 3])  # there is no row 3: what it has read is left out
-    found = kv_cache.replace_rows(old, rows, new, slot=3)
-    later = kv_cache.shift(found, 2)
-    assert later.index == 3
-
-    def by_slot(cache):  # [layers] x [B, K, H, S]
-        stored = cache.keys, jax.tree.map(lambda x: x.swapaxes(-1, -2), cache.values)
-        return np.stack([np.stack(list(x)) for x in stored])
-
-    was, read, now, moved = map(by_slot, (old, new, found, later))
-    np.testing.assert_array_equal(now[:, :, 1], was[:, :, 1])
+@pytest.mark.parametrize("slots", [None, [5, 0]])
+def test_rows_are_read_anew_in_all_slots_or_in_some(stacked, slots):
+    """Rows 2 and 0 are replaced; there is no row 3, so what it has read is left out."""
+    old = filled(6, stacked)
+    new = filled(6 if slots is None else len(slots), stacked, seed=1)
+    rows, at = jnp.array([2, 0, 3]), slots or list(range(6))
+    where = None if slots is None else jnp.array(slots)
+    now = kv_cache.replace_rows(old, rows, new, where)
+    was, read, is_now = map(by_slot, (old, new, now))
+    np.testing.assert_array_equal(is_now[:, :, 1], was[:, :, 1])
     for row, other in ((2, 0), (0, 1)):
-        np.testing.assert_array_equal(now[:, :, row, ..., 3:5], read[:, :, other])
-        mask = [False] * 3 + new.mask[other].tolist() + [False]
-        assert found.mask[row].tolist() == mask
-        assert found.context[row] == new.context[other]
-        assert found.mask_place[row] == new.mask_place[other]
+        np.testing.assert_array_equal(is_now[:, :, row][..., at], read[:, :, other])
+        mask = np.zeros(6, bool)
+        mask[at] = new.mask[other]
+        assert now.mask[row].tolist() == mask.tolist()
+        assert now.context[row] == new.context[other]
+        assert now.mask_place[row] == new.mask_place[other]
     for name in ("mask", "context", "mask_place"):
-        assert jnp.array_equal(getattr(found, name)[1], getattr(old, name)[1])
-    np.testing.assert_array_equal(moved[..., :4], now[..., 2:])
-    assert (moved[..., 4:] == 0).all()
-    np.testing.assert_array_equal(later.mask[:, :4], found.mask[:, 2:])
-    assert not later.mask[:, 4:].any()
+        assert jnp.array_equal(getattr(now, name)[1], getattr(old, name)[1])
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("slots", [3, 6, 9])
+def test_a_ring_of_another_size_keeps_its_newest_tokens(stacked, slots):
+    """Slot 1 is written next, so slot 0 is the newest and slot 1 the oldest."""
+    old = filled(6, stacked)._replace(index=jnp.int32(13))
+    now = kv_cache.resize_ring(old, slots)
+    kept = min(slots, 6)
+    newest = [1, 2, 3, 4, 5, 0][6 - kept :]
+    was, is_now = map(by_slot, (old, now))
+    np.testing.assert_array_equal(is_now[..., :kept], was[..., newest])
+    np.testing.assert_array_equal(now.mask[:, :kept], old.mask[:, newest])
+    assert not now.mask[:, kept:].any()
+    assert now.index == kept
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_rows_are_taken_in_any_order(stacked):
+    old = filled(4, stacked)
+    now = kv_cache.take_rows(old, jnp.array([2, 0, 0, 1]))
+    np.testing.assert_array_equal(by_slot(now), by_slot(old)[:, :, [2, 0, 0, 1]])
+    assert now.mask.tolist() == old.mask[jnp.array([2, 0, 0, 1])].tolist()
+    assert now.context.tolist() == old.context[jnp.array([2, 0, 0, 1])].tolist()
+
+
+def filled(slots, stacked, seed=0):
+    """A cache of three rows with other numbers in every place."""
+    rng = np.random.default_rng(seed)
+    shape = {"layers": 2, "kv_heads": 2, "head_dim": 4, "dtype": jnp.float32}
+    cache = kv_cache.empty(3, slots, stacked=stacked, **shape)
+
+    def fill(x):
+        numbers = rng.integers(0, 9999, x.shape)
+        return jnp.asarray(numbers % 2 if x.dtype == bool else numbers, x.dtype)
+
+    return jax.tree.map(fill, cache)
+
+
+def by_slot(cache):
+    """Keys and values with the slots last: [2, layers, B, K, H, S]."""
+    stored = cache.keys, jax.tree.map(lambda x: x.swapaxes(-1, -2), cache.values)
+    return np.stack([np.stack(list(x)) for x in stored])

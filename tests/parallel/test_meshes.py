@@ -13,12 +13,12 @@ from flax import nnx
 from configs import ppo as ppo_config
 from rlhf_jax.algorithms import dpo, ppo, reward, sft
 from rlhf_jax.batches import PackedPairs, PreferenceBatch, Rollout, SFTBatch
-from rlhf_jax.generation.generate import generate_program
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import shard_batch, shard_parameters
+from rlhf_jax.planning.programs import generation
 from rlhf_jax.training.optimizers import sgd
 from rlhf_jax.training.state import TrainState
 from tests.models.families import FAMILIES, random_model, random_tokens
@@ -189,8 +189,8 @@ def generate_step(model, batch):
         pad_id=0,
         num_tokens=60,
     )
-    keys = jax.random.split(jax.random.key(0), ROWS)
-    return generate_program(model, batch, jnp.ones(batch.shape, bool), keys, sampling)
+    mask = jnp.ones(batch.shape, bool)
+    return generation(model, batch, mask, jax.random.key(0), share=2, sampling=sampling)
 
 
 GSPO = {

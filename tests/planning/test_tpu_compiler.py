@@ -35,7 +35,6 @@ from configs import dpo, ppo, reward
 from configs import sft as sft_config
 from rlhf_jax.algorithms import sft
 from rlhf_jax.batches import SFTBatch
-from rlhf_jax.generation.generate import generate_program
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.attention import attend
 from rlhf_jax.models.chatglm import ChatGLM
@@ -213,10 +212,10 @@ def test_a_loop_over_stacked_layers_decodes_without_a_copy_of_weights(quantised)
         assert decoded_in_a_loop(config.scan_layers)
         tokens = programs.array((2, 64))
         mask = programs.array((2, 64), bool)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
-        keys = programs.array(keys.shape, keys.dtype)
-        lowered = generate_program.lower(
-            programs.parameters(config), tokens, mask, keys, sampling=sampling
+        key = programs.replicated((), jax.random.key(0).dtype)
+        generate = functools.partial(programs.generation, share=1, sampling=sampling)
+        lowered = jax.jit(generate).lower(
+            programs.parameters(config), tokens, mask, key
         )
         _, text = compile_with_text(lowered)
     smallest = config.width * 2 * 128 * 2 * (1 if quantised else 2) // 4

@@ -135,9 +135,9 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
             seen.append(len(compiled))
         return write(self, step, *rest)
 
-    def roll_and_note(model, batch, key, sampling):
+    def roll_and_note(model, batch, key, sampling, **options):
         keys.append(jax.random.key_data(key).tolist())
-        return roll(model, batch, key, sampling)
+        return roll(model, batch, key, sampling, **options)
 
     monkeypatch.setattr(Writer, "write", write_and_count)
     monkeypatch.setattr(ppo, "rollout", roll_and_note)
@@ -423,9 +423,9 @@ def test_prompts_that_fill_a_batch_are_answered_apart(
     """Three prompts in a batch of eight: no two rows have the same key."""
     seen, roll = [], ppo.rollout
 
-    def roll_and_note(model, batch, key, sampling):
+    def roll_and_note(model, batch, key, sampling, **options):
         seen.append((np.asarray(batch.prompts), np.asarray(batch.index)))
-        return roll(model, batch, key, sampling)
+        return roll(model, batch, key, sampling, **options)
 
     monkeypatch.setattr(ppo, "rollout", roll_and_note)
     prompts = read_records(data_folder / "prompts.jsonl", Prompt)[:3]
