@@ -1,5 +1,5 @@
-"""Sampling as it was before rows took turns: every row runs to the longest, and a prompt
-is read once for each of its responses. Benchmarks compare with it.
+"""Sampling as it was before rows took turns: every row runs to the longest, and a
+prompt is read once for each of its responses. Benchmarks compare with it.
 
 Letters: B batch, P prompt (left-padded), R response (right-padded).
 """
