@@ -1,10 +1,13 @@
 """Benchmark of one PPO iteration, in seconds: generate, score, update.
 
 python -m benchmarks.ppo [--prompts=32] [--response=128] [--epochs=4] [--repeats=10]
+    [--samples=1] [--mean=0] [--rows=0] [--whole_batch]
 
 32 prompts of 16 to 64 tokens, 128 new tokens each (no response ends early), 4 epochs
 of one minibatch; policy, value, reference and reward model of the preset "benchmark"
 (4 layers, width 256, vocabulary 8,192; 7M parameters), random weights, no SFT term.
+With `samples`, GRPO; with `mean`, lengths are geometric, with a mean of this part of
+the longest. With `whole_batch` every row is sampled to the longest (whole_batch.py).
 JSON: the seconds of every part and of the whole iteration.
 """
 
@@ -19,11 +22,14 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.inputs import random_prompts, sampling_operations
+from benchmarks.rollouts import geometric
 from benchmarks.timing import measure
+from benchmarks.whole_batch import generate
 from configs import ppo as ppo_config
 from rlhf_jax.algorithms import ppo
 from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.generation.rollout import as_rollout, repeat_prompts, rollout
+from rlhf_jax.generation.rows import row_keys
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
@@ -42,6 +48,10 @@ def main():
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--minibatches", type=int, default=1)
     parser.add_argument("--chunk_size", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--mean", type=float, default=0)
+    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--whole_batch", action="store_true")
     parser.add_argument("--repeats", type=int, default=10)
     flags = parser.parse_args()
     keep_freed_memory()
@@ -54,7 +64,12 @@ def main():
         chunk_size=flags.chunk_size,
         beta_sft=0.0,
         kl_coef=0.05,
+        max_response_tokens=flags.response,
     )
+    if flags.samples > 1:
+        settings.update(
+            samples_per_prompt=flags.samples, advantage="grpo", baseline="none"
+        )
     hyper = ppo.Hyper.from_config(settings, config.vocab_size)
     optimizer = optimizers.from_config(settings.optimizer)
     rates = optimizers.learning_rates(settings.optimizer, hyper.num_updates)
@@ -63,7 +78,7 @@ def main():
     def models():
         policy = ChatGLM(config, rngs=nnx.Rngs(0))
         reward = ScoreModel(policy, rngs=nnx.Rngs(1))
-        value = ScoreModel(policy, rngs=nnx.Rngs(2))
+        value = ScoreModel(policy, rngs=nnx.Rngs(2)) if hyper.has_critic else None
         state = ppo.PPOState.create(
             policy,
             value,
@@ -92,6 +107,9 @@ def main():
         num_tokens=config.vocab_size,
     )
 
+    if flags.mean:
+        sampling = geometric(config.vocab_size, flags)
+
     @jax.jit
     def score(state, frozen, rolled, baseline):
         outputs = ppo.run_models(state, frozen, rolled, hyper=hyper)
@@ -112,17 +130,20 @@ def main():
     keys = map(jax.random.key, itertools.count())
     now = {}  # the outputs that the next parts read
 
+    sample = rollout_in_one_batch if flags.whole_batch else rollout
+    sample = functools.partial(sample, samples=flags.samples, rows=flags.rows)
+
     def to_answer():
         return state.policy.model, batch, next(keys), sampling
 
     def to_score():
-        return state, frozen, now["rollout"], jnp.zeros(flags.prompts)
+        return state, frozen, now["rollout"], jnp.zeros(flags.prompts * flags.samples)
 
     def to_learn_from():
         return state, now["experience"], None, next(keys), (rates, rates)
 
     def generate():
-        now["rollout"] = rollout(*to_answer())
+        now["rollout"] = sample(*to_answer())
         return now["rollout"]
 
     def score_them():
@@ -137,7 +158,7 @@ def main():
     results = measure(
         {"generate": generate, "score": score_them, "update": update_both},
         repeats=flags.repeats,
-        work=flags.prompts * flags.response,
+        work=flags.prompts * flags.samples * flags.response,
         operations=lambda: {
             "generate": sampling_operations(*to_answer()),
             "score": count_flops(score, *to_score()),
@@ -153,6 +174,14 @@ def main():
         "of_peak": round(share, 3),
     }
     print(json.dumps(vars(flags) | results))
+
+
+def rollout_in_one_batch(model, batch, key, sampling, *, samples, rows):
+    """Sample as `rollout` does, every row to the longest; `rows` has no effect."""
+    batch = repeat_prompts(batch, samples)
+    keys = row_keys(key, jnp.asarray(batch.index))
+    out = generate(model, batch.prompts, batch.prompt_mask, keys, sampling)
+    return as_rollout(batch, out)
 
 
 if __name__ == "__main__":

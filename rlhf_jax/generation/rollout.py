@@ -52,7 +52,7 @@ def rollout(
 
 
 def as_rollout(batch: PromptBatch, responses: Responses) -> Rollout:
-    """Put responses, one to each row of a batch, on the devices."""
+    """Put responses, one to each row of a batch, on the devices as a rollout."""
     rolled = Rollout(
         prompts=np.asarray(batch.prompts),
         prompt_mask=np.asarray(batch.prompt_mask),

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -77,7 +78,7 @@ def check_same(found: Responses, expected: Responses):
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_array_equal(found.lengths, expected.lengths)
     np.testing.assert_array_equal(found.ended, expected.ended)
-    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-5)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
     assert found.done.all()
 
 
@@ -174,6 +175,30 @@ def test_a_prompt_is_read_once_for_all_its_responses(model, prompts, monkeypatch
     assert sorted(read) == sorted(pad_left(prompts, 8, 0)[0].tolist())
 
 
+def test_memory_is_in_proportion_to_what_is_written(model, prompts, monkeypatch):
+    """Responses of 3 tokens in the mean, of 48 at most: the ring grows to what the
+    longest of them needs, and by then few rows are left."""
+    monkeypatch.setattr(responses_, "SHORTEST_RING", 2)
+    monkeypatch.setattr(responses_, "FEWEST_ROWS", 2)
+    sampling = dataclasses.replace(
+        SAMPLING, max_new_tokens=48, stop_ids=tuple(range(9)), temperature=2.0
+    )
+    caches, decode_round = [], rows_.decode_round
+
+    def counting(decoder, rows, *args, **options):
+        stored = jax.tree.leaves((rows.cache.keys, rows.cache.values))
+        caches.append((rows.cache.length, sum(x.nbytes for x in stored)))
+        return decode_round(decoder, rows, *args, **options)
+
+    monkeypatch.setattr(rows_, "decode_round", counting)
+    lengths = answer(model, prompts[:8], sampling, samples=2).lengths
+    slot = 2 * 2 * 16 * 4  # keys and values, layers, head dim, bytes
+    assert caches[0] == (3, 16 * 3 * slot)
+    assert caches[-1][0] < 2 * (lengths.max() + STEPS) < 48
+    assert max(size for _, size in caches) < 16 * 48 * slot / 4
+    assert responses_.ring_sizes(8192) == [256 * 2**i for i in range(6)]
+
+
 def test_few_programs_whatever_the_lengths(model, prompts, all_sizes):
     jax.clear_caches()
     answer(model, prompts[:8], samples=2, rows=16)
@@ -227,9 +252,9 @@ def test_sampler_and_trainer_compute_the_same_logprobs(
     out = answer(model, prompts[:5], sampling)
     trainer = scoring.response_logprobs(
         model,
-        *pad_left(prompts[:5], 8, 0),
-        out.tokens[:, None],
-        out.mask[:, None],
+        *map(jnp.asarray, pad_left(prompts[:5], 8, 0)),
+        jnp.asarray(out.tokens[:, None]),
+        jnp.asarray(out.mask[:, None]),
         temperature=temperature,
         num_tokens=30,
         chunk_size=0,
