@@ -170,7 +170,16 @@ class _Work:
     `answering` [places, share] is the response in each row, -1 for none.
     """
 
-    def __init__(self, model, tokens, mask, numbers, sampling, rows, responses):
+    def __init__(
+        self,
+        model: ChatGLM,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        numbers: np.ndarray,
+        sampling: Sampling,
+        rows: int,
+        responses: Responses,
+    ):
         count, samples = len(tokens), len(responses.done) // len(tokens)
         self.model, self.sampling, self.responses = model, sampling, responses
         self.tokens, self.mask, self.numbers = tokens, mask, numbers
@@ -183,7 +192,7 @@ class _Work:
         self.answering = np.full(self.layout, -1)
         # A prompt's responses that no row has begun in this call.
         todo = np.flatnonzero(~responses.done)
-        self.waiting = [deque() for _ in range(count)]
+        self.waiting: list[deque[int]] = [deque() for _ in range(count)]
         for response in todo:
             self.waiting[response // samples].append(response)
         self.queue = deque(i for i in range(count) if self.waiting[i])

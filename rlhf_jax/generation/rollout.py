@@ -53,12 +53,12 @@ def rollout(
 
 def as_rollout(batch: PromptBatch, responses: Responses) -> Rollout:
     """Put responses, one to each row of a batch, on the devices as a rollout."""
-    rolled = Rollout(
-        prompts=np.asarray(batch.prompts),
-        prompt_mask=np.asarray(batch.prompt_mask),
-        responses=responses.tokens,
-        response_mask=responses.mask,
-        logprobs=responses.logprobs,
-        ended=responses.ended,
-    )
-    return jax.tree.map(jax.numpy.asarray, shard_batch(rolled))
+    arrays = {
+        "prompts": np.asarray(batch.prompts),
+        "prompt_mask": np.asarray(batch.prompt_mask),
+        "responses": responses.tokens,
+        "response_mask": responses.mask,
+        "logprobs": responses.logprobs,
+        "ended": responses.ended,
+    }
+    return Rollout(**jax.tree.map(jax.numpy.asarray, shard_batch(arrays)))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.generation.sampling import Sampling, sample
+from rlhf_jax.generation.sampling import Sampled, Sampling, sample
 from rlhf_jax.models import kv_cache
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.inputs import check_inputs
@@ -116,7 +116,7 @@ def read_responses(
     ring = rows.cache
     slots = (ring.index - width + jnp.arange(width)) % ring.length
 
-    def put(x, new):
+    def put(x: jax.Array, new: jax.Array | bool) -> jax.Array:
         return x.at[places].set(new, mode="drop")
 
     return lay_out(
@@ -162,7 +162,7 @@ def decode_round(
     nothing = jnp.zeros((len(rows.live), steps))
     drawn = Drawn(nothing.astype(jnp.int32), nothing, nothing.astype(bool))
 
-    def step(carry):
+    def step(carry: tuple) -> tuple:
         i, rows, drawn = carry
         logits = project(model, rows.hidden)
         new, token, stops = draw(logits, keys, rows.length, rows.live, sampling)
@@ -220,12 +220,18 @@ def resize(
     )
 
 
-def draw(logits, keys, step, live, sampling: Sampling):
+def draw(
+    logits: Float[Array, "B V"],
+    keys: jax.Array,
+    step: Int[Array, " B"],
+    live: Bool[Array, " B"],
+    sampling: Sampling,
+) -> tuple[Sampled, Int[Array, " B"], Bool[Array, " B"]]:
     """Draw a token for every live row.
 
     Args:
-        logits, keys, live: [B, V], [B] and [B].
-        step: the number of tokens in each response so far: [B].
+        keys: a key for each row, [B].
+        step: the number of tokens in each response so far.
 
     Returns:
         The samples; the tokens [B], padding where a row is not live; and bool [B],
@@ -242,14 +248,19 @@ def row_keys(key: jax.Array, number: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, number)
 
 
-def project(model: ChatGLM, hidden):
+def project(model: ChatGLM, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
     """Return float32 logits [B, V] of hidden states [B, D]."""
     matrix = model.output_matrix
     logits = jnp.dot(hidden, matrix, preferred_element_type=jnp.float32)
     return constrain(constrain(logits, "rows", "vocab"), "batch", "tokens")
 
 
-def check_prompts(model: ChatGLM, tokens, mask, sampling: Sampling) -> None:
+def check_prompts(
+    model: ChatGLM,
+    tokens: Int[np.ndarray, "N P"],
+    mask: Bool[np.ndarray, "N P"],
+    sampling: Sampling,
+) -> None:
     """Refuse prompts that cannot be answered.
 
     Raises:
@@ -263,19 +274,19 @@ def check_prompts(model: ChatGLM, tokens, mask, sampling: Sampling) -> None:
             f"{sampling.max_new_tokens} need a context of {length}; the model has "
             f"{model.config.context_length}."
         )
-    check_inputs(np.asarray(tokens), np.asarray(mask), model.config)
+    check_inputs(tokens, mask, model.config)
 
 
 def lay_out(rows: Rows) -> Rows:
     """Shard the rows over the devices by `constrain`, alike after every program."""
 
-    def cached(x, *names):
+    def cached(x: jax.Array, *names: str) -> jax.Array:
         return constrain(x, *["layers"] * (x.ndim - 4), "batch", "kv_heads", *names)
 
-    def by_row(x):
+    def by_row(x: jax.Array) -> jax.Array:
         return constrain(x, "batch", *["slots"] * (x.ndim - 1))
 
-    def of_cache(cache):
+    def of_cache(cache: KVCache) -> KVCache:
         return cache._replace(
             keys=jax.tree.map(lambda x: cached(x, "head_dim", "slots"), cache.keys),
             values=jax.tree.map(lambda x: cached(x, "slots", "head_dim"), cache.values),

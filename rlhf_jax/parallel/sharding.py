@@ -260,7 +260,7 @@ def shard_batch(tree, *, axis: int = 0):
 def shards_of_batch() -> int:
     """Return the number of devices that the rows of a batch are shared by."""
     sizes = dict(jax.sharding.get_mesh().shape)
-    return math.prod(sizes.get(name, 1) for name in ACTIVATIONS["batch"])
+    return math.prod(sizes.get(name, 1) for name in ("data", "fsdp"))
 
 
 def to_memory(tree, kind: str):
