@@ -6,7 +6,8 @@ number for the upper one, and 0.28 is DAPO's.
 Run: python launch/train.py --config=configs/variants/cispo.py:tiny \
          --workdir=runs/cispo --config.init_from=runs/sft
 
-configs/variants/study.py measures the share of right answers before and after.
+On the testbed the share of right answers rose from 36 to 51 % (two seeds,
+results/variants.md).
 """
 
 from configs.variants import base

@@ -7,8 +7,9 @@ scores are all equal are replaced by others, responses that were cut are left ou
 Run: python launch/train.py --config=configs/variants/dapo.py:tiny \
          --workdir=runs/dapo --config.init_from=runs/sft
 
-configs/variants/study.py measures the share of right answers before and after. On the
-testbed about a fifth of the prompts have equal scores at first, and two draws suffice.
+On the testbed the share of right answers rose from 36 to 49 % (two seeds,
+results/variants.md). About a fifth of the prompts had equal scores, and two draws were
+enough.
 """
 
 from configs.variants import base

@@ -6,8 +6,8 @@ scores, a loss divided by a constant length, and no KL.
 Run: python launch/train.py --config=configs/variants/dr_grpo.py:tiny \
          --workdir=runs/dr_grpo --config.init_from=runs/sft
 
-configs/variants/study.py measures the share of right answers before and after. On one
-seed of the testbed it rose from 32 to 47 % (400 held-out prompts).
+On the testbed the share of right answers rose from 36 to 50 % (two seeds,
+results/variants.md).
 """
 
 from configs.variants import base

@@ -6,7 +6,8 @@ the loss, and the loss is a mean over the tokens of each response.
 Run: python launch/train.py --config=configs/variants/grpo.py:tiny \
          --workdir=runs/grpo --config.init_from=runs/sft
 
-configs/variants/study.py measures the share of right answers before and after.
+On the testbed the share of right answers rose from 36 to 51 % (two seeds,
+results/variants.md).
 """
 
 from configs.variants import base

@@ -7,7 +7,8 @@ short, the ranges are ten times those of the paper.
 Run: python launch/train.py --config=configs/variants/gspo.py:tiny \
          --workdir=runs/gspo --config.init_from=runs/sft
 
-configs/variants/study.py measures the share of right answers before and after.
+On the testbed the share of right answers rose from 36 to 48 % (two seeds,
+results/variants.md).
 """
 
 from configs import common

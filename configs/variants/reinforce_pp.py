@@ -7,7 +7,8 @@ whiten_advantages=True and several responses to a prompt.
 Run: python launch/train.py --config=configs/variants/reinforce_pp.py:tiny \
          --workdir=runs/reinforce_pp --config.init_from=runs/sft
 
-configs/variants/study.py measures the share of right answers before and after.
+On the testbed the share of right answers rose from 36 to 50 % (two seeds,
+results/variants.md).
 """
 
 from configs.variants import base

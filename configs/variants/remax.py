@@ -5,7 +5,8 @@ Li et al. (2023), arXiv 2310.10505: one response to a prompt, and the KL in the 
 Run: python launch/train.py --config=configs/variants/remax.py:tiny \
          --workdir=runs/remax --config.init_from=runs/sft
 
-configs/variants/study.py measures the share of right answers before and after.
+On the testbed the share of right answers rose from 36 to 45 % (two seeds,
+results/variants.md).
 """
 
 from configs.variants import base

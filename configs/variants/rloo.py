@@ -5,7 +5,8 @@ Ahmadian et al. (2024), arXiv 2402.14740: the KL is in the reward.
 Run: python launch/train.py --config=configs/variants/rloo.py:tiny \
          --workdir=runs/rloo --config.init_from=runs/sft
 
-configs/variants/study.py measures the share of right answers before and after.
+On the testbed the share of right answers rose from 36 to 49 % (two seeds,
+results/variants.md).
 """
 
 from configs.variants import base
