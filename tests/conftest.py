@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 # Processes that a test starts run this copy of the package, whichever is installed.
@@ -32,11 +33,13 @@ if "RLHF_JAX_TEST_CACHE" not in os.environ:
     _FOLDER = tempfile.TemporaryDirectory(prefix="rlhf_jax_tests_")
     os.environ["RLHF_JAX_TEST_CACHE"] = _FOLDER.name
 jax.config.update("jax_compilation_cache_dir", os.environ["RLHF_JAX_TEST_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 QUICK = "--xla_backend_optimization_level=0"
-if jax.__version_info__ < (0, 11):  # later ones have no other way to emit code
-    QUICK += " --xla_cpu_use_fusion_emitters=false"  # a third of the time to compile
+# A third of the time to compile. Later compilers, and the TPU's, do not know the flag,
+# and end the process.
+if jax.__version_info__ < (0, 11) and find_spec("libtpu") is None:
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
 # Two runs on a GPU give the same bits only so; and trying kernels takes minutes.
 REPEATABLE = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 
@@ -53,6 +56,10 @@ def pytest_configure(config):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     # Several processes of a test may share a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays, and is not searched for garbage again
 
 
 MANY_MAPS = 10_000  # of the 65,530 that Linux allows a process
