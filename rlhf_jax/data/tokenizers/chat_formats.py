@@ -185,7 +185,29 @@ def _role_by_role(marks, split, begin, messages, tokenizer: Tokenizer) -> Encode
 
 def _template_answer(text: str, tokenizer: TransformersTokenizer) -> list[int]:
     lead, end, encode = _template_frame(tokenizer)
+    before, opened, rest = text.partition("<think>")
+    thought, closed, answer = rest.partition("</think>")
+    if opened and closed and not before.strip():
+        around = _thought_frame(tokenizer)
+        if around is not None:
+            text = around[0] + thought.strip() + around[1] + answer.lstrip("\n")
+            return [*encode(text), end]
     return [*encode(lead + text), end]
+
+
+@functools.lru_cache(maxsize=8)
+def _thought_frame(tokenizer: TransformersTokenizer) -> tuple[str, str] | None:
+    """Return the texts that the template puts before a thought and between it and the
+    answer, as GLM-4.5's does; None for a template that does not write thoughts so."""
+    question = {"role": "user", "content": "?"}
+    answer = {"role": "assistant", "content": "<think>thought</think>\nanswer"}
+    before = tokenizer.render([question], to_answer=True)
+    whole = tokenizer.render([question, answer], to_answer=False)
+    lead, is_there, rest = whole.removeprefix(before).partition("thought")
+    middle, follows, _ = rest.partition("answer")
+    right = lead.endswith("<think>") and middle.startswith("</think>")
+    is_whole = whole.startswith(before) and is_there and follows and right
+    return (lead, middle) if is_whole else None
 
 
 @functools.lru_cache(maxsize=8)

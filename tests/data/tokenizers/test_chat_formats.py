@@ -310,6 +310,49 @@ def test_an_answer_follows_thoughts_that_the_prompt_opens(folder, tmp_path):
     assert ids == [*prompt, *tokenizer.encode("hm</think>It is 12."), end]
 
 
+# Of GLM-4.5: an answer has a thought, perhaps an empty one, and earlier answers lose
+# theirs.
+GLM4_5_TEMPLATE = r"""[gMASK]<sop>
+{%- set ns = namespace(last=-1) %}
+{%- for m in messages %}{% if m.role == 'user' %}
+{%- set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+{%- if m.role == 'assistant' %}<|assistant|>
+{%- set thought = '' %}{% set content = m.content %}
+{%- if '</think>' in content %}
+{%- set thought = content.split('</think>')[0].split('<think>')[-1] %}
+{%- set content = content.split('</think>')[-1].lstrip('\n') %}
+{%- endif %}
+{%- if loop.index0 > ns.last and thought %}
+{{- '\n<think>' + thought.strip() + '</think>' }}
+{%- else %}{{ '\n<think></think>' }}{% endif %}
+{%- if content.strip() %}{{ '\n' + content.strip() }}{% endif %}
+{%- else %}{{ '<|' + m.role + '|>\n' + m.content }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        ("<think>hm</think>\nIt is 12.", "\n<think>hm</think>\nIt is 12."),
+        ("\n<think>\nhm\n</think>It is 12.", "\n<think>hm</think>\nIt is 12."),
+        ("It is 12.", "\n<think></think>\nIt is 12."),
+    ],
+)
+def test_an_answer_of_glm4_5_has_its_thought(content, written, folder, tmp_path):
+    """And is trained on with it; an answer without one has an empty one."""
+    tokenizer = with_template(folder, tmp_path, GLM4_5_TEMPLATE)
+    talk = [TALK[1], {"role": "assistant", "content": content}]
+    ids, mask = encode_dialogue(talk, tokenizer)
+    prompt = encode_prompt(talk[:1], tokenizer)
+    end = tokenizer.special_id("<|user|>")
+    assert ids == [*prompt, *tokenizer.encode(written), end]
+    assert mask == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+    whole = tokenizer.render(talk, to_answer=False)
+    assert ids[:-1] == tokenizer.encode_rendered(whole)
+
+
 def sentencepiece_like(folder, place: str) -> None:
     """Save a BPE tokenizer that puts a space before the first word, by a pre-tokenizer
     or a normalizer, in the ways of Llama 2 and Mistral."""
