@@ -67,13 +67,15 @@ class PackedPairs:
     """Pairs of responses packed after their shared prompt in one row without gaps,
     padded on the right. `segments` is 0 on the prompt, 1 on chosen and 2 on rejected;
     `ends` is the position of each response's last token; `valid` is that of
-    `PreferenceBatch`."""
+    `PreferenceBatch`. With `examples`, a row has room for S pairs (`PackedRows`), and
+    `ends` and `valid` have the axis S."""
 
     tokens: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
-    segments: Int[Array, "B T"]
-    ends: Int[Array, "B 2"]
-    valid: Bool[Array, " B"]
+    segments: Int[Array, "B T"] | None
+    ends: Int[Array, "B ... 2"]
+    valid: Bool[Array, "B ..."]
+    examples: Int[Array, "B T"] | None = None
 
 
 @_batch

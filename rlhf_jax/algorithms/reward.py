@@ -45,7 +45,8 @@ def loss_fn(
     Args:
         num_pairs: the number of valid pairs in the whole batch.
     """
-    scores = pair_scores(model, batch)
+    scores = pair_scores(model, batch).reshape(-1, 2)
+    valid = batch.valid.reshape(-1)
     out = ranking_loss(
         chosen_scores=scores[:, 0],
         rejected_scores=scores[:, 1],
@@ -53,16 +54,16 @@ def loss_fn(
         label_smoothing=hyper.label_smoothing,
         score_regularisation=hyper.score_regularisation,
     )
-    loss = Mean.of(out.loss, batch.valid)
+    loss = Mean.of(out.loss, valid)
     metrics = {
         "loss/reward": loss,
-        "loss/ranking": Mean.of(out.ranking, batch.valid),
-        "loss/regulariser": Mean.of(out.regulariser, batch.valid),
-        "rewards/accuracies": Mean.of(out.margin > 0, batch.valid),
-        "rewards/margins": Mean.of(out.margin, batch.valid),
-        "rewards/chosen": Mean.of(scores[:, 0], batch.valid),
-        "rewards/rejected": Mean.of(scores[:, 1], batch.valid),
-        "padding": Mean.of(~batch.mask),
+        "loss/ranking": Mean.of(out.ranking, valid),
+        "loss/regulariser": Mean.of(out.regulariser, valid),
+        "rewards/accuracies": Mean.of(out.margin > 0, valid),
+        "rewards/margins": Mean.of(out.margin, valid),
+        "rewards/chosen": Mean.of(scores[:, 0], valid),
+        "rewards/rejected": Mean.of(scores[:, 1], valid),
+        "data/real_tokens": Mean.of(batch.mask),
     }
     return loss.total / num_pairs, metrics
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.batches import PackedRows, Rollout, SFTBatch
+from rlhf_jax.batches import PackedPairs, PackedRows, Rollout, SFTBatch
 from rlhf_jax.data.batching import pad_right, round_up
 
 MOST = 8  # examples of a row of prompts with responses; more are rarely needed
@@ -156,6 +156,56 @@ def _dialogues(examples, rows: list[list[int]], count: int, pad_id: int, room: R
         loss_mask=loss_mask,
         examples=pad_right(numbers, room.tokens, 0)[0],
         targets=pad_right(targets, room.targets, 0)[0],
+    )
+
+
+Pair = tuple[Sequence[int], Sequence[int], Sequence[int]]  # prompt, chosen, rejected
+
+
+def pair_size(pair: Pair, *, share: bool = True) -> tuple[int, int]:
+    """Return the numbers of tokens and of targets of a pair; see `packed_rows`."""
+    prompt, chosen, rejected = map(len, pair)
+    targets = chosen + rejected
+    return (1 if share else 2) * prompt + targets, targets
+
+
+def pack_pairs(
+    pairs: Sequence[Pair],
+    *,
+    pad_id: int,
+    room: Room,
+    unit: int,
+    batch_size: int,
+    share: bool,
+) -> PackedRows:
+    """Pack a batch of pairs into as few rows as they need.
+
+    Args:
+        unit, batch_size: `row_count`'s `unit` and `largest`.
+        share: see `packed_rows`.
+    """
+    sizes = [pair_size(pair, share=share) for pair in pairs]
+    rows = first_fit(sizes, room, most=MOST)
+    return packed_rows(
+        [(prompt, both) for prompt, *both in pairs],
+        rows,
+        count=row_count(len(rows), unit=unit, largest=batch_size),
+        room=room,
+        pad_id=pad_id,
+        share=share,
+    )
+
+
+def pack_scored_pairs(pairs: Sequence[Pair], **options) -> PackedPairs:
+    """Pack a batch of pairs for the reward model; see `pack_pairs`."""
+    rows = pack_pairs(pairs, **options)
+    return PackedPairs(
+        tokens=rows.tokens,
+        mask=rows.mask,
+        segments=rows.segments,
+        ends=rows.ends,
+        valid=rows.slots < len(pairs),
+        examples=rows.examples,
     )
 
 

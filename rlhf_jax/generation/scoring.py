@@ -106,10 +106,12 @@ def response_scores(
     return jnp.where(response_mask.any(-1), score, at_prompt[:, -1:])
 
 
-def pair_scores(reward_model: ScoreModel, batch: PackedPairs) -> Float[Array, "B 2"]:
-    """Score chosen and rejected, each at its last token: float32 [B, 2]."""
-    scores = reward_model(batch.tokens, batch.mask, segments=batch.segments)
-    return jnp.take_along_axis(scores, batch.ends, axis=1)
+def pair_scores(
+    reward_model: ScoreModel, batch: PackedPairs
+) -> Float[Array, "B ... 2"]:
+    """Score chosen and rejected, each at its last token: float32, one for each of
+    `ends`."""
+    return _at(_packed_token_scores(reward_model, batch), batch.ends)
 
 
 def response_values(

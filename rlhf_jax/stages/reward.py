@@ -2,7 +2,9 @@
 
 ChatGLM-RLHF (arXiv 2404.00934), section 2. The comparisons have been cleaned
 and balanced by length (stages/prepare_comparisons.py). One step:
-1. A batch of comparisons of similar length; the two responses share their prompt.
+1. A batch of comparisons of all lengths, packed into rows of one width (`pack`); or of
+   similar length, each in a row of its own. The two responses share their prompt,
+   except under attention that knows no segments ("splash").
 2. One forward pass; the score is read at each response's last token.
 3. -log sigmoid(chosen - rejected), plus a penalty on large scores.
 4. AdamW.
@@ -25,13 +27,13 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.algorithms.reward import Hyper, train_step
-from rlhf_jax.data import sources
+from rlhf_jax.data import packing, sources
 from rlhf_jax.data.batching import BatchOrder, packed_pairs
 from rlhf_jax.data.encoding import Pair, encode_pairs
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.evaluation.intervals import pair_accuracy
-from rlhf_jax.parallel.mesh import check_batch
+from rlhf_jax.parallel.mesh import check_batch, row_unit
 from rlhf_jax.parallel.sharding import shapes_of, shard_batch
 from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
@@ -100,12 +102,25 @@ def run(config, workdir: str) -> None:
         seed=config.seed,
         lengths=[sum(map(len, pair)) for pair in pairs],
         window=LENGTH_WINDOW,
+        mixed=config.pack,
     )
     padding = {
         "pad_id": tokenizer.pad_id,
         "multiple": config.pad_to_multiple,
         "batch_size": config.batch_size,
     }
+    make_batch = functools.partial(packed_pairs, **padding)
+    if config.pack:
+        share = weights.computation(config)["attention"] != "splash"
+        sizes = [packing.pair_size(pair, share=share) for pair in pairs]
+        make_batch = functools.partial(
+            packing.pack_scored_pairs,
+            pad_id=tokenizer.pad_id,
+            room=packing.Room.of(sizes, config.pad_to_multiple),
+            unit=row_unit(config.microbatches),
+            batch_size=config.batch_size,
+            share=share,
+        )
     agree(
         workdir,
         read.fingerprints,
@@ -168,7 +183,7 @@ def run(config, workdir: str) -> None:
     step = start
     with ProgressBar("reward", total_steps, start, show) as bar:
         while not is_done:
-            batch = packed_pairs([pairs[i] for i in order.indices(step)], **padding)
+            batch = make_batch([pairs[i] for i in order.indices(step)])
             state, metrics = step_fn(state, shard_batch(batch), learning_rates[step])
             metrics["optim/lr"] = learning_rates[step]
             metrics["tokens_per_second"] = Rate(batch.mask.sum())

@@ -6,11 +6,13 @@ import functools
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from rlhf_jax.algorithms import ppo, sft
+from rlhf_jax.algorithms import ppo, reward, sft
 from rlhf_jax.data import packing
-from rlhf_jax.data.batching import sft_batch
+from rlhf_jax.data.batching import packed_pairs, sft_batch
 from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training.accumulate import value_and_grad
 from tests.algorithms import ppo_parts
 from tests.models.families import FAMILIES, random_model, random_tokens
@@ -103,3 +105,36 @@ def test_ppo_on_packed_rows_equals_ppo_on_rows_of_their_own():
     shares = [metrics.pop("data/real_tokens").value() for _, metrics in both]
     assert shares[0] > 1.2 * shares[1]
     equal_trees(*both)
+
+
+PAIRS = [(3, 4, 2), (5, 2, 3), (2, 3, 1), (4, 1, 2), (2, 2, 4)]  # lengths
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_packed_pairs_have_the_reward_loss_and_gradient_of_rows_of_their_own(share):
+    """With one prompt for both responses, and with a copy for each."""
+    rng = np.random.default_rng(0)
+    pairs = [[rng.integers(0, 50, n).tolist() for n in sizes] for sizes in PAIRS]
+    backbone = random_model(FAMILIES["glm4"])
+    model = ScoreModel(backbone, rngs=nnx.Rngs(0))
+    packed = packing.pack_scored_pairs(
+        pairs,
+        pad_id=0,
+        room=packing.Room(tokens=20, targets=14),
+        unit=1,
+        batch_size=5,
+        share=share,
+    )
+    assert len(packed.tokens) < 5
+    plain = packed_pairs(pairs, pad_id=0, multiple=4, batch_size=6)
+    hyper = reward.Hyper(
+        margin=0.1, label_smoothing=0.1, score_regularisation=0.05, microbatches=1
+    )
+    loss_fn = functools.partial(reward.batch_loss, hyper=hyper)
+
+    @jax.jit
+    def loss_and_gradient(model, batch):
+        (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(model, batch)
+        return loss, gradient
+
+    equal_trees(loss_and_gradient(model, packed), loss_and_gradient(model, plain))
