@@ -27,6 +27,10 @@ def get_config(preset="tiny"):
     # Leaves out pairs with a longer response, in tokens; also cuts the answers of an
     # evaluation. [1, 2**20]
     c.max_response_tokens = lengths.response
+    # True packs the pairs of an update into rows as wide as the longest, each by itself
+    # for the model, so that little is padding; False gives every pair a row of its own,
+    # as the loss "kto" always does.
+    c.pack = True
     # Rounds the widths of batches up to a multiple of this many tokens: few widths need
     # few compiled programs. [1, 65536]
     c.pad_to_multiple = 16 if preset == "tiny" else 32 if preset == "hh" else 128

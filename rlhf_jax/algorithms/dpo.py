@@ -12,11 +12,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.algorithms.sft import mean_loss
-from rlhf_jax.batches import PreferenceBatch, SFTBatch
-from rlhf_jax.generation.scoring import response_logprobs
+from rlhf_jax.batches import PackedRows, PreferenceBatch, SFTBatch
+from rlhf_jax.generation.scoring import packed_logprobs, response_logprobs
 from rlhf_jax.losses import dpo as losses
 from rlhf_jax.losses import masked
 from rlhf_jax.losses.kto import kto_kl, kto_loss
@@ -65,9 +65,20 @@ class Hyper:
 
 
 def pair_logprobs(
-    policy: Policy, batch: PreferenceBatch, *, hyper: Hyper
+    policy: Policy, batch: PreferenceBatch | PackedRows, *, hyper: Hyper
 ) -> Float[Array, "B 2"]:
-    """Return the summed log-probabilities of (chosen, rejected), float32."""
+    """Return the summed log-probabilities of (chosen, rejected), float32; of packed
+    rows [N, S, 2]."""
+    if isinstance(batch, PackedRows):
+        out = packed_logprobs(
+            policy,
+            batch,
+            width=batch.targets.shape[1],
+            temperature=1.0,
+            num_tokens=hyper.num_tokens,
+            chunk_size=hyper.chunk_size,
+        )
+        return out.logprobs.sum(-1)
     out = response_logprobs(
         policy,
         batch.prompts,
@@ -165,9 +176,33 @@ def preference_loss(
     return smoothed(pair, beta=hyper.beta, label_smoothing=hyper.label_smoothing)
 
 
+def _valid(batch: PreferenceBatch | PackedRows) -> Bool[Array, "B ..."]:
+    """Return True for each pair, or slot of packed rows, that holds one."""
+    if isinstance(batch, PackedRows):
+        return batch.lengths[..., 0] > 0
+    return batch.valid
+
+
+def _lengths(batch: PreferenceBatch | PackedRows) -> Int[Array, "B ... 2"]:
+    """Return the numbers of tokens of (chosen, rejected)."""
+    if isinstance(batch, PackedRows):
+        return batch.lengths
+    return batch.response_mask.sum(-1)
+
+
+def _real(batch: PreferenceBatch | PackedRows) -> Bool[Array, "B T"]:
+    """Return a mask of the real tokens of what a model reads."""
+    if isinstance(batch, PackedRows):
+        return batch.mask
+    responses = batch.response_mask.reshape(len(batch.prompts), -1)
+    return jnp.concatenate([batch.prompt_mask, responses], axis=1)
+
+
 def loss_fn(
     policy: Policy,
-    inputs: tuple[PreferenceBatch, Float[Array, "B 2"] | None, SFTBatch | None],
+    inputs: tuple[
+        PreferenceBatch | PackedRows, Float[Array, "B 2"] | None, SFTBatch | None
+    ],
     *,
     reference,
     num_pairs: jax.Array,
@@ -189,23 +224,30 @@ def loss_fn(
         kl: `mismatched_kl` of the whole batch, for KTO.
     """
     batch, ref_logprobs, sft_batch = inputs
-    logprobs = pair_logprobs(policy, batch, hyper=hyper)
+    valid, lengths = _valid(batch).reshape(-1), _lengths(batch).reshape(-1, 2)
+
+    def of_pairs(logprobs):  # a slot without a pair has numbers that no loss minds
+        return jnp.where(valid[:, None], logprobs.reshape(-1, 2), -1.0)
+
+    logprobs = of_pairs(pair_logprobs(policy, batch, hyper=hyper))
     if reference is not None:
         ref_logprobs = pair_logprobs(reference, batch, hyper=hyper)
-    lengths = batch.response_mask.sum(-1)
-    out = preference_loss(logprobs, ref_logprobs, lengths, hyper, kl=kl)
-    loss = Mean.of(out.loss, batch.valid)
+    if ref_logprobs is not None:
+        ref_logprobs = of_pairs(ref_logprobs)
+    out = preference_loss(logprobs, ref_logprobs, jnp.maximum(lengths, 1), hyper, kl=kl)
+    loss = Mean.of(out.loss, valid)
     total = loss.total / num_pairs
     metrics = {
+        "data/real_tokens": Mean.of(_real(batch)),
         "loss/dpo": loss,
-        "rewards/chosen": Mean.of(out.chosen_rewards, batch.valid),
-        "rewards/rejected": Mean.of(out.rejected_rewards, batch.valid),
-        "rewards/margins": Mean.of(out.margin, batch.valid),
-        "rewards/accuracies": Mean.of(out.accuracy, batch.valid),
-        "logps/chosen": Mean.of(logprobs[:, 0], batch.valid),
-        "logps/rejected": Mean.of(logprobs[:, 1], batch.valid),
-        "lengths/chosen": Mean.of(lengths[:, 0], batch.valid),
-        "lengths/rejected": Mean.of(lengths[:, 1], batch.valid),
+        "rewards/chosen": Mean.of(out.chosen_rewards, valid),
+        "rewards/rejected": Mean.of(out.rejected_rewards, valid),
+        "rewards/margins": Mean.of(out.margin, valid),
+        "rewards/accuracies": Mean.of(out.accuracy, valid),
+        "logps/chosen": Mean.of(logprobs[:, 0], valid),
+        "logps/rejected": Mean.of(logprobs[:, 1], valid),
+        "lengths/chosen": Mean.of(lengths[:, 0], valid),
+        "lengths/rejected": Mean.of(lengths[:, 1], valid),
     }
     if sft_batch is not None:
         sft_loss = mean_loss(
@@ -218,7 +260,7 @@ def loss_fn(
 
 def batch_loss(
     policy,
-    batch: PreferenceBatch,
+    batch: PreferenceBatch | PackedRows,
     *,
     hyper: Hyper,
     ref_logprobs: Float[Array, "B 2"] | None = None,
@@ -229,7 +271,7 @@ def batch_loss(
         policy,
         (batch, ref_logprobs, sft),
         reference=None,
-        num_pairs=batch.valid.sum(),
+        num_pairs=_valid(batch).sum(),
         num_sft_tokens=None if sft is None else sft.loss_mask.sum(),
         hyper=hyper,
     )
@@ -237,7 +279,7 @@ def batch_loss(
 
 def train_step(
     state: TrainState,
-    batch: PreferenceBatch,
+    batch: PreferenceBatch | PackedRows,
     ref_logprobs: Float[Array, "B 2"] | None,
     sft: SFTBatch | None,
     reference,
@@ -257,7 +299,7 @@ def train_step(
         loss_fn,
         kl=kl,
         reference=reference,
-        num_pairs=batch.valid.sum(),
+        num_pairs=_valid(batch).sum(),
         num_sft_tokens=None if sft is None else sft.loss_mask.sum(),
         hyper=hyper,
     )

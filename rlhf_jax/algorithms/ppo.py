@@ -673,9 +673,8 @@ def train_step(
             metrics |= value_metrics | {"optim/value_grad_norm": value_norm}
         return own_part((policy, value)), metrics
 
-    rows = packed
-    if packed is None:
-        rows = minibatches(key, len(experience.prompts), hyper=hyper)
+    num_rows = len(experience.prompts)
+    rows = minibatches(key, num_rows, hyper=hyper) if packed is None else packed
     own, metrics = jax.lax.scan(
         one_update,
         own_part((state.policy, state.value)),

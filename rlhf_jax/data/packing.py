@@ -196,6 +196,12 @@ def pack_pairs(
     )
 
 
+def in_slots(x: np.ndarray, rows: PackedRows) -> np.ndarray:
+    """Return the entries of x [pairs, ...] by slot of packed rows: [N, S, ...], with 0
+    in empty slots."""
+    return np.concatenate([x, np.zeros_like(x[:1])])[rows.slots]
+
+
 def pack_scored_pairs(pairs: Sequence[Pair], **options) -> PackedPairs:
     """Pack a batch of pairs for the reward model; see `pack_pairs`."""
     rows = pack_pairs(pairs, **options)

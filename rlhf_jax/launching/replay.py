@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import algorithms
-from rlhf_jax.batches import PackedPairs, SFTBatch
+from rlhf_jax.batches import PackedPairs, PackedRows, PreferenceBatch, SFTBatch
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from rlhf_jax.terminal import listed, print_table
 from rlhf_jax.training import options, suspects, weights
@@ -105,6 +105,8 @@ def inputs_of(batch_type: type, parts: dict) -> dict:
         batch_type: the algorithm's kind of batch.
         parts: the result of `suspects.load_batch`.
     """
+    if batch_type is PreferenceBatch and "slots" in parts["batch"]:
+        batch_type = PackedRows
     fields = dict.fromkeys(field.name for field in dataclasses.fields(batch_type))
     inputs = {"batch": batch_type(**fields | parts["batch"])}
     if "ref_logprobs" in parts:

@@ -3,7 +3,9 @@
 ChatGLM-RLHF (arXiv 2404.00934), section 4; DPO: arXiv 2305.18290, equation 7. The
 reference's log-probabilities of every pair are computed once before the first step
 (`reference="cached"`), or in every step ("on_the_fly"). One step:
-1. A batch of pairs of similar length; the two responses share their prompt.
+1. A batch of pairs of all lengths, packed into rows of one width (`pack`); or of
+   similar length, each in a row of its own. The two responses share their prompt,
+   except where packed under attention that knows no segments ("splash").
 2. Summed log-probabilities of both responses under the policy, in one pass.
 3. The loss: for DPO -log sigmoid(beta * (chosen log-ratio - rejected log-ratio)), or
    another loss of losses/dpo.py, plus beta_sft * the SFT loss.
@@ -14,6 +16,7 @@ algorithms/dpo.py.
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -27,14 +30,14 @@ from rlhf_jax.algorithms.dpo import (
     pair_logprobs,
     train_step,
 )
-from rlhf_jax.data import sources
+from rlhf_jax.data import packing, sources
 from rlhf_jax.data.batching import BatchOrder, preference_batch
 from rlhf_jax.data.encoding import encode_pairs, encode_prompts, sft_batches
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt
 from rlhf_jax.evaluation.answers import answer, sequence_logprobs
 from rlhf_jax.evaluation.rollouts import quality_metrics
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.parallel.mesh import check_batch
+from rlhf_jax.parallel.mesh import check_batch, row_unit
 from rlhf_jax.parallel.sharding import fetch, shard_batch
 from rlhf_jax.terminal import listed
 from rlhf_jax.training import optimizers, options, weights
@@ -80,11 +83,13 @@ def run(config, workdir: str) -> None:
         max_response_tokens=config.max_response_tokens,
     )
     logging.info("%d pairs; dropped: %s.", len(pairs), listed(dropped))
+    packs = config.pack and config.loss != "kto"  # which mixes pairs on the device
     order = BatchOrder(
         len(pairs),
         batch_size=config.batch_size,
         seed=config.seed,
-        lengths=pair_lengths(pairs),
+        lengths=[sum(map(len, x)) for x in pairs] if packs else pair_lengths(pairs),
+        mixed=packs,
     )
     make_batch = functools.partial(
         preference_batch,
@@ -92,6 +97,18 @@ def run(config, workdir: str) -> None:
         multiple=config.pad_to_multiple,
         batch_size=config.batch_size,
     )
+    learn_from: Callable = make_batch
+    if packs:
+        share = weights.computation(config)["attention"] != "splash"
+        sizes = [packing.pair_size(pair, share=share) for pair in pairs]
+        learn_from = functools.partial(
+            packing.pack_pairs,
+            pad_id=tokenizer.pad_id,
+            room=packing.Room.of(sizes, config.pad_to_multiple),
+            unit=row_unit(config.microbatches),
+            batch_size=config.batch_size,
+            share=share,
+        )
     sft = None
     if config.beta_sft:
         sft = sft_batches(
@@ -200,10 +217,13 @@ def run(config, workdir: str) -> None:
     with ProgressBar("dpo", total_steps, start, show) as bar:
         for step in range(start, total_steps):
             index = order.indices(step)
-            batch = make_batch([pairs[i] for i in index])
+            batch = learn_from([pairs[i] for i in index])
+            known = None if ref_logprobs is None else ref_logprobs[index]
+            if known is not None and packs:
+                known = packing.in_slots(known, batch)
             inputs = {
                 "batch": batch,
-                "ref_logprobs": None if ref_logprobs is None else ref_logprobs[index],
+                "ref_logprobs": known,
                 "sft": None if sft is None else sft.batch(step),
             }
             state, metrics = step_fn(
@@ -213,7 +233,9 @@ def run(config, workdir: str) -> None:
                 learning_rate=learning_rates[step],
             )
             metrics["optim/lr"] = learning_rates[step]
-            metrics["tokens_per_second"] = Rate(batch.response_mask.sum())
+            metrics["tokens_per_second"] = Rate(
+                sum(len(c) + len(r) for i in index for _, c, r in [pairs[i]])
+            )
             bar.update(*writer.write(step + 1, metrics, inputs))
             if due(step + 1, config.eval_every, total_steps):
                 eval_metrics, samples = evaluate(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rlhf_jax.algorithms import ppo, reward, sft
+from rlhf_jax.algorithms import dpo, ppo, reward, sft
 from rlhf_jax.data import packing
-from rlhf_jax.data.batching import packed_pairs, sft_batch
+from rlhf_jax.data.batching import packed_pairs, preference_batch, sft_batch
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.training.accumulate import value_and_grad
@@ -90,7 +90,7 @@ def test_ppo_on_packed_rows_equals_ppo_on_rows_of_their_own():
     )
 
     experience, *_ = jax.jit(functools.partial(ppo.make_experience, hyper=hyper))(
-        state, rolled, outputs, outputs.scores, np.zeros(16), np.arange(16) % 5 > 0
+        state, rolled, outputs, outputs.scores, np.zeros(16), np.arange(16) % 5 != 1
     )
     step = functools.partial(
         ppo.train_step, hyper=hyper, policy_optimizer=tx, value_optimizer=tx
@@ -136,5 +136,40 @@ def test_packed_pairs_have_the_reward_loss_and_gradient_of_rows_of_their_own(sha
     def loss_and_gradient(model, batch):
         (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(model, batch)
         return loss, gradient
+
+    equal_trees(loss_and_gradient(model, packed), loss_and_gradient(model, plain))
+
+
+def test_packed_pairs_have_the_orpo_loss_and_gradient_of_rows_of_their_own():
+    """A loss that an empty slot without care would make NaN."""
+    rng = np.random.default_rng(0)
+    pairs = [[rng.integers(0, 50, n).tolist() for n in sizes] for sizes in PAIRS]
+    model = random_model(FAMILIES["glm4"])
+    room = packing.Room(tokens=20, targets=14)
+    packed = packing.pack_pairs(
+        pairs, pad_id=0, room=room, unit=2, batch_size=6, share=True
+    )
+    assert len(packed.tokens) < 6
+    plain = preference_batch(pairs, pad_id=0, multiple=4, batch_size=6)
+    hyper = dpo.Hyper(
+        num_tokens=model.config.vocab_size,
+        chunk_size=3,
+        loss="orpo",
+        beta=0.1,
+        label_smoothing=0.0,
+        gamma=0.0,
+        alpha=0.0,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
+        beta_sft=0.0,
+        microbatches=1,
+    )
+    loss_fn = functools.partial(dpo.batch_loss, hyper=hyper)
+
+    @jax.jit
+    def loss_and_gradient(model, batch):
+        (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(model, batch)
+        del metrics["data/real_tokens"]
+        return metrics, gradient
 
     equal_trees(loss_and_gradient(model, packed), loss_and_gradient(model, plain))
