@@ -25,11 +25,12 @@ def get_config(preset="tiny"):
     # all rewards are functions.
     c.reward_model = ""
     # The dtype in which the reference and the reward model, which are never updated,
-    # are stored: a float or "int8".
+    # are stored: a float or "int8". With adapters, lora.base_dtype takes its place.
     c.frozen_param_dtype = "float32" if small else "bfloat16"
-    # The weights that sample responses: "same", the trained ones, or a copy in "int8",
-    # which is faster to read; rollout/logprob_gap_mean and rollout/ratio_outside
-    # measure its distance from the policy.
+    # The weights that sample responses: "same", the trained ones; "merged", a copy into
+    # whose matrices the adapters are added; or a copy in "int8", which is faster to
+    # read, adapters merged. rollout/logprob_gap_mean and rollout/ratio_outside measure
+    # its distance from the policy.
     c.rollout_param_dtype = "same"
     # The number of responses that are sampled side by side: when one has ended, another
     # takes its row. Few rows leave few of them idle, many make use of a fast device; 0
@@ -37,7 +38,7 @@ def get_config(preset="tiny"):
     c.rollout_rows = 0
     # The importance weights of the policy loss that correct the distance between
     # sampler and policy: one for each "token", one for each "response", or "none";
-    # "auto" is "token" with rollout_param_dtype "int8" and "none" otherwise.
+    # "auto" is "token" with a rollout_param_dtype other than "same", otherwise "none".
     c.rollout_correction = "auto"
     # Cuts these weights at this; inf cuts none. [1, inf]
     c.rollout_weight_cap = 2.0

@@ -108,7 +108,7 @@ class Hyper:
         """The level of the weights that correct the sampler's distance from the
         trainer ("token" or "response"); None corrects nothing."""
         if self.rollout_correction == "auto":
-            return "token" if self.rollout_param_dtype == "int8" else None
+            return None if self.rollout_param_dtype == "same" else "token"
         return None if self.rollout_correction == "none" else self.rollout_correction
 
     @property

@@ -21,7 +21,7 @@ from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import num_parameters
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.planning import programs, start
-from rlhf_jax.planning.roofline import Program, bytes_per_device
+from rlhf_jax.planning.roofline import Program, bytes_per_device, distinct
 from rlhf_jax.stages.evaluate import parse_models
 from rlhf_jax.training import options, weights
 from rlhf_jax.training.workdir import results
@@ -111,7 +111,7 @@ def sizes_of(program: Program) -> dict[str, int]:
     them take, by kind and model."""
     sizes: Counter = Counter()
     held = (program.arguments, program.held)
-    for path, x in jax.tree_util.tree_leaves_with_path(held):
+    for path, x in distinct(held):
         name = jax.tree_util.keystr(path)
         model = re.match(r"\W*\d+\W+\d*\W*(policy|value|reference|reward)\b", name)
         kind = "batches"

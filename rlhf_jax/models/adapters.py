@@ -47,6 +47,22 @@ def join(tree, bases: list[dict[str, Array]]):
     return _each_model(tree, lambda model: on_base(model, next(rest)))
 
 
+def once(bases: list[dict[str, Array]]) -> tuple[list[Array], tuple]:
+    """Return the different arrays of `base_parts`, each once however many models hold
+    it, and the places of all by name, which can be hashed."""
+    arrays = {id(x): x for base in bases for x in base.values()}
+    number = {key: i for i, key in enumerate(arrays)}
+    places = tuple(
+        tuple((name, number[id(x)]) for name, x in base.items()) for base in bases
+    )
+    return list(arrays.values()), places
+
+
+def spread(arrays: list[Array], places: tuple) -> list[dict[str, Array]]:
+    """Return `base_parts` again: the inverse of `once`."""
+    return [{name: arrays[i] for name, i in place} for place in places]
+
+
 def on_base(own, base: dict[str, Array]):
     """Return the model of an own part and its base.
 

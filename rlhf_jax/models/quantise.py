@@ -18,6 +18,8 @@ from rlhf_jax.models.layers import quantise_kernel
 
 def quantise(model: ChatGLM | ScoreModel) -> ChatGLM | ScoreModel:
     """Return the model quantised. Embedding, heads and norms stay as they are."""
+    if model.config.quantised:
+        return model
     config = dataclasses.replace(model.config, quantised=True)
 
     def build():

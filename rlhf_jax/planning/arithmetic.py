@@ -10,6 +10,7 @@ from flax import nnx
 from rlhf_jax import algorithms
 from rlhf_jax.batches import Experience, PackedPairs, SFTBatch
 from rlhf_jax.generation.responses import first_layout, ring_sizes
+from rlhf_jax.models.adapters import own_part
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.experts import ROOM
@@ -46,6 +47,9 @@ def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dic
     if name != "update":
         return found
     weights = num_parameters(model) * jnp.dtype(model.param_dtype).itemsize / devices
+    if model.lora is not None:
+        shapes = jax.eval_shape(lambda: own_part(ChatGLM(model, rngs=nnx.Rngs(0))))
+        weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
     copies = 2 if config.microbatches > 1 else 1
     if config.optimizer.fused:
         outside = 2 * model.width * model.vocab_size / num_parameters(model)
@@ -73,8 +77,10 @@ def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
     found = _layer(config, model, prompts, config.max_prompt_tokens, tokens)
     found["cache"] = slots * model.num_layers * 2 * head_dims * size
     found["logits"] = 3 * 4 * rows * model.vocab_size
-    in_8_bits = config.rollout_param_dtype == "int8"
-    answering = dataclasses.replace(model, quantised=in_8_bits)
+    answering = model
+    if config.rollout_param_dtype != "same":
+        is_quantised = model.quantised or config.rollout_param_dtype == "int8"
+        answering = dataclasses.replace(model, quantised=is_quantised, lora=None)
     apart = jax.eval_shape(lambda: ChatGLM(answering, rngs=nnx.Rngs(0)).for_decoding())
     found["the layers apart"] = (
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(apart)) / devices

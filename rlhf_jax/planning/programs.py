@@ -24,6 +24,7 @@ from rlhf_jax.batches import (
 from rlhf_jax.generation import rows as rows_
 from rlhf_jax.generation.responses import Layout, first_layout, ring_sizes
 from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.models.adapters import named, on_base, own_part
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
@@ -38,8 +39,8 @@ from rlhf_jax.parallel.sharding import (
 from rlhf_jax.planning.roofline import Program
 from rlhf_jax.rewards.spec import uses_model
 from rlhf_jax.training import optimizers, weights
-from rlhf_jax.training.placement import with_opt_states
-from rlhf_jax.training.state import TrainState
+from rlhf_jax.training.placement import COPIES, with_opt_states
+from rlhf_jax.training.state import TrainState, first_shapes
 
 
 def of(
@@ -102,9 +103,10 @@ def of_packed_pairs(
     )
     state = train_state(model, optimizer, score=True)
     arguments = (state, batch, replicated(()))
-    best = state.model  # a copy of the best model so far
+    # A copy of the best model so far; the output matrix of a base is not given back.
+    held = (state.model, () if model.lora is None else reference(model))
     return [
-        update_of(algorithm, config, model, arguments, held=best, optimizer=optimizer)
+        update_of(algorithm, config, model, arguments, held=held, optimizer=optimizer)
     ]
 
 
@@ -131,7 +133,7 @@ def of_preferences(
         batch,
         None if on_the_fly else array((rows, 2), jnp.float32),
         sft_batch,
-        parameters(model) if on_the_fly else None,
+        reference(model) if on_the_fly else None,
         replicated(()),
     )
     return [update_of(algorithm, config, model, arguments, optimizer=optimizer)]
@@ -155,7 +157,6 @@ def update_of(
 def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[Program]:
     hyper = algorithm.Hyper.from_config(config, model.vocab_size)
     state = first_state(algorithm, config, model)
-    in_8_bits = dataclasses.replace(model, quantised=True)
     frozen = frozen_models(algorithm, config, model)
     waiting = () if config.offload_frozen else frozen
     # While the reference answers, the frozen models and the policy are on the devices.
@@ -167,8 +168,8 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
     policy = state.policy.model
     values = () if state.value is None else state.value.model
     moving = () if state.reference is None else state.reference
-    is_copied = config.rollout_param_dtype != "same"
-    answering = parameters(in_8_bits) if is_copied else policy
+    copy = COPIES[config.rollout_param_dtype]
+    answering = policy if copy is None else shapes_of(copy, policy)
     rows, width = config.batch_size, config.max_prompt_tokens
     prompts, responses = (rows, width), (rows, config.max_response_tokens)
     rolled = Rollout(
@@ -240,7 +241,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
                 array((layout.prompts, width), bool),
                 replicated((), key.dtype),
             ),
-            held=(moments, values, moving, there, policy if is_copied else ()),
+            held=(moments, values, moving, there, () if copy is None else policy),
             loop_steps=steps // len(rooms),
             loop_reads=[
                 decoding_reads(answering.config, layout, width, room) for room in rooms
@@ -275,25 +276,30 @@ def generation(
 def first_state(algorithm: ModuleType, config, model: ChatGLMConfig):
     """Return the shapes of a PPOState."""
     hyper = algorithm.Hyper.from_config(config, model.vocab_size)
-    create = functools.partial(
-        algorithm.PPOState.create,
-        policy_optimizer=optimizers.from_config(config.optimizer),
-        value_optimizer=optimizers.from_config(config.value_optimizer),
-        hyper=hyper,
+    critic = None
+    if hyper.has_critic:
+        optimizer = optimizers.from_config(config.value_optimizer)
+        critic = train_state(model, optimizer, score=True)
+    return algorithm.PPOState(
+        policy=train_state(model, optimizers.from_config(config.optimizer)),
+        value=critic,
+        reference=parameters(model) if config.reference_rate else None,
+        **shapes_of(functools.partial(algorithm.first_numbers, hyper)),
     )
-    critic = parameters(model, score=True) if hyper.has_critic else None
-    moving = parameters(model) if config.reference_rate else None
-    return shapes_of(create, parameters(model), critic, moving)
 
 
 def frozen_models(algorithm: ModuleType, config, model: ChatGLMConfig):
-    """Return the shapes of the reference and the reward model as they are stored."""
+    """Return the shapes of the reference and the reward model as they are stored; with
+    adapters, on the base of the policy."""
+    if model.lora is not None:
+        reward = parameters(model, score=True) if uses_model(config.rewards) else None
+        return algorithm.Frozen(reference(model), reward)
     is_quantised = config.frozen_param_dtype == "int8"
     dtype = model.dtype if is_quantised else config.frozen_param_dtype
     stored = dataclasses.replace(model, param_dtype=dtype, quantised=is_quantised)
-    reference = None if config.reference_rate else parameters(stored)
+    moves = bool(config.reference_rate)
     reward = parameters(stored, score=True) if uses_model(config.rewards) else None
-    return algorithm.Frozen(reference, reward)
+    return algorithm.Frozen(None if moves else parameters(stored), reward)
 
 
 def decoding_reads(config: ChatGLMConfig, layout: Layout, width: int, slots: int):
@@ -323,18 +329,35 @@ def decoding_reads(config: ChatGLMConfig, layout: Layout, width: int, slots: int
 
 
 def parameters(config: ChatGLMConfig, *, score: bool = False):
-    """Return the sharded shapes of a model."""
+    """Return the sharded shapes of a model. Those of a base are the same objects for
+    all models on it."""
 
     def make():
         backbone = ChatGLM(config, rngs=nnx.Rngs(0))
         return ScoreModel(backbone, rngs=nnx.Rngs(0)) if score else backbone
 
+    if config.lora is not None:
+        own = shapes_of(lambda: own_part(make()))
+        return on_base(own, named(reference(config)))
     return shapes_of(make)
 
 
+def reference(config: ChatGLMConfig) -> ChatGLM:
+    """Return the shapes of the reference of a model at the start: with adapters, of
+    their base."""
+    if config.lora is None:
+        return parameters(config)
+    base = dataclasses.replace(config, lora=None)
+    return _base(base, jax.sharding.get_mesh())
+
+
+@functools.cache
+def _base(config: ChatGLMConfig, _) -> ChatGLM:
+    return parameters(config)
+
+
 def train_state(config: ChatGLMConfig, optimizer, *, score: bool = False) -> TrainState:
-    create = functools.partial(TrainState.create, optimizer=optimizer)
-    return shapes_of(create, parameters(config, score=score))
+    return first_shapes(parameters(config, score=score), optimizer)
 
 
 def dialogues(rows: int, width: int, stacked: int | None = None) -> SFTBatch:

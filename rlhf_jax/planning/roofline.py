@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rlhf_jax.models.adapters import base_parts, own_part
 from rlhf_jax.planning.flops import count_flops
 from rlhf_jax.planning.hlo import collectives
 
@@ -106,10 +107,11 @@ def plan(program: Program, useful: Program, chip: Chip, *, num_chips: int) -> Pl
     Args:
         useful: the same program without recomputation.
     """
-    function = jax.jit(program.function, donate_argnums=(0,) if program.donate else ())
+    function, parts = _on_parts(program)
+    function = jax.jit(function, donate_argnums=(0,) if program.donate else ())
     held, arguments, found = _counted(program, useful, chip, num_chips)
     try:
-        compiled, text = compile_with_text(function.lower(*program.arguments))
+        compiled, text = compile_with_text(function.lower(*parts))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -151,10 +153,8 @@ def estimate(
 
 def _counted(program: Program, useful: Program, chip: Chip, num_chips: int):
     """Count the bytes held and of arguments, and fill in a Plan as far as counts go."""
-    held, arguments, loop_reads = (
-        sum(bytes_per_device(x) for x in jax.tree.leaves(tree))
-        for tree in (program.held, program.arguments, program.loop_reads)
-    )
+    arguments, loop_reads = map(size, (program.arguments, program.loop_reads))
+    held = size((program.arguments, program.held)) - arguments
     found = functools.partial(
         Plan,
         name=program.name,
@@ -164,6 +164,51 @@ def _counted(program: Program, useful: Program, chip: Chip, num_chips: int):
         read=arguments + program.loop_steps * loop_reads,
     )
     return held, arguments, found
+
+
+def distinct(tree: Any) -> list[tuple[tuple, Any]]:
+    """Return the paths and arrays of a tree; an array of a base under adapters once,
+    however many models hold it."""
+    shared, seen, leaves = _of_bases(tree), set(), []
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        if id(x) in seen:
+            continue
+        if id(x) in shared:
+            seen.add(id(x))
+        leaves.append((path, x))
+    return leaves
+
+
+def size(tree: Any) -> int:
+    """Return the bytes that a tree's arrays take on one device."""
+    return sum(bytes_per_device(x) for _, x in distinct(tree))
+
+
+def _of_bases(tree: Any) -> dict[int, Any]:
+    return {id(x): x for base in base_parts(tree) for x in base.values()}
+
+
+def _on_parts(program: Program) -> tuple[Callable, tuple]:
+    """Return a program as a function of the first argument's own arrays, of all others,
+    and of those of bases, each of which is one argument."""
+    shared = _of_bases(program.arguments)
+    if not shared:
+        return program.function, program.arguments
+    leaves, treedef = jax.tree.flatten(program.arguments)
+    end = len(jax.tree.leaves(program.arguments[0]))
+    first, others = (
+        [x for x in part if id(x) not in shared]
+        for part in (leaves[:end], leaves[end:])
+    )
+    number = {key: i for i, key in enumerate(shared)}
+    places = [number.get(id(x)) for x in leaves]
+
+    def function(first, others, bases):
+        own = iter([*first, *others])
+        joined = [next(own) if i is None else bases[i] for i in places]
+        return own_part(program.function(*jax.tree.unflatten(treedef, joined)))
+
+    return function, (first, others, list(shared.values()))
 
 
 def _flops(program: Program) -> int:

@@ -4,9 +4,7 @@ as shapes; nothing is loaded."""
 import dataclasses
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import algorithms
@@ -14,7 +12,7 @@ from rlhf_jax.batches import Experience, PackedPairs
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.presets import preset
 from rlhf_jax.planning import programs
-from rlhf_jax.planning.roofline import Program, bytes_per_device
+from rlhf_jax.planning.roofline import Program, size
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.placement import with_opt_states
 
@@ -35,11 +33,6 @@ def of(config: ConfigDict, model: ChatGLMConfig | None = None) -> Program:
     return Program("start", lambda *_: (), max(moments, key=size))
 
 
-def size(tree: Any) -> int:
-    """Return the bytes that a tree's arrays take on one device."""
-    return sum(bytes_per_device(x) for x in jax.tree.leaves(tree))
-
-
 def _moments(
     algorithm: ModuleType, config: ConfigDict, model: ChatGLMConfig
 ) -> Iterator[tuple]:
@@ -47,23 +40,38 @@ def _moments(
     if algorithm.Batch is Experience:
         yield from _moments_of_ppo(algorithm, config, model)
         return
+    yield from _moments_of_base(model)
     is_score = algorithm.Batch is PackedPairs
     optimizer = optimizers.from_config(config.optimizer)
     state = programs.train_state(model, optimizer, score=is_score)
     if is_score:  # its backbone is copied out of a policy; then the best so far
         yield programs.parameters(model), state.model
-        yield state, state.model
+        yield (
+            state,
+            state.model,
+            () if model.lora is None else programs.reference(model),
+        )
     elif config.get("reference") == "on_the_fly":
-        yield state, programs.parameters(model)
+        yield state, programs.reference(model)
     else:
         yield (state,)
+
+
+def _moments_of_base(model: ChatGLMConfig) -> Iterator[tuple]:
+    """Yield what is alive while an int8 base under adapters is loaded in `dtype`."""
+    if model.lora is not None and model.quantised:
+        int8 = dataclasses.replace(model, lora=None)
+        loaded = dataclasses.replace(int8, quantised=False)
+        yield programs.parameters(loaded), programs.parameters(int8)
 
 
 def _moments_of_ppo(
     algorithm: ModuleType, config: ConfigDict, model: ChatGLMConfig
 ) -> Iterator[tuple]:
+    yield from _moments_of_base(model)
     frozen = programs.frozen_models(algorithm, config, model)
-    if config.frozen_param_dtype == "int8":  # each is loaded in `dtype`
+    if model.lora is None and config.frozen_param_dtype == "int8":
+        # Each is loaded in `dtype`.
         loaded = dataclasses.replace(model, param_dtype=model.dtype)
         yield programs.parameters(loaded), frozen.reference or ()
         yield programs.parameters(loaded, score=True), frozen

@@ -670,10 +670,18 @@ def check_options(config) -> None:
             f"{config.reference_rate=} moves the reference, whose answers "
             "baseline='reference' scores once: set baseline='none' or 'greedy'."
         )
-    if config.lora.rank:
+    if config.rollout_param_dtype == "merged" and not config.lora.rank:
         raise ValueError(
-            f"lora.rank={config.lora.rank}: PPO trains all parameters; set lora.rank=0."
+            "rollout_param_dtype='merged' merges adapters: set lora.rank, or "
+            "rollout_param_dtype='same'."
         )
+    for name in ("offload_frozen", "reference_rate"):
+        if config.lora.rank and config[name]:
+            raise ValueError(
+                f"{name}={config[name]} is for a reference of its own, which with "
+                f"lora.rank={config.lora.rank} shares the policy's base: leave {name} "
+                "at its default."
+            )
     if config.reference_rate and config.param_dtype != "float32":
         raise ValueError(
             f"{config.param_dtype=} rounds the small steps of a moving reference away: "

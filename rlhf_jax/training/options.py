@@ -36,7 +36,7 @@ CHOICES = {
     "param_dtype": FLOATS,
     "remat": ("none", "dots", "full"),
     "rollout_correction": ("auto", "none", "token", "response"),
-    "rollout_param_dtype": ("same", "int8"),
+    "rollout_param_dtype": ("same", "merged", "int8"),
     "too_long": ("drop", "truncate_prompt", "truncate_end"),
 }
 

@@ -6,15 +6,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlhf_jax.models.adapters import merged
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.sharding import creator, to_memory
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, first_state
 
+# The sampler's copy of the policy, by `rollout_param_dtype`.
+COPIES: dict[str, Callable | None] = {
+    "same": None,
+    "merged": merged,
+    "int8": lambda policy: quantise(merged(policy)),
+}
+
 
 class Memory:
     """Placement of the models: on the device, or in the host's memory while they are
-    not in use (`offload_frozen`, `offload_moments`); and the sampler's int8 copy of the
+    not in use (`offload_frozen`, `offload_moments`); and the sampler's copy of the
     policy (`rollout_param_dtype`).
 
     Args:
@@ -25,9 +33,9 @@ class Memory:
         self._frozen_rests = "pinned_host" if config.offload_frozen else "device"
         self._moments_rest = "pinned_host" if config.offload_moments else "device"
         self._frozen = to_memory(frozen, self._frozen_rests)
-        self._is_copied = config.rollout_param_dtype == "int8"
+        self._copy = COPIES[config.rollout_param_dtype]
         # The conversion, compiled for the first policy.
-        self._in_8_bits: Callable | None = None
+        self._make_copy: Callable | None = None
 
     def first(self, model: Any, optimizer: Optimizer) -> TrainState:
         """Return the first state of a trained model, which takes over the model's
@@ -41,12 +49,12 @@ class Memory:
         return to_memory(self._frozen, "device")
 
     def sampler(self, policy: Any) -> Any:
-        """Return the model that answers prompts: the policy, or its int8 copy."""
-        if not self._is_copied:
+        """Return the model that answers prompts: the policy, or its copy."""
+        if self._copy is None:
             return policy
-        if self._in_8_bits is None:
-            self._in_8_bits = creator(quantise, policy)
-        return self._in_8_bits(policy)
+        if self._make_copy is None:
+            self._make_copy = creator(self._copy, policy)
+        return self._make_copy(policy)
 
     def at_work(self, state: Any) -> Any:
         """Move the whole state to the device, as the update needs it."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
-from rlhf_jax.models.adapters import base_parts, join, own_part
+from rlhf_jax.models.adapters import base_parts, join, once, own_part, spread
 from rlhf_jax.parallel.fused_update import fused_update, sum_of_squares
 from rlhf_jax.parallel.layers import Trained, trained_part, updated, with_trained
 from rlhf_jax.parallel.pipelining import pipe_size
@@ -60,28 +60,18 @@ def compiled(train_step: Callable) -> Callable:
     may share: each of its arrays is one argument, however many models hold it."""
 
     def step_on_parts(own, arrays, places, *args, **kwargs):
-        bases = [{k: arrays[i] for k, i in place} for place in places]
-        state, metrics = train_step(join(own, bases), *args, **kwargs)
+        state = join(own, spread(arrays, places))
+        state, metrics = train_step(state, *args, **kwargs)
         return own_part(state), metrics
 
     program = jax.jit(step_on_parts, donate_argnums=0, static_argnums=2)
 
     def step(state, *args, **kwargs):
         bases = base_parts(state)
-        new, metrics = program(own_part(state), *_once(bases), *args, **kwargs)
+        new, metrics = program(own_part(state), *once(bases), *args, **kwargs)
         return join(new, bases), metrics
 
     return step
-
-
-def _once(bases: list[dict[str, Array]]) -> tuple[list[Array], tuple]:
-    """Return the different arrays of some bases, and the place of each by name."""
-    arrays = {id(x): x for base in bases for x in base.values()}
-    number = {key: i for i, key in enumerate(arrays)}
-    places = tuple(
-        tuple((name, number[id(x)]) for name, x in base.items()) for base in bases
-    )
-    return list(arrays.values()), places
 
 
 def optimizer_step(
