@@ -143,6 +143,8 @@ class Adapters:
         if key in self._loaded:
             logging.info("One more role lies on the base %s, loaded before.", folder)
         else:
+            if self._loaded:
+                logging.info("%s is another base: its roles share no other's.", folder)
             self._loaded[key] = _load_alone(folder, quantised=quantised, **how)
         return self._loaded[key]
 
