@@ -9,6 +9,7 @@ no array. A model without adapters is its own part, and has no base.
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +26,22 @@ OWN = re.compile(r"\.lora_[ab]$")
 OWN_OF_SCORE_MODEL = re.compile(r"\.lora_[ab]$|^head\.|^offset$")
 
 
-def is_model(x) -> bool:
+def is_model(x: Any) -> bool:
     return isinstance(x, ChatGLM | ScoreModel)
 
 
-def own_part(tree):
+def own_part(tree: Any) -> Any:
     """Return the tree with each model's own part in place of the model."""
     return _each_model(tree, lambda model: _with(model, _own_leaves(model)))
 
 
-def base_parts(tree) -> list[dict[str, Array]]:
+def base_parts(tree: Any) -> list[dict[str, Array]]:
     """Return the arrays of the base under each model of the tree, by name; {} for a
     model without adapters."""
     return [_base_leaves(model) for model in _models(tree)]
 
 
-def join(tree, bases: list[dict[str, Array]]):
+def join(tree: Any, bases: list[dict[str, Array]]) -> Any:
     """Return the tree with each model's base put back: the inverse of `own_part`, given
     its tree's `base_parts`."""
     rest = iter(bases)
@@ -63,7 +64,7 @@ def spread(arrays: list[Array], places: tuple) -> list[dict[str, Array]]:
     return [{name: arrays[i] for name, i in place} for place in places]
 
 
-def on_base(own, base: dict[str, Array]):
+def on_base(own: Any, base: dict[str, Array]) -> Any:
     """Return the model of an own part and its base.
 
     Args:
@@ -83,12 +84,12 @@ def named(model: ChatGLM | ScoreModel) -> dict[str, Array]:
     return {_in_base(name): x for name, x in _leaves(own).items() if x is not None}
 
 
-def adapted(model: ChatGLM | ScoreModel, lora: LoRA, *, key: Array):
+def adapted(model: ChatGLM | ScoreModel, lora: LoRA, *, key: Array) -> Any:
     """Return the model, which has no adapters, with new ones on it: the model's arrays
     are the base, and a ScoreModel's head is copied."""
     config = dataclasses.replace(model.config, lora=lora)
 
-    def make(head):
+    def make(head: dict[str, Array]) -> Any:
         backbone = ChatGLM(config, rngs=nnx.Rngs(key))
         if isinstance(model, ChatGLM):
             return own_part(backbone)
@@ -105,7 +106,7 @@ def adapted(model: ChatGLM | ScoreModel, lora: LoRA, *, key: Array):
     return on_base(create(make, head), named(model))
 
 
-def merged(model: ChatGLM | ScoreModel):
+def merged(model: ChatGLM | ScoreModel) -> Any:
     """Return the model without adapters, whose products are added to the matrices, in
     float32. Int8 matrices are rounded to int8 again.
 
@@ -153,7 +154,7 @@ def merged(model: ChatGLM | ScoreModel):
     return _with(like, leaves)
 
 
-def _without_adapters(model):
+def _without_adapters(model: Any) -> ChatGLM | ScoreModel:
     config = dataclasses.replace(model.config, lora=None)
     backbone = ChatGLM(config, rngs=nnx.Rngs(0))
     if isinstance(model, ChatGLM):
@@ -161,26 +162,26 @@ def _without_adapters(model):
     return ScoreModel(backbone, rngs=nnx.Rngs(0))
 
 
-def _models(tree) -> list:
+def _models(tree: Any) -> list:
     return [x for x in jax.tree.leaves(tree, is_leaf=is_model) if is_model(x)]
 
 
-def _each_model(tree, change: Callable):
+def _each_model(tree: Any, change: Callable) -> Any:
     return jax.tree.map(
         lambda x: change(x) if is_model(x) else x, tree, is_leaf=is_model
     )
 
 
-def _own_leaves(model) -> dict:
+def _own_leaves(model: Any) -> dict:
     return {k: x if _is_own(model, k) else None for k, x in _leaves(model).items()}
 
 
-def _base_leaves(model) -> dict:
+def _base_leaves(model: Any) -> dict:
     leaves = _leaves(model).items()
     return {_in_base(k): x for k, x in leaves if not _is_own(model, k)}
 
 
-def _is_own(model, name: str) -> bool:
+def _is_own(model: Any, name: str) -> bool:
     if model.config.lora is None:
         return True
     pattern = OWN_OF_SCORE_MODEL if isinstance(model, ScoreModel) else OWN
@@ -196,18 +197,18 @@ def _name(path: tuple) -> str:
     return name.removesuffix(".value")
 
 
-def _leaves(model) -> dict:
+def _leaves(model: Any) -> dict:
     """Return the arrays of a model by name, with None where an own part has None."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_none)
     return {_name(path): x for path, x in leaves}
 
 
-def _with(model, leaves: dict):
+def _with(model: Any, leaves: dict) -> Any:
     """Return a model of the same structure with other arrays."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: leaves[_name(path)], model, is_leaf=_is_none
     )
 
 
-def _is_none(x) -> bool:
+def _is_none(x: Any) -> bool:
     return x is None

@@ -65,7 +65,7 @@ class Linear(nnx.Module):
         self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, dtype))
         self.lora_scale = 0.0  # 0 without an adapter
 
-    def add_adapter(self, lora: LoRA, *, key) -> None:
+    def add_adapter(self, lora: LoRA, *, key: Array) -> None:
         """Add an adapter, which changes nothing until it is trained."""
         a, b = shapes(self.equation, self.kernel.shape, lora.rank)
         self.lora_scale = lora.scale

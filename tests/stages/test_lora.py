@@ -81,7 +81,7 @@ def test_four_roles_share_one_base(lora_config, runs, tmp_path, monkeypatch):
     config.lora.base_dtype = "bfloat16"
     seen = {}
 
-    def weighed(step, state, *arguments):
+    def weighed(step, state, *arguments, **named):
         seen["live"] = sum(x.nbytes for x in jax.live_arrays()) - before
         states = (state.policy, state.value)
         own = [(own_part(x.model), x.opt_state) for x in states]
@@ -95,7 +95,7 @@ def test_four_roles_share_one_base(lora_config, runs, tmp_path, monkeypatch):
         seen["base"] = sum(
             x.nbytes for k, x in policy.items() if not k.endswith(("lora_a", "lora_b"))
         )
-        return step(state, *arguments)
+        return step(state, *arguments, **named)
 
     before = sum(x.nbytes for x in jax.live_arrays())
     monkeypatch.setattr(
