@@ -119,10 +119,12 @@ def merged(model: ChatGLM | ScoreModel) -> Any:
     backbone = model if isinstance(model, ChatGLM) else model.backbone
     like = jax.eval_shape(lambda: _without_adapters(model))
     leaves = _leaves(model)
-    linears = [
-        (".".join([stack, *map(str, path)]), linear)
-        for stack in ("dense_blocks", "blocks")
-        for path, linear in nnx.iter_modules(getattr(backbone, stack) or ())
+    stacks = {name: getattr(backbone, name) for name in ("dense_blocks", "blocks")}
+    linears: list[tuple[str, Any]] = [
+        (".".join([name, *map(str, path)]), linear)
+        for name, stack in stacks.items()
+        if stack is not None
+        for path, linear in nnx.iter_modules(stack)
     ]
     for name, linear in linears:
         if not getattr(linear, "lora_scale", 0.0):

@@ -12,6 +12,7 @@ they are two maps.
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def shapes(equation: str, kernel: tuple[int, ...], rank: int) -> tuple[tuple, tu
     return tuple(sizes[axis] for axis in a), tuple(sizes[axis] for axis in b)
 
 
-def random_a(key: Array, equation: str, shape: tuple[int, ...], dtype) -> Array:
+def random_a(key: Array, equation: str, shape: tuple[int, ...], dtype: str) -> Array:
     """Draw A: uniform, within 1 / sqrt(inputs) of 0, as the reference code of LoRA."""
     count = len([a for a in equations(equation)[2].split(",")[0] if a not in "cr"])
     bound = 1 / math.sqrt(math.prod(shape[:count]))
@@ -92,7 +93,7 @@ def add_adapters(block: nnx.Module, lora: LoRA, maps: type, *, rngs: nnx.Rngs) -
     Raises:
         ValueError: no name matches; the existing ones are listed.
     """
-    modules = {
+    modules: dict[str, Any] = {
         ".".join(map(str, path)): module
         for path, module in nnx.iter_modules(block)
         if isinstance(module, maps)
