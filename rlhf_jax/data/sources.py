@@ -39,7 +39,7 @@ from rlhf_jax.data.tokenizers.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from rlhf_jax.files import write_json
+from rlhf_jax.files import read_json, write_json
 from rlhf_jax.shared_work import first_makes, is_first
 from rlhf_jax.terminal import listed
 
@@ -304,6 +304,10 @@ def tokenizer_places(model: str | Path) -> list[Path]:
     places = [model / "tokenizer", model]
     if model.parent.name == "checkpoints":  # possibly a checkpoint of a workdir
         places.append(model.parents[1] / "tokenizer")
+    adapter = model / "adapter_config.json"  # PEFT's; the tokenizer is the base's
+    if adapter.is_file():
+        base = read_json(adapter).get("base_model_name_or_path")
+        places += tokenizer_places(base) if isinstance(base, str) else []
     return places
 
 

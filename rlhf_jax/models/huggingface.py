@@ -125,6 +125,12 @@ def kind_and_config(path: str | os.PathLike) -> tuple[str, ChatGLMConfig]:
     return ("ScoreModel" if plan.score else "ChatGLM"), plan.config
 
 
+def naming_of(path: str | os.PathLike) -> str:
+    """Return the naming of a folder's tensors (see `huggingface_names`)."""
+    fields = read_json(Path(path) / "config.json")
+    return huggingface_config.read(fields, dtype="float32", param_dtype="float32")[1]
+
+
 def save(
     model: ChatGLM | ScoreModel,
     path: str | os.PathLike,

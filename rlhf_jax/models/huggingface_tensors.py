@@ -86,8 +86,7 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder} has no *.safetensors.")
     tensors = {}
     for file in files:
-        header, start = _read_header(file)
-        for name, entry in header.items():
+        for name, tensor in tensors_of(file).items():
             if IGNORED.fullmatch(name):
                 continue
             if name in tensors:
@@ -95,12 +94,28 @@ def list_tensors(folder: Path) -> dict[str, Tensor]:
                     f"{name} is in {tensors[name].file} and in {file}: remove one of "
                     "the two sets of files."
                 )
-            tensors[name] = Tensor(file, entry, start)
+            tensors[name] = tensor
     if any("prefix_encoder" in name for name in tensors):
         raise ValueError(
             f"{folder} is a P-tuning checkpoint (it has a prefix_encoder)."
         )
     return tensors
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """Return every tensor of a safetensors file.
+
+    Raises:
+        ValueError: the file is broken, or has numbers of an unsupported type.
+    """
+    header, start = _read_header(file)
+    header.pop("__metadata__", None)
+    return {name: Tensor(file, entry, start) for name, entry in header.items()}
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file. Raises the errors of `tensors_of`."""
+    return _read_header(file)[0].get("__metadata__") or {}
 
 
 def _read_header(file: Path) -> tuple[dict[str, dict], int]:
@@ -119,7 +134,6 @@ def _read_header(file: Path) -> tuple[dict[str, dict], int]:
     with file.open("rb") as f:
         size = int.from_bytes(f.read(8), "little")
         header = json.loads(f.read(size))
-    header.pop("__metadata__", None)
     return header, 8 + size
 
 
@@ -181,6 +195,13 @@ def read_box(parts: list[Piece], box: Box, tensors: dict[str, Tensor]) -> np.nda
                 tensor = tensors[piece.tensor.replace("{i}", str(layer))].map()
                 target[there] = _in_our_order(piece, letters, tensor)
     return out
+
+
+def read_piece(piece: Piece, tensor: np.ndarray, parameter: np.ndarray) -> None:
+    """Copy the part of a tensor that a piece names into a parameter (of one layer)."""
+    sizes = zip(piece.ours, parameter.shape, strict=True)
+    letters = {letter: (0, size) for letter, size in sizes}
+    parameter[_index_ours(piece, letters)] = _in_our_order(piece, letters, tensor)
 
 
 def write_piece(

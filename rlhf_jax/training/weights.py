@@ -6,6 +6,7 @@ needs no config. With a mesh, weights are read directly into the sharding of
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +16,7 @@ from absl import logging
 from flax import nnx
 
 from rlhf_jax.files import read_json
-from rlhf_jax.models import huggingface
+from rlhf_jax.models import huggingface, peft_adapters
 from rlhf_jax.models.adapters import adapted, merged, named, on_base, own_part
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
@@ -128,9 +129,7 @@ class Adapters:
         checkpoints of `workdir`; None at rank 0."""
         if self.lora is None:
             return None
-        run, _ = workdir_of(folder)
-        record = _base_record(Path(folder))
-        return bases.describe(bases.find(record, run) if record else folder, workdir)
+        return bases.describe(_base_of(Path(folder)) or folder, workdir)
 
     def load(self, folder: Path, *, quantised: bool, **how) -> ChatGLM | ScoreModel:
         """Return the base in a folder; the same one for the same folder.
@@ -166,15 +165,17 @@ class Adapters:
             )
 
 
-def _base_record(folder: Path) -> dict | None:
-    """Return the record of the base under a folder's adapters; None where its model is
-    whole."""
+def _base_of(folder: Path) -> Path | None:
+    """Return the base under a folder's adapters; None where its model is whole."""
     workdir, which = workdir_of(folder)
+    if peft_adapters.is_adapter(folder):
+        return bases.find_named(folder)
     if not has_checkpoint(workdir):
         return None
     checkpoints = Checkpoints(workdir, keep=None)
     step = checkpoints.find(which) if which else checkpoints.steps()[-1]
-    return _record(checkpoints, step, "model", folder).get("base")
+    record = _record(checkpoints, step, "model", folder).get("base")
+    return bases.find(record, workdir) if record else None
 
 
 def load_model(
@@ -187,7 +188,8 @@ def load_model(
     **fields,
 ) -> ChatGLM | ScoreModel:
     """Load the model of a workdir's newest checkpoint, of a named checkpoint (see
-    `workdir_of`), or of a Hugging Face folder.
+    `workdir_of`), of a Hugging Face folder, or of an adapter in PEFT's layout on the
+    base that the adapter names.
 
     Args:
         item: the item of the checkpoint: "model", or after PPO also "value".
@@ -206,6 +208,13 @@ def load_model(
         given = {"dtype": dtype, "param_dtype": param_dtype} | fields
         overrides = {name: x for name, x in given.items() if x is not None}
         return _load_ours(workdir, which, item, overrides, adapters)
+    if peft_adapters.is_adapter(folder):
+        how = {"dtype": dtype or "float32", "param_dtype": param_dtype or dtype}
+        base = bases.find_named(folder)
+        own = load_peft(folder, base, adapters=adapters, **how, **fields)
+        how = {name: getattr(own.config, name) for name in COMPUTATION}
+        load = _load_alone if adapters is None else adapters.load
+        return on_base(own, named(load(base, quantised=own.config.quantised, **how)))
     if is_published(folder):
         mesh = jax.sharding.get_mesh()
         model = huggingface.load(
@@ -218,6 +227,77 @@ def load_model(
         logging.info("Loaded the Hugging Face model of %s.", folder)
         return model
     raise no_model(folder)
+
+
+def load_peft(
+    folder: Path,
+    base: Path,
+    *,
+    dtype: str,
+    param_dtype: str | None,
+    adapters: Adapters | None = None,
+    **fields,
+) -> ChatGLM:
+    """Load an adapter in PEFT's layout as a model's own part, for the base in a folder,
+    whose weights are not read. The arguments are those of `load_model`."""
+    check_kind(base, ChatGLM)
+    config = _look_at(base)[1]
+    stored = {"dtype": dtype, "param_dtype": param_dtype or dtype}
+    config = dataclasses.replace(config, **stored, **fields)
+    trained = adapters is not None and adapters.lora is not None
+    own = peft_adapters.load(
+        folder,
+        config,
+        param_dtype=adapters.lora.param_dtype if trained else config.param_dtype,
+    )
+    logging.info("Loaded the adapter of %s.", folder)
+    return own
+
+
+def load_whole(folder: str | os.PathLike, **how) -> ChatGLM | ScoreModel:
+    """Load a model as `load_model` does; adapters are merged into their base."""
+    if _base_of(Path(folder)) is None:
+        return load_model(folder, **how)
+    return create(merged, load_model(folder, quantised=False, **how))
+
+
+def load_adapters(
+    folder: str | os.PathLike, *, item: str = "model"
+) -> tuple[ChatGLM | ScoreModel, Path]:
+    """Load the own part of a workdir's model that is adapters on a base, which is not
+    loaded, and find the folder of the base.
+
+    Raises:
+        ValueError: the model is whole.
+    """
+    workdir, which = workdir_of(folder)
+    checkpoints = Checkpoints(workdir, keep=None)
+    step = checkpoints.find(which)
+    record = _record(checkpoints, step, item, folder)
+    if not record.get("base"):
+        raise ValueError(f"{folder} holds a whole model, and no adapters.")
+    config = _config(record, {}, folder)
+    like = shapes_of(lambda: own_part(_build(record, config)))
+    own = checkpoints.restore(step, {item: like})[item]
+    checkpoints.close()
+    return own, bases.find(record["base"], workdir)
+
+
+def check_equal(folder: Path, other: Path) -> None:
+    """Refuse two folders that hold different models; what an export in bfloat16 rounds
+    is no difference.
+
+    Raises:
+        ValueError: the sizes or the weights differ.
+    """
+    first, second = (load_model(x, param_dtype="bfloat16") for x in (folder, other))
+    ours, theirs = named(first), named(second)
+    same = type(first) is type(second) and ours.keys() == theirs.keys()
+    if not same or not all(
+        x.shape == theirs[name].shape and bool((x == theirs[name]).all())
+        for name, x in ours.items()
+    ):
+        raise ValueError(f"{folder} is another model than {other}.")
 
 
 def is_published(folder: Path) -> bool:
@@ -308,6 +388,10 @@ def _look_at(folder: Path) -> tuple[str, ChatGLMConfig, str]:
         if record.get("base"):
             bases.find(record["base"], workdir)
         return record["kind"], _config(record, {}, folder), record.get("tokenizer", "")
+    if peft_adapters.is_adapter(folder):
+        kind, config, _ = _look_at(bases.find_named(folder))
+        lora, _ = peft_adapters.read(folder, config)
+        return kind, dataclasses.replace(config, lora=lora), ""
     if is_published(folder):
         return *huggingface.kind_and_config(folder), ""
     raise no_model(folder)
@@ -393,12 +477,9 @@ def _load_start(
 ) -> ChatGLM | ScoreModel:
     """Load a model for a stage: on the shared base, in a stage that trains adapters;
     otherwise without adapters, which are merged."""
-    has_adapters = _base_record(Path(folder)) is not None
     if adapters is None or adapters.lora is None:
-        if not has_adapters:
-            return load_model(folder, **how)
-        return create(merged, load_model(folder, quantised=False, **how))
-    if has_adapters:
+        return load_whole(folder, **how)
+    if _base_of(Path(folder)) is not None:
         return load_model(folder, adapters=adapters, quantised=quantised, **how)
     return adapters.load(Path(folder), quantised=quantised, **how)
 
@@ -463,18 +544,20 @@ def shapes(checkpoints: Checkpoints, step: int, item: str, config, adapters: Ada
 def _shapes(
     record: dict, config: ChatGLMConfig, workdir: Path, adapters: Adapters | None
 ):
-    def build():
-        backbone = ChatGLM(config, rngs=nnx.Rngs(0))
-        if record["kind"] == "ChatGLM":
-            return backbone
-        return ScoreModel(backbone, rngs=nnx.Rngs(0))
-
+    build = functools.partial(_build, record, config)
     if config.lora is None:
         return shapes_of(build)
     how = {name: getattr(config, name) for name in COMPUTATION}
     load = _load_alone if adapters is None else adapters.load
     base = load(bases.find(record["base"], workdir), quantised=config.quantised, **how)
     return on_base(shapes_of(lambda: own_part(build())), named(base))
+
+
+def _build(record: dict, config: ChatGLMConfig) -> ChatGLM | ScoreModel:
+    backbone = ChatGLM(config, rngs=nnx.Rngs(0))
+    if record["kind"] == "ChatGLM":
+        return backbone
+    return ScoreModel(backbone, rngs=nnx.Rngs(0))
 
 
 def _load_alone(folder: Path, *, quantised: bool, **how) -> ChatGLM | ScoreModel:

@@ -8,14 +8,18 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.tokenizer import load_tokenizer, train_tokenizer
-from rlhf_jax.files import read_json
+from rlhf_jax.files import read_json, write_json
 from rlhf_jax.launching.convert import convert
 from rlhf_jax.models import huggingface
+from rlhf_jax.models.adapters import adapted, merged
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.lora import LoRA
 from rlhf_jax.models.presets import preset
-from rlhf_jax.training import weights
+from rlhf_jax.training import bases, weights
+from rlhf_jax.training.checkpoints import Checkpoints
 from tests.data.tokenizers.tokenizer_models import write_v2
 from tests.models.families import FAMILIES, random_model
 
@@ -137,3 +141,66 @@ def test_an_import_records_which_tokenizer_the_model_understands(model, tmp_path
         weights.check_models(right, lambda _: "", reward_models=[ours])
     with pytest.raises(FileNotFoundError, match=r"nowhere holds no model: .*no such"):
         weights.check_models(right, lambda _: "", policies=[str(tmp_path / "nowhere")])
+
+
+def adapter_run(base, folder, model):
+    """A workdir whose model is random adapters on the base in a folder."""
+    lora = LoRA(rank=4, alpha=8.0, maps="")
+    model = adapted(model, lora, key=jax.random.key(1))
+    model = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 0.1 if "lora_b" in jax.tree_util.keystr(path) else x, model
+    )
+    checkpoints = Checkpoints(folder, keep=1)
+    record = weights.describe(model, base=bases.describe(base, folder))
+    checkpoints.save(0, {"model": model}, {"models": {"model": record}})
+    checkpoints.close()
+    write_json(folder / "config.json", {"config": {"seed": 0}})
+    return model
+
+
+def test_adapters_merged_and_in_the_layout_of_peft(model, tmp_path):
+    base, run, whole, adapter, again, other, moved = (
+        tmp_path / x for x in ("hf", "run", "whole", "peft", "again", "other", "moved")
+    )
+    huggingface.save(model, base)
+    train_tokenizer(["to be or not to be"], 300, base)
+    adapters = adapter_run(base, run, model)
+    convert(run, whole)
+    loaded = huggingface.load(whole, dtype="float32", param_dtype="float32")
+    expected = leaves_of(jax.jit(merged)(adapters))
+    for a, b in zip(leaves_of(loaded), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+    convert(run, adapter, naming="peft")
+    assert read_json(adapter / "adapter_config.json")["base_model_name_or_path"] == str(
+        base
+    )
+    convert(adapter, again)
+    assert load_tokenizer(again / "tokenizer").encode("be")  # the base's
+    for folder in (adapter, again):
+        back = weights.load_model(folder)
+        assert back.config.lora == adapters.config.lora
+        for a, b in zip(leaves_of(back), leaves_of(adapters), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert tokenizer_of(adapter).encode("be")
+
+    # Another model in place of the base.
+    huggingface.save(jax.tree.map(lambda x: x * 2, model), other)
+    with pytest.raises(ValueError, match=r"other is another model \("):
+        convert(adapter, tmp_path / "wrong", base=other)
+    with pytest.raises(ValueError, match=r"other is another model than .*hf\."):
+        convert(run, tmp_path / "wrong", naming="peft", base=other)
+    with pytest.raises(ValueError, match="--base is for adapters"):
+        convert(run, tmp_path / "wrong", base=other)
+    with pytest.raises(ValueError, match="holds a whole model, and no adapters"):
+        convert(base, tmp_path / "ours")
+        convert(tmp_path / "ours", tmp_path / "wrong", naming="peft")
+    # A base at a hub, and one that has moved.
+    fields = read_json(adapter / "adapter_config.json")
+    fields["base_model_name_or_path"] = "org/hf"
+    write_json(adapter / "adapter_config.json", fields)
+    with pytest.raises(FileNotFoundError, match=r"'org/hf' of .* is not a folder here"):
+        convert(adapter, tmp_path / "wrong")
+    base.rename(moved)
+    convert(adapter, tmp_path / "from_moved", base=moved)
+    assert weights.load_model(tmp_path / "from_moved").config.lora.rank == 4
