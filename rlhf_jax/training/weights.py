@@ -29,7 +29,13 @@ from rlhf_jax.models.rope_scaling import RopeScaling
 from rlhf_jax.parallel.mesh import check_experts, check_heads, check_layers, platform
 from rlhf_jax.parallel.sharding import create, shapes_of
 from rlhf_jax.training import bases
-from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint, workdir_of
+from rlhf_jax.training.checkpoints import (
+    Checkpoints,
+    flatten,
+    has_checkpoint,
+    unflatten,
+    workdir_of,
+)
 
 # Fields of a model's config that say how it computes and in what it is stored.
 COMPUTATION = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
@@ -278,9 +284,9 @@ def load_adapters(
         raise ValueError(f"{folder} holds a whole model, and no adapters.")
     config = _config(record, {}, folder)
     like = shapes_of(lambda: own_part(_build(record, config)))
-    own = checkpoints.restore(step, {item: like})[item]
+    flat = checkpoints.restore(step, {item: flatten(like)})[item]
     checkpoints.close()
-    return own, bases.find(record["base"], workdir)
+    return unflatten(flat, like), bases.find(record["base"], workdir)
 
 
 def check_equal(folder: Path, other: Path) -> None:
