@@ -215,7 +215,7 @@ def write(
         _name(path): np.asarray(x)
         for path, x in jax.tree_util.tree_leaves_with_path(own)
     }
-    if config.num_experts and any(".mlp." in name for name in leaves):
+    if config.num_experts and any(".mlp." in x for x in leaves if "lora_" in x):
         raise ValueError(
             "PEFT takes adapters of an MLP in a mixture of experts for those of the "
             "routed experts: leave out --naming=peft, which merges them, or train "
