@@ -90,7 +90,7 @@ setup(
         # The page on which people compare responses.
         "annotate": [GRADIO],
         # Live comparison with the published torch implementations and with PEFT.
-        "parity": ["torch==2.13.0", "peft>=0.17"],
+        "parity": ["torch==2.13.0", "peft>=0.21"],
         # What the benchmarks compare with.
         "bench": ["torch==2.13.0", "trl==1.16.*"],
         # The TPU compiler on a machine without a TPU (586 MB).
