@@ -16,6 +16,7 @@ rank is taken, with zeros in the others, and B holds what remains of the scales.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -38,6 +39,7 @@ from rlhf_jax.models.huggingface_tensors import (
     write_piece,
 )
 from rlhf_jax.models.inputs import check_finite
+from rlhf_jax.models.layers import Linear
 from rlhf_jax.models.lora import LoRA, equations
 from rlhf_jax.models.peft_config import Settings, read_settings
 from rlhf_jax.parallel.sharding import shapes_of
@@ -185,7 +187,7 @@ def load(folder: Path, config: ChatGLMConfig, *, param_dtype: str) -> ChatGLM:
     lora = dataclasses.replace(lora, param_dtype=param_dtype)
     config = dataclasses.replace(config, lora=lora)
 
-    def put(path, like):
+    def put(path: tuple, like: jax.ShapeDtypeStruct) -> jax.Array:
         array = leaves[_name(path)].astype(like.dtype)
         return jax.make_array_from_callback(
             array.shape, like.sharding, array.__getitem__
@@ -211,6 +213,7 @@ def write(
         ValueError: adapters of the MLPs of a mixture of experts.
     """
     config, lora = own.config, own.config.lora
+    assert lora is not None
     leaves = {
         _name(path): np.asarray(x)
         for path, x in jax.tree_util.tree_leaves_with_path(own)
@@ -295,7 +298,13 @@ def _targeted(
     return modules, tensor_shapes(pieces(config, naming))
 
 
-def _check(folder, tensors, settings, modules, shapes) -> None:
+def _check(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    settings: Settings,
+    modules: dict[str, list[_Map]],
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
     """Refuse tensors other than those of the modules, in one line."""
     wanted = {}
     for module in modules:
@@ -346,7 +355,7 @@ def _modules(config: ChatGLMConfig, naming: str) -> dict[str, list[_Map]]:
         for piece in table[f".{name}.kernel"]:
             a, b = low.translate(str.maketrans(kernel, piece.ours)).split(",")
             for c, without_c in _by_map(piece, count):
-                for place, layer in enumerate(piece.layers):
+                for place, layer in enumerate(piece.layers or ()):
                     module = piece.tensor.replace("{i}", str(layer))
                     maps = modules.setdefault(module.removesuffix(".weight"), {})
                     own = maps.setdefault((name, place, c), _Map(name, place, c, a, b))
@@ -354,7 +363,7 @@ def _modules(config: ChatGLMConfig, naming: str) -> dict[str, list[_Map]]:
     return {module: list(maps.values()) for module, maps in modules.items()}
 
 
-def _by_map(piece: Piece, count: int):
+def _by_map(piece: Piece, count: int) -> Iterator[tuple[int | None, Piece]]:
     """Yield the number of each of the `count` maps of a product that a piece holds, and
     the map's piece, without the letter c of ours."""
     if "c" not in piece.ours:
@@ -377,8 +386,9 @@ def _equations(config: ChatGLMConfig) -> dict[str, tuple[str, int]]:
     model = jax.eval_shape(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
     maps = {}
     for stack in ("dense_blocks", "blocks"):
-        for path, linear in nnx.iter_modules(getattr(model, stack) or ()):
-            if not getattr(linear, "lora_scale", 0.0):
+        blocks = getattr(model, stack)
+        for path, linear in [] if blocks is None else nnx.iter_modules(blocks):
+            if not isinstance(linear, Linear):
                 continue
             letters = linear.equation.replace("->", ",").split(",")[1]
             count = linear.kernel.shape[1 + letters.index("c")] if "c" in letters else 1

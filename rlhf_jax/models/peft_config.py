@@ -3,7 +3,7 @@ here: LoRA of linear maps. Every other setting is refused by its name."""
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 # Keys that are read, or that change nothing once an adapter is trained. Each other key
@@ -15,7 +15,8 @@ _KNOWN = {
     *("inference_mode", "runtime_config", "qalora_group_size", "megatron_core"),
     *("lora_dropout", "eva_config"),
 }
-_VALUES = {
+Check = Callable[[Any], bool]
+_VALUES: dict[str, tuple] = {
     "peft_type": ("LORA",),
     "task_type": (None, "CAUSAL_LM"),
     "bias": ("none",),
@@ -102,7 +103,7 @@ def read_settings(fields: dict[str, Any]) -> Settings:
         if value not in _VALUES[key] if key in _VALUES else asks:
             raise ValueError(f"{key}={value!r} is not supported.")
 
-    def get(key, default, *checks):
+    def get(key: str, default: Any, *checks: Check) -> Any:
         value = fields.get(key)
         value = default if value is None else value
         if not any(check(value) for check in checks):
@@ -122,7 +123,7 @@ def read_settings(fields: dict[str, Any]) -> Settings:
     )
 
 
-def _each(value) -> list:
+def _each(value: Any) -> list:
     return value if isinstance(value, list) else [value] if value != "" else []
 
 
@@ -132,7 +133,7 @@ def _is_named(names: list[str], kind: list[str] | str, module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def _by_pattern(values: dict, module: str, default):
+def _by_pattern(values: dict, module: str, default: Any) -> Any:
     """Return the value of the first pattern that matches a module as in PEFT."""
     for pattern, value in values.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
@@ -140,34 +141,34 @@ def _by_pattern(values: dict, module: str, default):
     return default
 
 
-def _is_rank(x) -> bool:
+def _is_rank(x: Any) -> bool:
     return type(x) is int and x > 0
 
 
-def _is_alpha(x) -> bool:
+def _is_alpha(x: Any) -> bool:
     return type(x) in (int, float) and 0 < x < 1e38
 
 
-def _is_layer(x) -> bool:
+def _is_layer(x: Any) -> bool:
     return type(x) is int
 
 
-def _is_text(x) -> bool:
+def _is_text(x: Any) -> bool:
     return isinstance(x, str)
 
 
-def _is_regex(x) -> bool:
+def _is_regex(x: Any) -> bool:
     try:
         return isinstance(x, str) and re.compile(x) is not None
     except re.error:
         return False
 
 
-def _list_of(check):
+def _list_of(check: Check) -> Check:
     return lambda x: isinstance(x, list) and all(map(check, x))
 
 
-def _patterns_of(check):
+def _patterns_of(check: Check) -> Check:
     return lambda x: (
         isinstance(x, dict)
         and all(_is_regex(key) and check(value) for key, value in x.items())
