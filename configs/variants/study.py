@@ -5,7 +5,7 @@ Run: python launch/reproduce.py --config=configs/variants/study.py:tiny \
 
 Every seed has its own world, SFT model and runs, and all its models are evaluated in
 one run, on the same prompts. A variant of PPO takes about 80 seconds of processor time,
-a seed 20 minutes. Start the same command again, and it continues where it stopped. The
+a seed 17 minutes. Start the same command again, and it continues where it stopped. The
 table is results/variants.md; every difference is expected above 0.
 """
 
