@@ -36,9 +36,15 @@ def get_config(preset="tiny"):
     # takes its row. Few rows leave few of them idle, many make use of a fast device; 0
     # samples all responses of an iteration side by side. [0, 2**20]
     c.rollout_rows = 0
+    # Begins this many prompts besides those of an iteration: it learns from those whose
+    # responses are done first, and the others go on in the next iteration, with the
+    # policy of then. rollout_correction weighs what an earlier policy sampled. 0 waits
+    # for every response. [0, 2**16]
+    c.prompts_ahead = 0
     # The importance weights of the policy loss that correct the distance between
     # sampler and policy: one for each "token", one for each "response", or "none";
-    # "auto" is "token" with a rollout_param_dtype other than "same", otherwise "none".
+    # "auto" is "token" with a rollout_param_dtype other than "same" or prompts_ahead,
+    # and otherwise "none".
     c.rollout_correction = "auto"
     # Cuts these weights at this; inf cuts none. [1, inf]
     c.rollout_weight_cap = 2.0

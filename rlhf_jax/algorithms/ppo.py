@@ -69,6 +69,7 @@ class Hyper:
     kl_horizon: float
     reference_rate: float
     rollout_param_dtype: str
+    prompts_ahead: int
     rollout_correction: str
     rollout_weight_cap: float
     rollout_error_limit: float
@@ -108,7 +109,8 @@ class Hyper:
         """The level of the weights that correct the sampler's distance from the
         trainer ("token" or "response"); None corrects nothing."""
         if self.rollout_correction == "auto":
-            return None if self.rollout_param_dtype == "same" else "token"
+            is_same = self.rollout_param_dtype == "same" and not self.prompts_ahead
+            return None if is_same else "token"
         return None if self.rollout_correction == "none" else self.rollout_correction
 
     @property

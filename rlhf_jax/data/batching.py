@@ -63,6 +63,11 @@ class BatchOrder:
         self._lengths = None if lengths is None else np.asarray(lengths)
         self._epoch, self._order = -1, None
 
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Return the examples at these places of the batches in one row: int [n]."""
+        both = (divmod(int(place), self.batch_size) for place in places)
+        return np.array([self.indices(batch)[row] for batch, row in both], int)
+
     def indices(self, step: int) -> np.ndarray:
         """Return the examples of batch `step` (from 0): int [batch_size]."""
         epoch, place = divmod(step, self.batches_per_epoch)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
@@ -255,6 +256,18 @@ def shard_batch(tree, *, axis: int = 0):
         return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
     return jax.tree.map(place, tree)
+
+
+def replicate(tree):
+    """Put host arrays whole on every device. Every process passes the same."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.tree.map(jnp.asarray, tree)
+    everywhere = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, everywhere, x.__getitem__),
+        tree,
+    )
 
 
 def shards_of_batch() -> int:

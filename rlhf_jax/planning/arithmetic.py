@@ -66,7 +66,8 @@ def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dic
 
 def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
     samples, size = config.samples_per_prompt, jnp.dtype(model.dtype).itemsize
-    layout = first_layout(config.batch_size // samples, samples, config.rollout_rows)
+    count = config.batch_size // samples + config.prompts_ahead
+    layout = first_layout(count, samples, config.rollout_rows)
     prompts = layout.prompts / devices
     rows = prompts * layout.share
     # Prompts and ring, before and after the ring has grown for the last time.

@@ -194,12 +194,12 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         returns=number if hyper.has_critic else None,
     )
     rooms = ring_sizes(config.max_response_tokens)[-2:]
-    prompts_of_step = rows // config.samples_per_prompt
+    prompts_of_step = rows // config.samples_per_prompt + config.prompts_ahead
     layout = first_layout(
         prompts_of_step, config.samples_per_prompt, config.rollout_rows
     )
     side_by_side = layout.prompts * layout.share
-    steps = config.max_response_tokens * -(-rows // side_by_side)
+    steps = config.max_response_tokens * max(-(-rows // side_by_side), 1)
     sampling = Sampling(
         max_new_tokens=config.max_response_tokens,
         temperature=config.temperature,

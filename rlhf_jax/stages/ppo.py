@@ -67,6 +67,7 @@ from rlhf_jax.data.encoding import encode_prompts, sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
 from rlhf_jax.generation.dynamic_sampling import fill
+from rlhf_jax.generation.partial_rollout import Begun, nothing_begun, partial_rollout
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.parallel.mesh import check_batch, row_unit
@@ -74,6 +75,7 @@ from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.parallel.sharding import (
     create,
     fetch,
+    replicate,
     shapes_of,
     shard_batch,
 )
@@ -276,22 +278,33 @@ def run(config, workdir: str) -> None:
         )
     del frozen
 
-    def answer(policy, index: np.ndarray, key) -> tuple[Rollout, np.ndarray]:
-        """Return the policy's responses and the scores to subtract: float32
-        [prompts]."""
-        batch = prompts_at(number_repeats(index, len(prompts)))
+    def answer(
+        policy, place: int, begun: Begun | None
+    ) -> tuple[np.ndarray, Rollout, np.ndarray, Begun | None]:
+        """Return prompts, the policy's responses, the scores to subtract, float32
+        [prompts], and what is begun."""
         sampler = memory.sampler(policy)
+        sizes = {"samples": config.samples_per_prompt, "rows": config.rollout_rows}
+        if begun is None:
+            index, key = order.indices(place), jax.random.fold_in(rollout_key, place)
+            batch = prompts_at(number_repeats(index, len(prompts)))
+            responses = rollout(sampler, batch, key, sampling, **sizes)
+        else:
+            key = rollout_key
+            responses, places, begun = partial_rollout(
+                sampler,
+                begun,
+                lambda places: prompts_at(order.at(places)),
+                key,
+                sampling,
+                count=order.batch_size,
+                **sizes,
+            )
+            index = order.at(places)
+            batch = prompts_at(number_repeats(index, len(prompts)))
         baseline = np.zeros(len(index), np.float32)
         if config.baseline == "reference":
             baseline = reference_scores.at(index)
-        responses = rollout(
-            sampler,
-            batch,
-            key,
-            sampling,
-            samples=config.samples_per_prompt,
-            rows=config.rollout_rows,
-        )
         if config.baseline == "greedy":
             reward_model = memory.frozen().reward
             baseline = answer_scores(
@@ -304,7 +317,7 @@ def run(config, workdir: str) -> None:
                 records=records_at(index),
                 tokenizer=tokenizer,
             )
-        return responses, baseline
+        return index, responses, baseline, begun
 
     def packed(rolled: Rollout, rows: np.ndarray, parts: int) -> PackedRows | None:
         """Pack the rows [U, b] of a rollout, to be split into `parts`."""
@@ -333,6 +346,9 @@ def run(config, workdir: str) -> None:
     # State
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
     start = checkpoints.latest_step()
+    begun = None
+    if config.prompts_ahead:
+        begun = nothing_begun(config.prompts_ahead, config.samples_per_prompt, sampling)
     if start:
         stored = functools.partial(
             weights.shapes, checkpoints, start, config=config, adapters=adapters
@@ -344,7 +360,8 @@ def run(config, workdir: str) -> None:
         moving = stored("reference") if config.reference_rate else None
         numbers = shapes_of(functools.partial(first_numbers, hyper))
         state = PPOState(policy=policy, value=value, reference=moving, **numbers)
-        state = from_checkpoint(checkpoints.restore(start, to_checkpoint(state)))
+        items = checkpoints.restore(start, to_checkpoint(state, begun))
+        state, begun = from_checkpoint(items), fetch(items.get("begun"))
     else:
         # One model after another: each is donated to its state, whose moments are at
         # rest before the next is loaded.
@@ -381,22 +398,21 @@ def run(config, workdir: str) -> None:
         """Save the state before step + 1, unless it is saved."""
         numbers = writer.close()
         if config.save_every and checkpoints.latest_step() != step:
-            checkpoints.save(step, to_checkpoint(state), meta, numbers)
+            checkpoints.save(step, to_checkpoint(state, begun), meta, numbers)
         checkpoints.close()
 
-    def draws(state: PPOState, step: int) -> Iterator[Draw]:
+    def draws(state: PPOState, step: int, begun: Begun | None) -> Iterator[Draw]:
         """Answer the prompts of a step, and score the answers; once more, with other
         prompts, for every further batch that is asked for."""
         for place in range(step * draws_per_step, (step + 1) * draws_per_step):
-            index, key = order.indices(place), jax.random.fold_in(rollout_key, place)
-            responses, baseline = answer(state.policy.model, index, key)
+            index, responses, baseline, begun = answer(state.policy.model, place, begun)
             num_generated = float(responses.response_mask.sum())
             generating = watch.lap()
             outputs = outputs_of(state, responses)
             scored = score(index, responses, outputs)
             baseline = np.repeat(baseline, config.samples_per_prompt)
             rows = Rows(responses, outputs, scored.scores, baseline)
-            yield Draw(rows, scored, num_generated, generating, watch.lap())
+            yield Draw(rows, scored, num_generated, generating, watch.lap(), begun)
 
     show = {"score": "objective/baselined_scores", "kl": "objective/kl"}
     with ProgressBar("ppo", config.total_steps, start, show) as bar:
@@ -405,8 +421,9 @@ def run(config, workdir: str) -> None:
             watch.lap()
             with saved_before_fault(save_before, step, state):
                 drawn, rows, wanted, metrics = draw_until_full(
-                    draws(state, step), differ if config.max_draws else None
+                    draws(state, step, begun), differ if config.max_draws else None
                 )
+            begun = drawn[-1].begun
             seconds = {
                 "time/generate": sum(draw.generating for draw in drawn),
                 "time/score": sum(draw.scoring for draw in drawn),
@@ -460,7 +477,8 @@ def run(config, workdir: str) -> None:
                 writer.write(step + 1, eval_metrics)
                 writer.write_samples(step + 1, samples[: config.num_samples])
             if checkpoints.due(step + 1, config.save_every, config.total_steps):
-                checkpoints.save(step + 1, to_checkpoint(state), meta, writer.flush())
+                items = to_checkpoint(state, begun)
+                checkpoints.save(step + 1, items, meta, writer.flush())
 
     # Hand on
     numbers = writer.close()
@@ -486,6 +504,7 @@ class Draw(NamedTuple):
     num_generated: float  # tokens
     generating: float  # seconds
     scoring: float  # seconds
+    begun: Begun | None = None  # what goes on in the next iteration
 
 
 def draw_until_full(
@@ -576,14 +595,16 @@ def stop_above_ceiling(config, workdir, checkpoints, step, state, meta, kl) -> N
     )
 
 
-def to_checkpoint(state: PPOState) -> dict:
-    """Split the state into checkpoint items, one per model, so each model loads
-    alone."""
+def to_checkpoint(state: PPOState, begun: Begun | None = None) -> dict:
+    """Split the state and what is begun into checkpoint items, one per model, so each
+    model loads alone."""
     items = to_items(state.policy)
     if state.value is not None:
         items |= to_items(state.value, "value")
     if state.reference is not None:
         items["reference"] = state.reference
+    if begun is not None:
+        items["begun"] = replicate(begun)
     return items | {"rest": {"kl_coef": state.kl_coef, "moments": state.moments}}
 
 
@@ -642,6 +663,16 @@ def check_options(config) -> None:
             f"{config.max_draws=} looks for prompts whose responses differ in their "
             "score: it needs advantage='grpo' or 'rloo', not "
             f"{config.advantage!r}."
+        )
+    if config.prompts_ahead and config.max_draws:
+        raise ValueError(
+            f"{config.prompts_ahead=} has no fixed batch of prompts that "
+            f"{config.max_draws=} could replace: set one of the two to 0."
+        )
+    if config.prompts_ahead and config.rollout_correction == "none":
+        raise ValueError(
+            f"{config.prompts_ahead=} learns from responses that an earlier policy "
+            "began: set rollout_correction to 'auto', 'token' or 'response'."
         )
     if config.whiten_rewards and config.advantage != "gae":
         raise ValueError("whiten_rewards needs the token rewards of advantage='gae'.")

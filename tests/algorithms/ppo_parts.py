@@ -39,6 +39,7 @@ HYPER = ppo.Hyper(
     kl_horizon=100.0,
     reference_rate=0.0,
     rollout_param_dtype="same",
+    prompts_ahead=0,
     rollout_correction="none",
     rollout_weight_cap=2.0,
     rollout_error_limit=0.5,

@@ -157,6 +157,7 @@ def ppo_steps(**fields):
         kl_horizon=100.0,
         reference_rate=0.0,
         rollout_param_dtype="same",
+        prompts_ahead=0,
         rollout_correction="none",
         rollout_weight_cap=2.0,
         rollout_error_limit=0.5,
