@@ -194,7 +194,7 @@ class _Work:
         todo = np.flatnonzero(~responses.done)
         self.waiting: list[deque[int]] = [deque() for _ in range(count)]
         for response in todo:
-            self.waiting[response // samples].append(response)
+            self.waiting[response // samples].append(int(response))
         self.queue = deque(i for i in range(count) if self.waiting[i])
         self.group = self.layout.prompts
         if count > self.layout.prompts:
@@ -217,7 +217,8 @@ class _Work:
         """Give free rows responses, after reading their prompts."""
         while self.queue:
             is_free = (self.answering < 0).all(axis=1)
-            is_free &= [i < 0 or not self.waiting[i] for i in self.prompt_of]
+            has_left = [i >= 0 and bool(self.waiting[i]) for i in self.prompt_of]
+            is_free &= ~np.array(has_left)
             count = min(self.group, len(self.queue))
             if is_free.sum() < count:
                 break

@@ -5,6 +5,8 @@ computed once, whatever K. Letters: B batch, P prompt, K responses to a prompt, 
 response.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -63,7 +65,7 @@ def dialogue_logprobs(
     """Compute the log-probability of every token of a dialogue, float32, 0 at index 0,
     and the mask of those that carry loss; of packed rows those of the targets alone,
     [B, M]."""
-    options = {
+    options: dict[str, Any] = {
         "temperature": 1.0,
         "num_tokens": num_tokens,
         "chunk_size": chunk_size,

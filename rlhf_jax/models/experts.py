@@ -14,6 +14,7 @@ expert, M = B T K pairs of a token and an expert.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,9 @@ class Router(nnx.Module):
         return chosen, c.routed_scale * weights
 
 
-def _within_best_groups(choice, groups: int, kept: int):
+def _within_best_groups(
+    choice: Float[Array, "B T E"], groups: int, kept: int
+) -> Float[Array, "B T E"]:
     """Return the scores with -inf outside each token's best groups."""
     grouped = choice.reshape(*choice.shape[:-1], groups, -1)
     worth = jax.lax.top_k(grouped, 2)[0].sum(-1)
@@ -76,7 +79,16 @@ class Grouped(nnx.Module):
     """One matrix for each expert: each row is multiplied by the matrix of its
     expert."""
 
-    def __init__(self, shape: tuple[int, ...], *, std: float, config, rngs):
+    kernel_scale: nnx.Param | None
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        std: float,
+        config: ChatGLMConfig,
+        rngs: nnx.Rngs,
+    ):
         """Draw the matrices of a shape (E, inputs, outputs...)."""
         self.dtype = config.dtype
         key = rngs.params()
@@ -87,7 +99,12 @@ class Grouped(nnx.Module):
             self.kernel = nnx.Param(normal(key, shape, std, config.param_dtype))
             self.kernel_scale = None
 
-    def __call__(self, rows, experts, sizes):
+    def __call__(
+        self,
+        rows: Float[Array, "M D"],
+        experts: Int[Array, " M"],
+        sizes: Int[Array, " E"],
+    ) -> Float[Array, "M ..."]:
         """Return [M, outputs...] for rows [M, inputs] in the order of their experts.
 
         Args:
@@ -153,7 +170,7 @@ class ExpertBank(nnx.Module):
     def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs):
         c = self.config = config
         size, deep = (c.num_experts, c.expert_width), math.sqrt(2 * c.num_layers)
-        how = {"config": c, "rngs": rngs}
+        how: dict[str, Any] = {"config": c, "rngs": rngs}
         self.up = Grouped((size[0], c.width, 2, size[1]), std=0.02, **how)
         self.down = Grouped((*size, c.width), std=0.02 / deep, **how)
 
@@ -183,7 +200,9 @@ class ExpertBank(nnx.Module):
             out_specs=rows,
         )(self, x, chosen, weights)
 
-    def of_rows(self, rows, experts):
+    def of_rows(
+        self, rows: Float[Array, "M D"], experts: Int[Array, " M"]
+    ) -> Float[Array, "M D"]:
         """Return the outputs [M, D] of rows [M, D], each by its own expert of those
         that this device holds; 0 where the number of the expert is none of them."""
         local = self.up.kernel.shape[0]
@@ -198,15 +217,15 @@ class ExpertBank(nnx.Module):
 
 def _mix(
     bank: ExpertBank,
-    x,
-    chosen,
-    weights,
+    x: Float[Array, "B T D"],
+    chosen: Int[Array, "B T K"],
+    weights: Float[Array, "B T K"],
     *,
-    split=(),
-    exchanged=None,
-    held=None,
-    summed=None,
-):
+    split: tuple[str, ...] = (),
+    exchanged: str | None = None,
+    held: str | None = None,
+    summed: str | None = None,
+) -> Float[Array, "B T D"]:
     """Compute what `ExpertBank` computes, on one device of a mesh.
 
     Args:
@@ -233,7 +252,15 @@ def _mix(
     return (jax.lax.psum(out, axes) if axes else out).astype(x.dtype)
 
 
-def _exchange(bank: ExpertBank, rows, pairs, out, *, axis: str, split):
+def _exchange(
+    bank: ExpertBank,
+    rows: Float[Array, "N D"],
+    pairs: Int[Array, " M"],
+    out: Float[Array, "M D"],
+    *,
+    axis: str,
+    split: tuple[str, ...],
+) -> Float[Array, "M D"]:
     """Send each row to the devices of its experts, and return the outputs, [M, D].
 
     A round has room for `ROOM` times the pairs that each device would get if all
@@ -257,10 +284,10 @@ def _exchange(bank: ExpertBank, rows, pairs, out, *, axis: str, split):
     starts = jnp.cumsum(amounts) - amounts
     place = jnp.arange(count) - starts[target]  # among the pairs for its target
 
-    def swap(x):
+    def swap(x: Array) -> Array:
         return jax.lax.all_to_all(x, axis, 0, 0)
 
-    def go(number, out):
+    def go(number: int | Array, out: Array) -> Array:
         sent = number * room + jnp.arange(room)[None]  # places of this round
         index = jnp.minimum(starts[:, None] + sent, count - 1)
         there = sent < amounts[:, None]
@@ -278,14 +305,14 @@ def _exchange(bank: ExpertBank, rows, pairs, out, *, axis: str, split):
         fullest = jax.lax.pmax(amounts.max(), split)
 
         @jax.checkpoint
-        def step(out, number):
+        def step(out: Array, number: Array) -> Array:
             needed = number * room < fullest
             return jax.lax.cond(
                 needed, lambda out: go(number, out), lambda out: out, out
             )
 
         @jax.jit
-        def spare_rounds(out):  # `planning.flops` knows this name
+        def spare_rounds(out: Array) -> Array:  # `planning.flops` knows this name
             numbers = jnp.arange(1, rounds)
             return jax.lax.scan(lambda out, i: (step(out, i), None), out, numbers)[0]
 
@@ -293,7 +320,7 @@ def _exchange(bank: ExpertBank, rows, pairs, out, *, axis: str, split):
     return out[jnp.argsort(order)]
 
 
-def _axes(entry) -> tuple[str, ...]:
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 

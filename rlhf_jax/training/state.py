@@ -90,31 +90,33 @@ def optimizer_step(
     Returns:
         The new state and the metrics of the loss and of `apply_gradients`.
     """
-    part = trained_part(own_part(state.model), optimizer.trainable)
-    if not optimizer.fused:
-
-        def loss_of_part(part, batch):
-            return loss_fn(with_trained(state.model, part), batch)
-
-        loss, metrics, gradients = value_and_grad(
-            loss_of_part, part, batch, microbatches=microbatches
-        )
-        gradients = constrain_parameters(gradients)
-        state, update_metrics = apply_gradients(state, loss, gradients, optimizer)
-        return state, metrics | update_metrics
-    if pipe_size() > 1:
+    if optimizer.fused and pipe_size() > 1:
         raise ValueError(
             "optimizer.fused updates one layer after another, a pipeline's stages all "
             "at once: set it to False, or the mesh's pipe to 1."
         )
-    if microbatches != 1:
+    if optimizer.fused and microbatches != 1:
         raise ValueError(
             f"{microbatches=} add up a whole gradient, which optimizer.fused "
             "never holds: set microbatches=1."
         )
-    new = fused_update(loss_fn, state.model, part, state.opt_state, batch, optimizer)
-    state, update_metrics = _advance(state, new.model, new.opt_state, new.grad_norm)
-    return state, new.metrics | update_metrics
+    part = trained_part(own_part(state.model), optimizer.trainable)
+    if optimizer.fused:
+        new = fused_update(
+            loss_fn, state.model, part, state.opt_state, batch, optimizer
+        )
+        state, update_metrics = _advance(state, new.model, new.opt_state, new.grad_norm)
+        return state, new.metrics | update_metrics
+
+    def loss_of_part(part, batch):
+        return loss_fn(with_trained(state.model, part), batch)
+
+    loss, metrics, gradients = value_and_grad(
+        loss_of_part, part, batch, microbatches=microbatches
+    )
+    gradients = constrain_parameters(gradients)
+    state, update_metrics = apply_gradients(state, loss, gradients, optimizer)
+    return state, metrics | update_metrics
 
 
 def apply_gradients(

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import re
 
@@ -10,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.lora import LoRA
 from rlhf_jax.models.presets import PRESETS, preset
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import (
@@ -58,18 +60,22 @@ def test_every_matrix_of_every_published_size_is_split_by_all_axes(name):
 
 
 def test_every_rule_matches_something():
-    scorer = jax.eval_shape(
-        lambda: TrainState.create(
-            ScoreModel(ChatGLM(preset("micro"), rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)),
-            adafactor(1.0, weight_decay=0.1, clip_norm=1.0),
-        )
-    )
+    lora = LoRA(rank=2, alpha=2.0, maps="")
+    experts = dataclasses.replace(preset("tiny_moe"), lora=lora)
     paths = [
-        jax.tree_util.keystr(p)
-        for p, _ in jax.tree_util.tree_flatten_with_path(scorer)[0]
+        jax.tree_util.keystr(path)
+        for config in (preset("micro"), experts)
+        for path, _ in jax.tree_util.tree_flatten_with_path(
+            jax.eval_shape(lambda config=config: _state(config))
+        )[0]
     ]
     for pattern, _ in PARAMETERS:
         assert any(re.search(pattern, path) for path in paths), pattern
+
+
+def _state(config):
+    scorer = ScoreModel(ChatGLM(config, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    return TrainState.create(scorer, adafactor(1.0, weight_decay=0.1, clip_norm=1.0))
 
 
 def test_a_matrix_without_a_rule_is_an_error():
