@@ -88,7 +88,8 @@ def next_command(
     Args:
         preset: the preset of the config.
         overrides: key -> value of the flags given besides the config file; those about
-            the data are repeated, and those about rewards where rewards come next.
+            the data are repeated, those about rewards where rewards come next, and
+            those about adapters where training comes next.
     """
     if preset in ("", "default"):  # of the stages that have no model
         preset = "tiny"
@@ -104,6 +105,7 @@ def next_command(
         functions.pop("reward_model", None)
     own_data = config.get("data", {}).get("path") != "testbed"
     data = {k: v for k, v in overrides.items() if k.startswith("data.")}
+    adapters = {k: v for k, v in overrides.items() if k.startswith("lora.")}
 
     def command(script: str, stage: str, **fields) -> str:
         flags = [
@@ -113,6 +115,8 @@ def next_command(
         keys = {key: value for key, value in fields.items() if value}
         if stage != "prepare_comparisons":  # it reads files alone
             keys |= data
+        if script == "train":
+            keys |= adapters
         flags += [f"--config.{key}={value}" for key, value in keys.items()]
         return _lines(["python", f"launch/{script}.py", *flags])
 

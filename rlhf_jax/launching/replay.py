@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import algorithms
 from rlhf_jax.batches import PackedPairs, PackedRows, PreferenceBatch, SFTBatch
 from rlhf_jax.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from rlhf_jax.models.adapters import base_parts, join, own_part
 from rlhf_jax.terminal import listed, print_table
 from rlhf_jax.training import options, suspects, weights
 from rlhf_jax.training.checkpoints import flatten, has_checkpoint
@@ -54,8 +55,12 @@ def losses_of(config: ConfigDict, workdir: Path, path: Path) -> dict:
     loss_fn = functools.partial(algorithm.batch_loss, hyper=hyper)
     inputs = inputs_of(algorithm.Batch, parts)
 
-    grad_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-    (loss, metrics), gradients = grad_fn(model, **inputs)
+    def loss_of_own_part(own, bases, **inputs):
+        return loss_fn(join(own, bases), **inputs)
+
+    grad_fn = jax.jit(jax.value_and_grad(loss_of_own_part, has_aux=True))
+    own_and_bases = own_part(model), base_parts(model)
+    (loss, metrics), gradients = grad_fn(*own_and_bases, **inputs)
     squares = {k: jnp.square(g).sum() for k, g in flatten(gradients).items()}
     row_fn = jax.jit(lambda model, row: loss_fn(model, **row)[0])
     with_rows = {name: x for name, x in inputs.items() if name != "sft"}

@@ -74,6 +74,10 @@ def test_each_stage_reads_what_the_one_before_made(tmp_path, monkeypatch):
     words = following(reward.get_config("hh"), "hh", **{"data.path": "F"})
     assert "--config=configs/ppo.py:hh" in words
     assert "--config.reward_model=runs/here" in words
+    words = following(reward.get_config(), **{"lora.rank": 8})
+    assert "--config.lora.rank=8" in words  # the policy gets adapters too
+    words = following(ppo.get_config(), **{"lora.rank": 8})
+    assert "--config.lora.rank=8" not in words
 
 
 @pytest.mark.parametrize("config", [ppo, select_prompts], ids=lambda x: x.__name__)
