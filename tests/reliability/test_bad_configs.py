@@ -154,7 +154,7 @@ CONFIGS = [
     ("ppo", "rollout_error_limit", 0.0, r"error_limit=0.0 must be above 0"),
     ("ppo", "missing_end_penalty", -1.0, r"missing_end_penalty=-1.0 must be at least"),
     ("ppo", "frozen_param_dtype", "int4", r"frozen_param_dtype='int4' must be one of"),
-    ("ppo", "rollout_param_dtype", "int4", r"'int4' must be one of same, int8"),
+    ("ppo", "rollout_param_dtype", "int4", r"'int4' must be one of same, merged, int8"),
     ("ppo", "whiten_rewards", "rloo", r"whiten_rewards|advantage"),
     ("dpo", "loss", "ppo", r"loss='ppo' must be one of dpo, robust, ipo"),
     ("dpo", "beta", 0.0, r"config.beta=0.0 must be above 0"),
