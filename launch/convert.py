@@ -5,7 +5,7 @@ python launch/convert.py --from=runs/ppo --to=exported [--item=value] \
 python launch/convert.py --from=chatglm3-6b --to=runs/chatglm3-6b
 python launch/convert.py --from=SmolLM2-135M-Instruct.Q4_1.gguf --to=smollm2
 python launch/convert.py --from=runs/lora --to=adapter --naming=peft
-python launch/convert.py --from=adapter --to=runs/adapter --base=glm-4-9b-chat-hf
+python launch/convert.py --from=adapter --to=runs/adapter --base=glm-4-9b-hf
 
 The kind of the source decides the direction: a GGUF file (llama.cpp's, quantised or
 not) becomes a Hugging Face folder. The tokenizer is converted too. --source and
