@@ -239,9 +239,15 @@ def constrain_parameters(tree, *, layer: bool = False):
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def batch_sharding(shape: tuple[int, ...], mesh: Mesh, *, axis: int) -> NamedSharding:
+    """Return the layout of an array of a batch: rows (axis `axis`) over data and fsdp.
+    Rows that the devices do not divide are replicated."""
+    spec = P(*[None] * axis, ACTIVATIONS["batch"])
+    return NamedSharding(mesh, _fit(spec, shape, dict(mesh.shape)))
+
+
 def shard_batch(tree, *, axis: int = 0):
-    """Put host arrays on the mesh, rows (axis `axis`) over data and fsdp. Rows that the
-    devices do not divide are replicated.
+    """Put host arrays on the mesh in the layout of `batch_sharding`.
 
     Every process passes the whole batch and keeps the rows of its own devices.
     """
@@ -251,8 +257,7 @@ def shard_batch(tree, *, axis: int = 0):
 
     def place(x):
         x = np.asarray(x)
-        spec = P(*[None] * axis, ACTIVATIONS["batch"])
-        sharding = NamedSharding(mesh, _fit(spec, x.shape, dict(mesh.shape)))
+        sharding = batch_sharding(x.shape, mesh, axis=axis)
         return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
     return jax.tree.map(place, tree)

@@ -31,8 +31,8 @@ from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import check_batch, check_experts, check_heads, check_layers
 from rlhf_jax.parallel.sharding import (
-    ACTIVATIONS,
     activation_spec,
+    batch_sharding,
     decoding,
     shapes_of,
 )
@@ -367,9 +367,8 @@ def dialogues(rows: int, width: int, stacked: int | None = None) -> SFTBatch:
 
 
 def array(shape, dtype=jnp.int32, *, axis: int = 0) -> jax.ShapeDtypeStruct:
-    """Return a batch array's shape, its rows (axis `axis`) over data and fsdp."""
-    spec = P(*[None] * axis, ACTIVATIONS["batch"])
-    sharding = NamedSharding(jax.sharding.get_mesh(), spec)
+    """Return the shape of a batch's array, in the layout of `batch_sharding`."""
+    sharding = batch_sharding(shape, jax.sharding.get_mesh(), axis=axis)
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
