@@ -64,7 +64,8 @@ def test_no_more_is_alive_than_the_plan_says(
     stage, fields, stage_config, tmp_path, monkeypatch
 ):
     """Up to the loop the row "start", and from there to the first update the largest
-    of all rows, without their temporaries. Most of the plan is really there."""
+    of all rows, without their temporaries, but with what a decoding step reads: the
+    sampler's model and caches. Most of the plan is really there."""
     config = stage_config(stage, model="tiny", **fields)
     module = importlib.import_module(f"rlhf_jax.stages.{stage}")
     bar, seen = module.ProgressBar, {}
@@ -89,7 +90,9 @@ def test_no_more_is_alive_than_the_plan_says(
         model = preset("tiny", **weights.computation(config))
         model = dataclasses.replace(model, vocab_size=448)  # of 400 tokens
         rows = {
-            program.name: start.size((program.arguments, program.held))
+            program.name: start.size(
+                (program.arguments, program.held, program.loop_reads[-1:])
+            )
             for program in (start.of(config, model), *programs.of(config, model))
         }
     assert 0.9 * rows["start"] < seen["start"] <= rows["start"] + SMALL
