@@ -112,12 +112,15 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int:
-        """Return the step of the newest whole checkpoint; 0 without any checkpoint.
-        Damaged checkpoints are named in the log, and renamed if this run writes.
+        """Return the step of the newest whole checkpoint; 0 without any checkpoint. A
+        save in the background is completed first. Damaged checkpoints are named in the
+        log, and renamed if this run writes.
 
         Raises:
             DamagedError: there are checkpoints, and none of them is whole.
+            SaveError: the last save could not be written.
         """
+        self.wait()
         damaged = []
         for step in reversed(self.steps()):
             damage = _damage(self.folder / str(step))

@@ -1,4 +1,5 @@
 import gc
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.sharding import shard_parameters
-from rlhf_jax.training import weights
+from rlhf_jax.training import checksums, weights
 from rlhf_jax.training.checkpoints import (
     Checkpoints,
     DamagedError,
@@ -162,6 +163,22 @@ def test_a_save_that_was_cut_off_is_not_taken_for_a_checkpoint(tmp_path, state):
     (unfinished / "half").write_text("x")
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest_step() == 3
+    checkpoints.close()
+
+
+def test_a_save_that_is_being_written_is_not_taken_for_a_damaged_one(
+    tmp_path, monkeypatch
+):
+    write = checksums.write
+
+    def write_slowly(folder):
+        time.sleep(0.5)
+        write(folder)
+
+    monkeypatch.setattr(checksums, "write", write_slowly)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, {"model": {"x": jnp.ones(2)}}, {})
+    assert checkpoints.latest_step() == 1
     checkpoints.close()
 
 
