@@ -90,14 +90,27 @@ def other_config(model, **fields):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("samples", "rows"), [(1, 1), (1, 4), (4, 4), (4, 44)])
+@pytest.mark.parametrize(("samples", "rows"), [(1, 1), (1, 4), (4, 4), (4, 32)])
 def test_every_response_is_that_of_its_prompt_and_number(
-    model, prompts, samples, rows, all_sizes
+    model, prompts, samples, rows, all_sizes, monkeypatch
 ):
-    expected = one_by_one(model, prompts, KEY, SAMPLING, samples=samples)
+    """Also where rows move together, and fewer of them then share a prompt."""
+    layouts, resize = set(), rows_.resize
+
+    def noting(rows, takes, prompts, *, slots):
+        layouts.add((len(prompts), len(takes) // len(prompts)))
+        return resize(rows, takes, prompts, slots=slots)
+
+    monkeypatch.setattr(rows_, "resize", noting)
+    prompts = prompts[:8]
+    stops = tuple(range(6)) if samples > 1 else SAMPLING.stop_ids
+    sampling = dataclasses.replace(SAMPLING, stop_ids=stops)
+    expected = one_by_one(model, prompts, KEY, sampling, samples=samples)
     assert {length % STEPS for length in expected.lengths.tolist()} == {0, 1, 2}
     assert 0 < expected.ended.sum() < len(expected.ended)
-    check_same(answer(model, prompts, samples=samples, rows=rows), expected)
+    found = answer(model, prompts, sampling, samples=samples, rows=rows)
+    check_same(found, expected)
+    assert rows < 32 or any(1 < share < samples for _, share in layouts)
 
 
 @pytest.mark.parametrize(
