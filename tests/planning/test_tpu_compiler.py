@@ -212,7 +212,8 @@ def test_a_loop_over_stacked_layers_decodes_without_a_copy_of_weights(quantised)
         assert decoded_in_a_loop(config.scan_layers)
         tokens = programs.array((2, 64))
         mask = programs.array((2, 64), bool)
-        key = programs.replicated((), jax.random.key(0).dtype)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = programs.replicated((), key.dtype)
         generate = functools.partial(programs.generation, share=1, sampling=sampling)
         lowered = jax.jit(generate).lower(
             programs.parameters(config), tokens, mask, key
