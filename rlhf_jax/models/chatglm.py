@@ -61,7 +61,7 @@ REMAT = {
     ),
     "full": jax.checkpoint,
 }
-# Of the names of parameters; a router is float32 wherever it is read.
+# The names of the parameters that are cast; a router is float32 wherever it is read.
 MATRICES = r"\b(?<!router\.)(kernel|embedding|lora_[ab])\b"
 
 

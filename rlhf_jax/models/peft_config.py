@@ -26,7 +26,7 @@ _VALUES: dict[str, tuple] = {
 
 
 class Settings(NamedTuple):
-    """What an adapter computes, and in which modules."""
+    """The product that an adapter computes, and the modules that it is in."""
 
     rank: int
     alpha: float

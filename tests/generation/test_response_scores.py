@@ -34,7 +34,7 @@ def test_scores_of_a_shared_prompt_equal_separate_passes(model):
             prompt = np.asarray(tokens[row])[np.asarray(mask[row])]
             length = int(response_mask[row, k].sum())
             text = np.concatenate([prompt, np.asarray(responses[row, k])])
-            # What comes later changes nothing, and all rows have one shape.
+            # Later tokens change nothing, and all rows have one shape.
             later = np.pad(text, (0, 11 - len(text)))
             alone = forward(score_model, later[None])[0, len(prompt) + length - 1]
             np.testing.assert_allclose(shared[row, k], alone, atol=1e-5)

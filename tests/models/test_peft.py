@@ -101,7 +101,7 @@ SOME = {"rslora": True, "maps": "query|key_value|up"}
     + [("glm4", SOME), ("glm4_moe", {"maps": "attention"})],
 )
 def test_writing(case, fields, tmp_path):
-    """What is written adds what merging adds, and is read back the same."""
+    """A written adapter adds what merging adds, and is read back the same."""
     base = published(case, tmp_path)
     lora = dataclasses.replace(LORA, **fields)
     model = stirred(adapted(base, lora, key=jax.random.key(0)))

@@ -27,7 +27,7 @@ def assert_close(lines, expected):
         for name in a:
             if name.startswith(MEASURED):
                 continue
-            # Of a few hundred tokens, one may be just on the other side of a bound.
+            # One of a few hundred tokens may be just on the other side of a bound.
             atol = 0.01 if name.endswith("clipfrac") else 2e-5
             np.testing.assert_allclose(
                 a[name], b[name], rtol=2e-3, atol=atol, err_msg=name

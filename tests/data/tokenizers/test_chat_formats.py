@@ -310,8 +310,8 @@ def test_an_answer_follows_thoughts_that_the_prompt_opens(folder, tmp_path):
     assert ids == [*prompt, *tokenizer.encode("hm</think>It is 12."), end]
 
 
-# Of GLM-4.5: an answer has a thought, perhaps an empty one, and earlier answers lose
-# theirs.
+# The template of GLM-4.5: an answer has a thought, perhaps an empty one, and earlier
+# answers lose theirs.
 GLM4_5_TEMPLATE = r"""[gMASK]<sop>
 {%- set ns = namespace(last=-1) %}
 {%- for m in messages %}{% if m.role == 'user' %}
