@@ -20,6 +20,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.layers import quantise_kernel
 from rlhf_jax.models.lora import LoRA, equations
+from rlhf_jax.parallel.layers import is_none, parameter_name
 from rlhf_jax.parallel.sharding import create
 
 OWN = re.compile(r"\.lora_[ab]$")
@@ -194,23 +195,14 @@ def _in_base(name: str) -> str:
     return name.removeprefix("backbone.")
 
 
-def _name(path: tuple) -> str:
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
-    return name.removesuffix(".value")
-
-
 def _leaves(model: Any) -> dict:
     """Return the arrays of a model by name, with None where an own part has None."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_none)
-    return {_name(path): x for path, x in leaves}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_none)
+    return {parameter_name(path): x for path, x in leaves}
 
 
 def _with(model: Any, leaves: dict) -> Any:
     """Return a model of the same structure with other arrays."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaves[_name(path)], model, is_leaf=_is_none
+        lambda path, _: leaves[parameter_name(path)], model, is_leaf=is_none
     )
-
-
-def _is_none(x: Any) -> bool:
-    return x is None

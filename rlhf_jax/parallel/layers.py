@@ -179,16 +179,16 @@ def frozen_part(layers, trained):
 def merge(frozen, trained):
     """Return a layer from its two parts, each with None where the other has an
     array."""
-    treedef = jax.tree.structure(frozen, is_leaf=_is_none)
+    treedef = jax.tree.structure(frozen, is_leaf=is_none)
     pairs = zip(_leaves(frozen), _leaves(trained), strict=True)
     return jax.tree.unflatten(treedef, [x if y is None else y for x, y in pairs])
 
 
 def _leaves(tree) -> list:
-    return jax.tree.leaves(tree, is_leaf=_is_none)
+    return jax.tree.leaves(tree, is_leaf=is_none)
 
 
-def _is_none(x) -> bool:
+def is_none(x) -> bool:
     return x is None
 
 
@@ -209,7 +209,9 @@ def trained_part(model, pattern: str) -> Trained:
         return Trained(layers, rest)
     rest = {name: x for name, x in rest.items() if re.search(pattern, name)}
     paths, _ = jax.tree_util.tree_flatten_with_path(model)
-    stacked = [(_name(path), x.shape[0]) for path, x in paths if _is_stacked(path)]
+    stacked = [
+        (parameter_name(path), x.shape[0]) for path, x in paths if _is_stacked(path)
+    ]
     before = getattr(getattr(model, "backbone", model), "dense_blocks", None)
     before = 0 if before is None else count(before)
     matched = [
@@ -221,7 +223,7 @@ def trained_part(model, pattern: str) -> Trained:
         names = [
             numbered(name, f"{before}..{before + size - 1}") for name, size in stacked
         ]
-        names += [_name(path) for path, _ in paths if not _is_stacked(path)]
+        names += [parameter_name(path) for path, _ in paths if not _is_stacked(path)]
         raise ValueError(
             f"optimizer.trainable={pattern!r} matches no parameter; there are: "
             f"{', '.join(names)}."
@@ -277,7 +279,9 @@ def split(model) -> tuple:
     name."""
     layers = getattr(getattr(model, "backbone", model), "blocks", {})
     leaves, _ = jax.tree_util.tree_flatten_with_path(model)
-    return layers, {_name(path): x for path, x in leaves if not _is_stacked(path)}
+    return layers, {
+        parameter_name(path): x for path, x in leaves if not _is_stacked(path)
+    }
 
 
 def join(model, layers, rest: dict):
@@ -289,7 +293,7 @@ def join(model, layers, rest: dict):
     joined = jax.tree.unflatten(
         treedef,
         [
-            next(stacked, None) if _is_stacked(path) else rest[_name(path)]
+            next(stacked, None) if _is_stacked(path) else rest[parameter_name(path)]
             for path, _ in leaves
         ],
     )
@@ -303,10 +307,11 @@ def _set_blocks(model, layers, name: str = "blocks") -> None:
     object.__setattr__(model, name, layers)
 
 
-def _name(path: tuple) -> str:
+def parameter_name(path: tuple) -> str:
+    """Return the name of an array of a model, as "head.kernel"."""
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     return name.removesuffix(".value")
 
 
 def _is_stacked(path: tuple) -> bool:
-    return "blocks" in _name(path).split(".")
+    return "blocks" in parameter_name(path).split(".")
