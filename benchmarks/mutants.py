@@ -33,6 +33,11 @@ HYPER = "tests/algorithms/test_hyper.py::test_an_option_reaches_the_field_of_its
 STAGES = "tests/stages/test_stages.py"
 FUSED = "tests/parallel/test_fused_update.py"
 SCORES = "tests/generation/test_response_scores.py"
+OF_PPO = (
+    "without_a_critic_a_response_has_one_advantage_and_there_is_no_value",
+    "a_gradient_that_is_not_finite_is_skipped_and_counted_for_either_model",
+    "the_kl_in_the_loss_pulls_to_the_reference_and_leaves_the_rewards_alone",
+)
 FILES = {  # file -> its quick tests
     "rlhf_jax/losses/masked.py": ["tests/losses/test_masked.py"],
     "rlhf_jax/losses/kl.py": ["tests/losses/test_kl.py"],
@@ -56,7 +61,7 @@ FILES = {  # file -> its quick tests
     "rlhf_jax/generation/rollout.py": [
         "tests/generation/test_responses.py::"
         "test_a_rollout_has_the_responses_of_its_batch_in_their_order",
-        "tests/algorithms/test_ppo_experience.py::"
+        "tests/ppo/test_experience.py::"
         "test_several_responses_to_a_prompt_differ_and_the_first_keep_their_numbers",
     ],
     "rlhf_jax/generation/responses.py": ["tests/generation/test_responses.py"],
@@ -106,21 +111,17 @@ FILES = {  # file -> its quick tests
         "tests/algorithms/test_composition.py::"
         "test_a_step_follows_the_sum_of_its_terms_gradients[step_of_dpo]",
     ],
-    "rlhf_jax/algorithms/ppo.py": [
-        f"{HYPER}[ppo]",
-        f"{GOLDEN}[ppo]",
-        "tests/algorithms/test_composition.py",
-        "tests/algorithms/test_ppo_experience.py",
-        "tests/algorithms/test_variants.py",
-        *(
-            f"tests/algorithms/test_ppo.py::test_{name}"
-            for name in (
-                "without_a_critic_a_response_has_one_advantage_and_there_is_no_value",
-                "a_gradient_that_is_not_finite_is_skipped_and_counted_for_either_model",
-                "the_kl_in_the_loss_pulls_to_the_reference_and_leaves_the_rewards_alone",
-            )
-        ),
-    ],
+    **{
+        f"rlhf_jax/{file}.py": [
+            f"{HYPER}[ppo]",
+            f"{GOLDEN}[ppo]",
+            "tests/algorithms/test_composition.py",
+            "tests/ppo/test_experience.py",
+            "tests/algorithms/test_variants.py",
+            *(f"tests/algorithms/test_ppo.py::test_{name}" for name in OF_PPO),
+        ]
+        for file in ("algorithms/ppo", "ppo/state", "ppo/forward", "ppo/experience")
+    },
     **{
         f"rlhf_jax/stages/{stage}.py": [
             f"{STAGES}::test_a_run_leaves_its_files[{stage}]",

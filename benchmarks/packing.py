@@ -29,6 +29,8 @@ from rlhf_jax.data.batching import BatchOrder, sft_batch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
+from rlhf_jax.ppo.options import Hyper
+from rlhf_jax.ppo.state import PPOState
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.state import TrainState
 
@@ -128,7 +130,7 @@ def updates(config, repeats: int) -> dict:
     )
     settings = ppo_config.get_config("tiny")
     settings.update(beta_sft=0.0)
-    hyper = ppo.Hyper.from_config(settings, config.vocab_size)
+    hyper = Hyper.from_config(settings, config.vocab_size)
     experience = Experience(
         prompts=prompts,
         prompt_mask=prompt_mask,
@@ -143,7 +145,7 @@ def updates(config, repeats: int) -> dict:
     )
     optimizer = plain_adamw()
     policy = ChatGLM(config, rngs=nnx.Rngs(0))
-    state = ppo.PPOState.create(
+    state = PPOState.create(
         policy,
         ScoreModel(jax.tree.map(jnp.copy, policy), rngs=nnx.Rngs(1)),
         policy_optimizer=optimizer,

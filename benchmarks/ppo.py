@@ -35,6 +35,10 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.planning.flops import count_flops
+from rlhf_jax.ppo.experience import make_experience
+from rlhf_jax.ppo.forward import run_models
+from rlhf_jax.ppo.options import Hyper
+from rlhf_jax.ppo.state import Frozen, PPOState
 from rlhf_jax.training import optimizers
 from rlhf_jax.training.allocator import keep_freed_memory
 
@@ -70,7 +74,7 @@ def main():
         settings.update(
             samples_per_prompt=flags.samples, advantage="grpo", baseline="none"
         )
-    hyper = ppo.Hyper.from_config(settings, config.vocab_size)
+    hyper = Hyper.from_config(settings, config.vocab_size)
     optimizer = optimizers.from_config(settings.optimizer)
     rates = optimizers.learning_rates(settings.optimizer, hyper.num_updates)
 
@@ -79,14 +83,14 @@ def main():
         policy = ChatGLM(config, rngs=nnx.Rngs(0))
         reward = ScoreModel(policy, rngs=nnx.Rngs(1))
         value = ScoreModel(policy, rngs=nnx.Rngs(2)) if hyper.has_critic else None
-        state = ppo.PPOState.create(
+        state = PPOState.create(
             policy,
             value,
             policy_optimizer=optimizer,
             value_optimizer=optimizer,
             hyper=hyper,
         )
-        return state, ppo.Frozen(policy, reward)
+        return state, Frozen(policy, reward)
 
     state, frozen = models()
     frozen = jax.tree.map(jnp.copy, frozen)  # because the state's buffers are donated
@@ -112,8 +116,8 @@ def main():
 
     @jax.jit
     def score(state, frozen, rolled, baseline):
-        outputs = ppo.run_models(state, frozen, rolled, hyper=hyper)
-        return ppo.make_experience(
+        outputs = run_models(state, frozen, rolled, hyper=hyper)
+        return make_experience(
             state, rolled, outputs, outputs.scores, baseline, hyper=hyper
         )
 

@@ -113,7 +113,7 @@ def test_of_several_processes_the_first_writes(tmp_path, monkeypatch):
 
 
 PACKAGE = Path(files.__file__).parent
-ROOMS = ("stages", "evaluation", "training", "algorithms")
+ROOMS = ("stages", "evaluation", "training", "algorithms", "ppo")
 APPENDED = {"training/metrics.py": 1}  # by process 0, line by line
 
 

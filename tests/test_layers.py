@@ -16,7 +16,16 @@ ALLOWED = {
     "models": {"parallel"},
     "generation": {"models", "losses", "parallel", "batches"},
     "training": {"generation", "models", "losses", "parallel", "batches"},
-    "algorithms": {"training", "models", "generation", "losses", "batches"},
+    "ppo": {
+        "rewards",
+        "generation",
+        "training",
+        "models",
+        "losses",
+        "parallel",
+        "batches",
+    },
+    "algorithms": {"ppo", "training", "models", "generation", "losses", "batches"},
     "evaluation": {
         "rewards",
         "generation",
@@ -31,6 +40,7 @@ ALLOWED = {
     "planning": {
         "rewards",
         "algorithms",
+        "ppo",
         "generation",
         "training",
         "models",
@@ -53,6 +63,7 @@ ALLOWED = {
     "stages": {
         "rewards",
         "algorithms",
+        "ppo",
         "evaluation",
         "generation",
         "training",

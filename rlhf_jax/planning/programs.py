@@ -37,6 +37,8 @@ from rlhf_jax.parallel.sharding import (
     shapes_of,
 )
 from rlhf_jax.planning.roofline import Program
+from rlhf_jax.ppo.forward import run_models
+from rlhf_jax.ppo.state import Frozen, PPOState, first_numbers
 from rlhf_jax.rewards.spec import uses_model
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.placement import COPIES, with_opt_states
@@ -157,7 +159,7 @@ def update_of(
 def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[Program]:
     hyper = algorithm.Hyper.from_config(config, model.vocab_size)
     state = first_state(algorithm, config, model)
-    frozen = frozen_models(algorithm, config, model)
+    frozen = frozen_models(config, model)
     waiting = () if config.offload_frozen else frozen
     # While the reference answers, the frozen models and the policy are on the devices.
     there = frozen if config.baseline == "reference" else waiting
@@ -228,7 +230,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         ),
         Program(
             "score",
-            functools.partial(algorithm.run_models, hyper=hyper),
+            functools.partial(run_models, hyper=hyper),
             (bare, frozen, rolled),
             held=moments,
         ),
@@ -280,26 +282,26 @@ def first_state(algorithm: ModuleType, config, model: ChatGLMConfig):
     if hyper.has_critic:
         optimizer = optimizers.from_config(config.value_optimizer)
         critic = train_state(model, optimizer, score=True)
-    return algorithm.PPOState(
+    return PPOState(
         policy=train_state(model, optimizers.from_config(config.optimizer)),
         value=critic,
         reference=parameters(model) if config.reference_rate else None,
-        **shapes_of(functools.partial(algorithm.first_numbers, hyper)),
+        **shapes_of(functools.partial(first_numbers, hyper)),
     )
 
 
-def frozen_models(algorithm: ModuleType, config, model: ChatGLMConfig):
+def frozen_models(config, model: ChatGLMConfig):
     """Return the shapes of the reference and the reward model as they are stored; with
     adapters, on the base of the policy."""
     if model.lora is not None:
         reward = parameters(model, score=True) if uses_model(config.rewards) else None
-        return algorithm.Frozen(reference(model), reward)
+        return Frozen(reference(model), reward)
     is_quantised = config.frozen_param_dtype == "int8"
     dtype = model.dtype if is_quantised else config.frozen_param_dtype
     stored = dataclasses.replace(model, param_dtype=dtype, quantised=is_quantised)
     moves = bool(config.reference_rate)
     reward = parameters(stored, score=True) if uses_model(config.rewards) else None
-    return algorithm.Frozen(None if moves else parameters(stored), reward)
+    return Frozen(None if moves else parameters(stored), reward)
 
 
 def decoding_reads(config: ChatGLMConfig, layout: Layout, width: int, slots: int):

@@ -69,7 +69,7 @@ def _moments_of_ppo(
     algorithm: ModuleType, config: ConfigDict, model: ChatGLMConfig
 ) -> Iterator[tuple]:
     yield from _moments_of_base(model)
-    frozen = programs.frozen_models(algorithm, config, model)
+    frozen = programs.frozen_models(config, model)
     if model.lora is None and config.frozen_param_dtype == "int8":
         # Each is loaded in `dtype`.
         loaded = dataclasses.replace(model, param_dtype=model.dtype)

@@ -1,7 +1,7 @@
 """PPO with a reference-reward baseline, a KL penalty and an SFT term.
 
 ChatGLM-RLHF (arXiv 2404.00934), section 3. The functions of one iteration are in
-algorithms/ppo.py:
+algorithms/ppo.py, the parts that it is made of in ppo/:
 1. rollout: the policy answers a batch of prompts. When a prompt is first drawn, the
    reference answers it too, and the score of that answer is kept. With max_draws,
    prompts whose scores are all equal are replaced (dynamic sampling, arXiv 2503.14476):
@@ -32,29 +32,13 @@ a short config.
 import contextlib
 import dataclasses
 import functools
-import math
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from absl import logging
 
-from rlhf_jax.algorithms.ppo import (
-    ADVANTAGES,
-    Frozen,
-    Hyper,
-    ModelOutputs,
-    PPOState,
-    differing_groups,
-    first_numbers,
-    make_experience,
-    minibatches,
-    run_models,
-    train_step,
-)
+from rlhf_jax.algorithms.ppo import minibatches, train_step
 from rlhf_jax.batches import PackedRows, PromptBatch, Rollout
 from rlhf_jax.data import packing, sources
 from rlhf_jax.data.batching import (
@@ -66,22 +50,30 @@ from rlhf_jax.data.batching import (
 from rlhf_jax.data.encoding import encode_prompts, sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
-from rlhf_jax.generation.dynamic_sampling import fill
 from rlhf_jax.generation.partial_rollout import Begun, nothing_begun, partial_rollout
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import sampling_with
-from rlhf_jax.parallel.mesh import check_batch, row_unit
-from rlhf_jax.parallel.pipelining import pipe_size
+from rlhf_jax.parallel.mesh import row_unit
 from rlhf_jax.parallel.sharding import (
     create,
     fetch,
-    replicate,
     shapes_of,
     shard_batch,
 )
+from rlhf_jax.ppo.draws import Draw, Rows, draw_until_full
+from rlhf_jax.ppo.experience import differing_groups, make_experience
+from rlhf_jax.ppo.forward import ModelOutputs, run_models
+from rlhf_jax.ppo.kl_ceiling import stop_above_ceiling
+from rlhf_jax.ppo.options import Hyper, check_options
+from rlhf_jax.ppo.state import (
+    Frozen,
+    PPOState,
+    first_numbers,
+    from_checkpoint,
+    to_checkpoint,
+)
 from rlhf_jax.rewards.rewards import FREE, RewardError, Rewards, Scored
-from rlhf_jax.rewards.rewards import check_options as check_rewards
-from rlhf_jax.training import optimizers, options, weights
+from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
@@ -92,12 +84,8 @@ from rlhf_jax.training.state import (
     check_learned,
     compiled,
     first_shapes,
-    from_items,
-    to_items,
 )
 from rlhf_jax.training.workdir import done_before, due, finish, open_workdir
-
-ABOVE_CEILING = "above_kl_ceiling"  # folder of the policy that stopped its run
 
 
 def run(config, workdir: str) -> None:
@@ -487,62 +475,6 @@ def run(config, workdir: str) -> None:
     finish(workdir, numbers)
 
 
-class Rows(NamedTuple):
-    """The responses of a batch and all that the experience is made of, by row."""
-
-    responses: Rollout
-    outputs: ModelOutputs
-    scores: np.ndarray  # float32 [B]
-    baseline: np.ndarray  # float32 [B]
-
-
-class Draw(NamedTuple):
-    """A batch of prompts that were answered and scored."""
-
-    rows: Rows
-    scored: Scored
-    num_generated: float  # tokens
-    generating: float  # seconds
-    scoring: float  # seconds
-    begun: Begun | None = None  # what goes on in the next iteration
-
-
-def draw_until_full(
-    draws: Iterator[Draw], differ: Callable | None
-) -> tuple[list[Draw], Rows, np.ndarray | None, dict]:
-    """Draw batches until every prompt has responses that differ in their score.
-
-    Args:
-        draws: the batches that may be drawn; what is not needed is not computed.
-        differ: `differing_groups`; None takes the first batch as it is.
-
-    Returns:
-        The draws; the rows of the filled batch; which of them to learn from, bool [B]
-        (None: all); and metrics of the draws.
-    """
-    drawn = [next(draws)]
-    if differ is None:
-        return drawn, drawn[0].rows, None, {}
-
-    def differs(rows: Rows) -> np.ndarray:
-        return fetch(differ(rows.scores, rows.responses.ended))
-
-    rows, wanted = fetch(drawn[0].rows), differs(drawn[0].rows)
-    differing = [wanted]
-    while not wanted.all() and (draw := next(draws, None)) is not None:
-        drawn.append(draw)
-        differing.append(differs(draw.rows))
-        rows, wanted = fill(rows, wanted, fetch(draw.rows), differing[-1])
-    metrics = {
-        "draws/count": len(drawn),
-        "draws/equal_fraction": Mean.of(~np.stack(differing)),
-        "draws/left_out_fraction": Mean.of(~wanted),
-        "draws/scores": Mean.of(np.stack([draw.rows.scores for draw in drawn])),
-    }
-    repeats = len(rows.scores) // len(wanted)
-    return drawn, shard_batch(rows), np.repeat(wanted, repeats), metrics
-
-
 @contextlib.contextmanager
 def saved_before_fault(
     save: Callable[[int, PPOState], None], step: int, state: PPOState
@@ -553,177 +485,3 @@ def saved_before_fault(
     except RewardError:
         save(step, state)
         raise
-
-
-class KLCeilingError(ValueError):
-    """The policy moved farther from its reference than `kl_ceiling` allows."""
-
-
-def stop_above_ceiling(config, workdir, checkpoints, step, state, meta, kl) -> NoReturn:
-    """End a run whose policy is above the ceiling. The policy is saved for study, apart
-    from the run's checkpoints; the newest of the checkpoints is below the ceiling.
-
-    Raises:
-        KLCeilingError: always; names the step, the KL (nats per response) and what to
-            change.
-    """
-    message = (
-        f"Step {step} of {workdir}: objective/kl {kl:.1f} nats a response is above "
-        f"kl_ceiling {config.kl_ceiling:.1f}, with kl_coef {state.kl_coef:.3g}."
-    )
-    if step == 0:
-        raise KLCeilingError(
-            f"{message} The policy has had no update yet: it starts too far from its "
-            f"reference, {weights.fingerprint(config.reference or config.init_from)}."
-        )
-    study = Path(workdir) / ABOVE_CEILING
-    if jax.process_index() == 0:
-        shutil.rmtree(study, ignore_errors=True)
-        study.mkdir()
-        shutil.copy(workdir / "config.json", study)
-        shutil.copytree(workdir / "tokenizer", study / "tokenizer")
-    above = Checkpoints(study, keep=1)
-    above.save(step, to_checkpoint(state), meta)
-    above.close()
-    checkpoints.delete_from(step)
-    below = checkpoints.latest_step()
-    checkpoints.close()
-    raise KLCeilingError(
-        f"{message} Raise kl_coef or lower optimizer.learning_rate, in another "
-        f"--workdir. The newest checkpoint below the ceiling is of step {below}; "
-        f"this policy is kept in {study}."
-    )
-
-
-def to_checkpoint(state: PPOState, begun: Begun | None = None) -> dict:
-    """Split the state and what is begun into checkpoint items, one per model, so each
-    model loads alone."""
-    items = to_items(state.policy)
-    if state.value is not None:
-        items |= to_items(state.value, "value")
-    if state.reference is not None:
-        items["reference"] = state.reference
-    if begun is not None:
-        items["begun"] = replicate(begun)
-    return items | {"rest": {"kl_coef": state.kl_coef, "moments": state.moments}}
-
-
-def from_checkpoint(items: dict) -> PPOState:
-    """Build the state from checkpoint items; the inverse of `to_checkpoint`."""
-    return PPOState(
-        policy=from_items(items),
-        value=from_items(items, "value") if "value" in items else None,
-        reference=items.get("reference"),
-        **items["rest"],
-    )
-
-
-def check_options(config) -> None:
-    """Refuse options that contradict each other, before anything is read or compiled.
-
-    Raises:
-        ValueError: names the options and what to set instead.
-    """
-    if pipe_size() > 1:
-        raise ValueError(
-            "PPO has no pipeline: it generates in every iteration, and generation in a "
-            "pipeline is idle for about 80 % of the time (ChatGLM-RLHF, section 5). "
-            f"Give the mesh's pipe={pipe_size()} to data, fsdp or tensor."
-        )
-    options.one_of(config, "advantage", ADVANTAGES)
-    options.one_of(config, "baseline", ("reference", "greedy", "none"))
-    options.multiple_of(config, "batch_size", "samples_per_prompt")
-    check_rewards(config)
-    parts = config.minibatches * config.microbatches
-    check_batch("batch_size", config.batch_size, parts=parts)
-    options.fused_updates(config)
-    options.adapters(config)
-    weights.computation(config)
-    if config.beta_sft:
-        check_batch("sft_batch_size", config.sft_batch_size, parts=config.microbatches)
-    if config.advantage in ("rloo", "grpo"):
-        if config.samples_per_prompt < 2:
-            raise ValueError(
-                f"advantage={config.advantage!r} compares the responses to one prompt: "
-                "set samples_per_prompt to 2 or more."
-            )
-        if config.baseline != "none":
-            raise ValueError(
-                f"baseline={config.baseline!r} cancels out of advantage="
-                f"{config.advantage!r}, which subtracts the group's mean: set "
-                "baseline='none'."
-            )
-    if config.advantage == "remax" and config.baseline == "none":
-        raise ValueError(
-            "advantage='remax' is the score minus a baseline's: set baseline='greedy', "
-            "or 'reference'."
-        )
-    if config.max_draws and config.advantage not in ("rloo", "grpo"):
-        raise ValueError(
-            f"{config.max_draws=} looks for prompts whose responses differ in their "
-            "score: it needs advantage='grpo' or 'rloo', not "
-            f"{config.advantage!r}."
-        )
-    if config.prompts_ahead and config.max_draws:
-        raise ValueError(
-            f"{config.prompts_ahead=} has no fixed batch of prompts that "
-            f"{config.max_draws=} could replace: set one of the two to 0."
-        )
-    if config.prompts_ahead and config.rollout_correction == "none":
-        raise ValueError(
-            f"{config.prompts_ahead=} learns from responses that an earlier policy "
-            "began: set rollout_correction to 'auto', 'token' or 'response'."
-        )
-    if config.whiten_rewards and config.advantage != "gae":
-        raise ValueError("whiten_rewards needs the token rewards of advantage='gae'.")
-    if config.whiten_advantages and config.advantage == "reinforce_pp":
-        raise ValueError(
-            "advantage='reinforce_pp' whitens its advantages: leave whiten_advantages "
-            "False."
-        )
-    if not config.group_std and config.advantage != "grpo":
-        raise ValueError(
-            f"group_std=False needs advantage='grpo'; {config.advantage!r} divides by "
-            "no standard deviation."
-        )
-    if config.mask_overlong and config.missing_end_penalty:
-        raise ValueError(
-            f"{config.missing_end_penalty=} is for responses without an end, which "
-            "mask_overlong=True leaves out: set one of the two to 0 or False."
-        )
-    if config.dual_clip and config.objective == "cispo":
-        raise ValueError(
-            f"{config.dual_clip=} bounds the losses 'ppo' and 'gspo'; the clip of "
-            "objective='cispo' bounds every weight: set dual_clip=0."
-        )
-    if config.reference_rate and config.baseline == "reference":
-        raise ValueError(
-            f"{config.reference_rate=} moves the reference, whose answers "
-            "baseline='reference' scores once: set baseline='none' or 'greedy'."
-        )
-    if config.rollout_param_dtype == "merged" and not config.lora.rank:
-        raise ValueError(
-            "rollout_param_dtype='merged' merges adapters: set lora.rank, or "
-            "rollout_param_dtype='same'."
-        )
-    for name in ("offload_frozen", "reference_rate"):
-        if config.lora.rank and config[name]:
-            raise ValueError(
-                f"{name}={config[name]} is for a reference of its own, which with "
-                f"lora.rank={config.lora.rank} shares the policy's base: leave {name} "
-                "at its default."
-            )
-    if config.reference_rate and config.param_dtype != "float32":
-        raise ValueError(
-            f"{config.param_dtype=} rounds the small steps of a moving reference away: "
-            "set param_dtype='float32', or reference_rate=0."
-        )
-    if config.temperature == 0:
-        raise ValueError(
-            f"{config.temperature=}: PPO learns from samples, and greedy answers are "
-            "not samples: set it above 0, 1.0 for the policy's own distribution."
-        )
-    if math.isnan(config.kl_ceiling):
-        raise ValueError(f"{config.kl_ceiling=}: set a number, or inf for no ceiling.")
-    if 0 < config.dual_clip <= 1:
-        raise ValueError(f"{config.dual_clip=} must be above 1, or 0 for none.")

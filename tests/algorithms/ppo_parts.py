@@ -15,10 +15,14 @@ from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
+from rlhf_jax.ppo.experience import make_experience
+from rlhf_jax.ppo.forward import run_models
+from rlhf_jax.ppo.options import Hyper
+from rlhf_jax.ppo.state import Frozen, PPOState
 from rlhf_jax.training.optimizers import adamw, sgd
 
 NUM_TOKENS = 30
-HYPER = ppo.Hyper(
+HYPER = Hyper(
     num_tokens=NUM_TOKENS,
     temperature=0.8,
     chunk_size=0,
@@ -100,14 +104,14 @@ def make_models(dtype="float32"):
 def make_state(*, kl_coef=0.05, critic=True, dtype="float32", tx=None):
     policy, reward, value = make_models(dtype)
     tx = tx or optimizer()
-    state = ppo.PPOState.create(
+    state = PPOState.create(
         policy,
         value if critic else None,
         policy_optimizer=tx,
         value_optimizer=tx,
         hyper=changed(kl_coef=kl_coef),
     )
-    return state, ppo.Frozen(policy, reward), tx
+    return state, Frozen(policy, reward), tx
 
 
 def make_prompts(rows=ROWS, width=5, pad=0):
@@ -126,8 +130,8 @@ def experience_step(hyper):
     """Compute the experience from models and rollout, in one program."""
 
     def step(state, frozen, rolled, baseline_scores):
-        outputs = ppo.run_models(state, frozen, rolled, hyper=hyper)
-        return ppo.make_experience(
+        outputs = run_models(state, frozen, rolled, hyper=hyper)
+        return make_experience(
             state, rolled, outputs, outputs.scores, baseline_scores, hyper=hyper
         )
 
@@ -144,7 +148,7 @@ def update_step(hyper, tx=None):
     )
 
 
-def changed(**fields) -> ppo.Hyper:
+def changed(**fields) -> Hyper:
     return dataclasses.replace(HYPER, **fields)
 
 

@@ -14,7 +14,9 @@ import pytest
 
 from rlhf_jax.algorithms import dpo, ppo, sft
 from rlhf_jax.data.batching import preference_batch
+from rlhf_jax.generation.scoring import one_response, response_scores
 from rlhf_jax.losses import kl
+from rlhf_jax.ppo.forward import policy_logprobs
 from rlhf_jax.training.state import TrainState
 from tests.algorithms.ppo_parts import (
     NUM_TOKENS,
@@ -144,10 +146,8 @@ def test_the_metrics_of_an_experience_are_those_of_its_arrays():
         state, frozen, make_prompts(), hyper, baseline=0.25
     )
     mask, sequence_kl = np.asarray(rollout.response_mask), kl_of(experience)
-    scores = np.asarray(
-        ppo.response_scores(frozen.reward, *ppo.one_response(rollout))[:, 0]
-    )
-    entropy = ppo.policy_logprobs(state.policy.model, rollout, hyper=hyper).entropy
+    scores = np.asarray(response_scores(frozen.reward, *one_response(rollout))[:, 0])
+    entropy = policy_logprobs(state.policy.model, rollout, hyper=hyper).entropy
     assert not mask.all()
     for name, expected in {
         "objective/kl": sequence_kl.mean(),

@@ -20,6 +20,8 @@ from rlhf_jax.batches import PackedPairs, PreferenceBatch, Rollout, SFTBatch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
+from rlhf_jax.ppo.options import Hyper
+from rlhf_jax.ppo.state import Frozen, PPOState
 from rlhf_jax.training.metrics import to_floats
 from rlhf_jax.training.optimizers import adamw
 from rlhf_jax.training.state import TrainState
@@ -136,7 +138,7 @@ def ppo_steps(**fields):
         logprobs=np.full((ROWS, RESPONSE), -4.0, np.float32),
         ended=np.array([False, True, True, True]),
     )
-    hyper = ppo.Hyper(
+    hyper = Hyper(
         num_tokens=NUM_TOKENS,
         temperature=0.8,
         chunk_size=0,
@@ -177,7 +179,7 @@ def ppo_steps(**fields):
     )
     hyper = dataclasses.replace(hyper, **fields)
     optimizers = {"policy_optimizer": optimizer(), "value_optimizer": optimizer()}
-    state = ppo.PPOState.create(
+    state = PPOState.create(
         language_model(),
         score_model() if hyper.has_critic else None,
         reference() if hyper.reference_rate else None,
@@ -186,7 +188,7 @@ def ppo_steps(**fields):
     )
     experience, _, metrics = experience_step(hyper)(
         state,
-        ppo.Frozen(reference(), score_model()),
+        Frozen(reference(), score_model()),
         rollout,
         np.array([0.1, -0.2, 0.3, 0.0], np.float32),
     )

@@ -13,6 +13,8 @@ from rlhf_jax.data import packing
 from rlhf_jax.data.batching import packed_pairs, preference_batch, sft_batch
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.ppo.experience import make_experience
+from rlhf_jax.ppo.forward import run_models
 from rlhf_jax.training.accumulate import value_and_grad
 from tests.algorithms import ppo_parts
 from tests.models.families import FAMILIES, random_model, random_tokens
@@ -82,14 +84,14 @@ def test_ppo_on_packed_rows_equals_ppo_on_rows_of_their_own():
     whole = packed(np.arange(16)[None], 4)
     whole = jax.tree.map(lambda x: x[0], whole)
     assert len(whole.tokens) <= 12
-    run_models = jax.jit(functools.partial(ppo.run_models, hyper=hyper))
-    outputs = run_models(state, frozen, rolled)
+    outputs_of = jax.jit(functools.partial(run_models, hyper=hyper))
+    outputs = outputs_of(state, frozen, rolled)
     equal_trees(
-        run_models(state, frozen, rolled, whole)._replace(entropy=None),
+        outputs_of(state, frozen, rolled, whole)._replace(entropy=None),
         outputs._replace(entropy=None),
     )
 
-    experience, *_ = jax.jit(functools.partial(ppo.make_experience, hyper=hyper))(
+    experience, *_ = jax.jit(functools.partial(make_experience, hyper=hyper))(
         state, rolled, outputs, outputs.scores, np.zeros(16), np.arange(16) % 5 != 1
     )
     step = functools.partial(

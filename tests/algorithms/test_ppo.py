@@ -10,6 +10,7 @@ import pytest
 
 from rlhf_jax.algorithms import ppo
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
+from rlhf_jax.generation.scoring import one_response, response_scores
 from rlhf_jax.training.accumulate import value_and_grad
 from tests.algorithms.ppo_parts import (
     HYPER,
@@ -152,7 +153,7 @@ def test_without_a_critic_a_response_has_one_advantage_and_there_is_no_value(adv
     mask, got = np.asarray(rolled.response_mask), np.asarray(experience.advantages)
     assert (got[~mask] == 0).all()
     scores = np.asarray(
-        ppo.response_scores(frozen.reward, *ppo.one_response(rolled))[:, 0]
+        response_scores(frozen.reward, *one_response(rolled))[:, 0]
     ).reshape(4, 2)
     expected = {
         "rloo": scores - scores[:, ::-1],  # the other one is left out

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import ppo
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
+from rlhf_jax.ppo.experience import correct_sampler, differing_groups, make_experience
+from rlhf_jax.ppo.forward import policy_logprobs, run_models
+from rlhf_jax.ppo.state import move_reference
 from tests.algorithms.ppo_parts import (
     ROWS,
     SAMPLING,
@@ -113,10 +115,10 @@ def test_what_is_left_out_of_the_update_is_as_if_it_were_not_there():
     ended = np.asarray(rolled().ended)
     assert ended.any()
     assert not ended.all()
-    outputs = ppo.run_models(state, frozen, rolled(), hyper=hyper)
+    outputs = run_models(state, frozen, rolled(), hyper=hyper)
     wanted = np.arange(ROWS) != int(np.flatnonzero(ended)[0])
     arguments = (state, rolled(), outputs, outputs.scores, jnp.zeros(ROWS), wanted)
-    experience, _, metrics = ppo.make_experience(*arguments, hyper=hyper)
+    experience, _, metrics = make_experience(*arguments, hyper=hyper)
     left = ended & wanted
     mask = np.asarray(rolled().response_mask) & left[:, None]
     np.testing.assert_array_equal(experience.response_mask, mask)
@@ -203,7 +205,7 @@ def test_a_policy_without_numbers_is_not_hidden_by_the_correction():
     """All responses of NaN left out would be an update of 0, and no sign of a fault."""
     hyper = changed(**GROUPS | VARIANTS["cispo"])
     nothing = jnp.full_like(rolled().logprobs, jnp.nan)
-    is_close, _ = ppo.correct_sampler(another_sampler(), nothing, hyper=hyper)
+    is_close, _ = correct_sampler(another_sampler(), nothing, hyper=hyper)
     assert is_close.all()
 
 
@@ -231,7 +233,7 @@ def test_the_entropy_bonus_raises_the_entropy():
         experience, advantages=jnp.zeros_like(experience.advantages)
     )
     new, before = step(still, hyper, state)
-    entropy = ppo.policy_logprobs(state.policy.model, still, hyper=hyper).entropy
+    entropy = policy_logprobs(state.policy.model, still, hyper=hyper).entropy
     expected = np.asarray(entropy)[np.asarray(still.response_mask)].mean()
     assert before["policy/entropy"].value() == pytest.approx(expected, rel=1e-4)
     _, after = step(still, hyper, new)
@@ -253,9 +255,9 @@ def test_a_moving_reference_follows_the_policy_and_is_the_one_of_the_kl():
     new, _ = step(experience, hyper, state)
     average = jax.tree.map(lambda r, p: 0.75 * r + 0.25 * p, behind, new.policy.model)
     assert_trees_close(new.reference, average, atol=1e-6)
-    assert same(ppo.move_reference(behind, new.policy.model, rate=0.0), behind)
+    assert same(move_reference(behind, new.policy.model, rate=0.0), behind)
     assert_trees_close(
-        ppo.move_reference(behind, new.policy.model, rate=1.0),
+        move_reference(behind, new.policy.model, rate=1.0),
         new.policy.model,
         atol=1e-6,
     )
@@ -267,4 +269,4 @@ def test_a_group_differs_where_one_of_its_responses_has_no_end():
     ended = jnp.array([True, True, True, False, True, True])
     for penalty, expected in ((0.0, [False, False, True]), (0.5, [False, True, True])):
         hyper = changed(**GROUPS | {"missing_end_penalty": penalty})
-        assert ppo.differing_groups(scores, ended, hyper=hyper).tolist() == expected
+        assert differing_groups(scores, ended, hyper=hyper).tolist() == expected

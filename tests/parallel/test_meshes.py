@@ -19,6 +19,10 @@ from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import shard_batch, shard_parameters
 from rlhf_jax.planning.programs import generation
+from rlhf_jax.ppo.experience import make_experience
+from rlhf_jax.ppo.forward import run_models
+from rlhf_jax.ppo.options import Hyper
+from rlhf_jax.ppo.state import Frozen, PPOState
 from rlhf_jax.training.optimizers import sgd
 from rlhf_jax.training.state import TrainState
 from tests.models.families import FAMILIES, random_model, random_tokens
@@ -154,15 +158,15 @@ def ppo_step(model, batch, **fields):
     rolled, sft_batch = batch
     config = ppo_config.get_config("tiny")
     config.update(minibatches=1, whiten_advantages=True, kl_coef=0.1, **fields)
-    hyper = ppo.Hyper.from_config(config, 60)
+    hyper = Hyper.from_config(config, 60)
     scorer = ScoreModel(model, rngs=nnx.Rngs(0))
     critic = scorer if hyper.has_critic else None
-    state = ppo.PPOState.create(
+    state = PPOState.create(
         model, critic, policy_optimizer=SGD, value_optimizer=SGD, hyper=hyper
     )
     reference = jax.tree.map(lambda x: 0.9 * x, model)
-    outputs = ppo.run_models(state, ppo.Frozen(reference, scorer), rolled, hyper=hyper)
-    experience, _, metrics = ppo.make_experience(
+    outputs = run_models(state, Frozen(reference, scorer), rolled, hyper=hyper)
+    experience, _, metrics = make_experience(
         state, rolled, outputs, outputs.scores, jnp.zeros(ROWS), hyper=hyper
     )
     state, update_metrics = ppo.train_step(

@@ -11,7 +11,7 @@ from rlhf_jax.parallel.layers import apply_layers
 from rlhf_jax.parallel.mesh import check_layers, make_mesh
 from rlhf_jax.parallel.sharding import parameter_spec, shard_batch
 from rlhf_jax.planning.hlo import collectives
-from rlhf_jax.stages import ppo
+from rlhf_jax.ppo.options import check_options
 from rlhf_jax.training.state import optimizer_step
 from tests.parallel.test_meshes import (
     FUSED,
@@ -92,6 +92,6 @@ def test_layers_that_stages_cannot_share_get_the_nearest_sizes():
 def test_what_a_pipeline_cannot_do_is_refused():
     with jax.set_mesh(make_mesh((1, 4, 1, 2))):
         with pytest.raises(ValueError, match=r"PPO has no pipeline.* 80 %"):
-            ppo.check_options(None)
+            check_options(None)
         with pytest.raises(ValueError, match=r"optimizer.fused .* pipe to 1"):
             optimizer_step(None, None, None, optimizer=FUSED, microbatches=1)

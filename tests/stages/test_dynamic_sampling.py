@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.batches import Rollout
+from rlhf_jax.ppo.draws import Draw, Rows, draw_until_full
+from rlhf_jax.ppo.forward import ModelOutputs
 from rlhf_jax.stages import ppo
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import MEASURED, read_metrics
@@ -12,17 +14,15 @@ from rlhf_jax.training.weights import load_model
 from tests.trees import assert_trees_close
 
 
-def draw_of(scores: list[list[float]], first: int) -> ppo.Draw:
+def draw_of(scores: list[list[float]], first: int) -> Draw:
     """A batch of prompts with two responses each, whose tokens are numbered."""
     rows = np.arange(first, first + 2 * len(scores), dtype=np.int32)[:, None]
     mask = np.ones(rows.shape, bool)
     zeros = np.zeros(rows.shape, np.float32)
     responses = Rollout(rows, mask, rows, mask, zeros, mask[:, 0])
-    outputs = ppo.ModelOutputs(zeros, zeros, zeros, None, None)
+    outputs = ModelOutputs(zeros, zeros, zeros, None, None)
     scores = np.array(scores, np.float32).reshape(-1)
-    return ppo.Draw(
-        ppo.Rows(responses, outputs, scores, zeros[:, 0]), None, 2.0, 0.0, 0.0
-    )
+    return Draw(Rows(responses, outputs, scores, zeros[:, 0]), None, 2.0, 0.0, 0.0)
 
 
 def differ(scores, ended):
@@ -57,7 +57,7 @@ def test_batches_are_drawn_until_each_prompt_has_something_to_teach(
             computed.append(i)
             yield draw_of(BATCHES[i], 10 * i)
 
-    drawn, filled, learned, metrics = ppo.draw_until_full(draws(), differ)
+    drawn, filled, learned, metrics = draw_until_full(draws(), differ)
     assert len(drawn) == len(computed) == metrics["draws/count"] == count
     np.testing.assert_array_equal(filled.responses.responses[:, 0], rows)
     np.testing.assert_array_equal(learned, np.repeat([c == "1" for c in wanted], 2))
@@ -69,9 +69,7 @@ def test_batches_are_drawn_until_each_prompt_has_something_to_teach(
 
 
 def test_without_it_the_first_batch_is_taken_as_it_is():
-    drawn, rows, wanted, metrics = ppo.draw_until_full(
-        iter([draw_of(BATCHES[0], 0)]), None
-    )
+    drawn, rows, wanted, metrics = draw_until_full(iter([draw_of(BATCHES[0], 0)]), None)
     assert rows is drawn[0].rows
     assert (wanted, metrics) == (None, {})
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.generation import responses as responses_
+from rlhf_jax.ppo.options import check_options
 from rlhf_jax.stages import ppo
 from rlhf_jax.training.metrics import MEASURED, read_metrics
 
@@ -104,4 +105,4 @@ def test_what_partial_rollouts_cannot_stand_beside(fields, message, stage_config
         **fields,
     )
     with pytest.raises(ValueError, match=message):
-        ppo.check_options(config)
+        check_options(config)

@@ -16,6 +16,7 @@ from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 from rlhf_jax.evaluation.rollouts import scored_rollouts
+from rlhf_jax.ppo.kl_ceiling import ABOVE_CEILING, KLCeilingError
 from rlhf_jax.stages import ppo
 from rlhf_jax.training import optimizers
 from rlhf_jax.training.checkpoints import Checkpoints
@@ -322,7 +323,7 @@ def test_a_run_above_the_kl_ceiling_fails_and_hands_on_a_policy_below_it(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizers, "learning_rates", jump)
         with pytest.raises(
-            ppo.KLCeilingError,
+            KLCeilingError,
             match=r"Step 2 of .*run: objective/kl \d.* is above kl_ceiling 0.0, with "
             r"kl_coef 0.03\. Raise kl_coef.*below the ceiling is of step 1; this",
         ):
@@ -333,15 +334,15 @@ def test_a_run_above_the_kl_ceiling_fails_and_hands_on_a_policy_below_it(
     assert checkpoints.latest_step() == 1
     assert set(checkpoints.meta(1)["models"]) == {"model"}
     start = jax.tree.leaves(load_model(workdir))
-    above = jax.tree.leaves(load_model(workdir / ppo.ABOVE_CEILING))
+    above = jax.tree.leaves(load_model(workdir / ABOVE_CEILING))
     moved = max(np.abs(x - y).max() for x, y in zip(start, above, strict=True))
     assert moved > 0.01
-    assert tokenizer_of(workdir / ppo.ABOVE_CEILING) is not None
+    assert tokenizer_of(workdir / ABOVE_CEILING) is not None
 
 
 def test_a_policy_that_starts_above_the_ceiling_is_refused(stage_config, tmp_path):
     config = stage_config("ppo", kl_ceiling=-1.0, baseline="none", beta_sft=0.0)
-    with pytest.raises(ppo.KLCeilingError, match="had no update yet"):
+    with pytest.raises(KLCeilingError, match="had no update yet"):
         ppo.run(config, str(tmp_path / "run"))
     assert not is_finished(tmp_path / "run")
 

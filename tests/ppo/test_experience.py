@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.algorithms import ppo
 from rlhf_jax.data.batching import pad_right
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.models.heads import ScoreModel, last_real_token
+from rlhf_jax.ppo.experience import estimate_advantages
 from tests.algorithms.ppo_parts import (
     ROWS,
     SAMPLING,
@@ -124,7 +124,7 @@ def test_whitened_rewards_keep_their_mean():
     rng = np.random.default_rng(0)
     rewards = jnp.asarray(rng.normal(2.0, 5.0, (4, 6)), jnp.float32)
     mask = jnp.ones((4, 6), bool)
-    whitened, _ = ppo.estimate_advantages(rewards, jnp.zeros((4, 6)), mask, hyper=hyper)
+    whitened, _ = estimate_advantages(rewards, jnp.zeros((4, 6)), mask, hyper=hyper)
     assert whitened.mean() == pytest.approx(float(rewards.mean()), abs=1e-4)
     assert whitened.std() == pytest.approx(1.0, abs=1e-3)
 
