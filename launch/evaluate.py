@@ -1,5 +1,5 @@
-"""Compare checkpoints on held-out prompts, answer AlignBench, or evaluate a reward
-model alone.
+"""Compare checkpoints on held-out prompts, answer AlignBench, or look at a reward model
+alone: how well it ranks, how far it can be trusted, which baseline its scores want.
 
 python launch/evaluate.py --config=configs/evaluate.py:tiny \
     --workdir=runs/evaluate \
@@ -9,6 +9,9 @@ python launch/evaluate.py --config=configs/evaluate.py:reward \
     --config.reward_model=runs/reward --config.data.path=FOLDER
 python launch/evaluate.py --config=configs/evaluate.py:best_of_n \
     --workdir=runs/best \
+    --config.policy=runs/sft --config.reward_model=runs/reward
+python launch/evaluate.py --config=configs/compare_baselines.py:tiny \
+    --workdir=runs/baselines \
     --config.policy=runs/sft --config.reward_model=runs/reward
 python launch/evaluate.py --config=configs/alignbench.py:tiny \
     --workdir=runs/align \
@@ -28,4 +31,6 @@ preemption.install()  # first: the other imports take seconds
 from rlhf_jax.launching import stage
 
 if __name__ == "__main__":
-    stage.command("evaluate", "evaluate_reward", "best_of_n", "alignbench")
+    stage.command(
+        "evaluate", "evaluate_reward", "best_of_n", "compare_baselines", "alignbench"
+    )

@@ -21,6 +21,10 @@ RESULTS = {
         "{pairs:,} pairs of {responses:,} responses to {prompts:,} prompts",
         "{tasks:,} tasks for people",
     ),
+    "compare_baselines": (
+        "variance between prompts over within {ratio:.2f} [{ratio_low:.2f}, "
+        "{ratio_high:.2f}]",
+    ),
     "dpo": (
         "true quality {eval/quality:.2f} on held-out prompts",
         "KL {eval/kl:.2f} nats a response",
@@ -142,6 +146,9 @@ def next_command(
             return command("train", "reward", init_from=model, **pairs)
         case "reward":
             return command("train", "ppo", init_from=start, reward_model=here)
+        case "compare_baselines":
+            fields = {"init_from": config.policy, **scorer, **functions}
+            return command("train", "ppo", **fields, prompts=config.prompts)
         case "select_prompts":
             fields = {"init_from": start, **scorer, **functions}
             return command("train", "ppo", **fields, prompts=f"{here}/prompts.jsonl")

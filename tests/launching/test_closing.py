@@ -8,6 +8,7 @@ from configs import (
     alignbench,
     best_of_n,
     collect,
+    compare_baselines,
     dpo,
     evaluate,
     evaluate_reward,
@@ -23,8 +24,8 @@ from rlhf_jax.launching import closing
 from tests.commands import check_flags
 
 CONFIGS = [module.get_config() for module in (
-    alignbench, best_of_n, collect, dpo, evaluate, evaluate_reward, pairs, ppo,
-    prepare_comparisons, prepare_prompts, reward, select_prompts, sft,
+    alignbench, best_of_n, collect, compare_baselines, dpo, evaluate, evaluate_reward,
+    pairs, ppo, prepare_comparisons, prepare_prompts, reward, select_prompts, sft,
 )]  # fmt: skip
 LAST = ("alignbench", "best_of_n", "evaluate_reward")  # nothing follows them
 

@@ -33,6 +33,7 @@ STAGES = {  # configs that work
     | {"reward_model": REWARD},
     "evaluate_reward": {"reward_model": REWARD},
     "best_of_n": {"policy": POLICY, "reward_model": REWARD},
+    "compare_baselines": {"policy": POLICY, "reward_model": REWARD},
     "alignbench": {"policy": POLICY, "questions": f"{DATA}/questions.jsonl"}
     | {"judge": "none"},
     "prepare_comparisons": {"comparisons": f"{DATA}/comparisons.jsonl"},
@@ -115,6 +116,8 @@ MISTAKES = [  # stage, the keys that are wrong
     ("best_of_n", {"policy": REWARD}),
     ("best_of_n", {"reward_model": POLICY}),
     ("best_of_n", {"prompts": NOWHERE}),
+    ("compare_baselines", {"policy": REWARD}),
+    ("compare_baselines", {"prompts": NOWHERE}),
     ("alignbench", {"policy": REWARD}),
     ("alignbench", {"policy": NOWHERE}),
     ("alignbench", {"questions": NOWHERE}),

@@ -1,0 +1,196 @@
+"""Which baseline lowers the variance of the scores that PPO learns from?
+
+1. The policy from which PPO would start answers every prompt `samples_per_prompt`
+   times, and once greedily.
+2. The answers are scored as in PPO: by the sum of their rewards (the reward model,
+   functions, or both), less `missing_end_penalty` where an answer was cut at its limit.
+3. The variance of the scores within prompts and between them gives the variance that
+   each baseline would leave (evaluation/score_variance.py). One sampled answer of the
+   reference, the baseline of ChatGLM-RLHF (arXiv 2404.00934), lowers it if and only if
+   the scores vary more between prompts than within.
+Writes `summary.json` and `baselines.md`.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import logging
+
+from rlhf_jax.data import sources
+from rlhf_jax.data.encoding import encode_prompts
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.evaluation.candidates import candidate_rewards, sample_candidates
+from rlhf_jax.evaluation.score_variance import score_variance, variance_left
+from rlhf_jax.evaluation.win_rate import interval
+from rlhf_jax.files import write_text
+from rlhf_jax.rewards.rewards import FREE, Rewards
+from rlhf_jax.rewards.rewards import check_options as check_rewards
+from rlhf_jax.terminal import print_markdown
+from rlhf_jax.training import weights
+from rlhf_jax.training.inputs import agree
+from rlhf_jax.training.workdir import done_before, finish, open_workdir
+
+
+def run(config, workdir: str) -> None:
+    """Compare baselines for `config.policy` and `config.rewards`."""
+    check_options(config)
+    workdir = open_workdir(workdir, config, free=FREE)
+    if done_before(workdir):
+        return
+    sample_key, greedy_key = jax.random.split(jax.random.key(config.seed))
+
+    # Data
+    data = sources.open_data(config.data, workdir)
+    read = sources.Reader(config.data, workdir)
+    tokenizer = sources.open_tokenizer(config.data, data, config.policy, workdir)
+    weights.check_models(
+        tokenizer,
+        sources.tokenizer_fingerprint,
+        policies=[config.policy],
+        reward_models=[config.reward_model],
+    )
+    records = read(config.prompts or data / "prompts.jsonl", Prompt)
+    prompts, prompt_ids = encode_prompts(
+        records[: config.num_prompts], tokenizer, config.max_prompt_tokens
+    )
+    if len(prompts) < 2:
+        raise ValueError(
+            f"Scores vary between prompts if there are 2 or more; {len(prompts)} of "
+            f"{len(records)} is within {config.max_prompt_tokens=}."
+        )
+    rewards = Rewards(config, workdir)
+    rewards.check(prompts)
+    agree(
+        workdir,
+        read.fingerprints | rewards.files,
+        tokenizer=tokenizer.fingerprint,
+        models=[config.policy, config.reward_model],
+    )
+
+    # Models
+    load = functools.partial(
+        weights.load_model, dtype=config.dtype, param_dtype=config.dtype
+    )
+    policy = load(config.policy)
+    reward_model = load(config.reward_model) if rewards.uses_model else None
+
+    # Answers and scores
+    def scores_of(count: int, key: jax.Array, temperature: float) -> np.ndarray:
+        candidates = sample_candidates(
+            policy,
+            prompt_ids,
+            tokenizer,
+            key,
+            count=count,
+            batch_size=config.batch_size,
+            max_new_tokens=config.max_response_tokens,
+            temperature=temperature,
+        )
+        return candidate_rewards(
+            rewards,
+            reward_model,
+            prompts,
+            prompt_ids,
+            candidates,
+            pad_id=tokenizer.pad_id,
+            batch_size=max(config.batch_size // count, 1),
+            end_penalty=config.missing_end_penalty,
+        ).scores
+
+    scores = scores_of(config.samples_per_prompt, sample_key, config.temperature)
+    greedy = scores_of(1, greedy_key, 0.0)[:, 0]
+    if not scores.var(axis=1).any():
+        raise ValueError(
+            f"The {config.samples_per_prompt} answers to a prompt score alike, for "
+            "every prompt: there is nothing to learn from these rewards."
+        )
+    logging.info("Scored %d answers to %d prompts.", scores.size, len(prompts))
+
+    # Report
+    report = compare(scores, greedy, prompts, config.seed)
+    text = table(report)
+    write_text(workdir / "baselines.md", text)
+    print_markdown(text)
+    finish(workdir, report)
+
+
+def compare(
+    scores: np.ndarray, greedy: np.ndarray, prompts: Sequence[Prompt], seed: int
+) -> dict:
+    """Return both variances with the interval of their ratio, the variance left by each
+    baseline, and mean and variance by intent.
+
+    Args:
+        scores: float [N, K], of sampled answers.
+        greedy: float [N], of the likeliest answers.
+    """
+    between, within = score_variance(scores)
+    low, high = interval(
+        lambda rows: np.array(score_variance(scores[rows]).ratio),
+        len(scores),
+        seed=seed,
+    )
+    intents = np.array([prompt.intent for prompt in prompts])
+    return {
+        "prompts": len(scores),
+        "samples": scores.shape[1],
+        "between": between,
+        "within": within,
+        "ratio": score_variance(scores).ratio,
+        "ratio_low": float(low),
+        "ratio_high": float(high),
+        "variance left": variance_left(scores, greedy),
+        "by intent": {
+            str(intent): {
+                "prompts": int((intents == intent).sum()),
+                "mean": float(scores[intents == intent].mean()),
+                "within": float(scores[intents == intent].var(axis=1, ddof=1).mean()),
+            }
+            for intent in sorted(set(intents))
+        },
+    }
+
+
+def table(report: dict) -> str:
+    """Return the report in Markdown, the baselines in the order of their variance."""
+    left = report["variance left"]
+    lines = [
+        f"{report['samples']} answers to each of {report['prompts']} prompts: the "
+        f"variance of scores is {report['between']:.3g} between prompts (B) and "
+        f"{report['within']:.3g} within (W).",
+        f"B / W = {report['ratio']:.2f} [{report['ratio_low']:.2f}, "
+        f"{report['ratio_high']:.2f}]; a baseline of K sampled answers lowers the "
+        "variance if B / W is above 1 / K.",
+        "",
+        "| baseline | variance left | of the scores' |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {value:.3f} | {value / left['none']:.0%} |"
+            for name, value in sorted(left.items(), key=lambda item: item[1])
+        ),
+        "",
+        "| intent | prompts | mean score | variance within |",
+        "|---|---|---|---|",
+        *(
+            f"| {intent} | {row['prompts']} | {row['mean']:.2f} | {row['within']:.3f} |"
+            for intent, row in report["by intent"].items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def check_options(config) -> None:
+    """Refuse invalid options before anything is read.
+
+    Raises:
+        ValueError: names the option and says what to set instead.
+    """
+    if not config.policy:
+        raise ValueError("Give config.policy: the workdir from which PPO would start.")
+    if config.samples_per_prompt < 2:
+        raise ValueError(
+            f"{config.samples_per_prompt=} must be 2 or more: one has no variance."
+        )
+    check_rewards(config, needs_model=True)

@@ -1,0 +1,74 @@
+"""Baselines are compared on the scores that PPO would learn from."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data.records import Response
+from rlhf_jax.stages import compare_baselines
+
+LETTERS = """
+def letters(prompts, responses):
+    return [len(response.text) for response in responses]
+"""
+
+
+@pytest.fixture
+def make(monkeypatch, model_folders, stage_config, tmp_path):
+    """`make(lengths, greedy)`: a config whose policy answers with texts of these
+    lengths, [prompts, samples], and greedily of those, [prompts]; answers of more than
+    4 letters are cut."""
+
+    def config(lengths, greedy):
+        def sample(*_, count, temperature, **__):
+            rows = lengths if temperature else np.array(greedy)[:, None]
+            assert rows.shape[1] == count
+            return [
+                [Response("a" * n, bool(n <= 4), [1] * n) for n in row] for row in rows
+            ]
+
+        monkeypatch.setattr(compare_baselines, "sample_candidates", sample)
+        own = tmp_path / "own.py"
+        own.write_text(LETTERS)
+        return stage_config(
+            "compare_baselines",
+            policy=model_folders[0],
+            rewards=f"{own}:letters=1.0",
+            num_prompts=len(lengths),
+            samples_per_prompt=lengths.shape[1],
+        )
+
+    return config
+
+
+def test_the_report_is_of_the_scores_less_the_penalty(make, tmp_path, capsys):
+    lengths = np.array([[1, 3, 2], [4, 3, 5], [2, 2, 1]])
+    greedy = np.array([2, 3, 1])
+    compare_baselines.run(make(lengths, greedy), str(tmp_path / "run"))
+    report = json.loads((tmp_path / "run" / "summary.json").read_text())
+    scores = lengths - 1.0 * (lengths > 4)  # missing_end_penalty is 1
+    within = scores.var(axis=1, ddof=1).mean()
+    between = scores.mean(axis=1).var(ddof=1) - within / 3
+    assert report["within"] == pytest.approx(within)
+    assert report["ratio"] == pytest.approx(between / within)
+    assert report["ratio_low"] <= report["ratio"] <= report["ratio_high"]
+    left = report["variance left"]
+    assert left["none"] == pytest.approx(within + between)
+    distance = (scores.mean(axis=1) - greedy).var(ddof=1) - within / 3
+    assert left["greedy"] == pytest.approx(within + distance)
+    assert left["leave-one-out of 3"] == pytest.approx(within * 1.5)
+    intents = report["by intent"].values()
+    assert sum(row["prompts"] for row in intents) == 3
+    total = sum(row["prompts"] * row["mean"] for row in intents)
+    assert total == pytest.approx(scores.mean(axis=1).sum())
+    shown = capsys.readouterr().out
+    assert (tmp_path / "run" / "baselines.md").read_text() in shown
+    order = [shown.index(f"| {name} |") for name in sorted(left, key=left.get)]
+    assert order == sorted(order)
+
+
+def test_scores_that_are_all_alike_end_the_run(make, tmp_path):
+    config = make(np.full((3, 2), 2), [2, 2, 2])
+    with pytest.raises(ValueError, match="score alike, for every prompt"):
+        compare_baselines.run(config, str(tmp_path / "run"))
