@@ -36,13 +36,13 @@ def own_part(tree: Any) -> Any:
     return _each_model(tree, lambda model: _with(model, _own_leaves(model)))
 
 
-def base_parts(tree: Any) -> list[dict[str, Array]]:
+def base_parts(tree: Any) -> list[dict[str, Any]]:
     """Return the arrays of the base under each model of the tree, by name; {} for a
     model without adapters."""
     return [_base_leaves(model) for model in _models(tree)]
 
 
-def join(tree: Any, bases: list[dict[str, Array]]) -> Any:
+def join(tree: Any, bases: list[dict[str, Any]]) -> Any:
     """Return the tree with each model's base put back: the inverse of `own_part`, given
     its tree's `base_parts`."""
     rest = iter(bases)
@@ -65,7 +65,7 @@ def spread(arrays: list[Array], places: tuple) -> list[dict[str, Array]]:
     return [{name: arrays[i] for name, i in place} for place in places]
 
 
-def on_base(own: Any, base: dict[str, Array]) -> Any:
+def on_base(own: Any, base: dict[str, Any]) -> Any:
     """Return the model of an own part and its base.
 
     Args:
@@ -79,7 +79,7 @@ def on_base(own: Any, base: dict[str, Array]) -> Any:
     return _with(own, leaves)
 
 
-def named(model: ChatGLM | ScoreModel) -> dict[str, Array]:
+def named(model: ChatGLM | ScoreModel) -> dict[str, Any]:
     """Return the arrays of a model that a base has, by their names in a ChatGLM."""
     own = model if isinstance(model, ChatGLM) else model.backbone
     return {_in_base(name): x for name, x in _leaves(own).items() if x is not None}

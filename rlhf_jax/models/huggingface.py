@@ -43,6 +43,7 @@ from rlhf_jax.models.huggingface_tensors import (
     write_piece,
 )
 from rlhf_jax.models.inputs import check_finite
+from rlhf_jax.models.quantise import fill_quantised
 from rlhf_jax.parallel.sharding import parameter_sharding
 
 SHARD_BYTES = 5 * 10**9  # largest size of a written file, unless one tensor is larger
@@ -69,6 +70,7 @@ def load(
 
     Args:
         dtype, param_dtype: the dtypes of the computation and of the parameters.
+            `quantised=True` among the overrides quantises matrices as they are read.
         mesh: the devices to shard the parameters over, by the table of
             `parallel.sharding`; None puts all on the default device.
         progress: a wrapper of the iteration over parameters, for a progress bar.
@@ -87,12 +89,17 @@ def load(
         return ScoreModel(model, rngs=nnx.Rngs(0)) if is_score else model
 
     paths, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(build))
-    leaves = []
-    for key_path, leaf in progress(paths):
+    shapes = {}
+    for key_path, leaf in paths:
         name = jax.tree_util.keystr(key_path).removesuffix(".value")
         sharding = SingleDeviceSharding(jax.devices()[0])
         if mesh is not None:
             sharding = parameter_sharding(name, leaf.shape, mesh)
+        shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    leaves: dict[str, jax.Array] = {}
+    for name, leaf in progress(shapes.items()):
+        if name in leaves:  # a scale, beside its matrix
+            continue
         if name in table:
 
             def read(box, parts=table[name]):
@@ -104,16 +111,17 @@ def load(
             def read(box, value=value):
                 return np.full([hi - lo for lo, hi in box], value, np.float32)
 
-        leaves.append(
-            fill(
-                leaf.shape,
-                leaf.dtype,
-                sharding,
-                read,
-                stacked=("blocks." in name) + (".experts." in name),
+        stacked = ("blocks." in name) + (".experts." in name)
+        scale = f"{name}_scale"
+        if scale in shapes:
+            leaves[name], leaves[scale] = fill_quantised(
+                leaf, shapes[scale], read, dtype=param_dtype, stacked=stacked
             )
+            continue
+        leaves[name] = fill(
+            leaf.shape, leaf.dtype, leaf.sharding, read, stacked=stacked
         )
-    model = jax.tree.unflatten(treedef, leaves)
+    model = jax.tree.unflatten(treedef, [leaves[name] for name in shapes])
     check_finite(model, str(path))
     return model
 

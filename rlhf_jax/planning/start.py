@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterator
 from types import ModuleType
 
+import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import algorithms
@@ -12,7 +13,7 @@ from rlhf_jax.batches import Experience, PackedPairs
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.presets import preset
 from rlhf_jax.planning import programs
-from rlhf_jax.planning.roofline import Program, size
+from rlhf_jax.planning.roofline import Program, bytes_per_device, size
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.placement import with_opt_states
 
@@ -58,11 +59,25 @@ def _moments(
 
 
 def _moments_of_base(model: ChatGLMConfig) -> Iterator[tuple]:
-    """Yield what is alive while an int8 base under adapters is loaded in `dtype`."""
+    """Yield what is alive while an int8 base under adapters is loaded."""
     if model.lora is not None and model.quantised:
         int8 = dataclasses.replace(model, lora=None)
-        loaded = dataclasses.replace(int8, quantised=False)
-        yield programs.parameters(loaded), programs.parameters(int8)
+        yield programs.parameters(int8), _layer_read(int8)
+
+
+def _layer_read(model: ChatGLMConfig):
+    """Return the shape of a layer's largest matrix as it is read, before it is
+    quantised."""
+    layer = dataclasses.replace(
+        model,
+        num_layers=1,
+        num_dense_layers=0,
+        lora=None,
+        quantised=False,
+        param_dtype=model.dtype,
+    )
+    matrices = jax.tree.leaves(programs.parameters(layer).blocks)
+    return max(matrices, key=bytes_per_device)
 
 
 def _moments_of_ppo(
@@ -71,10 +86,7 @@ def _moments_of_ppo(
     yield from _moments_of_base(model)
     frozen = programs.frozen_models(config, model)
     if model.lora is None and config.frozen_param_dtype == "int8":
-        # Each is loaded in `dtype`.
-        loaded = dataclasses.replace(model, param_dtype=model.dtype)
-        yield programs.parameters(loaded), frozen.reference or ()
-        yield programs.parameters(loaded, score=True), frozen
+        yield frozen, _layer_read(model)
     yield (frozen,)
     alive = () if config.offload_frozen else frozen
     state = programs.first_state(algorithm, config, model)

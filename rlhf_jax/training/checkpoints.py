@@ -258,8 +258,31 @@ class Checkpoints:
                 for k, v in wanted.items()
             }
         )
+        restored = self._restore(step, arguments)
+        restored = {name: unflatten(restored[name], own[name]) for name in like}
+        return join(restored, base_parts(like))
+
+    def arrays(
+        self, step: int, item: str, like: dict[str, jax.ShapeDtypeStruct]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the arrays of an item one after another, in the host's memory, in the
+        dtypes of `like`. Only checkpoints that are opened to be read can do this.
+
+        Raises:
+            ValueError, DamagedError: as in `restore`.
+        """
+        self._check(step, {item: like})
+        for name, x in like.items():
+            how = ocp.RestoreArgs(restore_type=np.ndarray, dtype=x.dtype)
+            argument = ocp.args.PyTreeRestore(
+                {name: x}, restore_args={name: how}, partial_restore=True
+            )
+            restored = self._restore(step, ocp.args.Composite(**{item: argument}))
+            yield name, restored[item][name]
+
+    def _restore(self, step: int, arguments: ocp.args.Composite) -> dict:
         try:
-            restored = self._manager.restore(step, args=arguments)
+            return self._manager.restore(step, args=arguments)
         except Exception as error:
             damage = _damage(self.folder / str(step))
             if damage:
@@ -268,8 +291,6 @@ class Checkpoints:
                 ) from error
             error.add_note(f"{self.folder}/{step} is whole, but was not loaded here.")
             raise
-        restored = {name: unflatten(restored[name], own[name]) for name in like}
-        return join(restored, base_parts(like))
 
     def close(self) -> None:
         self.wait()

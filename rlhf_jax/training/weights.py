@@ -21,10 +21,11 @@ from rlhf_jax.models.adapters import adapted, merged, named, on_base, own_part
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.models.huggingface_tensors import fill
 from rlhf_jax.models.inputs import check_finite
 from rlhf_jax.models.lora import LoRA
 from rlhf_jax.models.presets import preset
-from rlhf_jax.models.quantise import quantise
+from rlhf_jax.models.quantise import fill_quantised, quantise
 from rlhf_jax.models.rope_scaling import RopeScaling
 from rlhf_jax.parallel.mesh import check_experts, check_heads, check_layers, platform
 from rlhf_jax.parallel.sharding import create, shapes_of
@@ -38,7 +39,7 @@ from rlhf_jax.training.checkpoints import (
 )
 
 # Fields of a model's config that say how it computes and in what it is stored.
-COMPUTATION = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
+STORAGE = ("dtype", "param_dtype", "quantised", "scan_layers", "remat", "attention")
 
 
 def describe(
@@ -137,20 +138,19 @@ class Adapters:
             return None
         return bases.describe(_base_of(Path(folder)) or folder, workdir)
 
-    def load(self, folder: Path, *, quantised: bool, **how) -> ChatGLM | ScoreModel:
+    def load(self, folder: Path, **how) -> ChatGLM | ScoreModel:
         """Return the base in a folder; the same one for the same folder.
 
         Args:
-            quantised: whether the matrices of the blocks are int8.
             how: the arguments of `load_model`.
         """
-        key = (fingerprint(str(folder)), quantised, *sorted(how.items()))
+        key = (fingerprint(str(folder)), *sorted(how.items()))
         if key in self._loaded:
             logging.info("One more role lies on the base %s, loaded before.", folder)
         else:
             if self._loaded:
                 logging.info("%s is another base: its roles share no other's.", folder)
-            self._loaded[key] = _load_alone(folder, quantised=quantised, **how)
+            self._loaded[key] = load_model(folder, **how)
         return self._loaded[key]
 
     def _compare(self, lora: LoRA | None) -> None:
@@ -218,9 +218,9 @@ def load_model(
         how = {"dtype": dtype or "float32", "param_dtype": param_dtype or dtype}
         base = bases.find_named(folder)
         own = load_peft(folder, base, adapters=adapters, **how, **fields)
-        how = {name: getattr(own.config, name) for name in COMPUTATION}
-        load = _load_alone if adapters is None else adapters.load
-        return on_base(own, named(load(base, quantised=own.config.quantised, **how)))
+        how = {name: getattr(own.config, name) for name in STORAGE}
+        load = load_model if adapters is None else adapters.load
+        return on_base(own, named(load(base, **how)))
     if is_published(folder):
         mesh = jax.sharding.get_mesh()
         model = huggingface.load(
@@ -261,10 +261,12 @@ def load_peft(
 
 
 def load_whole(folder: str | os.PathLike, **how) -> ChatGLM | ScoreModel:
-    """Load a model as `load_model` does; adapters are merged into their base."""
+    """Load a model as `load_model` does; adapters are merged into their base, in
+    floats: with `quantised=True` the result is quantised."""
     if _base_of(Path(folder)) is None:
         return load_model(folder, **how)
-    return create(merged, load_model(folder, quantised=False, **how))
+    whole = create(merged, load_model(folder, **how | {"quantised": False}))
+    return create(quantise, whole) if how.get("quantised") else whole
 
 
 def load_adapters(
@@ -474,20 +476,17 @@ def load_policy(
     check_layers(policy.config.num_layers)
     check_experts(policy.config.num_experts)
     check_vocabulary(policy.config, num_tokens, init_from or f"preset {model!r}")
-    is_done = policy.config.quantised == is_quantised
-    return policy if is_done else create(quantise, policy)
+    return policy
 
 
-def _load_start(
-    folder: str, adapters: Adapters | None, *, quantised: bool, **how
-) -> ChatGLM | ScoreModel:
+def _load_start(folder: str, adapters: Adapters | None, **how) -> ChatGLM | ScoreModel:
     """Load a model for a stage: on the shared base, in a stage that trains adapters;
     otherwise without adapters, which are merged."""
     if adapters is None or adapters.lora is None:
         return load_whole(folder, **how)
     if _base_of(Path(folder)) is not None:
-        return load_model(folder, adapters=adapters, quantised=quantised, **how)
-    return adapters.load(Path(folder), quantised=quantised, **how)
+        return load_model(folder, adapters=adapters, **how)
+    return adapters.load(Path(folder), **how)
 
 
 def load_score_model(
@@ -503,14 +502,12 @@ def load_score_model(
     if not init_from:
         own = create(lambda b: ScoreModel(b, rngs=nnx.Rngs(key)), own_part(backbone))
         return own if backbone.config.lora is None else on_base(own, named(backbone))
-    like = {name: getattr(backbone.config, name) for name in COMPUTATION}
-    is_quantised = backbone.config.quantised
-    model = _load_start(init_from, adapters, quantised=is_quantised, **like)
+    like = {name: getattr(backbone.config, name) for name in STORAGE}
+    model = _load_start(init_from, adapters, **like)
     if not isinstance(model, ScoreModel):
         raise ValueError(f"{init_from} is a language model, not a reward model.")
     check_vocabulary(model.backbone.config, num_tokens, init_from)
-    is_done = model.config.quantised == is_quantised
-    return model if is_done else create(quantise, model)
+    return model
 
 
 def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None:
@@ -530,12 +527,38 @@ def _load_ours(folder, which, item, overrides, adapters):
         dtype = adapters.lora.param_dtype
         lora = dataclasses.replace(config.lora, param_dtype=dtype)
         config = dataclasses.replace(config, lora=lora)
-    like = _shapes(record, config, folder, adapters)
-    model = checkpoints.restore(step, {item: like})[item]
+    if config.quantised and config.lora is None:
+        model = _restore_quantised(checkpoints, step, item, record, config)
+    else:
+        like = _shapes(record, config, folder, adapters)
+        model = checkpoints.restore(step, {item: like})[item]
     checkpoints.close()
     check_finite(model, f"{folder}/checkpoints/{step}")
     logging.info("Loaded %s of %s at step %d.", item, folder, step)
     return model
+
+
+def _restore_quantised(
+    checkpoints: Checkpoints, step: int, item: str, record: dict, config: ChatGLMConfig
+) -> ChatGLM | ScoreModel:
+    """Restore a whole model, quantised layer by layer."""
+    like = shapes_of(lambda: _build(record, config))
+    saved = dataclasses.replace(config, quantised=False)
+    saved = flatten(shapes_of(lambda: _build(record, saved)))
+    shapes, flat = flatten(like), {}
+    for name, array in checkpoints.arrays(step, item, saved):
+        shape, scale = shapes[name], f"{name}_scale"
+
+        def read(box, array=array):
+            return array[tuple(slice(*side) for side in box)]
+
+        if scale in shapes:
+            flat[name], flat[scale] = fill_quantised(
+                shape, shapes[scale], read, dtype=config.param_dtype, stacked=1
+            )
+            continue
+        flat[name] = fill(shape.shape, shape.dtype, shape.sharding, read, stacked=0)
+    return unflatten(flat, like)
 
 
 def shapes(checkpoints: Checkpoints, step: int, item: str, config, adapters: Adapters):
@@ -553,9 +576,9 @@ def _shapes(
     build = functools.partial(_build, record, config)
     if config.lora is None:
         return shapes_of(build)
-    how = {name: getattr(config, name) for name in COMPUTATION}
-    load = _load_alone if adapters is None else adapters.load
-    base = load(bases.find(record["base"], workdir), quantised=config.quantised, **how)
+    how = {name: getattr(config, name) for name in STORAGE}
+    load = load_model if adapters is None else adapters.load
+    base = load(bases.find(record["base"], workdir), **how)
     return on_base(shapes_of(lambda: own_part(build())), named(base))
 
 
@@ -564,11 +587,6 @@ def _build(record: dict, config: ChatGLMConfig) -> ChatGLM | ScoreModel:
     if record["kind"] == "ChatGLM":
         return backbone
     return ScoreModel(backbone, rngs=nnx.Rngs(0))
-
-
-def _load_alone(folder: Path, *, quantised: bool, **how) -> ChatGLM | ScoreModel:
-    model = load_model(folder, **how)
-    return create(quantise, model) if quantised else model
 
 
 def _record(checkpoints: Checkpoints, step: int, item: str, folder) -> dict:

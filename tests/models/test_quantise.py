@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rlhf_jax.models import huggingface
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
@@ -82,10 +83,18 @@ def test_frozen_models_of_6b_take_a_byte_a_weight_and_are_split_as_before():
 
 
 @pytest.mark.devices(8)
-def test_quantising_on_a_mesh_is_the_same():
-    model = random_model(dataclasses.replace(FAMILIES["v2"], scan_layers=True))
+@pytest.mark.parametrize("family", ["v2", "glm4_moe"])
+def test_quantising_on_a_mesh_and_while_loading_is_the_same(family, tmp_path):
+    model = random_model(dataclasses.replace(FAMILIES[family], scan_layers=True))
     expected = quantise(model)
-    with jax.set_mesh(make_mesh((2, 2, 2))):
-        got = create(quantise, model)
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-6)
+    huggingface.save(model, tmp_path)
+    how = {"dtype": "float32", "param_dtype": "float32", "quantised": True}
+    mesh = make_mesh((2, 2, 2))
+    with jax.set_mesh(mesh):
+        whole = create(quantise, model)
+        loaded = huggingface.load(tmp_path, mesh=mesh, **how)
+    for got in (whole, loaded, huggingface.load(tmp_path, **how)):
+        for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-6)
+    layouts = [[x.sharding for x in jax.tree.leaves(m)] for m in (whole, loaded)]
+    assert layouts[0] == layouts[1]

@@ -10,22 +10,31 @@ import jax
 import pytest
 
 import rlhf_jax
+from rlhf_jax.data.tokenizers.tokenizer import copy_tokenizer
+from rlhf_jax.files import write_json
+from rlhf_jax.models import huggingface
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.planning import programs, start
 from rlhf_jax.training import weights
+from rlhf_jax.training.checkpoints import Checkpoints
 from tests.stages.test_stages import run
 
 PACKAGE = Path(rlhf_jax.__file__).parent
 WATCHED = ("training/weights.py", "training/state.py", "parallel/sharding.py")
+WATCHED += ("models/quantise.py", "models/huggingface.py")
 SMALL = 32 * 1024  # bytes: keys, learning rates and what else no program is given
+INT8_BASE = {"lora.rank": 4, "lora.base_dtype": "int8"}
+PUBLISHED = {"init_from": "published"}
 RUNS = [
     ("sft", {}),
     ("sft", {"scan_layers": True, "param_dtype": "bfloat16"}),
     ("reward", {"scan_layers": True}),
     ("dpo", {"scan_layers": True, "reference": "on_the_fly"}),
     ("ppo", {"scan_layers": True}),
-    ("ppo", {"scan_layers": True, "frozen_param_dtype": "int8"}),
+    ("ppo", {"scan_layers": True, "frozen_param_dtype": "int8"} | PUBLISHED),
+    ("ppo", {"scan_layers": True, **INT8_BASE} | PUBLISHED),
+    ("dpo", {"scan_layers": True, **INT8_BASE, "init_from": "checkpoint"}),
     ("ppo", {"scan_layers": True, "offload_moments": True, "offload_frozen": True}),
     ("ppo", {"scan_layers": True, "advantage": "remax", "baseline": "greedy"}),
 ]
@@ -57,16 +66,45 @@ class Watch:
         return self
 
 
+@pytest.fixture(scope="module")
+def saved(data_folder, tmp_path_factory):
+    """`saved("published")`: a folder of a model in Hugging Face's layout;
+    `saved("checkpoint")`: of one of ours."""
+    how = {"dtype": "float32", "param_dtype": "float32"}
+    key = jax.random.key(0)
+    model = weights.load_policy("", model="tiny", num_tokens=400, key=key, **how)
+
+    @functools.cache
+    def make(kind: str) -> str:
+        folder = tmp_path_factory.mktemp(kind) / "model"
+        if kind == "published":
+            huggingface.save(model, folder)
+        else:
+            checkpoints = Checkpoints(folder, keep=1)
+            meta = {"models": {"model": weights.describe(model)}}
+            checkpoints.save(0, {"model": model}, meta)
+            checkpoints.close()
+            record = {"config": {"stage": "sft", "seed": 0}, "versions": {}}
+            write_json(folder / "config.json", record | {"seed": 0})
+        copy_tokenizer(data_folder / "tokenizer", folder / "tokenizer")
+        return str(folder)
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("stage", "fields"), RUNS, ids=lambda x: x if isinstance(x, str) else "-".join(x)
 )
 def test_no_more_is_alive_than_the_plan_says(
-    stage, fields, stage_config, tmp_path, monkeypatch
+    stage, fields, stage_config, saved, tmp_path, monkeypatch
 ):
     """Up to the loop the row "start", and from there to the first update the largest
     of all rows, without their temporaries, but with what a decoding step reads: the
     sampler's model and caches. Most of the plan is really there."""
-    config = stage_config(stage, model="tiny", **fields)
+    config = stage_config(stage, model="tiny")
+    config.update_from_flattened_dict(fields)
+    if config.init_from:
+        config.init_from = saved(config.init_from)
     module = importlib.import_module(f"rlhf_jax.stages.{stage}")
     bar, seen = module.ProgressBar, {}
     watch = Watch(stage)

@@ -10,6 +10,7 @@ from configs import ppo
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
+from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.sharding import shard_parameters
 from rlhf_jax.training import checksums, weights
 from rlhf_jax.training.checkpoints import (
@@ -109,6 +110,8 @@ def test_weights_load_in_another_dtype(tmp_path, state):
     save(tmp_path, state)
     model = weights.load_model(tmp_path, dtype="bfloat16", param_dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}
+    eight = {"dtype": "bfloat16", "param_dtype": "bfloat16", "quantised": True}
+    assert equal(weights.load_model(tmp_path, **eight), jax.jit(quantise)(model))
 
 
 def test_a_reward_model_loads_as_one_with_its_offset(tmp_path):
