@@ -41,10 +41,14 @@ def get_config(preset="tiny"):
     # policy of then. rollout_correction weighs what an earlier policy sampled. 0 waits
     # for every response. [0, 2**16]
     c.prompts_ahead = 0
+    # True samples the responses of the next iteration while the functions of rewards
+    # run on the host, hence with the policy before this iteration's update;
+    # rollout_correction weighs them. False samples them after the update.
+    c.one_step_off_policy = False
     # The importance weights of the policy loss that correct the distance between
     # sampler and policy: one for each "token", one for each "response", or "none";
-    # "auto" is "token" with a rollout_param_dtype other than "same" or prompts_ahead,
-    # and otherwise "none".
+    # "auto" is "token" with a rollout_param_dtype other than "same", prompts_ahead or
+    # one_step_off_policy, and otherwise "none".
     c.rollout_correction = "auto"
     # Cuts these weights at this; inf cuts none. [1, inf]
     c.rollout_weight_cap = 2.0

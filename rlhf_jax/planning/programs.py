@@ -161,8 +161,10 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
     state = first_state(algorithm, config, model)
     frozen = frozen_models(config, model)
     waiting = () if config.offload_frozen else frozen
-    # While the reference answers, the frozen models and the policy are on the devices.
-    there = frozen if config.baseline == "reference" else waiting
+    # While the reference answers, or responses are sampled beside scoring, the frozen
+    # models and the policy are on the devices.
+    beside = config.baseline == "reference" or config.one_step_off_policy
+    there = frozen if beside else waiting
     trained = () if config.offload_moments else (state.policy, state.value)
     moments = [x.opt_state for x in trained if x is not None]
     # Scoring reads no moments.

@@ -11,6 +11,7 @@ from rlhf_jax.generation.dynamic_sampling import fill
 from rlhf_jax.generation.partial_rollout import Begun
 from rlhf_jax.parallel.sharding import fetch, shard_batch
 from rlhf_jax.ppo.forward import ModelOutputs
+from rlhf_jax.ppo.rollouts import Answered
 from rlhf_jax.rewards.rewards import Scored
 from rlhf_jax.training.metrics import Mean
 
@@ -33,6 +34,7 @@ class Draw(NamedTuple):
     generating: float  # seconds
     scoring: float  # seconds
     begun: Begun | None = None  # what goes on in the next iteration
+    ahead: Answered | None = None  # what the next iteration learns from, if sampled
 
 
 def draw_until_full(

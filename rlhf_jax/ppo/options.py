@@ -41,6 +41,7 @@ class Hyper:
     reference_rate: float
     rollout_param_dtype: str
     prompts_ahead: int
+    one_step_off_policy: bool
     rollout_correction: str
     rollout_weight_cap: float
     rollout_error_limit: float
@@ -80,7 +81,8 @@ class Hyper:
         """The level of the weights that correct the sampler's distance from the
         trainer ("token" or "response"); None corrects nothing."""
         if self.rollout_correction == "auto":
-            is_same = self.rollout_param_dtype == "same" and not self.prompts_ahead
+            is_earlier = bool(self.prompts_ahead) or self.one_step_off_policy
+            is_same = self.rollout_param_dtype == "same" and not is_earlier
             return None if is_same else "token"
         return None if self.rollout_correction == "none" else self.rollout_correction
 
@@ -141,11 +143,18 @@ def check_options(config) -> None:
             f"{config.prompts_ahead=} has no fixed batch of prompts that "
             f"{config.max_draws=} could replace: set one of the two to 0."
         )
-    if config.prompts_ahead and config.rollout_correction == "none":
+    if config.one_step_off_policy and config.max_draws:
         raise ValueError(
-            f"{config.prompts_ahead=} learns from responses that an earlier policy "
-            "began: set rollout_correction to 'auto', 'token' or 'response'."
+            "one_step_off_policy=True samples the next batch before "
+            f"{config.max_draws=} knows how often to draw: set one of the two to False "
+            "or 0."
         )
+    for name in ("prompts_ahead", "one_step_off_policy"):
+        if config[name] and config.rollout_correction == "none":
+            raise ValueError(
+                f"{name}={config[name]} learns from responses that an earlier policy "
+                "began: set rollout_correction to 'auto', 'token' or 'response'."
+            )
     if config.whiten_rewards and config.advantage != "gae":
         raise ValueError("whiten_rewards needs the token rewards of advantage='gae'.")
     if config.whiten_advantages and config.advantage == "reinforce_pp":

@@ -10,8 +10,9 @@ from rlhf_jax.generation.partial_rollout import Begun
 from rlhf_jax.losses import advantages as estimators
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.policy import Policy
-from rlhf_jax.parallel.sharding import replicate
+from rlhf_jax.parallel.sharding import fetch, replicate
 from rlhf_jax.ppo.options import Hyper
+from rlhf_jax.ppo.rollouts import Answered
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, from_items, to_items
 
@@ -81,9 +82,11 @@ class Frozen:
     reward: ScoreModel | None
 
 
-def to_checkpoint(state: PPOState, begun: Begun | None = None) -> dict:
-    """Split the state and what is begun into checkpoint items, one per model, so each
-    model loads alone."""
+def to_checkpoint(
+    state: PPOState, begun: Begun | None = None, ahead: Answered | None = None
+) -> dict:
+    """Split the state, what is begun and what is answered ahead into checkpoint items,
+    one per model, so each model loads alone."""
     items = to_items(state.policy)
     if state.value is not None:
         items |= to_items(state.value, "value")
@@ -91,6 +94,8 @@ def to_checkpoint(state: PPOState, begun: Begun | None = None) -> dict:
         items["reference"] = state.reference
     if begun is not None:
         items["begun"] = replicate(begun)
+    if ahead is not None:
+        items["ahead"] = replicate(fetch(ahead))
     return items | {"rest": {"kl_coef": state.kl_coef, "moments": state.moments}}
 
 

@@ -6,6 +6,7 @@ of the judge, which process 0 alone asks.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.chat_client import FREE_SETTINGS, read_service
-from rlhf_jax.data.in_threads import in_threads
+from rlhf_jax.data.in_threads import in_threads, started
 from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.data.transport import check_url
 from rlhf_jax.files import read_json, write_json
@@ -24,7 +25,7 @@ from rlhf_jax.rewards.built_in import BUILT_IN, SERVICES
 from rlhf_jax.rewards.guard import Reward, keeping_prints, values_of
 from rlhf_jax.rewards.rows import Function
 from rlhf_jax.rewards.spec import MODEL, Named, parse, uses_model
-from rlhf_jax.shared_work import first_does, share_out
+from rlhf_jax.shared_work import first_does, is_first, share_out
 from rlhf_jax.training.cache import fingerprint
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.options import leaves
@@ -136,17 +137,48 @@ class Rewards:
         Raises:
             RewardError: a function failed, and `on_reward_error` is "stop".
         """
+        return self.begin(prompts, lambda: responses)()
+
+    def begin(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Callable[[], Sequence[Response]],
+    ) -> Callable[[], Values]:
+        """Start to call all functions, in threads of this process; return what waits
+        for them, as `of_functions`. The processes exchange rewards only then, so that
+        meanwhile any program may run.
+
+        Args:
+            responses: makes the responses, if there are functions to read them.
+        """
+        if not self.has_functions:
+            return lambda: Values({}, {})
+        given = responses()
         alone = [x for x in self._functions if x.place == "judge"]
         shared = [x for x in self._functions if x.place != "judge"]
-        parts = np.array_split(np.arange(len(prompts)), jax.process_count())
+        every = np.arange(len(prompts))
+        parts = np.array_split(every, jax.process_count())
+
+        def call() -> tuple[list, list]:
+            own = self._call(shared, prompts, given, parts[jax.process_index()])
+            if not (alone and is_first()):
+                return own, []
+            return own, self._call(alone, prompts, given, every)
+
+        future, _ = started(call)
+        return lambda: self._collect(future, shared, alone, parts)
+
+    def _collect(
+        self,
+        future: Future[tuple[list, list]],
+        shared: Sequence[Reward],
+        alone: Sequence[Reward],
+        parts: Sequence[np.ndarray],
+    ) -> Values:
+        """Return the rewards of all processes."""
         try:
-            told = share_out(
-                lambda rows: self._call(shared, prompts, responses, rows), parts
-            )
-            judged = []
-            if alone:
-                every = np.arange(len(prompts))
-                judged = first_does(self._call, alone, prompts, responses, every)
+            told = share_out(lambda _: future.result()[0], parts)
+            judged = first_does(lambda: future.result()[1]) if alone else []
         except ValueError as error:
             self._note_fault()
             raise RewardError(str(error)) from None
@@ -190,9 +222,7 @@ class Rewards:
         Raises:
             RewardError: as `of_functions`.
         """
-        values = Values({}, {})
-        if self.has_functions:
-            values = self.of_functions(prompts, responses())
+        values = self.begin(prompts, responses)()
         return self.total(values, model_scores())
 
     def metrics(self, scored: Scored) -> dict:

@@ -43,15 +43,13 @@ from rlhf_jax.batches import PackedRows, PromptBatch, Rollout
 from rlhf_jax.data import packing, sources
 from rlhf_jax.data.batching import (
     BatchOrder,
-    number_repeats,
     prompt_batch,
     round_up,
 )
 from rlhf_jax.data.encoding import encode_prompts, sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
-from rlhf_jax.generation.partial_rollout import Begun, nothing_begun, partial_rollout
-from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.generation.partial_rollout import Begun
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.parallel.mesh import row_unit
 from rlhf_jax.parallel.sharding import (
@@ -65,6 +63,7 @@ from rlhf_jax.ppo.experience import differing_groups, make_experience
 from rlhf_jax.ppo.forward import ModelOutputs, run_models
 from rlhf_jax.ppo.kl_ceiling import stop_above_ceiling
 from rlhf_jax.ppo.options import Hyper, check_options
+from rlhf_jax.ppo.rollouts import Answered, Rollouts
 from rlhf_jax.ppo.state import (
     Frozen,
     PPOState,
@@ -72,7 +71,7 @@ from rlhf_jax.ppo.state import (
     from_checkpoint,
     to_checkpoint,
 )
-from rlhf_jax.rewards.rewards import FREE, RewardError, Rewards, Scored
+from rlhf_jax.rewards.rewards import FREE, RewardError, Rewards, Values
 from rlhf_jax.training import optimizers, weights
 from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
@@ -266,46 +265,24 @@ def run(config, workdir: str) -> None:
         )
     del frozen
 
-    def answer(
-        policy, place: int, begun: Begun | None
-    ) -> tuple[np.ndarray, Rollout, np.ndarray, Begun | None]:
-        """Return prompts, the policy's responses, the scores to subtract, float32
-        [prompts], and what is begun."""
-        sampler = memory.sampler(policy)
-        sizes = {"samples": config.samples_per_prompt, "rows": config.rollout_rows}
-        if begun is None:
-            index, key = order.indices(place), jax.random.fold_in(rollout_key, place)
-            batch = prompts_at(number_repeats(index, len(prompts)))
-            responses = rollout(sampler, batch, key, sampling, **sizes)
-        else:
-            key = rollout_key
-            responses, places, begun = partial_rollout(
-                sampler,
-                begun,
-                lambda places: prompts_at(order.at(places)),
-                key,
-                sampling,
-                count=order.batch_size,
-                **sizes,
-            )
-            index = order.at(places)
-            batch = prompts_at(number_repeats(index, len(prompts)))
-        baseline = np.zeros(len(index), np.float32)
+    rollouts = Rollouts(config, order, prompts_at, rollout_key, sampling)
+
+    def baseline_of(policy, index: np.ndarray) -> np.ndarray:
+        """Return the score to subtract for each prompt: float32 [prompts]."""
         if config.baseline == "reference":
-            baseline = reference_scores.at(index)
+            return reference_scores.at(index)
         if config.baseline == "greedy":
-            reward_model = memory.frozen().reward
-            baseline = answer_scores(
-                sampler,
-                reward_model,
-                batch,
-                key,
+            return answer_scores(
+                memory.sampler(policy),
+                memory.frozen().reward,
+                prompts_at(index),
+                rollout_key,
                 greedy,
                 rewards=rewards,
                 records=records_at(index),
                 tokenizer=tokenizer,
             )
-        return index, responses, baseline, begun
+        return np.zeros(len(index), np.float32)
 
     def packed(rolled: Rollout, rows: np.ndarray, parts: int) -> PackedRows | None:
         """Pack the rows [U, b] of a rollout, to be split into `parts`."""
@@ -323,20 +300,18 @@ def run(config, workdir: str) -> None:
         whole = shard_batch(jax.tree.map(lambda x: x[0], whole))
         return models_step(state, memory.frozen(), responses, whole)
 
-    def score(index: np.ndarray, responses: Rollout, outputs: ModelOutputs) -> Scored:
-        """Call the functions of rewards while the device computes the outputs."""
-        return rewards.score(
+    def begin_rewards(index: np.ndarray, responses: Rollout) -> Callable[[], Values]:
+        """Start the functions of rewards, which run on the host while the device
+        computes."""
+        return rewards.begin(
             records_at(np.repeat(index, config.samples_per_prompt)),
             lambda: responses_of(fetch(responses), tokenizer),
-            lambda: fetch(outputs.scores),
         )
 
     # State
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
     start = checkpoints.latest_step()
-    begun = None
-    if config.prompts_ahead:
-        begun = nothing_begun(config.prompts_ahead, config.samples_per_prompt, sampling)
+    begun, ahead = rollouts.nothing_begun(), None
     if start:
         stored = functools.partial(
             weights.shapes, checkpoints, start, config=config, adapters=adapters
@@ -348,8 +323,12 @@ def run(config, workdir: str) -> None:
         moving = stored("reference") if config.reference_rate else None
         numbers = shapes_of(functools.partial(first_numbers, hyper))
         state = PPOState(policy=policy, value=value, reference=moving, **numbers)
-        items = checkpoints.restore(start, to_checkpoint(state, begun))
+        if config.one_step_off_policy and start < config.total_steps:
+            ahead = rollouts.nothing_answered(width)
+        items = checkpoints.restore(start, to_checkpoint(state, begun, ahead))
         state, begun = from_checkpoint(items), fetch(items.get("begun"))
+        if ahead is not None:
+            ahead = fetch(items["ahead"]).on_devices()
     else:
         # One model after another: each is donated to its state, whose moments are at
         # rest before the next is loaded.
@@ -386,21 +365,39 @@ def run(config, workdir: str) -> None:
         """Save the state before step + 1, unless it is saved."""
         numbers = writer.close()
         if config.save_every and checkpoints.latest_step() != step:
-            checkpoints.save(step, to_checkpoint(state, begun), meta, numbers)
+            items = to_checkpoint(state, begun, ahead)
+            checkpoints.save(step, items, meta, numbers)
         checkpoints.close()
 
-    def draws(state: PPOState, step: int, begun: Begun | None) -> Iterator[Draw]:
+    def draws(
+        state: PPOState, step: int, begun: Begun | None, ahead: Answered | None
+    ) -> Iterator[Draw]:
         """Answer the prompts of a step, and score the answers; once more, with other
         prompts, for every further batch that is asked for."""
+        policy = state.policy.model
         for place in range(step * draws_per_step, (step + 1) * draws_per_step):
-            index, responses, baseline, begun = answer(state.policy.model, place, begun)
-            num_generated = float(responses.response_mask.sum())
+            answered = ahead
+            if answered is None:
+                sampler = memory.sampler(policy)
+                answered, begun = rollouts.answer(sampler, place, begun)
+                del sampler
+            index, responses = answered
+            baseline = baseline_of(policy, index)
             generating = watch.lap()
             outputs = outputs_of(state, responses)
-            scored = score(index, responses, outputs)
+            rewarded = begin_rewards(index, responses)
+            scoring, ahead = watch.lap(), None
+            if config.one_step_off_policy and step + 1 < config.total_steps:
+                sampler = memory.sampler(policy)
+                ahead, begun = rollouts.answer(sampler, place + 1, begun)
+                del sampler
+                generating += watch.lap()
+            scored = rewards.total(rewarded(), fetch(outputs.scores))
             baseline = np.repeat(baseline, config.samples_per_prompt)
             rows = Rows(responses, outputs, scored.scores, baseline)
-            yield Draw(rows, scored, num_generated, generating, watch.lap(), begun)
+            num_generated = float(responses.response_mask.sum())
+            scoring += watch.lap()
+            yield Draw(rows, scored, num_generated, generating, scoring, begun, ahead)
 
     show = {"score": "objective/baselined_scores", "kl": "objective/kl"}
     with ProgressBar("ppo", config.total_steps, start, show) as bar:
@@ -409,9 +406,10 @@ def run(config, workdir: str) -> None:
             watch.lap()
             with saved_before_fault(save_before, step, state):
                 drawn, rows, wanted, metrics = draw_until_full(
-                    draws(state, step, begun), differ if config.max_draws else None
+                    draws(state, step, begun, ahead),
+                    differ if config.max_draws else None,
                 )
-            begun = drawn[-1].begun
+            begun, ahead = drawn[-1].begun, drawn[-1].ahead
             seconds = {
                 "time/generate": sum(draw.generating for draw in drawn),
                 "time/score": sum(draw.scoring for draw in drawn),
@@ -465,7 +463,7 @@ def run(config, workdir: str) -> None:
                 writer.write(step + 1, eval_metrics)
                 writer.write_samples(step + 1, samples[: config.num_samples])
             if checkpoints.due(step + 1, config.save_every, config.total_steps):
-                items = to_checkpoint(state, begun)
+                items = to_checkpoint(state, begun, ahead)
                 checkpoints.save(step + 1, items, meta, writer.flush())
 
     # Hand on

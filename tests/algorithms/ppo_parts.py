@@ -44,6 +44,7 @@ HYPER = Hyper(
     reference_rate=0.0,
     rollout_param_dtype="same",
     prompts_ahead=0,
+    one_step_off_policy=False,
     rollout_correction="none",
     rollout_weight_cap=2.0,
     rollout_error_limit=0.5,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.generation import responses as responses_
+from rlhf_jax.ppo import rollouts
 from rlhf_jax.ppo.options import check_options
 from rlhf_jax.stages import ppo
 from rlhf_jax.training.metrics import MEASURED, read_metrics
@@ -17,7 +18,7 @@ def test_what_is_begun_goes_on_and_a_killed_run_to_the_same_bits(
     stage_config, tmp_path, monkeypatch
 ):
     """Killed in the second iteration, when some responses have gone on."""
-    sampling_with, partial_rollout = ppo.sampling_with, ppo.partial_rollout
+    sampling_with, partial_rollout = ppo.sampling_with, rollouts.partial_rollout
     seen = []
 
     def ending_early(*args, **options):
@@ -30,7 +31,7 @@ def test_what_is_begun_goes_on_and_a_killed_run_to_the_same_bits(
         return out
 
     monkeypatch.setattr(ppo, "sampling_with", ending_early)
-    monkeypatch.setattr(ppo, "partial_rollout", noting)
+    monkeypatch.setattr(rollouts, "partial_rollout", noting)
     monkeypatch.setattr(responses_, "STEPS", 2)
     config = stage_config(
         "ppo",
@@ -54,7 +55,7 @@ def test_what_is_begun_goes_on_and_a_killed_run_to_the_same_bits(
         return noting(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ppo, "partial_rollout", dying)
+        patch.setattr(rollouts, "partial_rollout", dying)
         with pytest.raises(KeyboardInterrupt):
             ppo.run(config, str(tmp_path / "killed"))
     ppo.run(config, str(tmp_path / "killed"))

@@ -16,6 +16,7 @@ from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
 from rlhf_jax.evaluation.rollouts import scored_rollouts
+from rlhf_jax.ppo import rollouts
 from rlhf_jax.ppo.kl_ceiling import ABOVE_CEILING, KLCeilingError
 from rlhf_jax.stages import ppo
 from rlhf_jax.training import optimizers
@@ -129,7 +130,7 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name) if name == lowered else None
     )
-    write, roll = Writer.write, ppo.rollout
+    write, roll = Writer.write, rollouts.rollout
 
     def write_and_count(self, step, *rest):
         if step > len(seen):
@@ -141,7 +142,7 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
         return roll(model, batch, key, sampling, **options)
 
     monkeypatch.setattr(Writer, "write", write_and_count)
-    monkeypatch.setattr(ppo, "rollout", roll_and_note)
+    monkeypatch.setattr(rollouts, "rollout", roll_and_note)
     config = stage_config("ppo", total_steps=4, eval_every=1, save_every=0)
     for optimizer in (config.optimizer, config.value_optimizer):
         optimizer.learning_rate = 0.0
@@ -423,13 +424,13 @@ def test_prompts_that_fill_a_batch_are_answered_apart(
     stage_config, data_folder, tmp_path, monkeypatch
 ):
     """Three prompts in a batch of eight: no two rows have the same key."""
-    seen, roll = [], ppo.rollout
+    seen, roll = [], rollouts.rollout
 
     def roll_and_note(model, batch, key, sampling, **options):
         seen.append((np.asarray(batch.prompts), np.asarray(batch.index)))
         return roll(model, batch, key, sampling, **options)
 
-    monkeypatch.setattr(ppo, "rollout", roll_and_note)
+    monkeypatch.setattr(rollouts, "rollout", roll_and_note)
     prompts = read_records(data_folder / "prompts.jsonl", Prompt)[:3]
     write_records(tmp_path / "prompts.jsonl", prompts)
     config = stage_config(
