@@ -28,8 +28,7 @@ def get_config(preset="tiny"):
     # evaluation. [1, 2**20]
     c.max_response_tokens = lengths.response
     # True packs the pairs of an update into rows as wide as the longest, each by itself
-    # for the model, so that little is padding; False gives every pair a row of its own,
-    # as the loss "kto" always does.
+    # for the model, so that little is padding; False gives every pair a row of its own.
     c.pack = True
     # Rounds the widths of batches up to a multiple of this many tokens: few widths need
     # few compiled programs. [1, 65536]

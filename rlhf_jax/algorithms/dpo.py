@@ -92,26 +92,35 @@ def pair_logprobs(
     return masked.keep(out.logprobs, batch.response_mask).sum(-1)
 
 
-def mismatched_kl(
-    policy: Policy, reference: Policy, batch: PreferenceBatch, *, hyper: Hyper
-) -> Float[Array, ""]:
-    """Estimate KL(policy || reference), nats per response, on each prompt with the
-    responses of the next pair of the batch: the reference point of KTO."""
-    other = dataclasses.replace(
+def mismatched(batch: PreferenceBatch) -> PreferenceBatch:
+    """Return each prompt with the responses to the prompt before it; the first has
+    those to the last."""
+    return dataclasses.replace(
         batch,
         responses=jnp.roll(batch.responses, 1, axis=0),
         response_mask=jnp.roll(batch.response_mask, 1, axis=0),
         valid=batch.valid & jnp.roll(batch.valid, 1),
     )
 
-    def both(part: PreferenceBatch):
+
+def mismatched_kl(
+    policy: Policy,
+    reference: Policy,
+    other: PreferenceBatch | PackedRows,
+    *,
+    hyper: Hyper,
+) -> Float[Array, ""]:
+    """Estimate KL(policy || reference), nats per response, on prompts with responses to
+    other prompts of the batch: the reference point of KTO."""
+
+    def both(part: PreferenceBatch | PackedRows):
         return (
             pair_logprobs(policy, part, hyper=hyper),
             pair_logprobs(reference, part, hyper=hyper),
         )
 
     logprobs, ref_logprobs = in_parts(both, other, parts=hyper.microbatches)
-    mask = jnp.broadcast_to(other.valid[:, None], logprobs.shape)
+    mask = jnp.broadcast_to(_valid(other)[..., None], logprobs.shape)
     return kto_kl(logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
 
 
@@ -284,17 +293,24 @@ def train_step(
     sft: SFTBatch | None,
     reference,
     learning_rate: jax.Array,
+    other: PackedRows | None = None,
     *,
     optimizer: Optimizer,
     hyper: Hyper,
 ) -> tuple[TrainState, dict]:
     """Take one optimizer step; return the new state and the metrics of the step.
 
-    See `loss_fn` for the arguments.
+    See `loss_fn` for the other arguments.
+
+    Args:
+        other: packed rows of the prompts of packed rows with responses to other prompts
+            of the batch, for KTO.
     """
     kl = None
     if hyper.loss == "kto":
-        kl = mismatched_kl(state.model, reference, batch, hyper=hyper)
+        if other is None:
+            other = mismatched(batch)
+        kl = mismatched_kl(state.model, reference, other, hyper=hyper)
     share = functools.partial(
         loss_fn,
         kl=kl,

@@ -8,7 +8,6 @@ stream.
 from collections import Counter
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from absl import logging
 
@@ -148,32 +147,6 @@ def sft_batch(
     tokens, mask = pad_right([ids for ids, _ in examples], width, pad_id)
     loss_mask, _ = pad_right([wanted for _, wanted in examples], width, 0)
     return SFTBatch(tokens, mask, loss_mask.astype(bool) & mask)
-
-
-class SFTBatches:
-    """SFT batches of one shape, by step, for the SFT term of PPO and DPO."""
-
-    def __init__(
-        self,
-        examples: Sequence[tuple[list[int], list[bool]]],
-        *,
-        batch_size: int,
-        width: int,
-        pad_id: int,
-        seed: int,
-    ):
-        self._examples, self._width, self._pad_id = examples, width, pad_id
-        self._order = BatchOrder(len(examples), batch_size=batch_size, seed=seed)
-
-    def batch(self, step: int) -> SFTBatch:
-        """Return the batch of `step`, with leaves [batch_size, width]."""
-        chosen = [self._examples[i] for i in self._order.indices(step)]
-        return sft_batch(chosen, pad_id=self._pad_id, multiple=self._width)
-
-    def stack(self, first: int, count: int) -> SFTBatch:
-        """Stack the batches of `count` steps: leaves [count, batch_size, width]."""
-        batches = [self.batch(first + n) for n in range(count)]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
 def prompt_batch(

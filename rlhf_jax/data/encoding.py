@@ -8,7 +8,6 @@ share.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from rlhf_jax.data.batching import SFTBatches, round_up
 from rlhf_jax.data.records import Comparison, Dialogue, Message, Prompt, Response
 from rlhf_jax.data.tokenizers.chat import (
     decode_response,
@@ -66,27 +65,6 @@ def encode_dialogues(
     if not kept:
         raise ValueError(f"None of {len(dialogues)} dialogues fits {max_tokens=}.")
     return kept, Counter(note for *_, note in encoded if note)
-
-
-def sft_batches(
-    dialogues: Sequence[Dialogue],
-    tokenizer: Tokenizer,
-    *,
-    max_tokens: int,
-    multiple: int,
-    batch_size: int,
-    seed: int,
-) -> SFTBatches:
-    """Make batches of the dialogues that fit, all as wide as the longest, rounded up to
-    `multiple`, for the SFT term of PPO and DPO."""
-    examples, _ = encode_dialogues(dialogues, tokenizer, max_tokens)
-    return SFTBatches(
-        examples,
-        batch_size=batch_size,
-        width=round_up(max(len(ids) for ids, _ in examples), multiple),
-        pad_id=tokenizer.pad_id,
-        seed=seed,
-    )
 
 
 def encode_prompts(

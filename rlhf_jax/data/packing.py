@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from rlhf_jax.batches import PackedPairs, PackedRows, Rollout, SFTBatch
@@ -104,9 +105,37 @@ def pack_dialogues(
     Args:
         unit, batch_size: `row_count`'s `unit` and `largest`.
     """
-    rows = first_fit([size(example) for example in examples], room)
-    count = row_count(len(rows), unit=unit, largest=batch_size)
-    return _dialogues(examples, rows, count, pad_id, room)
+    stacked = stack_dialogues(
+        [examples], pad_id=pad_id, room=room, unit=unit, batch_size=batch_size
+    )
+    return jax.tree.map(lambda x: x[0], stacked)
+
+
+def stack_dialogues(
+    batches: Sequence[Sequence[tuple[list[int], list[bool]]]],
+    *,
+    pad_id: int,
+    room: Room,
+    unit: int,
+    batch_size: int,
+    at_least: int = 1,
+) -> SFTBatch:
+    """Pack batches of dialogues, each into as many rows, and stack them: leaves
+    [batches, N, ...].
+
+    Args:
+        at_least: the fewest rows; otherwise see `pack_dialogues`.
+    """
+    assigned = [
+        first_fit([size(example) for example in examples], room) for examples in batches
+    ]
+    needed = max(at_least, *map(len, assigned))
+    count = row_count(needed, unit=unit, largest=batch_size)
+    packed = [
+        _dialogues(examples, rows, count, pad_id, room)
+        for examples, rows in zip(batches, assigned, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
 
 
 def pack_evaluation(
@@ -194,6 +223,12 @@ def pack_pairs(
         pad_id=pad_id,
         share=share,
     )
+
+
+def mismatched(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return each prompt with the responses to the prompt before it; the first has
+    those to the last."""
+    return [(prompt, *pairs[i - 1][1:]) for i, (prompt, *_) in enumerate(pairs)]
 
 
 def in_slots(x: np.ndarray, rows: PackedRows) -> np.ndarray:

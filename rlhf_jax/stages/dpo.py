@@ -32,8 +32,9 @@ from rlhf_jax.algorithms.dpo import (
 )
 from rlhf_jax.data import packing, sources
 from rlhf_jax.data.batching import BatchOrder, preference_batch
-from rlhf_jax.data.encoding import encode_pairs, encode_prompts, sft_batches
+from rlhf_jax.data.encoding import encode_pairs, encode_prompts
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt
+from rlhf_jax.data.sft_term import sft_batches
 from rlhf_jax.evaluation.answers import answer, sequence_logprobs
 from rlhf_jax.evaluation.rollouts import quality_metrics
 from rlhf_jax.generation.sampling import sampling_with
@@ -83,13 +84,14 @@ def run(config, workdir: str) -> None:
         max_response_tokens=config.max_response_tokens,
     )
     logging.info("%d pairs; dropped: %s.", len(pairs), listed(dropped))
-    packs = config.pack and config.loss != "kto"  # which mixes pairs on the device
     order = BatchOrder(
         len(pairs),
         batch_size=config.batch_size,
         seed=config.seed,
-        lengths=[sum(map(len, x)) for x in pairs] if packs else pair_lengths(pairs),
-        mixed=packs,
+        lengths=[sum(map(len, x)) for x in pairs]
+        if config.pack
+        else pair_lengths(pairs),
+        mixed=config.pack,
     )
     make_batch = functools.partial(
         preference_batch,
@@ -98,17 +100,26 @@ def run(config, workdir: str) -> None:
         batch_size=config.batch_size,
     )
     learn_from: Callable = make_batch
-    if packs:
+    if config.pack:
         share = weights.computation(config)["attention"] != "splash"
         sizes = [packing.pair_size(pair, share=share) for pair in pairs]
-        learn_from = functools.partial(
+        pack = functools.partial(
             packing.pack_pairs,
             pad_id=tokenizer.pad_id,
-            room=packing.Room.of(sizes, config.pad_to_multiple),
             unit=row_unit(config.microbatches),
             batch_size=config.batch_size,
             share=share,
         )
+        learn_from = functools.partial(
+            pack, room=packing.Room.of(sizes, config.pad_to_multiple)
+        )
+    pack_mismatched = None
+    if config.pack and config.loss == "kto":
+        # The longest prompt and the longest responses may come together.
+        longest = [max(map(len, part)) for part in zip(*pairs, strict=True)]
+        largest = packing.pair_size([range(n) for n in longest], share=share)
+        room = packing.Room.of([*sizes, largest], config.pad_to_multiple)
+        pack_mismatched = functools.partial(pack, room=room)
     sft = None
     if config.beta_sft:
         sft = sft_batches(
@@ -118,6 +129,7 @@ def run(config, workdir: str) -> None:
             multiple=config.pad_to_multiple,
             batch_size=config.sft_batch_size,
             seed=config.seed,
+            unit=row_unit(config.microbatches) if config.pack else None,
         )
     eval_file = config.eval_prompts or data / "eval_prompts.jsonl"
     eval_prompts = read(eval_file, Prompt)[: config.num_eval_prompts]
@@ -217,14 +229,18 @@ def run(config, workdir: str) -> None:
     with ProgressBar("dpo", total_steps, start, show) as bar:
         for step in range(start, total_steps):
             index = order.indices(step)
-            batch = learn_from([pairs[i] for i in index])
+            chosen = [pairs[i] for i in index]
+            batch, other = learn_from(chosen), None
+            if pack_mismatched is not None:
+                other = pack_mismatched(packing.mismatched(chosen))
             known = None if ref_logprobs is None else ref_logprobs[index]
-            if known is not None and packs:
+            if known is not None and config.pack:
                 known = packing.in_slots(known, batch)
             inputs = {
                 "batch": batch,
                 "ref_logprobs": known,
                 "sft": None if sft is None else sft.batch(step),
+                "other": other,
             }
             state, metrics = step_fn(
                 state,

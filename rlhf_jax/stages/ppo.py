@@ -46,8 +46,9 @@ from rlhf_jax.data.batching import (
     prompt_batch,
     round_up,
 )
-from rlhf_jax.data.encoding import encode_prompts, sft_batches
+from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Dialogue, Prompt
+from rlhf_jax.data.sft_term import sft_batches
 from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
 from rlhf_jax.generation.partial_rollout import Begun
 from rlhf_jax.generation.sampling import sampling_with
@@ -146,6 +147,7 @@ def run(config, workdir: str) -> None:
             multiple=config.pad_to_multiple,
             batch_size=config.sft_batch_size,
             seed=config.seed,
+            unit=row_unit(config.microbatches) if config.pack else None,
         )
     agree(
         workdir,

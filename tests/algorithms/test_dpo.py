@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from rlhf_jax.algorithms import dpo
+from rlhf_jax.data import packing
 from rlhf_jax.data.batching import preference_batch
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
@@ -195,7 +196,7 @@ def test_a_cached_reference_and_one_on_the_fly_give_equal_losses():
 
 
 @functools.partial(jax.jit, static_argnames="hyper")
-def kto_step(policy, batch, reference, hyper):
+def kto_step(policy, batch, reference, hyper, other=None):
     return dpo.train_step(
         TrainState.create(policy, SGD),
         batch,
@@ -203,14 +204,15 @@ def kto_step(policy, batch, reference, hyper):
         None,
         reference,
         0.1,
+        other,
         optimizer=SGD,
         hyper=hyper,
     )
 
 
 def test_kto_takes_its_reference_point_from_the_responses_to_other_prompts():
-    """The next pair's responses after each prompt, by hand; in parts and with rows that
-    only fill the batch the step is the same."""
+    """The next pair's responses after each prompt, by hand; in parts and in packed rows
+    the step is the same."""
     model, reference = micro(0), micro(1)
     hyper = dataclasses.replace(
         HYPER, loss="kto", desirable_weight=1.2, undesirable_weight=0.7
@@ -238,6 +240,22 @@ def test_kto_takes_its_reference_point_from_the_responses_to_other_prompts():
     )
     assert_trees_close(parts.model, new.model, atol=1e-5)
 
+    rows, other = (
+        packing.pack_pairs(
+            pairs,
+            pad_id=0,
+            room=packing.Room(tokens=24, targets=20),
+            unit=1,
+            batch_size=len(PAIRS),
+            share=True,
+        )
+        for pairs in (PAIRS, packing.mismatched(PAIRS))
+    )
+    assert len(rows.tokens) < len(PAIRS)
+    packed, of_packed = kto_step(model, rows, reference, hyper, other)
+    assert_trees_close(packed.model, new.model, atol=1e-5)
+    assert float(of_packed["objective/kl"]) == pytest.approx(kl, rel=1e-4)
+
 
 def test_kto_ignores_rows_that_fill_a_batch():
     """The first pair then follows a row of no pair, and has no part in the reference
@@ -250,8 +268,10 @@ def test_kto_ignores_rows_that_fill_a_batch():
     )
     of = jax.jit(functools.partial(dpo.mismatched_kl, hyper=hyper))
     for policy, other in ((model, reference), (reference, model)):
-        expected = of(policy, other, filled)
-        np.testing.assert_array_equal(of(policy, other, garbage), expected)
+        expected, found = (
+            of(policy, other, dpo.mismatched(batch)) for batch in (filled, garbage)
+        )
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_kto_of_a_saved_batch_is_refused():

@@ -11,6 +11,7 @@ from flax import nnx
 from rlhf_jax.algorithms import dpo, ppo, reward, sft
 from rlhf_jax.data import packing
 from rlhf_jax.data.batching import packed_pairs, preference_batch, sft_batch
+from rlhf_jax.data.sft_term import SFTBatches
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.ppo.experience import make_experience
@@ -69,7 +70,11 @@ def test_ppo_on_packed_rows_equals_ppo_on_rows_of_their_own():
     """The outputs of all models, and a whole iteration of updates with plain gradient
     steps, whose loss compares responses; some have no part in the update."""
     hyper = ppo_parts.changed(
-        objective="gspo", loss_aggregation="response", microbatches=2, entropy_coef=0.1
+        objective="gspo",
+        loss_aggregation="response",
+        microbatches=2,
+        entropy_coef=0.1,
+        beta_sft=0.5,
     )
     state, frozen, tx = ppo_parts.make_state(tx=ppo_parts.SGD)
     prompts = ppo_parts.make_prompts(rows=16)
@@ -100,9 +105,20 @@ def test_ppo_on_packed_rows_equals_ppo_on_rows_of_their_own():
     key, rates = jax.random.key(1), np.full(hyper.num_updates, 0.1, np.float32)
     rows = packed(np.asarray(ppo.minibatches(key, 16, hyper=hyper)), 2)
     assert rows.tokens.shape[:2] < (2, 8)
+    rng = np.random.default_rng(1)
+    dialogues = [
+        (rng.integers(4, 30, n).tolist(), [i > 1 for i in range(n)])
+        for n in (7, 4, 3, 5, 9, 6)
+    ]
+    made = {"batch_size": 6, "multiple": 4, "pad_id": 0, "seed": 0}
+    sft_terms = [
+        SFTBatches(dialogues, **made, unit=unit).stack(0, hyper.num_updates)
+        for unit in (2, None)
+    ]
+    assert sft_terms[0].tokens.shape[1] < sft_terms[1].tokens.shape[1]
     both = [
-        jax.jit(step)(state, experience, None, key, (rates, rates), x)
-        for x in (rows, None)
+        jax.jit(step)(state, experience, x, key, (rates, rates), y)
+        for x, y in zip(sft_terms, (rows, None), strict=True)
     ]
     shares = [metrics.pop("data/real_tokens").value() for _, metrics in both]
     assert shares[0] > 1.2 * shares[1]

@@ -11,6 +11,7 @@ import pytest
 from rlhf_jax.algorithms import ppo
 from rlhf_jax.generation.rollout import repeat_prompts, rollout
 from rlhf_jax.generation.scoring import one_response, response_scores
+from rlhf_jax.ppo import forward
 from rlhf_jax.training.accumulate import value_and_grad
 from tests.algorithms.ppo_parts import (
     HYPER,
@@ -262,7 +263,7 @@ def test_a_bandit_finds_its_best_arm_unless_the_kl_is_too_dear(
 ):
     """One token a response, and token 7 is worth 1: wrong signs fail here."""
     monkeypatch.setattr(
-        ppo,
+        forward,
         "response_scores",
         lambda model, prompts, mask, responses, response_mask: (
             responses[:, :, 0] == 7

@@ -3,7 +3,6 @@ import pytest
 
 from rlhf_jax.data.batching import (
     BatchOrder,
-    SFTBatches,
     number_repeats,
     packed_pairs,
     pad_left,
@@ -133,11 +132,3 @@ def test_prompt_batch_is_left_padded_and_keeps_its_index():
     batch = prompt_batch([[1, 2], [3]], np.array([7, 4]), pad_id=0, width=3)
     assert batch.prompts.tolist() == [[0, 1, 2], [0, 0, 3]]
     assert batch.index.tolist() == [7, 4]
-
-
-def test_sft_batches_have_one_shape_and_stack_by_step():
-    examples = [([i] * (1 + i % 5), [True] * (1 + i % 5)) for i in range(20)]
-    batches = SFTBatches(examples, batch_size=4, width=8, pad_id=0, seed=0)
-    stacked = batches.stack(3, 2)
-    assert stacked.tokens.shape == (2, 4, 8)
-    assert np.array_equal(stacked.tokens[1], batches.batch(4).tokens)

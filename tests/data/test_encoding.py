@@ -11,7 +11,6 @@ from rlhf_jax.data.encoding import (
     encode_prompts,
     response_ids,
     sampled_response,
-    sft_batches,
 )
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt, Response
 from rlhf_jax.data.tokenizers.chat import (
@@ -226,20 +225,3 @@ def test_a_dialogue_whose_answer_lies_behind_the_limit_is_dropped(tokenizer):
         assert len(found) == kept
     with pytest.raises(ValueError, match="must be 'drop', 'truncate_prompt' or 'trunc"):
         encode_dialogues([short], tokenizer, 64, "cut")
-
-
-def test_batches_of_the_sft_term_are_as_wide_as_the_longest_dialogue_that_fits(
-    tokenizer,
-):
-    answers = ["yes", "yes and no", "one " * 9, "two " * 99]
-    dialogues = [Dialogue((LAST, turn("assistant", x))) for x in answers]
-    kept, too_long = encode_dialogues(dialogues, tokenizer, 60)
-    assert too_long == {"too long and dropped": 1}
-    longest = max(len(ids) for ids, _ in kept)
-    made = {"max_tokens": 60, "batch_size": 3, "seed": 0}
-    for multiple in (1, 8):
-        batches = sft_batches(dialogues, tokenizer, multiple=multiple, **made)
-        stacked = batches.stack(0, 2)
-        width = -(-longest // multiple) * multiple
-        assert stacked.tokens.shape == (2, 3, width)
-        assert stacked.mask.sum() == 2 * sum(len(ids) for ids, _ in kept)

@@ -10,8 +10,8 @@ import pytest
 
 from configs import ppo as ppo_config
 from rlhf_jax.data.batching import BatchOrder
-from rlhf_jax.data.encoding import sft_batches
 from rlhf_jax.data.records import Dialogue, Prompt, read_records, write_records
+from rlhf_jax.data.sft_term import sft_batches
 from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
@@ -401,6 +401,7 @@ def test_what_each_iteration_hands_to_the_update(
         multiple=config.pad_to_multiple,
         batch_size=config.sft_batch_size,
         seed=config.seed,
+        unit=1,
     )
     count = config.ppo_epochs * config.minibatches
     rates = [
