@@ -22,6 +22,7 @@ ALLOWED = {
         "training",
         "models",
         "losses",
+        "data",
         "parallel",
         "batches",
     },

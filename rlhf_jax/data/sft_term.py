@@ -1,6 +1,7 @@
 """The dialogues of the SFT term of PPO and DPO, by update."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ class SFTBatches:
         self._order = BatchOrder(len(examples), batch_size=batch_size, seed=seed)
         sizes = [packing.size(example) for example in examples]
         self._width = round_up(max(sizes)[0], multiple)
-        self._packing = None
+        self._packing: dict[str, Any] | None = None
         if unit is not None:
             room = packing.Room.of(sizes, multiple)
             count = min(self._order.batches_per_epoch, TRIED)
