@@ -1,7 +1,10 @@
 """Grouped-query attention (arXiv 2305.13245) and its masks.
 
-Letters: B batch, T query tokens, S key slots, N query heads, K key-value heads, H head
-dim. Query head n reads key-value head n // (N / K): neighbours share.
+Letters: B batch, T query tokens, S key slots, N query heads, K key-value heads, H dims
+of a key, V dims of a value, Q dims of a query: Q = H, or H + V where those after the
+first H are multiplied by the values (`models.latent_attention`). Query head n reads
+key-value head n // (N / K): neighbours share. Scores are divided by sqrt(Q), or
+multiplied by `scale`.
 """
 
 import functools
@@ -139,10 +142,11 @@ def cudnn_refusal(config: ChatGLMConfig, *, rows: int, queries: int, slots: int)
     version = getattr(jax.devices()[0], "compute_capability", LEAST_GPU)
     if tuple(map(int, version.split("."))) < tuple(map(int, LEAST_GPU.split("."))):
         return f"this GPU has compute capability {version}, below {LEAST_GPU}"
+    value_dim = c.value_dim if c.latent_width else c.head_dim
     shapes = (
         (rows, queries, c.num_heads, c.head_dim),
         (rows, c.num_kv_heads, c.head_dim, slots),
-        (rows, c.num_kv_heads, slots, c.head_dim),
+        (rows, c.num_kv_heads, slots, value_dim),
     )
     arrays = [jax.ShapeDtypeStruct(shape, c.dtype) for shape in shapes]
     seen = jax.ShapeDtypeStruct((rows, queries, slots), bool)
@@ -168,12 +172,14 @@ def warn_of_fallback(reason: str) -> None:
 
 
 def attend(
-    queries: Float[Array, "B T N H"],
+    queries: Float[Array, "B T N Q"],
     keys: Float[Array, "B K H S"],
-    values: Float[Array, "B K S H"],
+    values: Float[Array, "B K S V"],
     seen: Bool[Array, "B T S"],
-) -> Float[Array, "B T N H"]:
-    """Compute softmax(q k / sqrt(H)) v, softmax in float32, keys not repeated.
+    *,
+    scale: float | None = None,
+) -> Float[Array, "B T N V"]:
+    """Compute softmax(q k / sqrt(Q)) v, softmax in float32, keys not repeated.
 
     The query heads of a group are rows of one matrix product, and keys and values are
     stored in the order in which the products read them. On a CPU this takes 0.7 of the
@@ -183,31 +189,30 @@ def attend(
     batch, time, heads, head_dim = queries.shape
     kv_heads = keys.shape[1]
     group = heads // kv_heads
-    queries = queries * head_dim**-0.5
+    queries = queries * (head_dim**-0.5 if scale is None else scale)
     queries = queries.reshape(batch, time, kv_heads, group, head_dim)
     queries = queries.transpose(0, 2, 3, 1, 4)
     queries = queries.reshape(batch, kv_heads, group * time, head_dim)
-    scores = jnp.einsum(
-        "bkqh,bkhs->bkqs", queries, keys, preferred_element_type=jnp.float32
-    )
+    scores = _scores(queries, keys, values)
     scores = scores.reshape(batch, kv_heads, group, time, -1)
     scores = jnp.where(seen[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     weights = weights.reshape(batch, kv_heads, group * time, -1)
     out = jnp.einsum("bkqs,bksh->bkqh", weights, values)
-    out = out.reshape(batch, kv_heads, group, time, head_dim)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, head_dim)
+    out = out.reshape(batch, kv_heads, group, time, -1)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, -1)
 
 
 def shared_attend(
-    queries: Float[Array, "B T N H"],
+    queries: Float[Array, "B T N Q"],
     keys: Float[Array, "B K H S"],
-    values: Float[Array, "B K S H"],
+    values: Float[Array, "B K S V"],
     seen: Bool[Array, "B T _"],
     *,
     prompt_keys: Float[Array, "G K H P"],
-    prompt_values: Float[Array, "G K P H"],
-) -> Float[Array, "B T N H"]:
+    prompt_values: Float[Array, "G K P V"],
+    scale: float | None = None,
+) -> Float[Array, "B T N V"]:
     """Compute `attend` over the slots of a row's prompt and then over the row's own,
     P + S slots.
 
@@ -217,7 +222,7 @@ def shared_attend(
     batch, time, heads, head_dim = queries.shape
     kv_heads, prompts = keys.shape[1], prompt_keys.shape[0]
     group, share = heads // kv_heads, batch // prompts
-    queries = queries * head_dim**-0.5
+    queries = queries * (head_dim**-0.5 if scale is None else scale)
     queries = queries.reshape(batch, time, kv_heads, group, head_dim)
     queries = queries.transpose(0, 2, 3, 1, 4)
     own = queries.reshape(batch, kv_heads, group * time, head_dim)
@@ -234,8 +239,8 @@ def shared_attend(
     in_float32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores = jnp.concatenate(
         [
-            by_row(in_float32("bkqh,bkhs->bkqs", by_prompt(own), prompt_keys)),
-            in_float32("bkqh,bkhs->bkqs", own, keys),
+            by_row(_scores(by_prompt(own), prompt_keys, prompt_values)),
+            _scores(own, keys, values),
         ],
         axis=-1,
     )
@@ -247,18 +252,19 @@ def shared_attend(
     out = by_row(
         in_float32("bkqs,bksh->bkqh", by_prompt(weights[..., :split]), prompt_values)
     ) + in_float32("bkqs,bksh->bkqh", weights[..., split:], values)
-    out = out.astype(values.dtype).reshape(batch, kv_heads, group, time, head_dim)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, head_dim)
+    out = out.astype(values.dtype).reshape(batch, kv_heads, group, time, -1)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, -1)
 
 
 def block_attend(
-    queries: Float[Array, "B T N H"],
+    queries: Float[Array, "B T N Q"],
     keys: Float[Array, "B K H S"],
-    values: Float[Array, "B K S H"],
+    values: Float[Array, "B K S V"],
     seen: Bool[Array, "B T S"],
     *,
     possible: Bool[np.ndarray, "T S"],
-) -> Float[Array, "B T N H"]:
+    scale: float | None = None,
+) -> Float[Array, "B T N V"]:
     """Compute `attend` in blocks of queries that read only the keys they may see.
 
     Args:
@@ -283,6 +289,22 @@ def block_attend(
                 cut(keys, 3),
                 cut(values, 2),
                 cut(seen[:, block], 2),
+                scale=scale,
             )
         )
     return jnp.concatenate(out, axis=1)
+
+
+def _scores(
+    queries: Float[Array, "B K M Q"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S V"],
+) -> Float[Array, "B K M S"]:
+    """Return the products of queries with slots, in float32."""
+    in_float32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dims = keys.shape[2]
+    if queries.shape[3] == dims:
+        return in_float32("bkqh,bkhs->bkqs", queries, keys)
+    return in_float32("bkqh,bkhs->bkqs", queries[..., :dims], keys) + in_float32(
+        "bkqv,bksv->bkqs", queries[..., dims:], values
+    )

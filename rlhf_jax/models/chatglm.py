@@ -1,14 +1,14 @@
-"""The model: ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4, GLM-4-0414, GLM-4.5 (a
-mixture of experts), and Llama, Mistral, Qwen2 and Qwen3.
+"""The model: ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4, GLM-4-0414, GLM-4.5 and
+GLM-4.7-Flash (mixtures of experts), and Llama, Mistral, Qwen2 and Qwen3.
 
 One implementation serves all; each difference between families is a config field.
 
 Sources: the code published with THUDM/chatglm-6b, chatglm2-6b, chatglm3-6b and
-glm-4-9b, and transformers' `glm`, `glm4`, `glm4_moe`, `llama`, `mistral`, `qwen2` and
-`qwen3`. A model is a pytree that `jax.jit`, `jax.grad` and `jax.lax.scan` accept.
-Blocks are stacked: every parameter of a block has a leading axis of layers. In a
-mixture of experts `blocks` are the layers with experts, and `dense_blocks` the few
-layers before them, stacked too.
+glm-4-9b, and transformers' `glm`, `glm4`, `glm4_moe`, `glm4_moe_lite`, `llama`,
+`mistral`, `qwen2` and `qwen3`. A model is a pytree that `jax.jit`, `jax.grad` and
+`jax.lax.scan` accept. Blocks are stacked: every parameter of a block has a leading axis
+of layers. In a mixture of experts `blocks` are the layers with experts, and
+`dense_blocks` the few layers before them, stacked too.
 
 Letters: B batch, T tokens, V vocabulary, D width.
 """
@@ -38,7 +38,8 @@ from rlhf_jax.models.attention import (
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.experts import Experts
 from rlhf_jax.models.kv_cache import KVCache
-from rlhf_jax.models.layers import MLP, Block, Head, Norm, normal
+from rlhf_jax.models.latent_attention import LatentAttention
+from rlhf_jax.models.layers import MLP, Attention, Block, Head, Norm, normal
 from rlhf_jax.models.positions import count_before, prefix, two_axes
 from rlhf_jax.models.rotary import rotation
 from rlhf_jax.models.splash import splash_attend
@@ -75,12 +76,16 @@ class ChatGLM(nnx.Module):
         self.embedding = nnx.Param(table)  # [V, D]
         keys = jax.random.split(rngs.params(), config.num_layers)
 
+        attention = LatentAttention if config.latent_width else Attention
+
         def stacked(keys, mlp):
+            def block(key):
+                rngs = nnx.Rngs(key)
+                return Block(config, rngs=rngs, attention=attention, mlp=mlp)
+
             # Layers are initialised one after another, so that the float32 numbers of
             # only one layer lie in memory at a time.
-            return jax.lax.map(
-                lambda key: Block(config, rngs=nnx.Rngs(key), mlp=mlp), keys
-            )
+            return jax.lax.map(block, keys)
 
         first = config.num_dense_layers
         self.dense_blocks = stacked(keys[:first], MLP) if first else None
@@ -207,7 +212,12 @@ class ChatGLM(nnx.Module):
         slots = slot + jnp.arange(tokens.shape[1])
         if prompts is None:
             context_of_rows = context if self.config.has_prefix else None
-            attend, masks = self._attention(full_mask, slots, context=context_of_rows)
+            attend, masks = self._attention(
+                full_mask,
+                slots,
+                context=context_of_rows,
+                latents=self.config.latent_width > 0,
+            )
             read = ()
         else:
             seen = visible_behind(
@@ -276,8 +286,7 @@ class ChatGLM(nnx.Module):
             batch,
             length,
             layers=self.config.num_layers,
-            kv_heads=self.config.num_kv_heads,
-            head_dim=self.config.head_dim,
+            shape=self.config.cache_shape,
             dtype=self.config.dtype,
             stacked=self.config.scan_layers,
         )
@@ -305,19 +314,27 @@ class ChatGLM(nnx.Module):
         return constrain(x, "rows", "length", "width")
 
     def _attention(
-        self, mask, query_slots, *, segments=None, examples=None, context=None
+        self,
+        mask,
+        query_slots,
+        *,
+        segments=None,
+        examples=None,
+        context=None,
+        latents=False,
     ):
         """Return the attention function of the layers, with the mask of
         `attention.visible`, and its keyword arguments with a row axis. Splash needs its
         mask, apart from padding and examples, at compile time; where the rest is not
         static, or has a window, XLA's attention is used. So it is where cuDNN has none,
         and for a single query a row, whose keys and values XLA reads in the cache's own
-        order."""
+        order, and where the cache has `latents` in their place."""
+        kernel = "xla" if latents else self.config.attention
         window = self.config.window
         is_static = context is None and (segments is None or segments.ndim == 1)
         square = len(query_slots) == mask.shape[1]
         is_causal = is_static and square and window is None
-        if self.config.attention == "splash" and is_causal:
+        if kernel == "splash" and is_causal:
             attend_static = functools.partial(splash_attend, segments=segments)
             return attend_static, {"mask": mask, "examples": examples}
         rows = segments
@@ -331,7 +348,7 @@ class ChatGLM(nnx.Module):
             context=context,
             window=window,
         )
-        if self.config.attention == "cudnn" and len(query_slots) > 1:
+        if kernel == "cudnn" and len(query_slots) > 1:
             sizes = {"queries": len(query_slots), "slots": mask.shape[1]}
             refusal = cudnn_refusal(self.config, rows=mask.shape[0], **sizes)
             if not refusal:

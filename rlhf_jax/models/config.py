@@ -15,7 +15,10 @@ FLAGS = (
     *("qkv_bias", "output_bias", "mlp_bias", "linear_bias", "qk_norm", "tied"),
     *("scan_layers", "quantised", "normalise_weights"),
 )
-FAMILIES = ("glm", "llama", "mistral", "qwen2", "qwen3", "glm4_moe")
+FAMILIES = (
+    *("glm", "llama", "mistral", "qwen2", "qwen3"),
+    *("glm4_moe", "glm4_moe_lite"),
+)
 LARGEST = 1e38  # upper bound of NUMBERS: float32 can hold it
 NUMBERS = (
     *("residual_scale", "norm_eps", "rotary_base", "position_divisor"),
@@ -71,6 +74,11 @@ class ChatGLMConfig:
     groups_per_token: int = 1  # groups that a token chooses its experts from
     normalise_weights: bool = True  # divide a token's weights by their sum
     routed_scale: float = 1.0  # factor of the routed experts' output
+    # Multi-head latent attention, see models/latent_attention.py; the other two fields
+    # have no effect where there is none. `head_dim` counts all dims of a query's head.
+    latent_width: int = 0  # width of the latent of keys and values; 0: none
+    query_rank: int = 0  # width of the queries' latent; 0: none
+    value_dim: int = 1  # dims of a head's value
     attention: str = "xla"  # or "splash" on TPUs, or "cudnn" on GPUs in 16 bits
     lora: LoRA | None = None  # adapters of the blocks' matrices, see models/lora.py
 
@@ -126,6 +134,7 @@ class ChatGLMConfig:
                 "train all parameters (lora.rank=0), or set a lower rank."
             )
         self._check_experts()
+        self._check_latents()
         # Dtypes are stored as names, so that equal configs compare, hash and print
         # alike, whether they were given names or dtypes.
         for field in ("dtype", "param_dtype"):
@@ -172,6 +181,46 @@ class ChatGLMConfig:
             raise ValueError(
                 f"{self.experts_per_token=}: a token can choose from {possible} alone."
             )
+
+    def _check_latents(self):
+        """Raise ValueError for sizes of latent attention that do not fit each other."""
+        for field, lowest in {
+            "latent_width": 0,
+            "query_rank": 0,
+            "value_dim": 1,
+        }.items():
+            size = getattr(self, field)
+            if type(size) is not int or not lowest <= size < 2**63:
+                raise ValueError(
+                    f"{field}={size!r}: not a whole number, {lowest} to 2^63 - 1."
+                )
+        if (self.family == "glm4_moe_lite") != bool(self.latent_width):
+            raise ValueError(
+                f"{self.latent_width=} in {self.family=}: 'glm4_moe_lite' has latent "
+                "attention, and no other family."
+            )
+        if not self.latent_width:
+            return
+        if self.num_kv_heads != self.num_heads or self.qk_norm or self.window:
+            raise ValueError(
+                "latent_width: latent attention has a key and a value for every query "
+                f"head, no qk_norm and no window, not {self.num_kv_heads=} of "
+                f"{self.num_heads=}, {self.qk_norm=}, {self.window=}."
+            )
+        if self.rotary != "interleaved" or self.rotary_dims == self.head_dim:
+            raise ValueError(
+                f"latent_width: latent attention turns a part of a head, interleaved, "
+                f"not {self.rotary=} of {self.rotary_fraction=}."
+            )
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """The key-value heads of a token in the cache, the dims of a key and those of a
+        value; in latent attention the rotary key and the latent, which all heads
+        share."""
+        if self.latent_width:
+            return 1, self.rotary_dims, self.latent_width
+        return self.num_kv_heads, self.head_dim, self.head_dim
 
     @property
     def trained_dtype(self) -> str:

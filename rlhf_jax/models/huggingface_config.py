@@ -2,8 +2,9 @@
 
 `model_type` "chatglm" is ChatGLM-6B (v1) if `inner_hidden_size` is present, otherwise
 the remote code of ChatGLM2, ChatGLM3 and GLM-4; "glm" is the latter architecture in
-transformers; "glm4" is GLM-4-0414; "glm4_moe" is GLM-4.5, 4.6 and 4.7. "llama",
-"mistral", "qwen2" and "qwen3" are those of transformers.
+transformers; "glm4" is GLM-4-0414; "glm4_moe" is GLM-4.5, 4.6 and 4.7;
+"glm4_moe_lite" is GLM-4.7-Flash. "llama", "mistral", "qwen2" and "qwen3" are those of
+transformers.
 """
 
 import dataclasses
@@ -64,8 +65,8 @@ _ROUTING_FIXED = {
     "mlp_bias": False,
     "sliding_window": None,
     "layer_types": None,
-    "mlp_layer_types": None,
 }
+_MOE = {"glm4_moe": "Glm4MoeForCausalLM", "glm4_moe_lite": "Glm4MoeLiteForCausalLM"}
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -97,14 +98,12 @@ def read(fields: dict[str, Any], *, dtype, param_dtype) -> tuple[ChatGLMConfig, 
         reader = {"v1": _read_v1, "remote": _read_remote}[naming]
     elif kind in ("glm", "glm4"):
         naming, reader = "native", _read_glm
-    elif kind == "glm4_moe":
+    elif kind in list(_MOE):  # perhaps of a type that cannot be hashed
         naming, reader = "native", _read_glm4_moe
-    elif kind in list(_ARCHITECTURES):  # perhaps of a type that cannot be hashed
+    elif kind in list(_ARCHITECTURES):
         naming, reader = "native", _read_llama
     else:
-        known = ", ".join(
-            map(repr, ("chatglm", "glm", "glm4", "glm4_moe", *_ARCHITECTURES))
-        )
+        known = ", ".join(map(repr, ("chatglm", "glm", "glm4", *_MOE, *_ARCHITECTURES)))
         raise ValueError(f"model_type {kind!r} is not one of {known}.")
     try:
         config = reader(fields)
@@ -120,8 +119,7 @@ def write(config: ChatGLMConfig, naming: str) -> dict[str, Any]:
     read them."""
     writer = {"v1": _write_v1, "remote": _write_remote, "native": _write_glm}[naming]
     if config.family != "glm":
-        is_moe = config.family == "glm4_moe"
-        writer = _write_glm4_moe if is_moe else _write_llama
+        writer = _write_glm4_moe if config.family in _MOE else _write_llama
     return writer(config) | {"torch_dtype": config.param_dtype}
 
 
@@ -291,36 +289,89 @@ def _read_glm4_moe(c):
     _require(given, {"num_local_experts": experts})
     if type(experts) is not int or experts < 1:
         raise ValueError(f"n_routed_experts={experts!r}: not a whole number above 0.")
-    scale = given.get("routed_scaling_factor", 1.0)
+    latent = c["model_type"] == "glm4_moe_lite"
+    scale = given.get("routed_scaling_factor", 1.8 if latent else 1.0)
     if type(scale) not in (int, float):
         raise ValueError(f"routed_scaling_factor={scale!r} is not a number.")
     heads = c["num_attention_heads"]
+    if latent:
+        attention = _read_latents(c, given, rope)
+    else:
+        attention = {
+            "head_dim": given.get("head_dim", c["hidden_size"] // heads),
+            "qk_norm": given.get("use_qk_norm", False),
+            "rotary_fraction": rope.get("partial_rotary_factor", 0.5),
+        }
     return ChatGLMConfig(
         vocab_size=c["vocab_size"],
         width=c["hidden_size"],
         num_layers=c["num_hidden_layers"],
         num_heads=heads,
         num_kv_heads=c["num_key_value_heads"],
-        head_dim=given.get("head_dim", c["hidden_size"] // heads),
         ffn_width=c["intermediate_size"],
         context_length=c["max_position_embeddings"],
-        family="glm4_moe",
+        family=c["model_type"],
         norm_eps=given.get("rms_norm_eps", 1e-5),
         qkv_bias=given.get("attention_bias", False),
-        qk_norm=given.get("use_qk_norm", False),
-        rotary_fraction=rope.get("partial_rotary_factor", 0.5),
+        **attention,
         rotary_base=rope.get("rope_theta", 10000.0),
         tied=given.get("tie_word_embeddings", False),
         num_experts=experts,
         experts_per_token=c["num_experts_per_tok"],
         expert_width=c["moe_intermediate_size"],
         num_shared_experts=given.get("n_shared_experts", 1),
-        num_dense_layers=given.get("first_k_dense_replace", 1),
+        num_dense_layers=_dense_layers(given),
         expert_groups=given.get("n_group", 1),
         groups_per_token=given.get("topk_group", 1),
         normalise_weights=given.get("norm_topk_prob", True),
         routed_scale=float(scale),
     )
+
+
+def _read_latents(c, given, rope):
+    """Return the fields of latent attention, whose head is unturned dims and turned
+    ones."""
+    turned, rest = c["qk_rope_head_dim"], c["qk_nope_head_dim"]
+    for key, value in {"qk_rope_head_dim": turned, "qk_nope_head_dim": rest}.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{key}={value!r}: not a whole number above 0.")
+    fixed = {"rope_interleave": True, "use_qk_norm": False, "head_dim": turned}
+    _require(given, fixed | {"qk_head_dim": turned + rest})
+    _require(rope, {"partial_rotary_factor": 1.0})
+    return {
+        "head_dim": turned + rest,
+        "rotary_fraction": _share(turned, turned + rest),
+        "output_bias": given.get("attention_bias", False),
+        "latent_width": c["kv_lora_rank"],
+        "query_rank": 0 if c["q_lora_rank"] is None else c["q_lora_rank"],
+        "value_dim": c["v_head_dim"],
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    """Return part / whole so rounded that its product with the whole is not below the
+    part."""
+    share = part / whole
+    return share if int(whole * share) == part else math.nextafter(share, 1.0)
+
+
+def _dense_layers(given):
+    """Return the number of first layers without experts.
+
+    Raises:
+        ValueError: other layers have none, or two keys contradict each other.
+    """
+    first, kinds = given.get("first_k_dense_replace"), given.get("mlp_layer_types")
+    if kinds is None:
+        return 1 if first is None else first
+    count = kinds.count("dense") if isinstance(kinds, list) else 0
+    expected = ["dense"] * count + ["sparse"] * (given["num_hidden_layers"] - count)
+    if kinds != expected or first not in (None, count):
+        raise ValueError(
+            f"mlp_layer_types={kinds!r} is not supported: layers without experts must "
+            f"be the first ones, as many as first_k_dense_replace={first!r} says."
+        )
+    return count
 
 
 def _read_llama(c):
@@ -519,12 +570,26 @@ def _write_glm(c):
 
 def _write_glm4_moe(c):
     fields = {
-        "architectures": ["Glm4MoeForCausalLM"],
-        "model_type": "glm4_moe",
+        "architectures": [_MOE[c.family]],
+        "model_type": c.family,
         **_native_sizes(c),
         "attention_bias": c.qkv_bias,
-        "use_qk_norm": c.qk_norm,
-        "partial_rotary_factor": c.rotary_fraction,
+    }
+    if c.latent_width:
+        del fields["head_dim"]
+        fields |= {
+            "q_lora_rank": c.query_rank or None,
+            "kv_lora_rank": c.latent_width,
+            "qk_nope_head_dim": c.head_dim - c.rotary_dims,
+            "qk_rope_head_dim": c.rotary_dims,
+            "v_head_dim": c.value_dim,
+            "mlp_layer_types": ["dense"] * c.num_dense_layers
+            + ["sparse"] * (c.num_layers - c.num_dense_layers),
+        }
+    else:
+        fields["use_qk_norm"] = c.qk_norm
+        fields["partial_rotary_factor"] = c.rotary_fraction
+    fields |= {
         "n_routed_experts": c.num_experts,
         "num_experts_per_tok": c.experts_per_token,
         "moe_intermediate_size": c.expert_width,

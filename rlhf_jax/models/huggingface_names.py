@@ -5,12 +5,14 @@ maps a part of a parameter to a part of a tensor, for reading and for writing.
 
 Letters: v vocabulary, d width, f FFN width, n query heads, k key-value heads, h head
 dim, c the parts of a joint matrix (keys and values; gate and up; v1's q, k and v), e
-experts, x the FFN width of an expert, s that of the shared experts.
+experts, x the FFN width of an expert, s that of the shared experts. Latent attention: q
+the rank of queries, m the latent width, j that with the rotary key, y dims of a value.
 
 Llama, Mistral, Qwen2, Qwen3 and GLM-4.5 turn dim i of a head with dim i + r / 2, r
 being the number of turned dims; ours are neighbours. So rows of their queries and keys,
 and the weights of the norms of both, are in another order here: their dim p r / 2 + i
-is our dim 2 i + p, p being 0 or 1, and dims from r on stay.
+is our dim 2 i + p, p being 0 or 1, and dims from r on stay. GLM-4.7-Flash turns
+neighbours, in the last dims of a head; ours are the first.
 """
 
 import dataclasses
@@ -62,11 +64,16 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
 
     Args:
         naming: "v1", "remote" (ChatGLM2, ChatGLM3, GLM-4) or "native" (transformers'
-            `glm`, `glm4`, `glm4_moe`, `llama`, `mistral`, `qwen2` and `qwen3`).
+            `glm`, `glm4`, `glm4_moe`, `glm4_moe_lite`, `llama`, `mistral`, `qwen2` and
+            `qwen3`).
     """
     head_dim, turned = config.head_dim, config.rotary_dims
+    latents = config.latent_width > 0
     orders: list[dict] = [{}]  # of the dims of a query's or key's head
-    if config.family != "glm":
+    if latents:
+        rest = head_dim - turned
+        orders = [{"dims": (0, turned, 1, rest)}, {"dims": (turned, head_dim, 1, 0)}]
+    elif config.family != "glm":
         orders = [{"dims": (p, turned, 2, p * turned // 2)} for p in (0, 1)]
         if turned < head_dim:
             orders.append({"dims": (turned, head_dim, 1, turned)})
@@ -90,9 +97,10 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
     stacks = {"dense_blocks": range(first)} if first else {}
     stacks["blocks"] = range(first, config.num_layers)
 
-    def add(path, ours, tensor, rows, columns="", *, kinds=stacks, **more):
-        """Add a piece, for a path in `blocks` one in each of these kinds of layers."""
-        rows, columns = size(rows), size(columns)
+    def add(path, ours, tensor, rows, columns="", *, kinds=stacks, sizes=None, **more):
+        """Add a piece, for a path in `blocks` one in each of these kinds of layers;
+        `sizes` are those of the tensor that are not the config's."""
+        rows, columns = size(rows, sizes), size(columns)
         places = {path: None}
         if path.startswith(".blocks."):
             tail = path.removeprefix(".blocks.")
@@ -127,7 +135,7 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
     kinds = [("kernel", "weight", "d")]
     if config.qkv_bias or config.linear_bias:
         kinds.append(("bias", "bias", ""))
-    for ours, theirs, d in kinds:
+    for ours, theirs, d in [] if latents else kinds:
         q, kv = f".blocks.attention.query.{ours}", f".blocks.attention.key_value.{ours}"
         if naming == "v1":  # rows hold q, k and v of one head after another
             name, rows = f"{stem_qkv}.{theirs}", "n3h"
@@ -144,6 +152,8 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
             add_turned(q, d + "nh", name.replace("{}", "q"), "nh", d)
             add_turned(kv, d + "ckh", name.replace("{}", "k"), "kh", d, **key)
             add(kv, d + "ckh", name.replace("{}", "v"), "kh", d, **value)
+    if latents:
+        _add_latents(config, add, add_turned, stem + "self_attn.")
     if config.qk_norm:
         for ours, theirs in (("query", "q"), ("key", "k")):
             path, name = f".blocks.attention.{ours}_norm.scale", f"{theirs}_norm.weight"
@@ -159,7 +169,8 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
         for bias in (config.output_bias, config.mlp_bias)
     )
     for ours, theirs in output_kinds:
-        n, columns = ("nh", "nh") if ours == "kernel" else ("", "")
+        heads = "ny" if latents else "nh"
+        n, columns = (heads, heads) if ours == "kernel" else ("", "")
         path = f".blocks.attention.output.{ours}"
         add(path, n + "d", f"{output}.{theirs}", "d", columns)
 
@@ -197,6 +208,34 @@ def pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
     return table
 
 
+def _add_latents(config: ChatGLMConfig, add, add_turned, stem: str) -> None:
+    """Add the pieces of latent attention but its output, by the functions of `pieces`.
+    Rows of `kv_b_proj` hold unturned key and value of one head after another."""
+    path, low = ".blocks.attention.", "d"
+    maps = [("latent", "kv_a_proj_with_mqa", "j", "kv_a_layernorm", "latent_norm", "m")]
+    if config.query_rank:
+        low = "q"
+        maps.append(
+            ("query_down", "q_a_proj", "q", "q_a_layernorm", "query_latent_norm", "q")
+        )
+    for ours, theirs, width, norm, our_norm, normed in maps:
+        add(f"{path}{ours}.kernel", f"d{width}", f"{stem}{theirs}.weight", width, "d")
+        if config.qkv_bias:
+            add(f"{path}{ours}.bias", width, f"{stem}{theirs}.bias", width)
+        add(f"{path}{our_norm}.scale", normed, f"{stem}{norm}.weight", normed)
+    name = stem + ("q_b_proj.weight" if config.query_rank else "q_proj.weight")
+    add_turned(f"{path}query.kernel", low + "nh", name, "nh", low)
+    unturned = config.head_dim - config.rotary_dims
+    joint = {"h": unturned + config.value_dim}
+    name = stem + "kv_b_proj.weight"
+    for ours, count, there in (
+        ("key_up", unturned, 0),
+        ("value_up", config.value_dim, unturned),
+    ):
+        dims = (0, count, 1, there)
+        add(f"{path}{ours}.kernel", "mnh", name, "nh", "m", sizes=joint, dims=dims)
+
+
 def score_pieces(config: ChatGLMConfig, naming: str) -> dict[str, list[Piece]]:
     """Return the same table for a `ScoreModel`, whose backbone has no head.
 
@@ -228,7 +267,7 @@ def tensor_shapes(table: dict[str, list[Piece]]) -> dict[str, tuple[int, ...]]:
 
 
 def _sizes(config: ChatGLMConfig):
-    sizes = {
+    known = {
         "v": config.vocab_size,
         "d": config.width,
         "f": config.ffn_width,
@@ -238,10 +277,15 @@ def _sizes(config: ChatGLMConfig):
         "e": config.num_experts,
         "x": config.expert_width,
         "s": config.num_shared_experts * config.expert_width,
+        "q": config.query_rank,
+        "m": config.latent_width,
+        "j": config.latent_width + config.rotary_dims,
+        "y": config.value_dim,
     }
 
-    def size(letters: str) -> tuple[tuple[str, int], ...]:
+    def size(letters: str, other=None) -> tuple[tuple[str, int], ...]:
         """Return letters with their sizes; a digit is an axis c of that size."""
+        sizes = known | (other or {})
         return tuple(("c", int(x)) if x.isdigit() else (x, sizes[x]) for x in letters)
 
     return size

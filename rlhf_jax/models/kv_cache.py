@@ -15,7 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class KVCache(NamedTuple):
-    """Keys, values and the prefix; B batch, S slots, K key-value heads, H head dim.
+    """Keys, values and the prefix; B batch, S slots, K key-value heads, H dims of a
+    key, V dims of a value. In latent attention a token has one rotary key and one
+    latent in their place (`models.latent_attention`).
 
     `index` is the next free slot. `context` and `mask_place` are the prefix of
     ChatGLM-6B (`positions.prefix`), set when the prompt is read; other models ignore
@@ -23,7 +25,7 @@ class KVCache(NamedTuple):
     """
 
     keys: tuple | Array  # Float[Array, "B K H S"], one per layer or stacked
-    values: tuple | Array  # Float[Array, "B K S H"], one per layer or stacked
+    values: tuple | Array  # Float[Array, "B K S V"], one per layer or stacked
     mask: Bool[Array, "B S"]
     index: Int[Array, ""]
     context: Int[Array, " B"]
@@ -40,12 +42,16 @@ def empty(
     length: int,
     *,
     layers: int,
-    kv_heads: int,
-    head_dim: int,
+    shape: tuple[int, int, int],
     dtype,
     stacked: bool,
 ) -> KVCache:
-    """Return a cache of `length` empty slots."""
+    """Return a cache of `length` empty slots.
+
+    Args:
+        shape: K, H and V (`ChatGLMConfig.cache_shape`).
+    """
+    kv_heads, key_dim, value_dim = shape
 
     def zeros(*shape):
         if stacked:
@@ -53,8 +59,8 @@ def empty(
         return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
 
     return KVCache(
-        keys=zeros(batch, kv_heads, head_dim, length),
-        values=zeros(batch, kv_heads, length, head_dim),
+        keys=zeros(batch, kv_heads, key_dim, length),
+        values=zeros(batch, kv_heads, length, value_dim),
         mask=jnp.zeros((batch, length), bool),
         index=jnp.int32(0),
         context=jnp.zeros(batch, jnp.int32),
@@ -132,14 +138,17 @@ def replace_rows(
         axes = jnp.ix_(*(jnp.arange(n) for n in x.shape[: x.ndim - 4]), rows, *within)
         return x.at[axes].set(new, mode="drop")
 
-    heads, dims = (jnp.arange(n) for n in cache.keys[0].shape[-3:-1])
+    heads, key_dims = (jnp.arange(n) for n in cache.keys[0].shape[-3:-1])
+    value_dims = jnp.arange(cache.values[0].shape[-1])
     mask = jnp.zeros((len(rows), cache.length), bool).at[:, places].set(new.mask)
     return cache._replace(
         keys=jax.tree.map(
-            lambda x, y: put(x, y, heads, dims, places), cache.keys, new.keys
+            lambda x, y: put(x, y, heads, key_dims, places), cache.keys, new.keys
         ),
         values=jax.tree.map(
-            lambda x, y: put(x, y, heads, places, dims), cache.values, new.values
+            lambda x, y: put(x, y, heads, places, value_dims),
+            cache.values,
+            new.values,
         ),
         mask=cache.mask.at[rows].set(mask, mode="drop"),
         context=cache.context.at[rows].set(new.context, mode="drop"),
@@ -158,16 +167,16 @@ def _with_slots(cache: KVCache, change, *, index) -> KVCache:
 
 
 def write(
-    stored: tuple[Float[Array, "*L B K H S"], Float[Array, "*L B K S H"]],
+    stored: tuple[Float[Array, "*L B K H S"], Float[Array, "*L B K S V"]],
     keys: Float[Array, "B K H T"],
-    values: Float[Array, "B K T H"],
+    values: Float[Array, "B K T V"],
     *,
     slot: Int[Array, ""],
     layer: Int[Array, ""] | None = None,
 ) -> tuple[
     Float[Array, "B K H S"],
-    Float[Array, "B K S H"],
-    tuple[Float[Array, "*L B K H S"], Float[Array, "*L B K S H"]],
+    Float[Array, "B K S V"],
+    tuple[Float[Array, "*L B K H S"], Float[Array, "*L B K S V"]],
 ]:
     """Write the keys and values of T tokens into a layer's arrays, from `slot` on.
 

@@ -72,6 +72,16 @@ class Linear(nnx.Module):
         self.lora_a = nnx.Param(random_a(key, self.equation, a, lora.param_dtype))
         self.lora_b = nnx.Param(jnp.zeros(b, lora.param_dtype))
 
+    def matrix(self):
+        """Return the kernel, in `dtype`, with its scale and its adapter in it."""
+        kernel = self.kernel[...].astype(self.dtype)
+        if self.kernel_scale is not None:
+            kernel = (kernel * self.kernel_scale[...]).astype(self.dtype)
+        if self.lora_scale:
+            a, b = (x[...].astype(self.dtype) for x in (self.lora_a, self.lora_b))
+            kernel += self.lora_scale * jnp.einsum(equations(self.equation)[2], a, b)
+        return kernel
+
     def __call__(self, x):
         out = jnp.einsum(self.equation, x, self.kernel[...].astype(self.dtype))
         if self.kernel_scale is not None:
@@ -91,8 +101,10 @@ class Linear(nnx.Module):
 class Norm(nnx.Module):
     """RMSNorm or LayerNorm, in float32 with one cast at the end."""
 
-    def __init__(self, config: ChatGLMConfig, width: int):
+    def __init__(self, config: ChatGLMConfig, width: int, *, eps: float | None = None):
+        """Make a norm with the config's epsilon, or with `eps`."""
         self.config = config
+        self.eps = config.norm_eps if eps is None else eps
         dtype = config.param_dtype
         self.scale = nnx.Param(jnp.ones(width, dtype))
         zeros = jnp.zeros(width, dtype)
@@ -103,7 +115,7 @@ class Norm(nnx.Module):
         if self.config.norm == "layer":
             y = y - y.mean(axis=-1, keepdims=True)
         mean_square = jnp.square(y).mean(axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(mean_square + self.config.norm_eps)
+        y = y * jax.lax.rsqrt(mean_square + self.eps)
         alone = (1,) * (x.ndim - 1)
         y = y * self.scale[...].astype(jnp.float32).reshape(*alone, -1)
         if self.bias is not None:
@@ -227,10 +239,17 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Attention and MLP with their norms, in the config's arrangement."""
 
-    def __init__(self, config: ChatGLMConfig, *, rngs: nnx.Rngs, mlp: type = MLP):
+    def __init__(
+        self,
+        config: ChatGLMConfig,
+        *,
+        rngs: nnx.Rngs,
+        attention: type = Attention,
+        mlp: type = MLP,
+    ):
         self.config = config
         self.attention_norm = Norm(config, config.width)
-        self.attention = Attention(config, rngs=rngs)
+        self.attention = attention(config, rngs=rngs)
         self.mlp_norm = Norm(config, config.width)
         self.mlp = mlp(config, rngs=rngs)
         if config.residual == "sandwich":

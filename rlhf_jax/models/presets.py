@@ -97,6 +97,29 @@ _GLM4_5 = ChatGLMConfig(
     remat="full",
 )
 
+_GLM4_7_FLASH = dataclasses.replace(
+    _GLM4_5,
+    vocab_size=154880,
+    width=2048,
+    num_layers=47,
+    num_heads=20,
+    num_kv_heads=20,
+    head_dim=256,  # 64 of which turn
+    ffn_width=10240,
+    context_length=202752,
+    family="glm4_moe_lite",
+    qkv_bias=False,
+    qk_norm=False,
+    rotary_fraction=0.25,
+    num_experts=64,
+    experts_per_token=4,
+    num_dense_layers=1,
+    routed_scale=1.8,
+    latent_width=512,
+    query_rank=768,
+    value_dim=256,
+)
+
 PRESETS: dict[str, ChatGLMConfig] = {
     # For tests: the model compiles in a second or two.
     "micro": ChatGLMConfig(
@@ -187,6 +210,7 @@ PRESETS: dict[str, ChatGLMConfig] = {
         num_dense_layers=1,
         routed_scale=1.0,
     ),
+    "glm4_7_flash": _GLM4_7_FLASH,
     "llama3_8b": dataclasses.replace(  # Llama 3.1
         _MISTRAL_7B,
         vocab_size=128256,

@@ -44,14 +44,23 @@ PARAMETERS = (
     (r"\bkey_value\.kernel", P("pipe", "fsdp", None, "tensor", None)),
     (r"\boutput\.kernel", P("pipe", "tensor", "fsdp", None)),  # [L, N, H, D]
     *EXPERTS,
+    # Latent attention: [L, D, rank], and from a latent to heads [L, rank, N, H].
+    (r"\b(query_down|latent)\.kernel", P("pipe", "fsdp", None)),
+    (r"\b(key|value)_up\.kernel", P("pipe", "fsdp", "tensor", None)),
     (r"\bup\.kernel", P("pipe", "fsdp", None, "tensor")),  # [L, D, 2, F]
     (r"\bdown\.kernel", P("pipe", ("tensor", "fsdp"), None)),  # [L, F, D]
     (r"\bhead\.kernel", P("fsdp", "tensor")),  # [D, V], or [D, 1]
     # Adapters of rank r: the axes of A and B that they share with the kernel.
-    (r"\b(query|key_value|up)\.lora_a", P("pipe", "fsdp")),  # [L, D, (2,) r]
+    # [L, D, (2,) r], or [L, rank, r]
+    (
+        r"\b(query|key_value|up|query_down|latent|(key|value)_up)\.lora_a",
+        P("pipe", "fsdp"),
+    ),
     (r"\boutput\.lora_a", P("pipe", "tensor", "fsdp", None)),  # [L, N, H, r]
     (r"\bdown\.lora_a", P("pipe", ("tensor", "fsdp"), None)),  # [L, F, r]
-    (r"\bquery\.lora_b", P("pipe", None, "tensor", None)),  # [L, r, N, H]
+    # [L, r, N, H]
+    (r"\b(query|(key|value)_up)\.lora_b", P("pipe", None, "tensor", None)),
+    (r"\b(query_down|latent)\.lora_b", P("pipe")),  # [L, r, rank]
     (r"\bkey_value\.lora_b", P("pipe", None, None, "tensor", None)),  # [L, 2, r, K, H]
     (r"\bup\.lora_b", P("pipe", None, None, "tensor")),  # [L, 2, r, F]
     (r"\b(output|down)\.lora_b", P("pipe")),  # [L, r, D]
@@ -94,11 +103,13 @@ DECODING = Layout(
         (r"\bquery\.kernel", P(None, None, "tensor", "fsdp")),
         (r"\bkey_value\.kernel", P(None, None, None, "tensor", "fsdp")),
         (r"\boutput\.kernel", P(None, "tensor", "fsdp", None)),
+        (r"\b(query_down|latent)\.kernel", P(None, None, ("tensor", "fsdp"))),
+        (r"\bvalue_up\.kernel", P(None, None, "tensor", "fsdp")),
         (r"\bup\.kernel", P(None, None, None, ("tensor", "fsdp"))),
         (r"\bdown\.kernel", P(None, ("tensor", "fsdp"), None)),
         (r"\bhead\.kernel", P(None, ("tensor", "fsdp"))),
-        (r"\b(query|key_value|up)\.lora_a", P()),
-        (r"\bquery\.lora_b", P(None, None, "tensor", "fsdp")),
+        (r"\b(query|key_value|up|query_down|latent|value_up)\.lora_a", P()),
+        (r"\b(query|value_up)\.lora_b", P(None, None, "tensor", "fsdp")),
         (r"\bkey_value\.lora_b", P(None, None, None, "tensor", "fsdp")),
         (r"\bup\.lora_b", P(None, None, None, ("tensor", "fsdp"))),
         *PARAMETERS,

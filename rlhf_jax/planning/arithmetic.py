@@ -73,10 +73,11 @@ def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
     # Prompts and ring, before and after the ring has grown for the last time.
     before, after = [0, *ring_sizes(config.max_response_tokens)][-2:]
     slots = prompts * 2 * config.max_prompt_tokens + rows * (before + after)
-    head_dims = model.num_kv_heads * model.head_dim
+    kv_heads, key_dim, value_dim = model.cache_shape
     tokens = prompts * config.max_prompt_tokens
     found = _layer(config, model, prompts, config.max_prompt_tokens, tokens)
-    found["cache"] = slots * model.num_layers * 2 * head_dims * size
+    per_slot = model.num_layers * kv_heads * (key_dim + value_dim)
+    found["cache"] = slots * per_slot * size
     found["logits"] = 3 * 4 * rows * model.vocab_size
     answering = model
     if config.rollout_param_dtype != "same":
@@ -99,11 +100,13 @@ def _layer(config, model: ChatGLMConfig, rows, length, tokens) -> dict:
 
 def _per_token(model: ChatGLMConfig) -> int:
     """Return how many numbers one layer computes for a token."""
-    heads = 2 * model.num_heads * model.head_dim
-    kv_heads = 2 * model.num_kv_heads * model.head_dim
+    value_dim = model.value_dim if model.latent_width else model.head_dim
+    heads = model.num_heads * (model.head_dim + value_dim)
+    kv_heads = model.num_kv_heads * (model.head_dim + value_dim)
+    latents = sum(model.cache_shape[1:]) + model.query_rank
     ffn = 3 * model.ffn_width
     if model.num_experts:  # what visits and what is sent, twice if loads are even
         one = 2 * model.width + 3 * model.expert_width
         ffn = 3 * model.num_shared_experts * model.expert_width
         ffn += (1 + ROOM) * model.experts_per_token * one
-    return 6 * model.width + heads + kv_heads + ffn
+    return 6 * model.width + heads + kv_heads + latents * bool(model.latent_width) + ffn

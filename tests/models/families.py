@@ -79,6 +79,22 @@ FAMILIES = {
         num_dense_layers=1,
         routed_scale=2.5,
     ),
+    # A head of 10 unturned dims and 6 turned ones; a value of 12.
+    "glm4_moe_lite": ChatGLMConfig(
+        **SMALL | {"num_kv_heads": 4},
+        family="glm4_moe_lite",
+        qkv_bias=False,
+        rotary_fraction=6 / 16,
+        num_experts=6,
+        experts_per_token=2,
+        expert_width=20,
+        num_shared_experts=1,
+        num_dense_layers=1,
+        routed_scale=1.8,
+        latent_width=24,
+        query_rank=20,
+        value_dim=12,
+    ),
 }
 
 

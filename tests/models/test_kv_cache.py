@@ -60,9 +60,9 @@ def test_rows_are_read_anew_in_all_slots_or_in_some(stacked, slots):
     where = None if slots is None else jnp.array(slots)
     now = kv_cache.replace_rows(old, rows, new, where)
     was, read, is_now = map(by_slot, (old, new, now))
-    np.testing.assert_array_equal(is_now[:, :, 1], was[:, :, 1])
+    np.testing.assert_array_equal(is_now[:, 1], was[:, 1])
     for row, other in ((2, 0), (0, 1)):
-        np.testing.assert_array_equal(is_now[:, :, row][..., at], read[:, :, other])
+        np.testing.assert_array_equal(is_now[:, row][..., at], read[:, other])
         mask = np.zeros(6, bool)
         mask[at] = new.mask[other]
         assert now.mask[row].tolist() == mask.tolist()
@@ -91,7 +91,7 @@ def test_a_ring_of_another_size_keeps_its_newest_tokens(stacked, slots):
 def test_rows_are_taken_in_any_order(stacked):
     old = filled(4, stacked)
     now = kv_cache.take_rows(old, jnp.array([2, 0, 0, 1]))
-    np.testing.assert_array_equal(by_slot(now), by_slot(old)[:, :, [2, 0, 0, 1]])
+    np.testing.assert_array_equal(by_slot(now), by_slot(old)[:, [2, 0, 0, 1]])
     assert now.mask.tolist() == old.mask[jnp.array([2, 0, 0, 1])].tolist()
     assert now.context.tolist() == old.context[jnp.array([2, 0, 0, 1])].tolist()
 
@@ -99,8 +99,8 @@ def test_rows_are_taken_in_any_order(stacked):
 def filled(slots, stacked, seed=0):
     """A cache of three rows with other numbers in every place."""
     rng = np.random.default_rng(seed)
-    shape = {"layers": 2, "kv_heads": 2, "head_dim": 4, "dtype": jnp.float32}
-    cache = kv_cache.empty(3, slots, stacked=stacked, **shape)
+    how = {"layers": 2, "shape": (2, 4, 3), "dtype": jnp.float32}
+    cache = kv_cache.empty(3, slots, stacked=stacked, **how)
 
     def fill(x):
         numbers = rng.integers(0, 9999, x.shape)
@@ -110,6 +110,7 @@ def filled(slots, stacked, seed=0):
 
 
 def by_slot(cache):
-    """Keys and values with the slots last: [2, layers, B, K, H, S]."""
-    stored = cache.keys, jax.tree.map(lambda x: x.swapaxes(-1, -2), cache.values)
-    return np.stack([np.stack(list(x)) for x in stored])
+    """Keys and values with the slots last: [layers, B, K, H + V, S]."""
+    values = jax.tree.map(lambda x: x.swapaxes(-1, -2), cache.values)
+    both = (np.stack(list(x)) for x in (cache.keys, values))
+    return np.concatenate(list(both), axis=-2)

@@ -98,7 +98,8 @@ SOME = {"rslora": True, "maps": "query|key_value|up"}
 @pytest.mark.parametrize(
     ("case", "fields"),
     [(case, {}) for case in NAMINGS]
-    + [("glm4", SOME), ("glm4_moe", {"maps": "attention"})],
+    + [("glm4", SOME)]
+    + [(family, {"maps": "attention"}) for family in ("glm4_moe", "glm4_moe_lite")],
 )
 def test_writing(case, fields, tmp_path):
     """A written adapter adds what merging adds, and is read back the same."""

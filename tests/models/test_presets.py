@@ -23,6 +23,7 @@ PUBLISHED = {
     "glm4_0414_32b": 32_566_081_536,
     "glm4_5": 352_797_829_024,
     "glm4_5_air": 106_852_251_264,
+    "glm4_7_flash": 29_943_393_920,
     "llama3_8b": 8_030_261_248,
     "mistral_7b": 7_248_023_552,
     "qwen2_7b": 7_615_616_512,
@@ -65,7 +66,8 @@ EXPERTS = {"num_experts": 9, "expert_width": 12, "num_dense_layers": 1}
 def drawn(name, *, then=lambda model: model, **how) -> dict:
     """All parameters by name, of a language model and of a reward model."""
     how |= EXPERTS if PRESETS[name].num_experts else {}
-    config = preset(name, **SMALL, num_heads=4, num_kv_heads=2, **how)
+    kv_heads = 4 if PRESETS[name].latent_width else 2
+    config = preset(name, **SMALL, num_heads=4, num_kv_heads=kv_heads, **how)
 
     def build():
         model = ChatGLM(config, rngs=nnx.Rngs(1))

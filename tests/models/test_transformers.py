@@ -156,6 +156,23 @@ def random_experts(rng) -> dict:
     }
 
 
+def random_latents(rng, heads: int) -> dict:
+    """Settings of latent attention, in transformers' spelling."""
+    dims = [2 * int(rng.integers(2, 7)) for _ in range(3)]
+    return {
+        "num_key_value_heads": heads,
+        "q_lora_rank": [None, 12, 20][rng.integers(3)],
+        "kv_lora_rank": 4 * int(rng.integers(3, 8)),
+        "qk_rope_head_dim": dims[0],
+        "qk_nope_head_dim": dims[1],
+        "v_head_dim": dims[2],
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(rng.choice([10000, 1000000])),
+        },
+    }
+
+
 def random_published(kind: str, rng):
     """A random model of transformers whose biases and norms matter too."""
     groups, group = (int(rng.integers(1, 4)) for _ in range(2))
@@ -178,6 +195,12 @@ def random_published(kind: str, rng):
         fields["mlp_bias"] = bool(rng.integers(2))
     elif kind == "Glm4Moe":
         fields |= random_experts(rng) | {"head_dim": 8 * int(rng.integers(1, 4))}
+    elif kind == "Glm4MoeLite":
+        fields |= random_experts(rng) | random_latents(rng, heads)
+        first = fields.pop("first_k_dense_replace")
+        fields["mlp_layer_types"] = ["dense"] * first + ["sparse"] * (2 - first)
+        for key in ("head_dim", "use_qk_norm"):
+            fields.pop(key, None)
     elif rng.integers(2):
         fields["sliding_window"] = int(rng.integers(2, 12))
         fields |= {} if kind == "Mistral" else {"use_sliding_window": True}
@@ -190,7 +213,9 @@ def random_published(kind: str, rng):
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = 0.1 * torch.randn_like(parameter)
+            # Latents are small, so that the epsilon of their norms matters.
+            scale = 0.02 if "_a_proj" in name else 0.1
+            noise = scale * torch.randn_like(parameter)
             parameter.copy_(1 + noise if "norm" in name else noise)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
@@ -211,7 +236,10 @@ def greedy(model, tokens, mask, steps=6):
     return np.stack(chosen, axis=1)
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3", "Glm4Moe"])
+OTHERS = ["Llama", "Mistral", "Qwen2", "Qwen3", "Glm4Moe", "Glm4MoeLite"]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("repeat", range(3))
 def test_models_of_other_families_are_read_and_given_back(kind, repeat, rng, tmp_path):
     published = random_published(kind, rng)

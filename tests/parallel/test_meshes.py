@@ -43,6 +43,8 @@ def config(family: str) -> ChatGLMConfig:
     if small.num_experts:
         small = dataclasses.replace(small, num_experts=8, expert_width=24)
     kv_heads = 8 if small.num_kv_heads == small.num_heads else 2
+    if small.latent_width:
+        small = dataclasses.replace(small, rotary_fraction=0.5, value_dim=8)
     return dataclasses.replace(
         small, num_heads=8, num_kv_heads=kv_heads, head_dim=8, scan_layers=True
     )
@@ -240,6 +242,8 @@ def every_combination():
         quick = family == "v2" and (case == "sft" or mesh == MIXED)
         # Tokens that go to their experts, and experts that come to all tokens.
         quick |= family == "glm4_moe" and case in ("sft", "generate") and mesh == MIXED
+        # Latents, whose heads are split and which themselves are not.
+        quick |= (family, case, mesh) == ("glm4_moe_lite", "generate", MIXED)
         # A window in the cache.
         quick |= (family, case, mesh) == ("mistral", "generate", MIXED)
         marks = () if quick else pytest.mark.slow

@@ -62,9 +62,10 @@ def test_every_matrix_of_every_published_size_is_split_by_all_axes(name):
 def test_every_rule_matches_something():
     lora = LoRA(rank=2, alpha=2.0, maps="")
     experts = dataclasses.replace(preset("tiny_moe"), lora=lora)
+    latents = dataclasses.replace(preset("glm4_7_flash"), lora=lora)
     paths = [
         jax.tree_util.keystr(path)
-        for config in (preset("micro"), experts)
+        for config in (preset("micro"), experts, latents)
         for path, _ in jax.tree_util.tree_flatten_with_path(
             jax.eval_shape(lambda config=config: _state(config))
         )[0]
