@@ -138,8 +138,14 @@ def namings(config: ChatGLMConfig) -> tuple[str, ...]:
 def _require(fields, expected):
     for key, value in expected.items():
         given = fields.get(key, value)
-        if given != value:
-            raise ValueError(f"{key}={given!r} is not supported.")
+        if given == value:
+            continue
+        if key == "quantization_config":
+            raise ValueError(
+                f"{key}: quantised weights are not read: get the model with weights in "
+                "16 bits, whose name lacks the kind of quantisation (-FP8, -AWQ)."
+            )
+        raise ValueError(f"{key}={given!r} is not supported: only {value!r} is.")
 
 
 def _rope(fields, *, scaled=False):

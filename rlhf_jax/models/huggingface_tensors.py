@@ -36,7 +36,10 @@ class Tensor:
 
     def __init__(self, file: Path, header: dict, start: int):
         if header["dtype"] not in _DTYPES:
-            raise ValueError(f"{file} has numbers of type {header['dtype']}.")
+            raise ValueError(
+                f"{file} has numbers of type {header['dtype']}: only floats of 16 bits "
+                "and more are read, so get the model without quantisation."
+            )
         self.file = file
         self.dtype = np.dtype(_DTYPES[header["dtype"]])
         self.shape = tuple(header["shape"])

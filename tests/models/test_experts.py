@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,7 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax.models import experts, huggingface
+from rlhf_jax.models import experts, huggingface, huggingface_config
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.experts import Experts, Router
 from rlhf_jax.parallel.mesh import make_mesh
@@ -182,6 +183,36 @@ def test_a_router_is_stored_in_float32_and_all_else_in_the_models_dtype(tmp_path
 def test_numbers_of_experts_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ChatGLMConfig(**dataclasses.asdict(MOE) | changes)
+
+
+@pytest.mark.parametrize("family", ["glm4_moe", "glm4_moe_lite"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scoring_func": "softmax"}, "scoring_func='softmax'.*only 'sigmoid' is"),
+        ({"topk_method": "greedy"}, "topk_method='greedy'.*only 'noaux_tc' is"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq=2.*only 1 is"),
+        ({"n_routed_experts": 0}, "n_routed_experts=0: not a whole number above 0"),
+        ({"routed_scaling_factor": "2.5"}, "routed_scaling_factor='2.5'"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3"}},
+            "quantization_config: .* get the model with weights in 16 bits",
+        ),
+    ],
+)
+def test_other_routers_and_quantised_weights_are_refused(family, changes, message):
+    fields = huggingface_config.write(FAMILIES[family], "native") | changes
+    with pytest.raises(ValueError, match=message) as error:
+        huggingface_config.read(fields, dtype="float32", param_dtype="float32")
+    assert "\n" not in str(error.value)
+
+
+def test_tensors_of_eight_bits_are_refused(tmp_path):
+    tensors = {"model.norm.weight": np.ones(4, ml_dtypes.float8_e4m3fn)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"type F8_E4M3: .* without quantisation\.$"):
+        huggingface.load(tmp_path, dtype="float32", param_dtype="float32")
 
 
 @pytest.mark.parametrize("wanted", [(0, 0, 9, 2), (1, 3, 2, 5), (0, 1, 0, 0), (0,) * 4])

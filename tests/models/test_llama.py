@@ -110,7 +110,7 @@ LLAMA3_FIELDS = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
 REFUSED = [
     ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
     ("llama", {"pretraining_tp": 2}, "pretraining_tp=2"),
-    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config="),
+    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: "),
     ("llama", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
     ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
     ("llama", {"query_pre_attn_scalar": 224}, "query_pre_attn_scalar=224"),

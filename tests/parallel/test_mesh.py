@@ -3,7 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_jax.parallel.mesh import check_batch, check_heads, complete, make_mesh
+from rlhf_jax.parallel.mesh import (
+    check_batch,
+    check_experts,
+    check_heads,
+    complete,
+    make_mesh,
+)
 
 
 @pytest.mark.devices(8)
@@ -56,3 +62,23 @@ def test_heads_that_do_not_divide_get_the_nearest_sizes_of_the_axis():
         check_heads(32)
         with pytest.raises(ValueError, match=r"tensor=8.*12 query heads.*: 6 or 12"):
             check_heads(12)
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ((1, 4, 2), ""),
+        ((1, 8, 1), r"fsdp=8 does not divide 12 experts\. .*: 6 or 12\."),
+        ((1, 4, 1, 2), r"pipe=2 splits layers, .* experts .*: leave it out, and give"),
+    ],
+)
+def test_experts_are_shared_out_equally_and_their_layers_not_at_all(mesh, message):
+    with jax.set_mesh(make_mesh(mesh)):
+        check_experts(0)
+        if not message:
+            check_experts(12)
+            return
+        with pytest.raises(ValueError, match=message) as error:
+            check_experts(12)
+        assert "\n" not in str(error.value)
