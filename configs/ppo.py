@@ -113,6 +113,11 @@ def get_config(preset="tiny"):
     # scored once, as in the paper; "greedy" the policy's own likeliest answer,
     # generated at every iteration; "none" subtracts nothing.
     c.baseline = "reference"
+    # The number of the reference's sampled answers to a prompt whose mean score is the
+    # baseline "reference", 1 in the paper; 0 takes its likeliest answer.
+    # launch/evaluate.py --config=configs/compare_baselines.py measures which number
+    # lowers the variance of the scores. [0, 1024]
+    c.baseline_samples = 1
     # True shifts and scales baselined scores by their running mean and standard
     # deviation. The paper's only normalisation is its baseline.
     c.normalise_scores = False

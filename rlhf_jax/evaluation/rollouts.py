@@ -86,19 +86,22 @@ def answer_scores(
     rewards: Rewards,
     records: Sequence[Prompt],
     tokenizer: Tokenizer,
+    samples: int = 1,
 ) -> np.ndarray:
-    """Return the score of one answer to each prompt of a batch: float32 [B].
+    """Return the mean score of `samples` answers to each prompt of a batch: float32
+    [B].
 
     Args:
         records: the prompts of the batch.
     """
-    responses = rollout(policy, batch, key, sampling)
+    responses = rollout(policy, batch, key, sampling, samples=samples)
     scores = rollout_scores(reward_model, responses)
-    return rewards.score(
-        records,
+    every = rewards.score(
+        [record for record in records for _ in range(samples)],
         lambda: responses_of(fetch(responses), tokenizer),
         lambda: fetch(scores),
     ).scores
+    return every.reshape(-1, samples).mean(axis=1)
 
 
 def responses_of(rolled: Rollout, tokenizer: Tokenizer) -> list[Response]:

@@ -106,6 +106,12 @@ def check_options(config) -> None:
         )
     options.one_of(config, "advantage", ADVANTAGES)
     options.one_of(config, "baseline", ("reference", "greedy", "none"))
+    if config.baseline_samples != 1 and config.baseline != "reference":
+        raise ValueError(
+            f"{config.baseline_samples=} counts the reference's answers, of which "
+            f"baseline={config.baseline!r} has none: set baseline='reference', or "
+            "baseline_samples=1."
+        )
     options.multiple_of(config, "batch_size", "samples_per_prompt")
     check_rewards(config)
     parts = config.minibatches * config.microbatches

@@ -238,6 +238,8 @@ def run(config, workdir: str) -> None:
     del reference, reward_model
     memory = Memory(config, frozen)
 
+    of_reference = sampling if config.baseline_samples else greedy
+
     def score_reference(index: np.ndarray) -> np.ndarray:
         on_device = memory.frozen()
         return answer_scores(
@@ -245,7 +247,8 @@ def run(config, workdir: str) -> None:
             on_device.reward,
             prompts_at(index),
             reference_key,
-            sampling,
+            of_reference,
+            samples=max(config.baseline_samples, 1),
             rewards=rewards,
             records=records_at(index),
             tokenizer=tokenizer,
@@ -259,7 +262,9 @@ def run(config, workdir: str) -> None:
                 **made_from,
                 "reference": weights_fingerprint(frozen.reference),
                 "set of prompts": fingerprint(prompts),
-                "way to sample": fingerprint(dataclasses.astuple(sampling)),
+                "way to sample": fingerprint(
+                    [*dataclasses.astuple(of_reference), config.baseline_samples]
+                ),
             },
             score_reference,
             size=len(prompts),

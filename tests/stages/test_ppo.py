@@ -31,6 +31,7 @@ from rlhf_jax.training.workdir import is_finished
     [
         ({"advantage": "vtrace"}, "must be one of.*'rloo'"),
         ({"baseline": "greedily"}, "must be one of.*'greedy'"),
+        ({"baseline": "greedy", "baseline_samples": 4}, "set baseline='reference', or"),
         ({"advantage": "rloo", "baseline": "none"}, "samples_per_prompt to 2 or more"),
         ({"advantage": "grpo", "samples_per_prompt": 4}, "cancels out.*'none'"),
         ({"advantage": "remax", "baseline": "none"}, "baseline='greedy'"),
@@ -172,12 +173,12 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
     assert tables[0]
 
 
-@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(("samples", "of_reference"), [(1, 1), (2, 0), (1, 3)])
 def test_the_reference_answers_every_prompt_once_whenever_it_is_drawn(
-    samples, stage_config, data_folder, tmp_path, monkeypatch
+    samples, of_reference, stage_config, data_folder, tmp_path, monkeypatch
 ):
-    """Its answer hangs on the prompt alone: the scores are those of all prompts in
-    their order."""
+    """Its answers depend on the prompt alone: the baseline is the mean score of
+    `of_reference` answers to all prompts in their order, or of the greedy ones."""
     answered, answer_scores = [], ppo.answer_scores
 
     def answer_and_note(policy, reward_model, batch, key, sampling, **records):
@@ -188,11 +189,13 @@ def test_the_reference_answers_every_prompt_once_whenever_it_is_drawn(
     config = stage_config(
         "ppo", total_steps=6, samples_per_prompt=samples, eval_every=0
     )
+    config.baseline_samples = of_reference
     ppo.run(config, str(tmp_path / "run"))
 
     records = read_records(data_folder / "prompts.jsonl", Prompt)
     assert len(answered) == len(records) // config.batch_size
     policy, reward_model, key, sampling, width = answered[0]
+    assert sampling.temperature == bool(of_reference)
     tokenizer = tokenizer_of(tmp_path / "run")
     found = scored_rollouts(
         policy,
@@ -200,11 +203,11 @@ def test_the_reference_answers_every_prompt_once_whenever_it_is_drawn(
         [encode_prompt(record.messages, tokenizer) for record in records],
         key,
         sampling,
-        samples_per_prompt=1,
+        samples_per_prompt=max(of_reference, 1),
         batch_size=len(records),
         width=width,
     )
-    expected = np.concatenate([batch.scores[:, 0] for batch in found])
+    expected = np.concatenate([batch.scores.mean(axis=1) for batch in found])
     with np.load(tmp_path / "run" / "reference_scores.npz") as file:
         np.testing.assert_allclose(file["values"], expected, rtol=1e-5, atol=1e-6)
     assert expected.std() > 1e-3
