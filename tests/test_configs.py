@@ -109,6 +109,7 @@ def test_every_option_is_read(stage):
     algorithm = package / "algorithms" / f"{stage}.py"
     if algorithm.is_file():
         source |= attributes_read(algorithm)
+    source |= set().union(*map(attributes_read, (package / stage).glob("*.py")))
     optimizer = attributes_read(package / "training" / "optimizers.py")
     data = attributes_read(package / "data" / "sources.py")
     config = make(stage, "tiny")
