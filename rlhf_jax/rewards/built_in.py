@@ -11,6 +11,7 @@ from rlhf_jax.rewards.language import language
 from rlhf_jax.rewards.length_penalty import length_penalty
 from rlhf_jax.rewards.matches import exact_match, normalised_match
 from rlhf_jax.rewards.multiple_choice import multiple_choice
+from rlhf_jax.rewards.prompt_offset import prompt_offset
 from rlhf_jax.rewards.regular_expression import regular_expression
 from rlhf_jax.rewards.repetition_penalty import repetition_penalty
 from rlhf_jax.rewards.right_number import right_number
@@ -46,6 +47,7 @@ BUILT_IN: dict[str, Callable[..., Function]] = {
     "repetition_penalty": lambda config, workdir: repetition_penalty(
         config.reward_options.ngram_tokens
     ),
+    "prompt_offset": lambda config, workdir: prompt_offset(),
     "language": lambda config, workdir: language(config.reward_options.language),
     "judge": lambda config, workdir: judge(
         config.reward_judge, workdir / "reward_judge.sqlite"

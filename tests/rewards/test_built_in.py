@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
-from rlhf_jax.data.records import Response
+from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.rewards.language import language
 from rlhf_jax.rewards.length_penalty import length_penalty
 from rlhf_jax.rewards.matches import exact_match, normalised_match
 from rlhf_jax.rewards.multiple_choice import multiple_choice
+from rlhf_jax.rewards.prompt_offset import prompt_offset
 from rlhf_jax.rewards.regular_expression import regular_expression
 from rlhf_jax.rewards.repetition_penalty import repetition_penalty
 from rlhf_jax.rewards.right_number import right_number
@@ -186,6 +188,20 @@ def test_length_penalty_is_that_of_dapo(count, ended, reward):
 def test_repetition_penalty(tokens, reward):
     response = Response("x", True, tokens)
     assert reward_of(repetition_penalty(2), response) == pytest.approx(reward)
+
+
+def test_the_prompts_offset_is_normal_and_the_same_for_all_responses():
+    prompts = [
+        Prompt(str(i % 7), ({"role": "user", "content": f"question {i}"},))
+        for i in range(1000)
+    ]
+    one, other = (
+        np.array(prompt_offset()(prompts, [Response(text)] * len(prompts)))
+        for text in ("yes", "no")
+    )
+    np.testing.assert_array_equal(one, other)
+    assert kstest(one, "norm").pvalue > 0.05
+    assert len(set(one)) == len(one)
 
 
 @pytest.mark.parametrize(
