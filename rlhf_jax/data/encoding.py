@@ -5,6 +5,7 @@ training and scoring end a response where PPO ends it. Each process of a run enc
 share.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -28,6 +29,8 @@ def encode_dialogues(
     tokenizer: Tokenizer,
     max_tokens: int,
     too_long: str = "drop",
+    *,
+    thoughts: bool = True,
 ) -> tuple[list[Example], Counter]:
     """Encode the dialogues that fit or can be cut to fit; also count those that are too
     long, by treatment.
@@ -37,6 +40,7 @@ def encode_dialogues(
             turns, and drops dialogues whose last turn is too long; "truncate_end" keeps
             their first tokens, so that a cut answer has no end token, and drops
             dialogues without an answer in these tokens.
+        thoughts: whether the thought that an answer begins with carries loss.
 
     Raises:
         ValueError: no dialogue is left.
@@ -46,14 +50,18 @@ def encode_dialogues(
             f"{too_long=} must be 'drop', 'truncate_prompt' or 'truncate_end'."
         )
 
+    encode_whole = functools.partial(
+        encode_dialogue, tokenizer=tokenizer, thoughts=thoughts
+    )
+
     def encode(dialogue: Dialogue) -> tuple[list[int], list[bool], str]:
         """Return ids and loss mask, empty if dropped, and the treatment to count."""
-        ids, mask = encode_dialogue(dialogue.messages, tokenizer)
+        ids, mask = encode_whole(dialogue.messages)
         if len(ids) <= max_tokens:
             return ids, mask, ""
         if too_long == "truncate_prompt":
             for messages in _from_each_turn(dialogue.messages):
-                ids, mask = encode_dialogue(messages, tokenizer)
+                ids, mask = encode_whole(messages)
                 if len(ids) <= max_tokens:
                     return ids, mask, "kept without its oldest turns"
         elif too_long == "truncate_end" and any(mask[:max_tokens]):

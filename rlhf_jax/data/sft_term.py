@@ -84,10 +84,11 @@ def sft_batches(
     batch_size: int,
     seed: int,
     unit: int | None,
+    thoughts: bool,
 ) -> SFTBatches:
     """Make batches of the dialogues that fit, all as wide as the longest, rounded up to
     `multiple`; see `SFTBatches`."""
-    examples, _ = encode_dialogues(dialogues, tokenizer, max_tokens)
+    examples, _ = encode_dialogues(dialogues, tokenizer, max_tokens, thoughts=thoughts)
     return SFTBatches(
         examples,
         batch_size=batch_size,

@@ -130,6 +130,7 @@ def run(config, workdir: str) -> None:
             batch_size=config.sft_batch_size,
             seed=config.seed,
             unit=row_unit(config.microbatches) if config.pack else None,
+            thoughts=config.train_on_thoughts,
         )
     eval_file = config.eval_prompts or data / "eval_prompts.jsonl"
     eval_prompts = read(eval_file, Prompt)[: config.num_eval_prompts]

@@ -148,6 +148,7 @@ def run(config, workdir: str) -> None:
             batch_size=config.sft_batch_size,
             seed=config.seed,
             unit=row_unit(config.microbatches) if config.pack else None,
+            thoughts=config.train_on_thoughts,
         )
     agree(
         workdir,

@@ -64,12 +64,14 @@ def run(config, workdir: str) -> None:
         tokenizer,
         config.max_tokens,
         config.too_long,
+        thoughts=config.train_on_thoughts,
     )
     held_out, _ = encode_dialogues(
         read(data / "sft_test.jsonl", Dialogue),
         tokenizer,
         config.max_tokens,
         config.too_long,
+        thoughts=config.train_on_thoughts,
     )
     eval_prompts = read(data / "eval_prompts.jsonl", Prompt)
     logging.info("%d dialogues; too long: %s.", len(examples), listed(too_long))

@@ -196,6 +196,18 @@ def test_a_long_dialogue_loses_its_oldest_turns(tokenizer):
         encode_dialogues([talk], tokenizer, limit - 1, "truncate_prompt")
 
 
+def test_a_thought_may_carry_no_loss(tokenizer):
+    talk = Dialogue((LAST, turn("assistant", "<think>one</think>two")))
+    ((ids, learned),), _ = encode_dialogues([talk], tokenizer, 99)
+    ((same, after),), _ = encode_dialogues([talk], tokenizer, 99, thoughts=False)
+    assert same == ids
+    parts = [
+        tokenizer.decode([i for i, x in zip(ids, mask, strict=True) if x])
+        for mask in (learned, after)
+    ]
+    assert parts == ["<think>one</think>two", "two"]
+
+
 @pytest.mark.parametrize("off", [1, 2, 5])
 def test_what_is_cut_at_its_end_is_not_taught_to_stop(tokenizer, off):
     short = Dialogue((LAST, turn("assistant", "yes")))

@@ -41,6 +41,7 @@ def test_batches_are_as_wide_as_the_longest_dialogue_that_fits(tmp_path):
         for turn in turns
     ]
     options = {"max_tokens": 60, "batch_size": 3, "seed": 0, "unit": None}
+    options["thoughts"] = True
     for multiple in (1, 8):
         batches = sft_batches(dialogues, tokenizer, multiple=multiple, **options)
         stacked = batches.stack(0, 2)

@@ -405,6 +405,7 @@ def test_what_each_iteration_hands_to_the_update(
         batch_size=config.sft_batch_size,
         seed=config.seed,
         unit=1,
+        thoughts=True,
     )
     count = config.ppo_epochs * config.minibatches
     rates = [

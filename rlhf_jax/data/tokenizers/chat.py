@@ -5,6 +5,8 @@ A message is {"role": "system" | "user" | "assistant" | "observation", "content"
 with content that its format would drop is refused.
 """
 
+import bisect
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from rlhf_jax.data.tokenizers.chat_formats import (
@@ -59,9 +61,10 @@ def stream_response(ids: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def encode_dialogue(
-    messages: Sequence[Message], tokenizer: Tokenizer
+    messages: Sequence[Message], tokenizer: Tokenizer, *, thoughts: bool = True
 ) -> tuple[list[int], list[bool]]:
-    """Return the ids and the loss mask, True on the assistant's tokens and their end.
+    """Return the ids and the loss mask, True on the assistant's tokens and their end;
+    without `thoughts`, on those after the thought that an answer begins with.
 
     For a dialogue with one answer, at the end, the result is `encode_prompt` of the
     messages before the answer followed by `encode_response`, so training sees the
@@ -69,7 +72,32 @@ def encode_dialogue(
     """
     if not any(message.get("role") == "assistant" for message in messages):
         raise ValueError("A dialogue to train on needs an answer of the assistant.")
-    return _encode(messages, tokenizer)
+    ids, mask = _encode(messages, tokenizer)
+    return ids, mask if thoughts else _after_thoughts(ids, mask, tokenizer)
+
+
+def _after_thoughts(
+    ids: list[int], mask: list[bool], tokenizer: Tokenizer
+) -> list[bool]:
+    """Return the mask with False on each answer's thought, up to its "</think>"; the
+    answer itself or its prompt may open the thought."""
+    mask, start = list(mask), 0
+    for is_answer, run in itertools.groupby(list(mask)):
+        end = start + len(list(run))
+        if is_answer:
+            opened = tokenizer.decode(ids[max(0, start - 16) : start]).rstrip()
+            text = tokenizer.decode(ids[start:end]).lstrip()
+            if text.startswith("<think>") or opened.endswith("<think>"):
+                length = bisect.bisect_left(
+                    range(end - start),
+                    True,
+                    key=lambda n: (
+                        "</think>" in tokenizer.decode(ids[start : start + n])
+                    ),
+                )
+                mask[start : start + length] = [False] * length
+        start = end
+    return mask
 
 
 def _encode(messages, tokenizer):

@@ -27,6 +27,7 @@ from rlhf_jax.data.tokenizers.tokenizer import (
 
 Message = dict[str, Any]
 Encoded = tuple[list[int], list[bool]]
+_QUESTION = {"role": "user", "content": "?"}
 
 
 def chatglm(messages: Sequence[Message], tokenizer: Tokenizer) -> Encoded:
@@ -192,17 +193,23 @@ def _template_answer(text: str, tokenizer: TransformersTokenizer) -> list[int]:
         if around is not None:
             text = around[0] + thought.strip() + around[1] + answer.lstrip("\n")
             return [*encode(text), end]
+        if _prompt_of_question(tokenizer).rstrip().endswith("</think>"):
+            text = answer.lstrip("\n")  # the prompt says that there is no thought
     return [*encode(lead + text), end]
+
+
+@functools.lru_cache(maxsize=8)
+def _prompt_of_question(tokenizer: TransformersTokenizer) -> str:
+    return tokenizer.render([_QUESTION], to_answer=True)
 
 
 @functools.lru_cache(maxsize=8)
 def _thought_frame(tokenizer: TransformersTokenizer) -> tuple[str, str] | None:
     """Return the texts that the template puts before a thought and between it and the
     answer, as GLM-4.5's does; None for a template that does not write thoughts so."""
-    question = {"role": "user", "content": "?"}
     answer = {"role": "assistant", "content": "<think>thought</think>\nanswer"}
-    before = tokenizer.render([question], to_answer=True)
-    whole = tokenizer.render([question, answer], to_answer=False)
+    before = _prompt_of_question(tokenizer)
+    whole = tokenizer.render([_QUESTION, answer], to_answer=False)
     lead, is_there, rest = whole.removeprefix(before).partition("thought")
     middle, follows, _ = rest.partition("answer")
     right = lead.endswith("<think>") and middle.startswith("</think>")
@@ -216,10 +223,9 @@ def _template_frame(
 ) -> tuple[str, int, Callable[[str], list[int]]]:
     """Return the text that the template puts before an answer, the end token, and the
     method of the tokenizer that encodes an answer as the template does."""
-    question = {"role": "user", "content": "?"}
     answer = {"role": "assistant", "content": "answer"}
-    before = tokenizer.render([question], to_answer=True)
-    whole = tokenizer.render([question, answer], to_answer=False)
+    before = _prompt_of_question(tokenizer)
+    whole = tokenizer.render([_QUESTION, answer], to_answer=False)
     lead, middle, trail = whole.removeprefix(before).partition("answer")
     if not whole.startswith(before) or not middle:
         return "", tokenizer.end_id, tokenizer.encode

@@ -88,6 +88,10 @@ class Tokenizer(Protocol):
         """Return the id of a special token; a ValueError lists the existing ones."""
 
 
+# Where a chat template asks whether a message is the answer of a tool.
+_TOOL_ROLE = re.compile(r"""role\b['"\])]*\s*==\s*['"]tool['"]""")
+
+
 class TransformersTokenizer:
     """A `Tokenizer` of transformers: GLM-4's, or any other with its chat template."""
 
@@ -213,11 +217,26 @@ class TransformersTokenizer:
         return look_up(self._special, name)
 
     def render(self, messages: list[dict[str, Any]], *, to_answer: bool) -> str:
-        """Render the chat template, up to where an answer begins if `to_answer`."""
+        """Render the chat template, up to where an answer begins if `to_answer`.
+
+        As in transformers, a template has the tools of the messages as its variable
+        `tools`. What we call an observation has the role "tool" where a template names
+        that one.
+        """
         variables = {
             **self._inner.special_tokens_map,
             "add_generation_prompt": to_answer,
         }
+        tools = [tool for message in messages for tool in message.get("tools") or ()]
+        if tools:
+            variables["tools"] = tools
+        if _TOOL_ROLE.search(self._template):
+            messages = [
+                message | {"role": "tool"}
+                if message["role"] == "observation"
+                else message
+                for message in messages
+            ]
         try:
             return templates.render(self._template, messages, variables)
         except ValueError as error:

@@ -1,5 +1,6 @@
 """Each generation's dialogue, token by token, as published."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -310,9 +311,16 @@ def test_an_answer_follows_thoughts_that_the_prompt_opens(folder, tmp_path):
     assert ids == [*prompt, *tokenizer.encode("hm</think>It is 12."), end]
 
 
-# The template of GLM-4.5: an answer has a thought, perhaps an empty one, and earlier
-# answers lose theirs.
+# What the template of GLM-4.5 writes: an answer has a thought, perhaps an empty one,
+# and earlier answers lose theirs; tools are a variable, and what a tool answers has the
+# role "tool"; without thinking, questions end in /nothink, and the prompt has an empty
+# thought.
 GLM4_5_TEMPLATE = r"""[gMASK]<sop>
+{%- if tools %}<|system|>
+# Tools
+{% for tool in tools %}{{ tool | tojson(ensure_ascii=False) }}
+{% endfor %}</tools>{% endif %}
+{%- set quiet = enable_thinking is defined and not enable_thinking %}
 {%- set ns = namespace(last=-1) %}
 {%- for m in messages %}{% if m.role == 'user' %}
 {%- set ns.last = loop.index0 %}{% endif %}{% endfor %}
@@ -327,9 +335,16 @@ GLM4_5_TEMPLATE = r"""[gMASK]<sop>
 {{- '\n<think>' + thought.strip() + '</think>' }}
 {%- else %}{{ '\n<think></think>' }}{% endif %}
 {%- if content.strip() %}{{ '\n' + content.strip() }}{% endif %}
-{%- else %}{{ '<|' + m.role + '|>\n' + m.content }}{% endif %}
+{%- elif m.role == 'tool' %}
+{%- if messages[loop.index0 - 1].role != 'tool' %}<|observation|>{% endif %}
+{{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
+{%- else %}{{ '<|' + m.role + '|>\n' + m.content }}
+{%- if m.role == 'user' and quiet and not m.content.endswith('/nothink') %}
+{{- '/nothink' }}{% endif %}{% endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+{%- if add_generation_prompt %}<|assistant|>
+{{- '\n<think></think>' if quiet else '' }}{% endif %}"""
+QUIET = "{%- set enable_thinking = false -%}\n"  # before a template, turns thinking off
 
 
 @pytest.mark.parametrize(
@@ -351,6 +366,102 @@ def test_an_answer_of_glm4_5_has_its_thought(content, written, folder, tmp_path)
     assert mask == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
     whole = tokenizer.render(talk, to_answer=False)
     assert ids[:-1] == tokenizer.encode_rendered(whole)
+
+
+def shown(ids, mask, tokenizer):
+    """The text of a dialogue, with braces around what carries loss."""
+    text, runs = "", itertools.groupby(zip(ids, mask, strict=True), lambda x: x[1])
+    for is_learned, run in runs:
+        part = tokenizer._inner.decode([i for i, _ in run])
+        text += "{" + part + "}" if is_learned else part
+    return text
+
+
+QUESTION = {"role": "user", "content": "7 plus 5?"}
+THOUGHT = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nIt is 12."}
+PLAIN = {"role": "assistant", "content": "It is 12."}
+CALL = {
+    "role": "assistant",
+    "content": "<think>ask</think>\n<tool_call>add</tool_call>",
+}
+TOOLS = {"role": "system", "content": "Help.", "tools": [{"name": "add"}]}
+OBSERVED = {"role": "observation", "content": "12"}
+BEGIN = "[gMASK]<sop><|user|>\n7 plus 5?"
+
+
+@pytest.mark.parametrize(
+    ("quiet", "thoughts", "messages", "written"),
+    [
+        (
+            False,
+            True,
+            [QUESTION, THOUGHT],
+            BEGIN + "<|assistant|>{\n<think>hm</think>\nIt is 12.<|user|>}",
+        ),
+        (
+            False,
+            False,
+            [QUESTION, THOUGHT],
+            BEGIN + "<|assistant|>\n<think>hm</think>{\nIt is 12.<|user|>}",
+        ),
+        (
+            False,
+            False,
+            [QUESTION, PLAIN],
+            BEGIN + "<|assistant|>\n<think></think>{\nIt is 12.<|user|>}",
+        ),
+        *(
+            (
+                True,
+                thoughts,
+                [question, answer],
+                BEGIN + "/nothink<|assistant|>\n<think></think>{\nIt is 12.<|user|>}",
+            )
+            for thoughts, question, answer in (
+                (True, QUESTION, PLAIN),
+                (False, QUESTION, PLAIN),
+                (True, QUESTION | {"content": "7 plus 5?/nothink"}, PLAIN),
+                (True, QUESTION, THOUGHT),  # a thought that the prompt rules out
+            )
+        ),
+        *(
+            (
+                False,
+                thoughts,
+                [TOOLS, QUESTION, CALL, OBSERVED, OBSERVED, THOUGHT],
+                '[gMASK]<sop><|system|>\n# Tools\n{"name": "add"}\n</tools><|system|>\n'
+                "Help.<|user|>\n7 plus 5?<|assistant|>"
+                + ("{\n<think>ask</think>" if thoughts else "\n<think>ask</think>{")
+                + "\n<tool_call>add</tool_call><|observation|>}"
+                + 2 * "\n<tool_response>\n12\n</tool_response>"
+                + "<|assistant|>"
+                + ("{\n<think>hm</think>" if thoughts else "\n<think>hm</think>{")
+                + "\nIt is 12.<|user|>}",
+            )
+            for thoughts in (True, False)
+        ),
+    ],
+)
+def test_thoughts_and_tools_of_glm4_5(
+    quiet, thoughts, messages, written, folder, tmp_path
+):
+    """Thinking is on or off by the template; loss is on a thought or behind it."""
+    template = (QUIET if quiet else "") + GLM4_5_TEMPLATE
+    tokenizer = with_template(folder, tmp_path, template)
+    ids, mask = encode_dialogue(messages, tokenizer, thoughts=thoughts)
+    assert shown(ids, mask, tokenizer) == written
+    assert ids[-1] in tokenizer.stop_ids
+    # A prompt is what training sees before an answer, and what transformers renders.
+    prompt = encode_prompt(messages[:-1], tokenizer)
+    assert ids[: len(prompt)] == prompt
+    roles = {"observation": "tool"}
+    theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        [m | {"role": roles.get(m["role"], m["role"])} for m in messages[:-1]],
+        tools=messages[0].get("tools"),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    assert tokenizer._inner.decode(prompt) == theirs
 
 
 def sentencepiece_like(folder, place: str) -> None:
