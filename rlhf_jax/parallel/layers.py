@@ -149,20 +149,22 @@ class PartlyTrained:
         return merge(take(self.frozen, i), take(self.trained, i - self.first))
 
     def scan(self, apply: Callable, x, rows):
-        """Send x through the layers in two loops. The frozen weights are indexed, since
-        a slice would copy them."""
+        """Send x through the layers in two loops. The frozen weights below are indexed,
+        since a slice would copy them; those beside trained ones are scanned, since the
+        backward pass would keep a copy of each that is indexed."""
 
         def below(x, i):
             return apply(take(self.whole, i), x, rows), None
 
         def above(x, layer):
-            i, trained = layer
-            return apply(merge(take(self.frozen, i), trained), x, rows), None
+            return apply(merge(*layer), x, rows), None
 
         x, _ = jax.lax.scan(below, x, jnp.arange(self.first))
         if self.trained:
-            last = jnp.arange(self.first, count(self.whole))
-            x, _ = jax.lax.scan(above, x, (last, self.trained))
+            frozen = self.frozen
+            if self.first:
+                frozen = jax.tree.map(lambda w: w[self.first :], frozen)
+            x, _ = jax.lax.scan(above, x, (frozen, self.trained))
         return x
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,6 +71,29 @@ def test_the_base_is_neither_changed_nor_given_away():
     moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
     own = sum(x.size for x in jax.tree.leaves(own_part(state.model)))
     assert moments <= 2 * own + 4 + 4  # Adam's two, and the counts of the layers
+
+
+def test_the_backward_pass_keeps_no_copy_of_the_base():
+    """No loop returns an array in the type of the base, which is int8 here."""
+    start = adapters(scan_layers=True, remat="full", quantised=True)
+    state = first_state(start, ADAMW)
+    program = jax.make_jaxpr(
+        lambda state, batch: optimizer_step(
+            language_loss, state, batch, optimizer=ADAMW, microbatches=2
+        )
+    )(state, dialogues())
+    loops = [x for x in inner_equations(program.jaxpr) if x.primitive.name == "scan"]
+    assert len(loops) >= 3  # over microbatches, and over layers there and back
+    for loop in loops:
+        assert not [x for x in loop.outvars if x.aval.dtype == jnp.int8]
+    assert all([x for x in loop.invars if x.aval.dtype == jnp.int8] for loop in loops)
+
+
+def inner_equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from inner_equations(inner)
 
 
 def test_a_pattern_of_the_optimizer_trains_some_of_them():
