@@ -15,9 +15,10 @@ algorithms/ppo.py, the parts that it is made of in ppo/:
    loss, and of the clipped value loss, in one program.
 
 The paper does not give kl_coef, the clip ranges, GAE's lambda or the critic's design;
-here the value model starts from the reward model, and the numbers are the usual ones.
-Without a reward model, where all rewards are functions, the value model starts from the
-policy, with a random head.
+here the value model starts from the reward model, whose scores are fitted to the first
+returns (ppo/critic.py), and the numbers are the usual ones. Without a reward model,
+where all rewards are functions, the value model starts from the policy, with a random
+head.
 
 Four advantages need no critic: "rloo" (arXiv 2402.14740), "grpo" (2402.03300),
 "remax" (2310.10505) and "reinforce_pp" (2501.03262). With the first three every token
@@ -59,6 +60,7 @@ from rlhf_jax.parallel.sharding import (
     shapes_of,
     shard_batch,
 )
+from rlhf_jax.ppo.critic import fit_critic
 from rlhf_jax.ppo.draws import Draw, Rows, draw_until_full
 from rlhf_jax.ppo.experience import differing_groups, make_experience
 from rlhf_jax.ppo.forward import ModelOutputs, run_models
@@ -427,6 +429,11 @@ def run(config, workdir: str) -> None:
             experience, changes, experience_metrics = experience_step(
                 state, *rows, wanted
             )
+            if step == 0 and state.value is not None:
+                rows = fit_critic(state.value.model, rows, experience)
+                experience, changes, experience_metrics = experience_step(
+                    state, *rows, wanted
+                )
             metrics |= experience_metrics | rewards.metrics(drawn[0].scored)
             observed_kl = metrics["objective/kl"].value()
             seconds["time/score"] += watch.lap()

@@ -1,0 +1,75 @@
+"""The critic starts on the line through the first returns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.ppo.critic import fit_critic, fit_line
+from rlhf_jax.ppo.draws import Rows
+from rlhf_jax.ppo.experience import make_experience
+from rlhf_jax.ppo.forward import run_models
+from tests.algorithms.ppo_parts import (
+    ROWS,
+    SAMPLING,
+    changed,
+    make_prompts,
+    make_state,
+)
+
+
+def line(values, returns, mask):
+    values, returns = (jnp.asarray(x, jnp.float32) for x in (values, returns))
+    return fit_line(values=values, returns=returns, mask=jnp.asarray(mask))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_line_is_that_of_least_squares_which_does_not_fall(sign):
+    rng = np.random.default_rng(0)
+    values, noise = rng.normal(2.0, 3.0, (2, 4, 5))
+    returns = sign * 0.4 * values + noise - 7.0
+    mask = rng.random((4, 5)) < 0.6
+    values[~mask], returns[~mask] = np.inf, np.nan
+    found = line(values, returns, mask)
+    expected = np.polyfit(values[mask], returns[mask], 1)
+    assert np.sign(expected[0]) == sign
+    if sign < 0:
+        expected = 0.0, returns[mask].mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    flat = line(np.ones((4, 5)), np.full((4, 5), 3.0), mask)
+    np.testing.assert_allclose(flat, (0.0, 3.0), rtol=1e-6)
+
+
+def test_the_fitted_critic_has_these_values_and_explains_the_returns():
+    state, frozen, _ = make_state()
+    # The parts of other tests stay as they are.
+    value = jax.tree.map(jnp.copy, state.value.model)
+    value.offset[...] = jnp.float32(0.7)
+    state = dataclasses.replace(
+        state, value=dataclasses.replace(state.value, model=value)
+    )
+    hyper = changed(lam=1.0)  # the returns do not depend on the values
+    models_step = jax.jit(functools.partial(run_models, hyper=hyper))
+    experience_step = jax.jit(functools.partial(make_experience, hyper=hyper))
+    rolled = rollout(state.policy.model, make_prompts(), jax.random.key(0), SAMPLING)
+    outputs = models_step(state, frozen, rolled)
+    baseline = np.linspace(-1.0, 1.0, ROWS, dtype=np.float32)
+    rows = Rows(rolled, outputs, outputs.scores, baseline)
+    first, _, before = experience_step(state, *rows)
+    assert before["val/explained_variance"] < 0
+
+    fitted = fit_critic(value, rows, first)
+    again = models_step(state, frozen, rolled)
+    mask = np.asarray(rolled.response_mask)
+    np.testing.assert_allclose(fitted.outputs.values, again.values, atol=1e-5)
+    assert np.abs(np.asarray(again.values - outputs.values)[mask]).max() > 0.1
+    np.testing.assert_array_equal(again.scores, outputs.scores)
+    second, _, after = experience_step(state, *fitted)
+    np.testing.assert_allclose(second.returns, first.returns, atol=1e-5)
+    assert after["val/explained_variance"] >= -1e-6
+    residual = np.asarray(second.returns - second.old_values)[mask]
+    assert abs(residual.mean()) < 1e-5
