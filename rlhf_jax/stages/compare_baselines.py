@@ -157,12 +157,12 @@ def table(report: dict) -> str:
     """Return the report in Markdown, the baselines in the order of their variance."""
     left = report["variance left"]
     lines = [
-        f"{report['samples']} answers to each of {report['prompts']} prompts: the "
-        f"variance of scores is {report['between']:.3g} between prompts (B) and "
-        f"{report['within']:.3g} within (W).",
+        f"Scores of {report['samples']} answers to each of {report['prompts']} prompts.",
+        f"Variance between prompts: B = {report['between']:.3f}; within: "
+        f"W = {report['within']:.3f}.",
         f"B / W = {report['ratio']:.2f} [{report['ratio_low']:.2f}, "
-        f"{report['ratio_high']:.2f}]; a baseline of K sampled answers lowers the "
-        "variance if B / W is above 1 / K.",
+        f"{report['ratio_high']:.2f}].",
+        "The mean of K sampled answers lowers the variance if B / W is above 1 / K.",
         "",
         "| baseline | variance left | of the scores' |",
         "|---|---|---|",
