@@ -157,7 +157,7 @@ def table(report: dict) -> str:
     """Return the report in Markdown, the baselines in the order of their variance."""
     left = report["variance left"]
     lines = [
-        f"Scores of {report['samples']} answers to each of {report['prompts']} prompts.",
+        f"{report['samples']} answers to each of {report['prompts']} prompts, scored.",
         f"Variance between prompts: B = {report['between']:.3f}; within: "
         f"W = {report['within']:.3f}.",
         f"B / W = {report['ratio']:.2f} [{report['ratio_low']:.2f}, "
