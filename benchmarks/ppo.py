@@ -1,19 +1,21 @@
 """Benchmark of one PPO iteration, in seconds: generate, score, update.
 
 python -m benchmarks.ppo [--prompts=32] [--response=128] [--epochs=4] [--repeats=10]
-    [--samples=1] [--mean=0] [--rows=0] [--whole_batch]
+    [--samples=1] [--mean=0] [--rows=0] [--before]
 
 32 prompts of 16 to 64 tokens, 128 new tokens each (no response ends early), 4 epochs
 of one minibatch; policy, value, reference and reward model of the preset "benchmark"
 (4 layers, width 256, vocabulary 8,192; 7M parameters), random weights, no SFT term.
 With `samples`, GRPO; with `mean`, lengths are geometric, with a mean of this part of
-the longest. With `whole_batch` every row is sampled to the longest (whole_batch.py).
-JSON: the seconds of every part and of the whole iteration.
+the longest. With `before`, the same work also without refilled rows, shared prompts and
+packing, in turns: every row is sampled to the longest (whole_batch.py), and every
+response has a row of its own. The learning rate is 0 and the key
+is the same, so that all turns have the same lengths.
+JSON: the seconds of every part and of the whole iteration, and the ratios.
 """
 
 import argparse
 import functools
-import itertools
 import json
 
 import jax
@@ -27,6 +29,7 @@ from benchmarks.timing import measure
 from benchmarks.whole_batch import generate
 from configs import ppo as ppo_config
 from rlhf_jax.algorithms import ppo
+from rlhf_jax.data import packing
 from rlhf_jax.data.batching import prompt_batch
 from rlhf_jax.generation.rollout import as_rollout, repeat_prompts, rollout
 from rlhf_jax.generation.rows import row_keys
@@ -55,7 +58,7 @@ def main():
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--mean", type=float, default=0)
     parser.add_argument("--rows", type=int, default=0)
-    parser.add_argument("--whole_batch", action="store_true")
+    parser.add_argument("--before", action="store_true")
     parser.add_argument("--repeats", type=int, default=10)
     flags = parser.parse_args()
     keep_freed_memory()
@@ -76,7 +79,7 @@ def main():
         )
     hyper = Hyper.from_config(settings, config.vocab_size)
     optimizer = optimizers.from_config(settings.optimizer)
-    rates = optimizers.learning_rates(settings.optimizer, hyper.num_updates)
+    rates = np.zeros(hyper.num_updates, np.float32)
 
     @jax.jit
     def models():
@@ -115,8 +118,8 @@ def main():
         sampling = geometric(config.vocab_size, flags)
 
     @jax.jit
-    def score(state, frozen, rolled, baseline):
-        outputs = run_models(state, frozen, rolled, hyper=hyper)
+    def score(state, frozen, rolled, baseline, packed):
+        outputs = run_models(state, frozen, rolled, packed, hyper=hyper)
         return make_experience(
             state, rolled, outputs, outputs.scores, baseline, hyper=hyper
         )
@@ -130,58 +133,103 @@ def main():
         ),
         donate_argnums=0,
     )
+    order = jax.jit(functools.partial(ppo.minibatches, hyper=hyper), static_argnums=1)
+    count = flags.prompts * flags.samples
 
-    keys = map(jax.random.key, itertools.count())
-    now = {}  # the outputs that the next parts read
+    def pack(rolled, rows, unit):
+        return packing.pack_minibatches(
+            jax.device_get(rolled), rows, pad_id=0, unit=unit
+        )
 
-    sample = rollout_in_one_batch if flags.whole_batch else rollout
-    sample = functools.partial(sample, samples=flags.samples, rows=flags.rows)
+    def operations_of(step):
+        return functools.partial(count_flops, step)
 
-    def to_answer():
-        return state.policy.model, batch, next(keys), sampling
+    def parts_of(sample, packs: bool) -> dict:
+        """Return the calls of an iteration, and those of which operations are counted
+        with their arguments, by part."""
+        now, key, every = {}, jax.random.key(0), np.arange(count)[None]
 
-    def to_score():
-        return state, frozen, now["rollout"], jnp.zeros(flags.prompts * flags.samples)
+        def to_answer():
+            return state.policy.model, batch, key, sampling
 
-    def to_learn_from():
-        return state, now["experience"], None, next(keys), (rates, rates)
+        def to_score():
+            rolled = now["rollout"]
+            packed = jax.tree.map(
+                lambda x: x[0], pack(rolled, every) if packs else None
+            )
+            return state, frozen, rolled, jnp.zeros(count), packed
 
-    def generate():
-        now["rollout"] = sample(*to_answer())
-        return now["rollout"]
+        def to_learn_from():
+            packed = None
+            if packs:
+                rows = jax.device_get(order(key, count))
+                packed = pack(now["rollout"], rows, hyper.microbatches)
+            return state, now["experience"], None, key, (rates, rates), packed
 
-    def score_them():
-        now["experience"], *rest = score(*to_score())
-        return now["experience"], rest
+        def generate():
+            now["rollout"] = sample(*to_answer())
+            return now["rollout"]
 
-    def update_both():
-        nonlocal state
-        state, metrics = update(*to_learn_from())
-        return state, metrics
+        def score_them():
+            now["experience"], *rest = score(*to_score())
+            return now["experience"], rest
 
+        def update_both():
+            nonlocal state
+            state, metrics = update(*to_learn_from())
+            return state, metrics
+
+        return {
+            "generate": (generate, sampling_operations, to_answer),
+            "score": (score_them, functools.partial(count_flops, score), to_score),
+            "update": (
+                update_both,
+                functools.partial(count_flops, update),
+                to_learn_from,
+            ),
+        }
+
+    sizes = {"samples": flags.samples, "rows": flags.rows}
+    ways = {"": parts_of(functools.partial(rollout, **sizes), packs=True)}
+    if flags.before:
+        sample = functools.partial(rollout_in_one_batch, samples=flags.samples)
+        ways["before_"] = parts_of(sample, packs=False)
+    calls = {way + name: x for way, parts in ways.items() for name, x in parts.items()}
     results = measure(
-        {"generate": generate, "score": score_them, "update": update_both},
+        {name: call for name, (call, *_) in calls.items()},
         repeats=flags.repeats,
-        work=flags.prompts * flags.samples * flags.response,
+        work=count * flags.response,
         operations=lambda: {
-            "generate": sampling_operations(*to_answer()),
-            "score": count_flops(score, *to_score()),
-            "update": count_flops(update, *to_learn_from()),
+            name: counting(*arguments())
+            for name, (_, counting, arguments) in calls.items()
         },
     )
-    parts = [results[name] for name in ("generate", "score", "update")]
-    seconds = sum(part["seconds"] for part in parts)
-    share = sum(part["gflop"] for part in parts) / seconds / results["peak_gflops"]
-    results["iteration"] = {
-        "seconds": seconds,
-        "per_second": 1 / seconds,
-        "of_peak": round(share, 3),
-    }
+    for way, names in ways.items():
+        results[f"{way}iteration"] = whole_of(
+            [results[way + x] for x in names], results
+        )
+    if flags.before:
+        for name in [*ways[""], "iteration"]:
+            for clock in ("seconds", "processor_seconds"):
+                ratio = results[f"before_{name}"][clock] / results[name][clock]
+                results[name][f"ratio_of_{clock}"] = round(ratio, 2)
     print(json.dumps(vars(flags) | results))
 
 
-def rollout_in_one_batch(model, batch, key, sampling, *, samples, rows):
-    """Sample as `rollout` does, every row to the longest; `rows` has no effect."""
+def whole_of(parts: list[dict], peak_gflops: float) -> dict:
+    """Return the figures of an iteration from those of its parts."""
+    seconds = sum(part["seconds"] for part in parts)
+    share = sum(part["gflop"] for part in parts) / seconds / peak_gflops
+    return {
+        "seconds": seconds,
+        "processor_seconds": sum(part["processor_seconds"] for part in parts),
+        "per_second": 1 / seconds,
+        "of_peak": round(share, 3),
+    }
+
+
+def rollout_in_one_batch(model, batch, key, sampling, *, samples):
+    """Sample as `rollout` does, every row to the longest."""
     batch = repeat_prompts(batch, samples)
     keys = row_keys(key, jnp.asarray(batch.index))
     out = generate(model, batch.prompts, batch.prompt_mask, keys, sampling)

@@ -11,6 +11,7 @@ responses a second, slots (a step of a row each) a second, the largest caches in
 """
 
 import argparse
+import dataclasses
 import json
 
 import jax
@@ -43,7 +44,11 @@ def main():
     flags = parser.parse_args()
     keep_freed_memory()
 
+    length = flags.prompt + flags.response
     config = preset(flags.model)
+    config = dataclasses.replace(
+        config, context_length=max(length, config.context_length)
+    )
     model = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
     prompts = random_prompts(
         flags.prompts, longest=flags.prompt, vocab_size=config.vocab_size

@@ -163,6 +163,26 @@ def first_layout(prompts: int, samples: int, rows: int) -> Layout:
     return Layout(min(rows // share, prompts), share)
 
 
+def layouts(first: Layout, *, unit: int) -> list[Layout]:
+    """Return the layouts that rows may come to have: with fewer rows, and where the
+    rows of a prompt have ended, with fewer for each. Every layout is a program for
+    every size of the ring.
+
+    Args:
+        unit: the number of devices that share the rows.
+    """
+    unit_of_prompts = unit if first.prompts % unit == 0 else 1
+    _, *fewer = row_counts(first.prompts * first.share, unit=unit)
+    shares = [first.share >> n for n in range(first.share.bit_length())]
+    every = [
+        Layout(count // share, share)
+        for count in fewer
+        for share in shares
+        if count % share == 0
+    ]
+    return [first, *(x for x in every if x.prompts % unit_of_prompts == 0)]
+
+
 class _Work:
     """The responses still to be sampled, and the rows that sample them.
 
@@ -185,9 +205,7 @@ class _Work:
         self.tokens, self.mask, self.numbers = tokens, mask, numbers
         self.decoder = rows_.for_decoding(model)
         self.layout = first_layout(count, samples, rows)
-        unit = shards_of_batch()
-        self.counts = row_counts(self.layout.prompts * self.layout.share, unit=unit)
-        self.unit = unit if self.layout.prompts % unit == 0 else 1
+        self.layouts = layouts(self.layout, unit=shards_of_batch())
         self.prompt_of = np.full(self.layout.prompts, -1)
         self.answering = np.full(self.layout, -1)
         # A prompt's responses that no row has begun in this call.
@@ -304,18 +322,15 @@ class _Work:
         """Return the smallest layout that has room for all rows that are needed, None
         if this is the present one."""
         needed = np.array(list(self._rows_needed().values()), int)
-        for count in reversed(self.counts):
-            if count >= self.answering.size:
-                return None
-            share = self.layout.share
-            while share:
-                prompts = count // share
-                fits = -(-needed // share)
-                is_even = count % share == 0 and prompts % self.unit == 0
-                if is_even and fits.sum() <= prompts:
-                    return Layout(prompts, share)
-                share //= 2
-        return None
+        fitting = [
+            x
+            for x in self.layouts
+            if x.prompts * x.share < self.answering.size
+            and x.share <= self.layout.share
+            and (-(-needed // x.share)).sum() <= x.prompts
+        ]
+        fewest = min((x.prompts * x.share for x in fitting), default=0)
+        return next((x for x in fitting if x.prompts * x.share == fewest), None)
 
     def _move(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         """Give the rows that are needed places in a smaller layout; return where each

@@ -1,5 +1,6 @@
 """Responses through few rows equal those that are sampled one by one."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -212,26 +213,40 @@ def test_memory_is_in_proportion_to_what_is_written(model, prompts, monkeypatch)
     assert responses_.ring_sizes(8192) == [256 * 2**i for i in range(6)]
 
 
-def test_few_programs_whatever_the_lengths(model, prompts, all_sizes):
+def test_few_programs_whatever_the_lengths(model, prompts, all_sizes, monkeypatch):
+    seen, decode_round = set(), rows_.decode_round
+
+    def noting(decoder, rows, *args, **options):
+        count = len(rows.prompt_ends)
+        seen.add((count, len(rows.live) // count))
+        return decode_round(decoder, rows, *args, **options)
+
+    monkeypatch.setattr(rows_, "decode_round", noting)
     jax.clear_caches()
     answer(model, prompts[:8], samples=2, rows=16)
     answer(model, prompts[:8][::-1], samples=2, rows=16)
     answer(model, prompts[3:], samples=2, rows=16)
     sizes = [x._cache_size() for x in (rows_.read_prompts, rows_.empty)]
     assert sizes == [1, 1]
-    rings, counts = (
-        len(responses_.ring_sizes(10)),
-        len(responses_.row_counts(16, unit=1)),
-    )
-    assert (rings, counts) == (3, 3)
-    assert 3 <= rows_.decode_round._cache_size() <= rings * counts
+    layouts = responses_.layouts(responses_.Layout(8, 2), unit=1)
+    assert layouts == [(8, 2), (4, 2), (8, 1), (2, 2), (4, 1)]
+    on_four = responses_.layouts(responses_.Layout(8, 2), unit=4)
+    assert on_four == [(8, 2), (4, 2), (8, 1), (4, 1)]
+    possible = len(responses_.ring_sizes(10)) * len(layouts)
+    assert possible == 15
+    assert 3 <= decode_round._cache_size() <= possible
+    assert seen <= set(layouts)
 
 
-@pytest.mark.parametrize("samples", [1, 2])
-def test_responses_that_were_begun_go_on(model, prompts, samples, all_sizes):
+@pytest.mark.parametrize(
+    ("samples", "mesh"),
+    [(1, None), (2, None), pytest.param(2, (2, 2, 2), marks=pytest.mark.devices(8))],
+)
+def test_responses_that_were_begun_go_on(model, prompts, samples, mesh, all_sizes):
     """When two prompts are done, the others stop; then they go on, with other prompts
     before and after them."""
-    first = answer(model, prompts[:5], samples=samples, rows=8, enough=2)
+    with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+        first = answer(model, prompts[:5], samples=samples, rows=8, enough=2)
     done = first.done.reshape(5, samples).all(axis=1)
     assert 2 <= done.sum() < 5
     assert (first.lengths[~first.done] > 0).any()
@@ -248,7 +263,10 @@ def test_responses_that_were_begun_go_on(model, prompts, samples, all_sizes):
     number = np.arange(len(prompts) * samples)
     new = number[5 * samples :]
     numbers = np.concatenate([new[:samples], rest, new[samples:]])
-    found = answer(model, left, samples=samples, rows=4, numbers=numbers, begun=begun)
+    with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+        found = answer(
+            model, left, samples=samples, rows=4, numbers=numbers, begun=begun
+        )
     whole = one_by_one(model, left, KEY, SAMPLING, samples=samples, numbers=numbers)
     check_same(found, whole)
 
