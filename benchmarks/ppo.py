@@ -153,11 +153,12 @@ def main():
             return state.policy.model, batch, key, sampling
 
         def to_score():
-            rolled = now["rollout"]
-            packed = jax.tree.map(
-                lambda x: x[0], pack(rolled, every) if packs else None
-            )
-            return state, frozen, rolled, jnp.zeros(count), packed
+            packed = None
+            if packs:
+                unit = hyper.minibatches * hyper.microbatches
+                packed = pack(now["rollout"], every, unit)
+                packed = jax.tree.map(lambda x: x[0], packed)
+            return state, frozen, now["rollout"], jnp.zeros(count), packed
 
         def to_learn_from():
             packed = None
@@ -205,9 +206,8 @@ def main():
         },
     )
     for way, names in ways.items():
-        results[f"{way}iteration"] = whole_of(
-            [results[way + x] for x in names], results
-        )
+        parts = [results[way + name] for name in names]
+        results[f"{way}iteration"] = whole_of(parts, results["peak_gflops"])
     if flags.before:
         for name in [*ways[""], "iteration"]:
             for clock in ("seconds", "processor_seconds"):

@@ -17,10 +17,11 @@ TRIED = 64  # batches that the usual number of packed rows is taken from
 
 
 class SFTBatches:
-    """Batches of dialogues, by step. Packed or not, a batch has the same dialogues.
+    """Batches of dialogues, by step.
 
-    Every batch has one shape. A packed one needs more rows than usual at times; then
-    there is another program to compile, for one of few numbers of rows.
+    Every batch has one shape. A packed batch has dialogues of all lengths, so that all
+    need about as many rows; one that needs more than usual is another program to
+    compile, for one of few numbers of rows.
 
     Args:
         unit: packs the dialogues of a batch, into a multiple of this many rows; None
@@ -38,8 +39,14 @@ class SFTBatches:
         unit: int | None,
     ):
         self._examples, self._pad_id = examples, pad_id
-        self._order = BatchOrder(len(examples), batch_size=batch_size, seed=seed)
         sizes = [packing.size(example) for example in examples]
+        self._order = BatchOrder(
+            len(examples),
+            batch_size=batch_size,
+            seed=seed,
+            lengths=None if unit is None else [tokens for tokens, _ in sizes],
+            mixed=unit is not None,
+        )
         self._width = round_up(max(sizes)[0], multiple)
         self._packing: dict[str, Any] | None = None
         if unit is not None:

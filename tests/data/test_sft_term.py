@@ -14,16 +14,16 @@ EXAMPLES = [([i + 1] * (2 + i % 5), [False, *[True] * (1 + i % 5)]) for i in ran
 def test_batches_have_one_shape_and_stack_by_step(unit):
     made = {"batch_size": 4, "multiple": 12, "pad_id": 0, "seed": 0}
     batches = SFTBatches(EXAMPLES, **made, unit=unit)
-    stacked = batches.stack(3, 2)
-    assert stacked.tokens.shape == (2, 2 if unit else 4, 12)
-    assert np.array_equal(stacked.tokens[1], batches.batch(4).tokens)
-    # The same dialogues, with the same loss.
-    plain = SFTBatches(EXAMPLES, **made, unit=None).stack(3, 2)
-    for packed, own in zip(stacked.tokens, plain.tokens, strict=True):
-        assert sorted(packed[packed > 0]) == sorted(own[own > 0])
-    assert stacked.loss_mask.sum() == plain.loss_mask.sum()
+    stacked = batches.stack(0, 5)
+    assert stacked.tokens.shape == (5, 2 if unit else 4, 12)
+    assert np.array_equal(stacked.tokens[4], batches.batch(4).tokens)
+    # Every dialogue once an epoch, with its loss.
+    num_targets = sum(sum(wanted) for _, wanted in EXAMPLES)
+    found = sorted(stacked.tokens[stacked.mask].tolist())
+    assert found == sorted(token for ids, _ in EXAMPLES for token in ids)
+    assert stacked.loss_mask.sum() == num_targets
     if unit:
-        assert (stacked.targets > 0).sum() == plain.loss_mask.sum()
+        assert (stacked.targets > 0).sum() == num_targets
         assert {batches.batch(i).tokens.shape for i in range(9)} == {(2, 12)}
 
 
