@@ -245,7 +245,10 @@ def train_step(
                 microbatches=hyper.microbatches,
             )
             value_norm = value_metrics.pop("optim/grad_norm")
-            metrics |= value_metrics | {"optim/value_grad_norm": value_norm}
+            metrics |= {"optim/value_grad_norm": value_norm} | {
+                name.replace("experts/", "experts/value_"): x
+                for name, x in value_metrics.items()
+            }
         return own_part((policy, value)), metrics
 
     num_rows = len(experience.prompts)

@@ -36,7 +36,7 @@ from rlhf_jax.models.attention import (
     warn_of_fallback,
 )
 from rlhf_jax.models.config import ChatGLMConfig
-from rlhf_jax.models.experts import Experts
+from rlhf_jax.models.experts import Experts, loads_of, with_loads
 from rlhf_jax.models.kv_cache import KVCache
 from rlhf_jax.models.latent_attention import LatentAttention
 from rlhf_jax.models.layers import MLP, Attention, Block, Head, Norm, normal
@@ -161,6 +161,10 @@ class ChatGLM(nnx.Module):
             return block(x, turn, functools.partial(attend, **masks))[0]
 
         x, rows = self._embed(tokens), (self._rotation(positions), masks)
+        loads = loads_of(self.config)
+        if loads is not None:
+            apply = with_loads(apply, self.config)
+            x, rows = (x, jnp.zeros(2)), (rows, mask)
         checkpoint = REMAT[self.config.remat]
         if self.dense_blocks is not None:
             x = apply_unrolled(self.dense_blocks, checkpoint(apply), x, rows)
@@ -172,6 +176,9 @@ class ChatGLM(nnx.Module):
             scan=self.config.scan_layers,
             checkpoint=checkpoint,
         )
+        if loads is not None:
+            x, load = x
+            loads.append(load)
         return self.final_norm(x)
 
     def decode(

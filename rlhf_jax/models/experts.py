@@ -12,14 +12,17 @@ Letters: B batch, T tokens, D width, E experts, K experts of a token, F FFN widt
 expert, M = B T K pairs of a token and an expert.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.layers import MLP, normal, quantise_kernel
@@ -27,6 +30,8 @@ from rlhf_jax.parallel.mesh import platform
 from rlhf_jax.parallel.sharding import activation_spec, layer_specs
 
 ROOM = 2  # of a round of the exchange, see `_exchange`
+_choices: contextvars.ContextVar = contextvars.ContextVar("choices", default=None)
+_loads: contextvars.ContextVar = contextvars.ContextVar("loads", default=None)
 
 
 class Correction(nnx.Variable):
@@ -334,5 +339,58 @@ class Experts(nnx.Module):
         self.shared = MLP(config, rngs=rngs, width=shared) if shared else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        out = self.experts(x, *self.router(x))
+        chosen, weights = self.router(x)
+        choices = _choices.get()
+        if choices is not None:
+            choices.append(chosen)
+        out = self.experts(x, chosen, weights)
         return out if self.shared is None else out + self.shared(x)
+
+
+@contextlib.contextmanager
+def recorded_loads() -> Iterator[list[Float[Array, "2"]]]:
+    """Collect the loads of every forward pass of a mixture that is traced inside: the
+    shares of the busiest and of the least used expert in the choices of real tokens,
+    each the mean over the layers with experts. All alike have 1 / E."""
+    loads: list[Float[Array, 2]] = []
+    token = _loads.set(loads)
+    try:
+        yield loads
+    finally:
+        _loads.reset(token)
+
+
+def loads_of(config: ChatGLMConfig) -> list | None:
+    """Return the list that collects the loads of a forward pass; None: nobody asks."""
+    return _loads.get() if config.num_experts else None
+
+
+def with_loads(apply: Callable, config: ChatGLMConfig) -> Callable:
+    """Return the function `apply(block, x, rows) -> x` of a layer as one whose x goes
+    with the sum of the loads of the layers so far, and whose rows go with the mask of
+    real tokens [B, T]."""
+    layers = config.num_layers - config.num_dense_layers
+
+    def applied(block, x, rows):
+        (x, loads), (rows, mask) = x, rows
+        choices: list[Int[Array, "B T K"]] = []
+        token = _choices.set(choices)
+        try:
+            x = apply(block, x, rows)
+        finally:
+            _choices.reset(token)
+        for chosen in choices:
+            loads += _load(chosen, mask, config.num_experts) / layers
+        return x, loads
+
+    return applied
+
+
+def _load(
+    chosen: Int[Array, "B T K"], mask: Bool[Array, "B T"], experts: int
+) -> Float[Array, "2"]:
+    """Return the shares of the busiest and of the least used expert."""
+    real = jnp.broadcast_to(mask[..., None], chosen.shape)
+    counts = jnp.zeros(experts, jnp.float32).at[chosen].add(real.astype(jnp.float32))
+    shares = counts / jnp.maximum(counts.sum(), 1.0)
+    return jnp.stack([shares.max(), shares.min()])

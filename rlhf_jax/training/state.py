@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from rlhf_jax.models.adapters import base_parts, join, once, own_part, spread
+from rlhf_jax.models.experts import recorded_loads
 from rlhf_jax.parallel.fused_update import fused_update, sum_of_squares
 from rlhf_jax.parallel.layers import Trained, trained_part, updated, with_trained
 from rlhf_jax.parallel.pipelining import pipe_size
@@ -88,8 +89,11 @@ def optimizer_step(
     no gradient and stay the same.
 
     Returns:
-        The new state and the metrics of the loss and of `apply_gradients`.
+        The new state and the metrics of the loss and of `apply_gradients`; of a
+        mixture of experts also the loads `experts/busiest` and `experts/least`
+        (`models.experts.recorded_loads`).
     """
+    loss_fn = functools.partial(_with_loads, loss_fn)
     if optimizer.fused and pipe_size() > 1:
         raise ValueError(
             "optimizer.fused updates one layer after another, a pipeline's stages all "
@@ -117,6 +121,16 @@ def optimizer_step(
     gradients = constrain_parameters(gradients)
     state, update_metrics = apply_gradients(state, loss, gradients, optimizer)
     return state, metrics | update_metrics
+
+
+def _with_loads(loss_fn: Callable, model, batch) -> tuple[jax.Array, dict]:
+    """Compute a loss and its metrics, with the loads of the experts of its passes."""
+    with recorded_loads() as loads:
+        loss, metrics = loss_fn(model, batch)
+    if not loads:
+        return loss, metrics
+    busiest, least = (Mean.of(x) for x in jnp.stack(loads, axis=1))
+    return loss, metrics | {"experts/busiest": busiest, "experts/least": least}
 
 
 def apply_gradients(

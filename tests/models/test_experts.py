@@ -185,6 +185,28 @@ def test_numbers_of_experts_that_do_not_fit_are_refused(changes, message):
         ChatGLMConfig(**dataclasses.asdict(MOE) | changes)
 
 
+@jax.jit
+def loads_of(model, tokens, mask):
+    with experts.recorded_loads() as loads:
+        hidden = model.hidden(tokens, mask)
+    return hidden, loads
+
+
+def test_loads_are_shares_of_the_choices_of_real_tokens_layer_by_layer():
+    chosen = jnp.array([[[0, 1], [0, 2], [1, 2]]])
+    load = experts._load(chosen, jnp.array([[True, True, False]]), 3)
+    assert load.tolist() == [0.5, 0.25]
+    # Two layers, each of which sends all tokens to two experts, but not the same two.
+    config = dataclasses.replace(MOE, num_layers=3, scan_layers=True)
+    model = random_model(config)
+    wanted = [[9.0, 9, 0, 0, 0, 0], [0, 0, 9, 9, 0, 0]]
+    model.blocks.mlp.router.correction[...] = jnp.asarray(wanted)
+    tokens, mask = jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), bool)
+    hidden, (load,) = loads_of(model, tokens, mask)
+    assert load.tolist() == [0.5, 0.0]
+    np.testing.assert_array_equal(hidden, jax.jit(lambda m: m.hidden(tokens))(model))
+
+
 @pytest.mark.parametrize("family", ["glm4_moe", "glm4_moe_lite"])
 @pytest.mark.parametrize(
     ("changes", "message"),

@@ -114,7 +114,10 @@ def test_layers_before_those_with_experts_are_updated_last():
     policy = model(**EXPERTS)
     policy.blocks.mlp.router.correction[...] += 0.1
     assert_fused_equals_ordinary(language_loss, policy, [dialogues()] * 2, ADAMW)
-    after = train(language_loss, policy, [dialogues()], ADAMW)[0].model
+    after, metrics = train(language_loss, policy, [dialogues()], ADAMW)
+    assert 0.25 < metrics["experts/busiest"].value() <= 0.5
+    assert 0 <= metrics["experts/least"].value() < 0.25
+    after = after.model
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(policy), jax.tree.leaves(after), strict=True
     ):
