@@ -1,5 +1,6 @@
-"""Temporary memory of a program by arithmetic, for GPUs, whose compiler runs only on a
-GPU. The error is perhaps a fifth; a run tells the truth."""
+"""Temporary memory of a program by arithmetic: for GPUs, whose compiler runs only on a
+GPU, and for a first look at TPUs. The error is perhaps a fifth; a run tells the
+truth."""
 
 import dataclasses
 
@@ -22,6 +23,7 @@ def temporaries(config, model: ChatGLMConfig, name: str, *, devices: int) -> dic
 
     Args:
         config: a stage's config.
+        model: that of the policy, whose attention says which machine it runs on.
         name: of the program: "update", "score" or "generate".
         devices: the number of devices that share rows and parameters equally.
     """
@@ -83,6 +85,9 @@ def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
     if config.rollout_param_dtype != "same":
         is_quantised = model.quantised or config.rollout_param_dtype == "int8"
         answering = dataclasses.replace(model, quantised=is_quantised, lora=None)
+    is_stored_so = answering.quantised or answering.param_dtype == answering.dtype
+    if model.attention == "splash" and model.scan_layers and is_stored_so:
+        return found  # TPUs read a layer inside the stacked array
     apart = jax.eval_shape(lambda: ChatGLM(answering, rngs=nnx.Rngs(0)).for_decoding())
     found["the layers apart"] = (
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(apart)) / devices
@@ -93,6 +98,10 @@ def _generation(config, model: ChatGLMConfig, devices: int) -> dict:
 def _layer(config, model: ChatGLMConfig, rows, length, tokens) -> dict:
     size = jnp.dtype(model.dtype).itemsize
     found = {"a layer": tokens * _per_token(model) * size}
+    if model.quantised:
+        heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+        ffn = 3 * (model.num_shared_experts * model.expert_width or model.ffn_width)
+        found["a layer's matrices as floats"] = model.width * (heads + ffn) * size
     if model.attention == "xla":
         found["scores of attention"] = 2 * 4 * rows * model.num_heads * length**2
     return found

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 
 import jax
 from jax.experimental import topologies
@@ -11,7 +12,7 @@ from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.planning import programs, roofline, start
 from rlhf_jax.planning.arithmetic import temporaries
-from rlhf_jax.planning.roofline import CHIPS, GIB, GPUS, Chip, Plan, Program
+from rlhf_jax.planning.roofline import CHIPS, GIB, GPUS, Plan, Program
 from rlhf_jax.terminal import print_table
 from rlhf_jax.training import options, weights
 
@@ -20,7 +21,7 @@ HEADER += ["seconds at best", "bound by", "MFU at most", "GiB moved"]
 
 
 def plan(
-    config: ConfigDict, topology: str, only: list[str]
+    config: ConfigDict, topology: str, only: list[str], *, estimate: bool = False
 ) -> tuple[list[Plan], dict[str, int]]:
     """The plan of the start and of each program of a stage's run, and the sizes of the
     mesh.
@@ -28,6 +29,7 @@ def plan(
     Args:
         topology: chips, as "v5e:4x8" for TPUs and "h200:1" for GPUs.
         only: the names of the programs to plan; empty: all.
+        estimate: whether arithmetic takes the place of the TPU's compiler.
 
     Raises:
         ValueError: an unknown topology, or a stage without a plan.
@@ -39,8 +41,13 @@ def plan(
             f"{', '.join(CHIPS)}, such as v5e:4x8, or KIND:COUNT with one of "
             f"{', '.join(GPUS)}, such as h200:1."
         )
-    if kind in GPUS:
-        jax.config.update("jax_num_cpu_devices", int(shape))  # stand for them
+    by_compiler = kind in CHIPS and not estimate
+    if not by_compiler:
+        sizes = shape.split("x")
+        if not all(size.isdigit() for size in sizes):
+            raise ValueError(f"--topology={topology}: write such as v5e:4x8.")
+        count = math.prod(map(int, sizes))
+        jax.config.update("jax_num_cpu_devices", count)  # stand for them
         devices = jax.devices()
     else:
         devices = tpu_devices(topology)
@@ -51,12 +58,12 @@ def plan(
             programs.of(config), programs.of(config, recompute=False), strict=True
         )
         both = [pair for pair in both if not only or pair[0].name in only]
-        if kind in GPUS:
-            plans = [by_arithmetic(config, *pair, GPUS[kind]) for pair in both]
-        else:
+        if by_compiler:
             plans = [
                 roofline.plan(*pair, CHIPS[kind], num_chips=mesh.size) for pair in both
             ]
+        else:
+            plans = [by_arithmetic(config, *pair, kind) for pair in both]
         if not only or "start" in only:
             chip, starting = (CHIPS | GPUS)[kind], start.of(config)
             plans.insert(
@@ -88,12 +95,25 @@ def tpu_devices(topology: str) -> list:
         raise ValueError(f"--topology={topology}: {reason}") from error
 
 
-def by_arithmetic(config, program: Program, useful: Program, gpu: Chip) -> Plan:
-    model = preset(config.model, **weights.computation(config))
-    model = dataclasses.replace(model, attention="cudnn")
+def by_arithmetic(config, program: Program, useful: Program, kind: str) -> Plan:
+    """The plan of a program on the current mesh of chips of a kind, whose temporaries
+    are estimated."""
     devices = jax.sharding.get_mesh().size
-    parts = temporaries(config, model, program.name, devices=devices)
-    return roofline.estimate(program, useful, gpu, num_chips=devices, temporaries=parts)
+    return roofline.estimate(
+        program,
+        useful,
+        (CHIPS | GPUS)[kind],
+        num_chips=devices,
+        temporaries=estimated(config, program.name, kind),
+    )
+
+
+def estimated(config, name: str, kind: str) -> dict[str, float]:
+    """The estimated temporary bytes of a program of this name on the current mesh of
+    chips of a kind, by purpose."""
+    model = preset(config.model, **weights.computation(config))
+    model = dataclasses.replace(model, attention="splash" if kind in CHIPS else "cudnn")
+    return temporaries(config, model, name, devices=jax.sharding.get_mesh().size)
 
 
 def print_plans(plans: list[Plan], topology: str, mesh: dict[str, int]) -> None:

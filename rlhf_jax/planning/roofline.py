@@ -40,9 +40,15 @@ CHIPS = {
     "v5p": Chip(95.74 * GIB, 459e12, 2.765e12, 4800e9 / 8),
     "v6e": Chip(31.25 * GIB, 918e12, 1.640e12, 3584e9 / 8),
 }
-# https://www.nvidia.com/en-us/data-center/h200: without sparsity; links one way. The
-# memory is the 95 % that the commands let jax take.
+# bfloat16 without sparsity, summed in float32; links (NVLink, or PCIe 4.0 x16) one way.
+# The memory is the 95 % that the commands let jax take.
+# https://www.nvidia.com/en-us/data-center/h200, the same of h100, a100 (80 GB, SXM) and
+# l4; for GeForce cards the whitepaper "NVIDIA Ada GPU architecture", appendix A.
 GPUS = {
+    "rtx4080": Chip(0.95 * 15.9 * GIB, 97.5e12, 0.717e12, 64e9 / 2),
+    "rtx4090": Chip(0.95 * 23.9 * GIB, 165.2e12, 1.008e12, 64e9 / 2),
+    "l4": Chip(0.95 * 22.4 * GIB, 121e12, 0.3e12, 64e9 / 2),
+    "a100": Chip(0.95 * 79.6 * GIB, 312e12, 2.039e12, 600e9 / 2),
     "h100": Chip(0.95 * 79.6 * GIB, 989e12, 3.35e12, 900e9 / 2),
     "h200": Chip(0.95 * 139.8 * GIB, 989e12, 4.8e12, 900e9 / 2),
 }

@@ -3,6 +3,8 @@
 import ast
 import functools
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from configs import ppo
+from docs import make_memory_table
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.planning import programs, start
 from rlhf_jax.planning.plan import by_arithmetic
@@ -66,7 +69,7 @@ def test_the_run_that_the_docs_say_fits_one_gpu_fits_and_starts():
         beginning = start.of(config)
         sizes = {"start": [0, start.size(beginning.arguments), 0]}
         for program in programs.of(config):
-            plan = by_arithmetic(config, program, program, GPUS["h200"])
+            plan = by_arithmetic(config, program, program, "h200")
             assert plan.fits
             sizes[program.name] = plan.memory.values()
     assert sizes["start"][1] < gpu
@@ -74,3 +77,24 @@ def test_the_run_that_the_docs_say_fits_one_gpu_fits_and_starts():
         wanted = [float(x.strip() or 0) for x in columns]
         np.testing.assert_allclose([x / GIB for x in sizes[name]], wanted, atol=0.051)
     assert shown.keys() == sizes.keys()
+
+
+@pytest.mark.devices(8)
+def test_a_line_of_the_table_of_devices_is_the_plan_of_its_command(tmp_path):
+    page = make_memory_table.PAGE.read_text()
+    section = page.partition(make_memory_table.BEGIN)[2]
+    assert make_memory_table.line("SFT", "1.5B") in section
+    assert "\n".join(make_memory_table.commands()) in section
+    command = section.partition("# SFT:")[2].partition("# DPO")[0].split("python ")[-1]
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {command.strip()} --json={tmp_path}/plan"],
+        env=os.environ | {"N": "1", "TOPOLOGY": "v5e:1x1", "MODEL": "glm_edge_1_5b"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "plan").read_text())["programs"].values()
+    needed = max(sum(row["memory"].values()) for row in rows)
+    assert needed == make_memory_table.need("SFT", "1.5B", "v5e:1x1", "int8")
