@@ -72,14 +72,16 @@ def fill_quantised(
         of_layer = NamedSharding(of_layer.mesh, P(None, *of_layer.spec[1:]))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=shardings)
-    def put(kernels, scales, layer, i):
+    def put(*arrays):
+        *wholes, layer, i = arrays
         parts = quantise_kernel(layer, summed)
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(whole, part, i, 0)
-            for whole, part in zip((kernels, scales), parts, strict=True)
+            for whole, part in zip(wholes, parts, strict=True)
         )
 
-    arrays = [jnp.zeros(x.shape, x.dtype, device=x.sharding) for x in (kernel, scale)]
+    kernels = jnp.zeros(kernel.shape, kernel.dtype, device=kernel.sharding)
+    scales = jnp.zeros(scale.shape, scale.dtype, device=scale.sharding)
     for i in range(kernel.shape[0]):
 
         def read_layer(box, i=i):
@@ -87,8 +89,8 @@ def fill_quantised(
 
         shape = (1, *kernel.shape[1:])
         layer = fill(shape, dtype, of_layer, read_layer, stacked=stacked)
-        arrays = jax.block_until_ready(put(*arrays, layer, i))
-    return arrays
+        kernels, scales = jax.block_until_ready(put(kernels, scales, layer, i))
+    return kernels, scales
 
 
 def _summed(kernel, scale) -> list[int]:

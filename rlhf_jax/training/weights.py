@@ -543,9 +543,10 @@ def _restore_quantised(
 ) -> ChatGLM | ScoreModel:
     """Restore a whole model, quantised layer by layer."""
     like = shapes_of(lambda: _build(record, config))
-    saved = dataclasses.replace(config, quantised=False)
-    saved = flatten(shapes_of(lambda: _build(record, saved)))
-    shapes, flat = flatten(like), {}
+    floats = dataclasses.replace(config, quantised=False)
+    saved = flatten(shapes_of(lambda: _build(record, floats)))
+    shapes = flatten(like)
+    flat: dict[str, jax.Array] = {}
     for name, array in checkpoints.arrays(step, item, saved):
         shape, scale = shapes[name], f"{name}_scale"
 
