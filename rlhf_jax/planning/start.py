@@ -65,7 +65,7 @@ def _moments_of_base(model: ChatGLMConfig) -> Iterator[tuple]:
         yield programs.parameters(int8), _layer_read(int8)
 
 
-def _layer_read(model: ChatGLMConfig):
+def _layer_read(model: ChatGLMConfig) -> jax.ShapeDtypeStruct:
     """Return the shape of a layer's largest matrix as it is read, before it is
     quantised."""
     layer = dataclasses.replace(
