@@ -371,7 +371,7 @@ def with_loads(apply: Callable, config: ChatGLMConfig) -> Callable:
     real tokens [B, T]."""
     layers = config.num_layers - config.num_dense_layers
 
-    def applied(block, x, rows):
+    def applied(block: Any, x: Any, rows: Any) -> Any:
         (x, loads), (rows, mask) = x, rows
         choices: list[Int[Array, "B T K"]] = []
         token = _choices.set(choices)

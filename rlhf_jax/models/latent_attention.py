@@ -25,6 +25,8 @@ which are rotary, V dims of a value, M latent width, Q rank of the queries.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -45,7 +47,9 @@ class LatentAttention(nnx.Module):
         c = self.config = config
         heads, rotary = (c.num_heads, c.head_dim), c.rotary_dims
 
-        def linear(equation, *shape, bias=False, std=0.02):
+        def linear(
+            equation: str, *shape: int, bias: bool = False, std: float = 0.02
+        ) -> Linear:
             size = shape[-1:] if bias else None
             return Linear(equation, shape, bias=size, std=std, config=c, rngs=rngs)
 
@@ -66,7 +70,13 @@ class LatentAttention(nnx.Module):
             std=0.02 / math.sqrt(2 * c.num_layers),
         )
 
-    def __call__(self, x, turn, attend, remember=None):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        turn: Any,
+        attend: Callable[..., Any],
+        remember: Callable[..., Any] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
         """Attend within x [B, T, D], or to the layer's cache extended by x.
 
         Args:

@@ -30,7 +30,16 @@ def fit_critic(model: ScoreModel, rows: Rows, experience: Experience) -> Rows:
 
 
 @jax.jit
-def _fitted(old_values, returns, learned, values, mask, kernel, bias, offset):
+def _fitted(
+    old_values: Array,
+    returns: Array,
+    learned: Array,
+    values: Array,
+    mask: Array,
+    kernel: Array,
+    bias: Array,
+    offset: Array,
+) -> tuple[tuple[Array, Array, Array], Array]:
     scale, shift = fit_line(values=old_values, returns=returns, mask=learned)
     head = (
         (scale * kernel.astype(jnp.float32)).astype(kernel.dtype),
