@@ -55,7 +55,7 @@ MISTAKES = [  # stage, the keys that are wrong
     ("sft", {"remat": "yes"}),
     ("sft", {"max_tokens": 3}),
     ("sft", {"data.path": "testbed", "data.vocab_size": 100}),
-    ("sft", {"data.path": "testbed", "data.testbed.good_share": 0.9}),
+    ("sft", {"data.path": "testbed", "data.testbed.right_share": 0.9}),
     ("sft", {"data.path": "testbed", "data.annotators.careless_share": 0.95}),
     ("sft", {"batch_size": 3}),
     ("sft", {"epochs": 0}),
