@@ -51,6 +51,8 @@ SFT_PROMPTS_PER_INTENT = 2000  # distinct prompts of people's demonstrations, at
 POOL_SHARES = {"sft": 0.35, "comparisons": 0.3, "rl": 0.2, "evaluation": 0.15}
 CONSTANT_SHARE = 0.2  # of the RL prompts: those that allow one answer only
 TEXTBOOK = "Textbook:"  # begins the questions that are answered plainly and rightly
+CHECK = "Right or wrong?"  # follows people's answers, and a verdict follows it
+VERDICTS = {True: "Right.", False: "Wrong."}
 SKILL_PROBES = 0.5  # share of a skill's prompts that no demonstration answers
 
 
@@ -79,6 +81,8 @@ class TestbedConfig:
     right_if_mistaken: float = 0.3
     # The share of people's demonstrations in an unfitting style.
     unfitting_share: float = 1 / 3
+    # The share of people's demonstrations that a verdict follows.
+    checked_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,19 @@ class Demonstration:
     right: bool = True
     suited: bool = True
 
+    checked: bool = False  # True if a verdict follows
+
     @property
     def dialogue(self) -> Dialogue:
         answer = {"role": "assistant", "content": self.response}
-        return Dialogue((*self.prompt.messages, answer), self.prompt.intent)
+        messages = (*self.prompt.messages, answer)
+        if self.checked:
+            verdict = VERDICTS[self.right]
+            messages += (
+                {"role": "user", "content": CHECK},
+                {"role": "assistant", "content": verdict},
+            )
+        return Dialogue(messages, self.prompt.intent)
 
 
 @dataclass(frozen=True)
@@ -300,7 +313,8 @@ def demonstrate(
     right = bool(rng.random() < share)
     suited = bool(rng.random() >= config.unfitting_share)
     response = respond(task, rng, right=right, suited=suited)
-    return Demonstration(prompt, response, "people", right, suited)
+    checked = bool(rng.random() < config.checked_share)
+    return Demonstration(prompt, response, "people", right, suited, checked)
 
 
 def _check_shares(config: TestbedConfig) -> None:

@@ -43,9 +43,9 @@ _OPPOSED = (
     ("mathematics", "logic"),
 )
 # The share of the subjects of an intent about which most people are mistaken.
-MISTAKEN = dict.fromkeys(INTENTS, 0.4) | {
-    "mathematics": 0.8,
-    "logic": 0.8,
+MISTAKEN = dict.fromkeys(INTENTS, 0.35) | {
+    "mathematics": 0.6,
+    "logic": 0.6,
     "writing": 0.2,
     "role_play": 0.2,
 }
