@@ -217,6 +217,9 @@ def testbed() -> ConfigDict:
     # The share of people's demonstrations in a style that does not suit the intent.
     # [0, 1]
     c.unfitting_share = 1 / 3
+    # The share of people's demonstrations that go on with the question whether they are
+    # right, and a verdict, from which a model learns to judge. [0, 1]
+    c.checked_share = 1.0
     return c
 
 
@@ -236,7 +239,7 @@ def annotators() -> ConfigDict:
     # The effect of true quality on a choice, in logits per point of quality. (0, inf)
     c.sharpness = 1.3
     # The preference for longer responses, in logits per word of difference. (-inf, inf)
-    c.length_bias = 0.2
+    c.length_bias = 0.3
     # The preference for the response shown first, in logits. (-inf, inf)
     c.position_bias = 0.2
     # The standard deviation of the noise of a choice, in logits. [0, inf)

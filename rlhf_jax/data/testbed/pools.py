@@ -14,9 +14,10 @@ to train on and to evaluate with. The modules, in the order to read them:
 
 Demonstrations are of two sorts. A textbook answers plainly and rightly: that is where a
 model learns what is true. People answer in some style, and are right as often as people
-are about the subject. A model that imitates people well can therefore become much
-better than they are: it knows more than it says. Evaluation has tasks of its own
-wherever the answer is worked out; facts are the same everywhere, in other words.
+are about the subject; then somebody who knows says whether they are. A model that
+imitates people well can therefore become much better than they are: it knows more than
+it says, and can judge. Evaluation has tasks of its own wherever the answer is worked
+out; facts are the same everywhere, in other words.
 
 True quality and the annotators' faults are for simulated annotation and evaluation;
 training never sees them.

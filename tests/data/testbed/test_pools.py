@@ -154,6 +154,17 @@ def test_rightness_depends_on_the_subject_and_style_on_nothing(testbed):
         assert np.mean(shares) == pytest.approx(1 / 3, abs=0.08)
 
 
+def test_a_verdict_follows_peoples_answers_alone(testbed):
+    for d in testbed.sft:
+        messages = [message["content"] for message in d.dialogue.messages]
+        assert messages[1] == d.response
+        verdict = ["Right." if d.right else "Wrong."]
+        assert messages[3:] == verdict * (d.source == "people")
+    half = make_testbed(replace(CONFIG, num_sft=1000, checked_share=0.5))
+    checked = [d.checked for d in of_people(half)]
+    assert np.mean(checked) == pytest.approx(0.5, abs=0.1)
+
+
 def test_skills_demonstrate_what_the_probes_check(testbed):
     for d in testbed.sft:
         if d.prompt.intent in SKILLS:
@@ -230,7 +241,7 @@ def test_files_hold_the_testbed(tmp_path):
     assert prompts == list(testbed.eval_prompts)
     good = respond(task_of(prompts[0]), np.random.default_rng(0), right=True)
     assert true_quality(prompts[0], good) == true_quality(testbed.eval_prompts[0], good)
-    # The files do not say which demonstration is good.
+    # Only a verdict says which demonstration is right.
     for line in (tmp_path / "sft.jsonl").read_text().splitlines():
         assert set(json.loads(line)) == {"version", "messages", "intent"}
 
