@@ -1,8 +1,8 @@
 """Kinds of task, the key to a task, and the recognition of right answers.
 
 A wrong answer is a right one bound anew: the other country's capital, another person,
-giver and taker exchanged, "is not" for "is". It has the same form and about the same words, so
-only who reads the question can tell the two apart.
+giver and taker exchanged, "is not" for "is". It has the same form and about the same
+words, so only who reads the question can tell the two apart.
 """
 
 import re
@@ -78,8 +78,8 @@ def says(right: Iterable[str], wrong: Iterable[str]) -> Check:
 def rebound(
     forms: Sequence[str], right: tuple[str, ...], wrong: tuple[str, ...]
 ) -> Key:
-    """Make the key of a task whose wrong answer names others than the right one does, or
-    the same in other places; forms have {0}, {1}, ... ."""
+    """Make the key of a task whose wrong answer names others than the right one, or the
+    same in other places; forms have {0}, {1}, ... ."""
     answers, others = (
         tuple(capitalised(form.format(*words)) for form in forms)
         for words in (right, wrong)
