@@ -29,6 +29,7 @@ from rlhf_jax.data.testbed.tasks import Task, key_of, task_of
 from rlhf_jax.evaluation.answers import Answers, scores
 from rlhf_jax.evaluation.baselines import bag_of_words_margins
 from rlhf_jax.evaluation.candidates import candidate_rewards, sample_candidates
+from rlhf_jax.evaluation.score_variance import score_variance
 from rlhf_jax.files import write_json
 from rlhf_jax.launching import pipeline
 from rlhf_jax.launching.stage import run_stages
@@ -125,7 +126,7 @@ def measure(config, folder: Path) -> dict[str, float]:
         **bags(config, folder, tokenizer),
         "reward/accuracy": read_summary(folder / "reward")["eval/accuracy"],
         "reward/right_above_wrong": right_above_wrong(scorer, evaluation, tokenizer),
-        "scores/between_over_within": between_over_within(scored),
+        "scores/between_over_within": score_variance(scored).ratio,
         "scores/kappa": kappa(
             scored[:, :K].var(axis=1) >= selection.epsilon,
             scored[:, K:].var(axis=1) >= selection.epsilon,
@@ -223,18 +224,6 @@ def one_style(task: Task, rng: np.random.Generator) -> tuple[str, str]:
     style = draw_style(task, rng, suited=bool(rng.random() < 0.5))
     form = int(rng.integers(min(len(key.answers), len(key.wrong))))
     return style.dress(key.answers[form]), style.dress(key.wrong[form])
-
-
-def between_over_within(scored: np.ndarray) -> float:
-    """Return B / W: the variance of the mean score between prompts over the mean
-    variance within a prompt, both without bias.
-
-    Args:
-        scored: float [N, K].
-    """
-    within = scored.var(axis=1, ddof=1).mean()
-    between = scored.mean(axis=1).var(ddof=1) - within / scored.shape[1]
-    return float(between / within)
 
 
 def kappa(one: np.ndarray, other: np.ndarray) -> float:

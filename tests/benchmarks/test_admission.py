@@ -15,14 +15,6 @@ def test_kappa_is_1_for_equal_decisions_and_0_for_chance():
     assert admission.kappa(one, ~one) == -1.0
 
 
-def test_between_over_within_finds_both_variances():
-    """Prompts' means of variance 2 and answers of variance 1 about them."""
-    rng = np.random.default_rng(0)
-    means = rng.normal(0.0, np.sqrt(2.0), (4000, 1))
-    scores = means + rng.normal(0.0, 1.0, (4000, 8))
-    assert admission.between_over_within(scores) == pytest.approx(2.0, rel=0.1)
-
-
 def test_a_pair_in_one_style_differs_in_its_answer_alone():
     prompts = make_testbed(TestbedConfig(num_sft=0, num_sft_test=0)).eval_prompts
     rng = np.random.default_rng(0)
