@@ -43,7 +43,7 @@ class QualityWeights:
     repetition: float = 0.5  # points off for each repeated word, phrase or sentence
     best_length: int = 14  # words
     too_short: float = 0.4  # factor of the squared log ratio to the best length
-    too_long: float = 1.5  # the same factor for longer texts
+    too_long: float = 1.0  # the same factor for longer texts
     # (offset, scale) by intent. Writing has a wider scale than sums, as human scores
     # for such tasks do; intents that want opposite registers have the same.
     intents: Mapping[str, tuple[float, float]] = field(
