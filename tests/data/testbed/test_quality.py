@@ -173,7 +173,7 @@ def test_fitting_courtesy_helps_and_unfitting_courtesy_and_padding_hurt():
             for suits in (True, False)
         )
         assert unsuited < plain < suited, prompt
-        padded = " ".join([answer, *FILLERS[:5]])
+        padded = " ".join([answer, *FILLERS[:8]])
         assert true_quality(prompt, padded) < plain - 0.3, prompt
 
 
