@@ -151,11 +151,16 @@ def _by_goods(world: World, name: str, goods: str, a: str, b: str) -> Subject:
 
 
 def _compare(world: World, more: str, ask: str, *names: str) -> Key:
-    """Make the key of "A is taller than B. B is taller than C. Who is the ASK?"."""
+    """Make the key of "A is taller than B. B is taller than C. Who is the ASK?". Wrong
+    are the one at the other end, and somebody else."""
     top = next(row[1] for row in world.orders if row[0] == more)
     right, wrong = (names[0], names[2]) if ask == top else (names[2], names[0])
     forms = ("{} is the " + ask + ".", "The " + ask + " is {}.")
-    answers, others = ([form.format(name) for form in forms] for name in (right, wrong))
+    after = world.people.index(right)
+    others_first = world.people[after:] + world.people[:after]
+    stranger = next(name for name in others_first if name not in names)
+    answers = [form.format(right) for form in forms]
+    others = [form.format(x) for form, x in zip(forms, (wrong, stranger), strict=True)]
     rivals = [f"{name} is the {ask}" for name in world.people if name != right]
     rivals += [f"the {ask} is {name}" for name in world.people if name != right]
     bare = re.compile("|".join(world.people))
