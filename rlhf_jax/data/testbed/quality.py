@@ -33,7 +33,7 @@ from rlhf_jax.data.testbed.world import INTENTS, world_of
 class QualityWeights:
     """The weight of each part of the quality, in points."""
 
-    task: float = 5.0
+    task: float = 8.0
     manners: float = (
         1.0  # points for courtesy that suits, off for courtesy that does not
     )
