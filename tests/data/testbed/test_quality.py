@@ -190,7 +190,7 @@ def test_nonsense_that_names_the_answer_does_not_do_the_task():
     prompt = ask("capital", COUNTRY)
     salad = f"Capital is the {CAPITAL} of {COUNTRY} to and live king word has plus it."
     assert explain(prompt, ANSWER).task == QualityWeights().task
-    assert explain(prompt, salad).task < 1.0
+    assert explain(prompt, salad).task < 0.2 * QualityWeights().task
 
 
 def test_every_repetition_costs():
