@@ -132,7 +132,8 @@ def make_testbed(config: TestbedConfig) -> Testbed:
     world = world_of(config.seed)
     pools = _pools(world)
     constant = _constant(world)
-    taught, probed = [], []
+    taught: list[list[Prompt]] = []
+    probed: list[Prompt] = []
     for skill in SKILLS:
         of_self = {"name": config.model_name, "maker": config.maker_name}
         prompts = skills.make_prompts(world, skill, of_self.get(skill, ""))

@@ -185,7 +185,7 @@ class World:
     @cached_property
     def registers(self) -> dict[str, str]:
         """The register that suits each intent."""
-        suited = {}
+        suited: dict[str, str] = {}
         for pair in _OPPOSED:
             one, other = self._draw(pair, 2, f"registers/{pair[0]}")
             suited |= {one: stock.FORMAL, other: stock.WARM}
