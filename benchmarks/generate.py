@@ -1,14 +1,16 @@
 """Benchmark of sampling, in tokens per second: prefill and decoding in one program.
 
 python -m benchmarks.generate [--prompts=32] [--prompt=64] [--response=128] [--int8]
+    [--lora_rank=16]
 
 Prompts have 16 to 64 tokens, left-padded; each gets 128 new tokens from the whole
 distribution, none of which ends a response. The model is the preset "benchmark" (4
-layers, width 256, vocabulary 8,192) with random weights. JSON: new tokens per second,
-seconds, memory.
+layers, width 256, vocabulary 8,192) with random weights; with a rank, adapters on it
+and their merged copy take turns. JSON: new tokens per second, seconds, memory.
 """
 
 import argparse
+import functools
 import itertools
 import json
 
@@ -21,7 +23,9 @@ from benchmarks.timing import measure
 from rlhf_jax.data.batching import prompt_batch
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
+from rlhf_jax.models.adapters import adapted, merged
 from rlhf_jax.models.chatglm import ChatGLM
+from rlhf_jax.models.lora import LoRA
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.training.allocator import keep_freed_memory
@@ -36,6 +40,9 @@ def main():
     parser.add_argument("--top_k", type=int, default=0)
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
+    parser.add_argument(
+        "--lora_rank", type=int, default=0, help="adapters beside their merged copy"
+    )
     parser.add_argument("--repeats", type=int, default=10)
     flags = parser.parse_args()
     keep_freed_memory()
@@ -44,6 +51,12 @@ def main():
     model = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
     if flags.int8:
         model = jax.jit(quantise)(model)
+    models = {"generate": model}
+    if flags.lora_rank:
+        rank = flags.lora_rank
+        lora = LoRA(rank=rank, alpha=2.0 * rank, maps="")  # of all maps
+        model = adapted(model, lora, key=jax.random.key(1))
+        models = {"adapters": model, "merged": jax.jit(merged)(model)}
     prompts = random_prompts(
         flags.prompts, longest=flags.prompt, vocab_size=config.vocab_size
     )
@@ -62,11 +75,17 @@ def main():
     )
     keys = map(jax.random.key, itertools.count())
     results = measure(
-        {"generate": lambda: rollout(model, batch, next(keys), sampling)},
+        {
+            name: functools.partial(
+                lambda model: rollout(model, batch, next(keys), sampling), model
+            )
+            for name, model in models.items()
+        },
         repeats=flags.repeats,
         work=flags.prompts * flags.response,
         operations=lambda: {
-            "generate": sampling_operations(model, batch, next(keys), sampling)
+            name: sampling_operations(model, batch, next(keys), sampling)
+            for name, model in models.items()
         },
     )
     print(json.dumps(vars(flags) | results))
