@@ -61,11 +61,13 @@ SMALL = {"vocab_size": 70, "width": 32, "num_layers": 3, "head_dim": 8, "ffn_wid
 
 
 EXPERTS = {"num_experts": 9, "expert_width": 12, "num_dense_layers": 1}
+LATENTS = {"latent_width": 16, "query_rank": 12, "value_dim": 6}
 
 
 def drawn(name, *, then=lambda model: model, **how) -> dict:
     """All parameters by name, of a language model and of a reward model."""
     how |= EXPERTS if PRESETS[name].num_experts else {}
+    how |= LATENTS if PRESETS[name].latent_width else {}
     kv_heads = 4 if PRESETS[name].latent_width else 2
     config = preset(name, **SMALL, num_heads=4, num_kv_heads=kv_heads, **how)
 
