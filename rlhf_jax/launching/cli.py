@@ -229,6 +229,8 @@ def clear_errors() -> Iterator[None]:
             text = f"{what}: {error}. {cure.capitalize()} and start the same command"
             text += " again: the run resumes from the last checkpoint."
         notes = getattr(error, "__notes__", [])
+        # jax adds one about the traceback, which is not shown.
+        notes = [note for note in notes if "JAX_TRACEBACK_FILTERING" not in note]
         print("\n".join([text, *notes]), file=sys.stderr)
         sys.exit(1)
 

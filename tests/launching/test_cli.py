@@ -268,3 +268,17 @@ def test_too_little_memory_is_one_line(capsys):
     assert "docs/memory_planning.md" in line
     with pytest.raises(jax.errors.JaxRuntimeError), clear_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: another error")
+
+
+def test_a_mistake_found_in_a_traced_function_is_one_line(capsys):
+    """jax adds a note about its traceback to an error from within; ours stay."""
+
+    def refuse(x):
+        error = ValueError("a mistake")
+        error.add_note("and its cure")
+        raise error
+
+    with pytest.raises(SystemExit), clear_errors():
+        jax.jit(refuse)(1.0)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["ValueError: a mistake", "and its cure"]
