@@ -41,6 +41,9 @@ def _fitted(
     offset: Array,
 ) -> tuple[tuple[Array, Array, Array], Array]:
     scale, shift = fit_line(values=old_values, returns=returns, mask=learned)
+    # Numbers that are not finite would stay in the head for ever.
+    finite = jnp.isfinite(scale) & jnp.isfinite(shift)
+    scale, shift = jnp.where(finite, scale, 1.0), jnp.where(finite, shift, 0.0)
     head = (
         (scale * kernel.astype(jnp.float32)).astype(kernel.dtype),
         (scale * (bias.astype(jnp.float32) - offset) + shift).astype(bias.dtype),

@@ -73,3 +73,17 @@ def test_the_fitted_critic_has_these_values_and_explains_the_returns():
     assert after["val/explained_variance"] >= -1e-6
     residual = np.asarray(second.returns - second.old_values)[mask]
     assert abs(residual.mean()) < 1e-5
+
+
+def test_returns_that_are_not_finite_leave_the_critic_as_it_is():
+    state, frozen, _ = make_state()
+    value = jax.tree.map(jnp.copy, state.value.model)
+    hyper = changed()
+    rolled = rollout(state.policy.model, make_prompts(), jax.random.key(0), SAMPLING)
+    outputs = run_models(state, frozen, rolled, hyper=hyper)
+    rows = Rows(rolled, outputs, outputs.scores, jnp.full(ROWS, jnp.nan))
+    experience, *_ = make_experience(state, *rows, hyper=hyper)
+    fitted = fit_critic(value, rows, experience)
+    np.testing.assert_array_equal(value.head.kernel, state.value.model.head.kernel)
+    np.testing.assert_array_equal(value.head.bias, state.value.model.head.bias)
+    np.testing.assert_array_equal(fitted.outputs.values, outputs.values)
