@@ -67,8 +67,8 @@ def get_config(preset="tiny"):
     c.sft_batch_size = 8 if small else 32
     # Leaves out dialogues of the SFT term that are longer, in tokens. [1, 2**20]
     c.max_sft_tokens = lengths.dialogue
-    # Whether the thought that an answer of these dialogues begins with, up to
-    # "</think>", carries loss; False trains on what follows the thought alone.
+    # True trains on the thought that an answer of these dialogues begins with, up to
+    # "</think>"; False trains on what follows the thought alone.
     c.train_on_thoughts = True
     # Evaluates every this many steps and at the end; 0 never evaluates. [0, inf)
     c.eval_every = 500

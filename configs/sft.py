@@ -25,8 +25,8 @@ def get_config(preset="tiny"):
     # "truncate_prompt" removes their oldest turns; "truncate_end" cuts them at the
     # limit, and the cut answer then has no end token.
     c.too_long = "drop"
-    # Whether the thought that an answer begins with, up to "</think>",
-    # carries loss; False trains on what follows the thought alone.
+    # True trains on the thought that an answer begins with, up to "</think>"; False
+    # trains on what follows the thought alone.
     c.train_on_thoughts = True
     # True packs the dialogues of an update into rows as wide as the longest, one after
     # another and each by itself for the model, so that little is padding; False gives

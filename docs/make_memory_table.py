@@ -40,7 +40,7 @@ DEVICES = {
     "v5e-4": "v5e:2x2",
     "v5e-8": "v5e:2x4",
 }
-# What is trained, the largest first.
+# Ways of training, the largest first.
 WAYS = {
     "all": "--config.optimizer.fused=True --config.optimizer.moment_dtype=bfloat16",
     "bf16": "--config.lora.rank=16",

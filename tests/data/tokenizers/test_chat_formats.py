@@ -311,7 +311,7 @@ def test_an_answer_follows_thoughts_that_the_prompt_opens(folder, tmp_path):
     assert ids == [*prompt, *tokenizer.encode("hm</think>It is 12."), end]
 
 
-# What the template of GLM-4.5 writes: an answer has a thought, perhaps an empty one,
+# The template of GLM-4.5 writes it so: an answer has a thought, perhaps an empty one,
 # and earlier answers lose theirs; tools are a variable, and what a tool answers has the
 # role "tool"; without thinking, questions end in /nothink, and the prompt has an empty
 # thought.
