@@ -22,6 +22,7 @@ from rlhf_jax.losses import masked
 from rlhf_jax.losses.kto import kto_kl, kto_loss
 from rlhf_jax.losses.orpo import orpo_loss
 from rlhf_jax.models.policy import Policy
+from rlhf_jax.training import options
 from rlhf_jax.training.accumulate import in_parts
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
@@ -53,10 +54,7 @@ class Hyper:
 
     @classmethod
     def from_config(cls, config, num_tokens: int) -> "Hyper":
-        names = [field.name for field in dataclasses.fields(cls)]
-        names.remove("num_tokens")
-        options = {name: getattr(config, name) for name in names}
-        return cls(num_tokens=num_tokens, **options)
+        return options.of_fields(cls, config, num_tokens=num_tokens)
 
     @property
     def needs_reference(self) -> bool:

@@ -12,6 +12,7 @@ import jax
 from rlhf_jax.batches import PackedPairs
 from rlhf_jax.generation.scoring import pair_scores
 from rlhf_jax.losses.reward import ranking_loss
+from rlhf_jax.training import options
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, optimizer_step
@@ -33,8 +34,7 @@ class Hyper:
     def from_config(cls, config, num_tokens: int) -> "Hyper":
         """Read the options; `num_tokens`, which other algorithms need, is ignored."""
         del num_tokens
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: getattr(config, name) for name in names})
+        return options.of_fields(cls, config)
 
 
 def loss_fn(

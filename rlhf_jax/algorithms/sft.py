@@ -13,6 +13,7 @@ from rlhf_jax.batches import SFTBatch
 from rlhf_jax.generation.scoring import dialogue_logprobs
 from rlhf_jax.losses.sft import sft_loss
 from rlhf_jax.models.policy import Policy
+from rlhf_jax.training import options
 from rlhf_jax.training.metrics import Mean
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, optimizer_step
@@ -33,10 +34,7 @@ class Hyper:
 
     @classmethod
     def from_config(cls, config, num_tokens: int) -> "Hyper":
-        names = [field.name for field in dataclasses.fields(cls)]
-        names.remove("num_tokens")
-        options = {name: getattr(config, name) for name in names}
-        return cls(num_tokens=num_tokens, **options)
+        return options.of_fields(cls, config, num_tokens=num_tokens)
 
 
 def mean_loss(

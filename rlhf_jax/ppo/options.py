@@ -61,10 +61,7 @@ class Hyper:
 
     @classmethod
     def from_config(cls, config, num_tokens: int) -> "Hyper":
-        names = [field.name for field in dataclasses.fields(cls)]
-        names.remove("num_tokens")
-        options = {name: getattr(config, name) for name in names}
-        return cls(num_tokens=num_tokens, **options)
+        return options.of_fields(cls, config, num_tokens=num_tokens)
 
     @property
     def has_critic(self) -> bool:

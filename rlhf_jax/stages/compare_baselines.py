@@ -126,7 +126,7 @@ def compare(
         scores: float [N, K], of sampled answers.
         greedy: float [N], of the likeliest answers.
     """
-    between, within = score_variance(scores)
+    variance = score_variance(scores)
     low, high = interval(
         lambda rows: np.array(score_variance(scores[rows]).ratio),
         len(scores),
@@ -136,9 +136,9 @@ def compare(
     return {
         "prompts": len(scores),
         "samples": scores.shape[1],
-        "between": between,
-        "within": within,
-        "ratio": score_variance(scores).ratio,
+        "between": variance.between,
+        "within": variance.within,
+        "ratio": variance.ratio,
         "ratio_low": float(low),
         "ratio_high": float(high),
         "variance left": variance_left(scores, greedy),

@@ -1,11 +1,13 @@
-"""Checks of a stage's options, before anything is read or compiled.
+"""A stage's options: checks before anything is read or compiled, and those of programs.
 
 The bounds of a number stand beside its key, in the comments of configs/*.py.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,6 +16,8 @@ from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.training import logger
 from rlhf_jax.training.config_comments import intervals
+
+Options = TypeVar("Options")
 
 LARGEST_INT = (1 << 31) - 1  # of a whole number whose interval has no end
 
@@ -82,6 +86,14 @@ def _out_of_bounds(name: str, value: float) -> Iterator[str]:
         yield interval.violated(value)
     if isinstance(value, int) and value > LARGEST_INT:
         yield f"at most {LARGEST_INT:,}"
+
+
+def of_fields(cls: type[Options], config: Any, **given: Any) -> Options:
+    """Make a dataclass of options from the config's keys of the same names as its
+    fields, but for the fields that are given."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    names = [field.name for field in fields if field.name not in given]
+    return cls(**{name: getattr(config, name) for name in names}, **given)
 
 
 def leaves(config: ConfigDict, where: str) -> Iterator[tuple[str, object]]:
