@@ -1,15 +1,17 @@
 """Benchmark of sampling, in tokens per second: prefill and decoding in one program.
 
 python -m benchmarks.generate [--prompts=32] [--prompt=64] [--response=128] [--int8]
-    [--lora_rank=16]
+    [--lora_rank=16] [--width=1024]
 
 Prompts have 16 to 64 tokens, left-padded; each gets 128 new tokens from the whole
 distribution, none of which ends a response. The model is the preset "benchmark" (4
-layers, width 256, vocabulary 8,192) with random weights; with a rank, adapters on it
-and their merged copy take turns. JSON: new tokens per second, seconds, memory.
+layers, width 256, vocabulary 8,192) with random weights, or as much wider as `--width`
+says; with a rank, adapters on it and their merged copy take turns. JSON: new tokens per
+second, seconds, memory.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -34,6 +36,9 @@ from rlhf_jax.training.allocator import keep_freed_memory
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="benchmark")
+    parser.add_argument(
+        "--width", type=int, default=0, help="a multiple of the model's; heads follow"
+    )
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--response", type=int, default=128)
@@ -48,6 +53,13 @@ def main():
     keep_freed_memory()
 
     config = preset(flags.model)
+    times = flags.width // config.width
+    if flags.width != times * config.width:
+        parser.error(f"--width={flags.width}: not a multiple of {config.width}.")
+    if times:
+        sizes = ("width", "head_dim", "ffn_width")
+        wider = {name: times * getattr(config, name) for name in sizes}
+        config = dataclasses.replace(config, **wider)
     model = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
     if flags.int8:
         model = jax.jit(quantise)(model)
