@@ -286,7 +286,7 @@ class Workplace:
         model = weights.load_model(self.model, dtype="float32", scan_layers=True)
         readable = sorted(self.model_pairs)
         rows, place = in_twos([self.model_pairs[i] for i in readable])
-        states = self._by_blocks(rows, functools.partial(_hidden_states, model))
+        states = self._by_blocks(rows, functools.partial(hidden_states, model))
         width = states.shape[-1]
         hidden = np.full((len(self.data.sets), 2, width), np.nan, np.float16)
         hidden[readable] = states.reshape(-1, width)[place]
@@ -356,7 +356,7 @@ def _last_hidden(model, batch):
     return jnp.take_along_axis(hidden, batch.ends[..., None], axis=1)
 
 
-def _hidden_states(
+def hidden_states(
     model, rows: Sequence[Pair], *, pad_id: int, batch_size: int
 ) -> np.ndarray:
     """Return the hidden states at the last tokens of two responses: [rows, 2, D]."""

@@ -198,10 +198,20 @@ def _contrast(right, a: str, b: str, test: str, data) -> dict:
     return numbers
 
 
+def verdict(low: float, high: float, measured: dict[str, float]) -> str:
+    """Judge a prediction of a value between two bounds: "shown" if the whole interval
+    measured lies within the bounds, "refuted" if it lies outside, else whether the
+    value is within."""
+    if low <= measured["low"] and measured["high"] <= high:
+        return "shown"
+    if measured["high"] < low or high < measured["low"]:
+        return "refuted"
+    is_within = low <= measured["value"] <= high
+    return "as predicted, uncertain" if is_within else "not so, uncertain"
+
+
 def _verdict(prediction: Prediction, right: dict, data) -> dict:
-    """Return a prediction with what was measured: "shown" if the whole interval lies
-    within the bounds, "refuted" if it lies outside, else whether the value is within.
-    """
+    """Return a prediction with what was measured."""
     p, record = prediction, prediction._asdict()
     if not {p.variant, p.other} - {""} <= set(right):
         return record | {"verdict": "not measured"}
@@ -209,15 +219,7 @@ def _verdict(prediction: Prediction, right: dict, data) -> dict:
     measured = accuracy(values, tests_of(data)[p.test], data.conversation)
     if measured is None:
         return record | {"verdict": "not measured"}
-    low, high = measured["low"], measured["high"]
-    if p.low <= low and high <= p.high:
-        verdict = "shown"
-    elif high < p.low or p.high < low:
-        verdict = "refuted"
-    else:
-        is_within = p.low <= measured["value"] <= p.high
-        verdict = "as predicted, uncertain" if is_within else "not so, uncertain"
-    return record | {"measured": measured, "verdict": verdict}
+    return record | {"measured": measured, "verdict": verdict(p.low, p.high, measured)}
 
 
 def page(results: dict) -> str:

@@ -131,9 +131,9 @@ def sequence_logprobs(
     chunk_size: int,
     pad_id: int,
     batch_size: int,
+    temperature: float = 1.0,
 ) -> np.ndarray:
-    """Return the summed log-probability of each answer at temperature 1:
-    float32 [prompts]."""
+    """Return the summed log-probability of each answer: float32 [prompts]."""
 
     def logprob(model, prompts, prompt_mask, responses, response_mask):
         out = response_logprobs(
@@ -142,7 +142,7 @@ def sequence_logprobs(
             prompt_mask,
             responses,
             response_mask,
-            temperature=1.0,
+            temperature=temperature,
             num_tokens=num_tokens,
             chunk_size=chunk_size,
         )

@@ -204,10 +204,10 @@ def test_a_run_that_was_killed_goes_on_with_the_units_it_lacks(
     for file in lost:
         file.unlink()
     begun = []
-    again = human_rewards._hidden_states
+    again = human_rewards.hidden_states
     monkeypatch.setattr(
         human_rewards,
-        "_hidden_states",
+        "hidden_states",
         lambda *args, **rest: begun.append(args) or again(*args, **rest),
     )
     run(Workplace(done.data, cache, done.model, SMALL), ["frozen"])
