@@ -5,9 +5,11 @@ python -m benchmarks.human_policies --data=FOLDER --model=FOLDER --workdir=FOLDE
 
 Does a reward model without people's taste for length make a better policy, and does an
 SFT term keep what alignment makes a model forget? FOLDER of the data holds
-hh_rlhf_helpful, self_instruct_human and text in their published layouts
-(docs/data_formats.md); that of the model, a published chat model with a chat template
-(README.md makes one of 135M parameters, the "instruct model").
+hh_rlhf_helpful in its published layout (docs/data_formats.md); self_instruct_human, the
+files seed_tasks and user_oriented_instructions of self-instruct (.jsonl or .jsonl.gz);
+and text, a plain text tiny_shakespeare (.txt or .txt.gz). That of the model holds a
+published chat model with a chat template (README.md makes one of 135M parameters), the
+"instruct model".
 
 1. The conversations are split in two. Half A trains two proxies, reward models on the
    pairs as they are ("plain") and on those that length balancing keeps ("balanced").
@@ -32,36 +34,26 @@ arithmetic (0.27 GFLOP a token forward, 100 GFLOP/s): a reward model 0.5, second
 """
 
 import argparse
-import gzip
 import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from benchmarks import human_policies_measures as measures
 from benchmarks import human_policies_report
+from benchmarks.human_policies_data import find_sets, read_text, write_arms_data
 from configs import pipeline as pipeline_config
 from configs.pipeline import LAST_TEN_OF_30
 from rlhf_jax.data import sources
 from rlhf_jax.data.reading.files import scan_file
-from rlhf_jax.data.records import (
-    Comparison,
-    Dialogue,
-    Prompt,
-    prompt_id,
-    read_records,
-    write_records,
-)
+from rlhf_jax.data.records import Comparison, Dialogue, Prompt, read_records
 from rlhf_jax.data.tokenizers.chat import encode_prompt
-from rlhf_jax.evaluation.answers import answer, write_answers
+from rlhf_jax.evaluation.answers import write_answers
 from rlhf_jax.files import read_arrays, read_json, write_arrays, write_json
-from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.launching.checks import check_stage, naming_the_stage
 from rlhf_jax.launching.cli import set_up_logs, use_compile_cache
 from rlhf_jax.launching.stage import run_in_folder
@@ -71,10 +63,6 @@ from rlhf_jax.training.workdir import config_differences, read_summary
 
 RESULTS = Path(__file__).parents[1] / "results"
 PROXIES = ("plain", "balanced")
-SETS = {  # the files of each set besides hh_rlhf_helpful, without their endings
-    "self_instruct_human": ("seed_tasks", "user_oriented_instructions"),
-    "text": ("tiny_shakespeare",),
-}
 SIZES = ("default", "gpu")
 SCORERS = {"plain": "proxy_plain", "balanced": "proxy_balanced", "judge": "judge"}
 
@@ -191,121 +179,6 @@ def stage_configs(
     return stages
 
 
-# Data
-
-
-def find_sets(data: Path) -> dict[str, Path]:
-    """Return the files of SETS by their names without endings.
-
-    Raises:
-        FileNotFoundError: names what is missing.
-    """
-    if not data.is_dir():
-        raise FileNotFoundError(f"There is no folder {data}.")
-    if not (data / "hh_rlhf_helpful").is_dir():
-        raise FileNotFoundError(f"{data} has no set hh_rlhf_helpful.")
-    files = {}
-    for name, stems in SETS.items():
-        for stem in stems:
-            matches = sorted((data / name).glob(f"{stem}.*"))
-            if not matches:
-                raise FileNotFoundError(f"{data} has no file {name}/{stem}.*.")
-            files[stem] = matches[0]
-    return files
-
-
-def read_instructions(file: Path) -> list[tuple[Prompt, str]]:
-    """Read the tasks of self-instruct: each with its first input, and people's answer
-    to it.
-
-    Raises:
-        ValueError: the file is in another layout.
-    """
-    tasks = []
-    for where, row in scan_file(file):
-        try:
-            first = row["instances"][0]
-            text = "\n\n".join(filter(None, (row["instruction"], first["input"])))
-            output = first["output"]
-        except (TypeError, KeyError, IndexError):
-            raise ValueError(
-                f"{file}, line {where}: not a task of self-instruct, with instruction "
-                "and instances of input and output."
-            ) from None
-        messages = ({"role": "user", "content": text},)
-        tasks.append((Prompt(prompt_id(messages), messages), output))
-    return tasks
-
-
-def as_dialogues(answered: Sequence[tuple[Prompt, str]]) -> list[Dialogue]:
-    return [
-        Dialogue((*prompt.messages, {"role": "assistant", "content": text}))
-        for prompt, text in answered
-        if text.strip()
-    ]
-
-
-def read_text(file: Path) -> str:
-    opened = gzip.open if file.suffix == ".gz" else open
-    with opened(file, "rt", encoding="utf-8") as stream:
-        return stream.read()
-
-
-def write_arms_data(config: ConfigDict, folder: Path, files: dict[str, Path]) -> None:
-    """Write the data folder of the arms, `folder/arms`, unless it is whole: prompts of
-    half A, held-out prompts, the SFT term's dialogues (the instruct model's answers to
-    the user-oriented instructions), and people's answers to the seed tasks."""
-    arms = folder / "arms"
-    if (arms / "sft.jsonl").is_file():  # written last
-        return
-    half = read_records(folder / "prepared_plain" / "comparisons.jsonl", Comparison)
-    held_out = read_records(folder / "data" / "eval_prompts.jsonl", Prompt)
-    for name, prompts in (
-        ("prompts", [c.prompt for c in half]),
-        ("eval_prompts", held_out),
-    ):
-        unique = list({prompt.id: prompt for prompt in prompts}.values())
-        order = np.random.default_rng(config.seed).permutation(len(unique))
-        write_records(arms / f"{name}.jsonl", [unique[i] for i in order])
-    people = as_dialogues(read_instructions(files["seed_tasks"]))
-    write_records(arms / "sft_test.jsonl", people)
-    write_records(arms / "sft.jsonl", own_answers(config, files))
-
-
-def own_answers(config: ConfigDict, files: dict[str, Path]) -> list[Dialogue]:
-    """Let the instruct model answer the user-oriented instructions; return the answers
-    that ended."""
-    tokenizer = sources.tokenizer_of(config.init_from)
-    tasks = read_instructions(files["user_oriented_instructions"])
-    given = answer(
-        weights.load_model(config.init_from, dtype="float32", scan_layers=True),
-        [prompt for prompt, _ in tasks],
-        tokenizer,
-        jax.random.key(config.seed),
-        sampling_with(
-            tokenizer,
-            max_new_tokens=config.sft.max_response_tokens,
-            temperature=config.measure.temperature,
-        ),
-        max_prompt_tokens=config.measure.max_prompt_tokens,
-        batch_size=config.measure.batch_size,
-    )
-    dialogues = as_dialogues(
-        [
-            (prompt, response.text)
-            for prompt, response in zip(given.prompts, given.responses, strict=True)
-            if response.ended
-        ]
-    )
-    logging.info("%d answers to %d instructions ended.", len(dialogues), len(tasks))
-    if not dialogues:
-        raise ValueError(
-            f"{config.init_from} ended none of its {len(tasks)} answers within "
-            f"{config.sft.max_response_tokens} tokens: the SFT term has no data."
-        )
-    return dialogues
-
-
 # Measurements
 
 
@@ -389,13 +262,17 @@ def run(config: ConfigDict, folder: Path, arms: Sequence[Arm]) -> None:
     Raises:
         ValueError, OSError: an option or an input is wrong; nothing has run then.
     """
-    files = find_sets(Path(config.data.path).parent)
+    data, model = Path(config.data.path).parent, Path(config.init_from)
+    for needed in (data, model):
+        if not needed.is_dir():
+            raise FileNotFoundError(f"There is no folder {needed}.")
+    files = find_sets(data)
+    hello = [{"role": "user", "content": "Hello"}]
+    encode_prompt(hello, sources.tokenizer_of(model))  # has it a chat template?
     stages = stage_configs(config, folder, arms)
     for name, stage in stages.items():
         with naming_the_stage(name):
             check_stage(stage, folder / name, later=[folder])
-    hello = [{"role": "user", "content": "Hello"}]
-    encode_prompt(hello, sources.tokenizer_of(config.init_from))  # has it a template?
     folder.mkdir(parents=True, exist_ok=True)
     lock.acquire(folder)
     check_made_from(config, folder)
@@ -408,11 +285,11 @@ def run(config: ConfigDict, folder: Path, arms: Sequence[Arm]) -> None:
     do("prepared_plain", "prepared_balanced", "judge", "proxy_plain", "proxy_balanced")
     write_arms_data(config, folder, files)
     tools = instruments(config, folder, files)
-    measure("instruct", 0, Path(config.init_from), folder, tools)
+    measure("instruct", 0, model, folder, tools)
     for arm in arms:
         do(*(["pairs_" + arm.proxy] if arm.algorithm == "dpo" else []), arm.name)
-        for step, model in checkpoints(folder, arm):
-            measure(arm.name, step, model, folder, tools)
+        for step, checkpoint in checkpoints(folder, arm):
+            measure(arm.name, step, checkpoint, folder, tools)
 
 
 def check_made_from(config: ConfigDict, folder: Path) -> None:

@@ -255,8 +255,9 @@ def page(found: dict, conversations: dict[str, list[dict]]) -> str:
         }
         | {
             endpoint: cell(row["against"][endpoint], endpoint)
-            for endpoint in (*JUDGES, "proxy")
             if "against" in row
+            else ""
+            for endpoint in (*JUDGES, "proxy")
         }
         for row in found["policies"]
     ]

@@ -1,5 +1,6 @@
 """A model's answers to prompts, their scores and their log-probabilities."""
 
+import functools
 import itertools
 import json
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.batching import pad_left, pad_right, round_up
@@ -116,11 +118,12 @@ def scores(
     reward_model: ScoreModel, answers: Answers, *, pad_id: int, batch_size: int
 ) -> np.ndarray:
     """Return the reward model's score of each answer: float32 [prompts]."""
+    return _by_batch(_scores, reward_model, answers, pad_id, batch_size)
 
-    def score(model, *batch):
-        return response_scores(model, *batch)[:, 0]
 
-    return _by_batch(score, reward_model, answers, pad_id, batch_size)
+@jax.jit
+def _scores(model, *batch):
+    return response_scores(model, *batch)[:, 0]
 
 
 def sequence_logprobs(
@@ -134,21 +137,21 @@ def sequence_logprobs(
     temperature: float = 1.0,
 ) -> np.ndarray:
     """Return the summed log-probability of each answer: float32 [prompts]."""
+    logprobs = functools.partial(
+        _logprobs,
+        num_tokens=num_tokens,
+        chunk_size=chunk_size,
+        temperature=temperature,
+    )
+    return _by_batch(logprobs, model, answers, pad_id, batch_size)
 
-    def logprob(model, prompts, prompt_mask, responses, response_mask):
-        out = response_logprobs(
-            model,
-            prompts,
-            prompt_mask,
-            responses,
-            response_mask,
-            temperature=temperature,
-            num_tokens=num_tokens,
-            chunk_size=chunk_size,
-        )
-        return jax.numpy.where(response_mask, out.logprobs, 0.0).sum((1, 2))
 
-    return _by_batch(logprob, model, answers, pad_id, batch_size)
+@functools.partial(jax.jit, static_argnames=("num_tokens", "chunk_size", "temperature"))
+def _logprobs(model, prompts, prompt_mask, responses, response_mask, **options):
+    out = response_logprobs(
+        model, prompts, prompt_mask, responses, response_mask, **options
+    )
+    return jnp.where(response_mask, out.logprobs, 0.0).sum((1, 2))
 
 
 def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
@@ -157,7 +160,6 @@ def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
     count = len(answers.prompts)
     prompt_width = round_up(max(map(len, answers.prompt_ids)), 16)
     width = round_up(max(map(len, answers.response_ids)), 16)
-    step = jax.jit(function)
     batches = []
     for start in range(0, count, batch_size):
         index = np.arange(start, start + batch_size) % count
@@ -165,7 +167,8 @@ def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
         tokens, mask = pad_right(
             [answers.response_ids[i] for i in index], width, pad_id
         )
-        batches.append(fetch(step(model, *prompts, tokens[:, None], mask[:, None])))
+        batch = (*prompts, tokens[:, None], mask[:, None])
+        batches.append(fetch(function(model, *batch)))
     return np.concatenate(batches)[:count]
 
 
