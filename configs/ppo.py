@@ -32,6 +32,11 @@ def get_config(preset="tiny"):
     # read, adapters merged. rollout/logprob_gap_mean and rollout/ratio_outside measure
     # its distance from the policy.
     c.rollout_param_dtype = "same"
+    # True keeps the experts to which a mixture of experts sent each token of prompt and
+    # response when it sampled, and sends the token there again where the policy scores
+    # and learns (routing replay), so that no rounding makes another choice. The
+    # reference and the critic choose by themselves. False lets the policy choose again.
+    c.replay_routing = False
     # The number of responses that are sampled side by side: when one has ended, another
     # takes its row. Few rows leave few of them idle, many make use of a fast device; 0
     # samples all responses of an iteration side by side. [0, 2**20]

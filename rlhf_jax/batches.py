@@ -90,7 +90,8 @@ class PackedRows:
     the batch, and its k-th response is in `lengths[:, s, k]` targets from
     `firsts[:, s, k]` on; `ends` is the position of its last token, or of its prompt's
     if the response is empty. An empty slot has the number of prompts in `slots`, and 0
-    elsewhere.
+    elsewhere. `places` tells where in the batch a token was, b (P + R) + t for place t
+    of its row b, and 0 at padding; None if nobody asks.
     """
 
     tokens: Int[Array, "N T"]
@@ -103,12 +104,15 @@ class PackedRows:
     firsts: Int[Array, "N S K"]
     lengths: Int[Array, "N S K"]
     ends: Int[Array, "N S K"]
+    places: Int[Array, "N T"] | None = None
 
 
 @_batch
 class Rollout:
     """Sampled responses. `logprobs` are those of the sampler; `ended` is True where the
-    response ended with an end token rather than at the length limit."""
+    response ended with an end token rather than at the length limit. `routing` are the
+    E experts to which each token, of T = P + R, went in each of the L layers with
+    experts, -1 where there is no token; None if they were not kept."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
@@ -116,6 +120,7 @@ class Rollout:
     response_mask: Bool[Array, "B R"]
     logprobs: Float[Array, "B R"]
     ended: Bool[Array, " B"]
+    routing: Int[Array, "B T L E"] | None = None
 
 
 @_batch
@@ -123,8 +128,9 @@ class Experience:
     """A rollout with everything the PPO update needs, constant during the update.
     `response_mask` is False on responses that have no part in the update. `weights` are
     those of the tokens' policy losses, None for equal weights; `old_values` and
-    `returns` are None without a value model. With `packed`, the prompts and responses
-    as packed rows, all other arrays have the axes N and S in place of B."""
+    `returns` are None without a value model; `routing` is that of `Rollout`. With
+    `packed`, the prompts and responses as packed rows, all other arrays have the axes N
+    and S in place of B, and `routing` is that of the tokens of the packed rows."""
 
     prompts: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
@@ -136,6 +142,7 @@ class Experience:
     weights: Float[Array, "B R"] | None
     old_values: Float[Array, "B R"] | None
     returns: Float[Array, "B R"] | None
+    routing: Int[Array, "B T L E"] | None = None
     packed: PackedRows | None = None
 
 

@@ -20,7 +20,13 @@ from rlhf_jax.losses import aggregation, kl, masked
 from rlhf_jax.losses import ppo as losses
 from rlhf_jax.models.adapters import base_parts, join, own_part
 from rlhf_jax.models.policy import Policy
-from rlhf_jax.ppo.forward import in_slots, policy_logprobs, state_values
+from rlhf_jax.ppo.forward import (
+    in_slots,
+    packed_routing,
+    policy_logprobs,
+    state_values,
+    with_rows_as,
+)
 from rlhf_jax.ppo.options import Hyper
 from rlhf_jax.ppo.state import PPOState, move_reference
 from rlhf_jax.training.metrics import Mean
@@ -33,19 +39,22 @@ Batch = Experience  # the type of batch that `train_step` learns from
 def in_packed_rows(experience: Experience, packed: PackedRows) -> Experience:
     """Return an experience [B, ...] as the packed rows that hold some of it, with
     leaves [N, S, ...]."""
-    taken = jax.tree.map(lambda x: in_slots(x, packed), experience)
+    taken = with_rows_as(lambda x: in_slots(x, packed), experience)
     is_used = packed.slots < len(experience.prompts)
     mask = taken.response_mask & is_used[..., None]
-    return dataclasses.replace(taken, response_mask=mask, packed=packed)
+    routing = experience.routing
+    if routing is not None:
+        routing = packed_routing(routing, packed)
+    return dataclasses.replace(
+        taken, response_mask=mask, routing=routing, packed=packed
+    )
 
 
 def _flat(experience: Experience) -> Experience:
     """Return the responses of packed rows one by one: [N, S, ...] -> [N S, ...]."""
     if experience.packed is None:
         return experience
-    bare = dataclasses.replace(experience, packed=None)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), bare)
-    return dataclasses.replace(flat, packed=experience.packed)
+    return with_rows_as(lambda x: x.reshape(-1, *x.shape[2:]), experience)
 
 
 def aggregate(
@@ -91,7 +100,13 @@ def policy_loss_fn(
     experience, sft_batch = inputs
     experience = _flat(experience)
     mask = experience.response_mask
-    current = policy_logprobs(policy, experience, experience.packed, hyper=hyper)
+    current = policy_logprobs(
+        policy,
+        experience,
+        experience.packed,
+        hyper=hyper,
+        routing=experience.routing,
+    )
     out = losses.policy_loss(
         logprobs=current.logprobs,
         old_logprobs=experience.old_logprobs,

@@ -256,6 +256,7 @@ def pack_minibatches(
     *,
     pad_id: int,
     unit: int,
+    places: bool = False,
 ) -> PackedRows:
     """Pack minibatches of a rollout that is on the host into as many rows each, as wide
     as those of the rollout: leaves [U, N, ...].
@@ -263,19 +264,19 @@ def pack_minibatches(
     Args:
         minibatches: the rows of the rollout in each, int [U, b].
         unit: `row_count`'s `unit`.
+        places: whether to tell the `places` of the tokens.
     """
     width = rollout.responses.shape[1]
     room = Room(rollout.prompts.shape[1] + width, width)
-    examples = [
-        (prompt[is_prompt], [response[is_response]])
-        for prompt, is_prompt, response, is_response in zip(
-            rollout.prompts,
-            rollout.prompt_mask,
-            rollout.responses,
-            rollout.response_mask,
-            strict=True,
-        )
-    ]
+    masks = rollout.prompt_mask, rollout.response_mask
+
+    def examples_of(
+        prompts: np.ndarray, responses: np.ndarray
+    ) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        both = zip(prompts, masks[0], responses, masks[1], strict=True)
+        return [(x[is_real], [y[is_token]]) for x, is_real, y, is_token in both]
+
+    examples = examples_of(rollout.prompts, rollout.responses)
     sizes = np.stack([rollout.prompt_mask.sum(1), rollout.response_mask.sum(1)], axis=1)
     sizes[:, 0] += sizes[:, 1]
     assigned = [
@@ -284,10 +285,17 @@ def pack_minibatches(
     ]
     needed = max(map(len, assigned))
     count = row_count(needed, unit=unit, largest=minibatches.shape[1])
-    parts = [
-        packed_rows(examples, rows, count=count, room=room, pad_id=pad_id, share=True)
-        for rows in assigned
-    ]
+    how = {"count": count, "room": room, "share": True}
+    parts = [packed_rows(examples, rows, pad_id=pad_id, **how) for rows in assigned]
+    if places:  # packed like the tokens
+        every = np.arange(len(examples) * room.tokens).reshape(len(examples), -1)
+        numbers = examples_of(*np.split(every, [rollout.prompts.shape[1]], axis=1))
+        parts = [
+            dataclasses.replace(
+                part, places=packed_rows(numbers, rows, pad_id=0, **how).tokens
+            )
+            for part, rows in zip(parts, assigned, strict=True)
+        ]
     stacked = {
         field.name: [getattr(part, field.name) for part in parts]
         for field in dataclasses.fields(PackedRows)

@@ -77,7 +77,7 @@ def partial_rollout(
         samples=samples,
         rows=rows,
         numbers=by_response.index,
-        begun=Responses(*map(np.concatenate, zip(begun.responses, new, strict=True))),
+        begun=jax.tree.map(lambda *x: np.concatenate(x), begun.responses, new),
         enough=count,
     )
     done = np.flatnonzero(responses.done.reshape(-1, samples).all(axis=1))[:count]

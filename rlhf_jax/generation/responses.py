@@ -33,13 +33,19 @@ FEWEST_ROWS, MOST_HALVINGS = 8, 2
 
 class Responses(NamedTuple):
     """N * K responses on the host, the K to a prompt adjacent, with the log-probability
-    of each token under the distribution that it was drawn from."""
+    of each token under the distribution that it was drawn from.
+
+    `routing` are the E experts of each token of prompt and response in each of the L
+    layers with experts, int16 [N * K, P + R, L, E], -1 where there is no token; None
+    unless they were asked for.
+    """
 
     tokens: np.ndarray  # int32 [N * K, R], right-padded
     logprobs: np.ndarray  # float32 [N * K, R], 0 behind the end
     lengths: np.ndarray  # int32 [N * K]
     ended: np.ndarray  # bool [N * K], by a stop token
     done: np.ndarray  # bool [N * K], ended or cut; False where it would go on
+    routing: np.ndarray | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -71,6 +77,7 @@ def respond(
     numbers: np.ndarray | None = None,
     begun: Responses | None = None,
     enough: int | None = None,
+    routed: bool = False,
 ) -> Responses:
     """Sample `samples` responses to each of N left-padded prompts [N, P].
 
@@ -80,6 +87,8 @@ def respond(
             derive; None numbers the responses in their order.
         begun: responses to go on with; None begins all of them.
         enough: return when all responses to so many prompts are done; None for all.
+        routed: whether to keep the routing, of a mixture of experts whose responses all
+            begin here.
 
     Raises:
         ValueError: prompt and response do not fit the model's context, or
@@ -89,7 +98,11 @@ def respond(
     if numbers is None:
         numbers = np.arange(count)
     begun = begun or no_responses(count, sampling)
-    responses = Responses(*map(np.array, begun))
+    responses = jax.tree.map(np.array, begun)
+    if routed:
+        width = tokens.shape[1] + sampling.max_new_tokens
+        shape = (count, width, *model.config.routing_shape)
+        responses = responses._replace(routing=np.full(shape, -1, np.int16))
     if not count:
         return responses
     rows_.check_prompts(model, tokens, mask, sampling)
@@ -246,13 +259,15 @@ class _Work:
             # A smaller group has the same shape: its padding has no place.
             rest = self.group - count
             which = np.pad(prompts, (0, rest), mode="edge")
-            self.rows = rows_.read_prompts(
+            self.rows, routing = rows_.read_prompts(
                 self.model,
                 self.rows,
                 np.pad(places, (0, rest), constant_values=len(is_free)),
                 self.tokens[which],
                 self.mask[which],
             )
+            if self.responses.routing is not None:
+                self._keep_routing(prompts, fetch(routing)[:count])
         self._fit()
         starts = np.zeros(self.answering.shape, bool)
         for place, row in zip(*np.nonzero(self.answering < 0), strict=True):
@@ -275,18 +290,31 @@ class _Work:
             self.numbers[answering].astype(np.int32),
             self.sampling,
             steps=STEPS,
+            routed=self.responses.routing is not None,
         )
         drawn, live = fetch((drawn, self.rows.live))
-        tokens, logprobs, lengths, ended, done = self.responses
+        tokens, logprobs, lengths, ended, done, routing = self.responses
+        width = self.tokens.shape[1]
         for row in np.flatnonzero(answering >= 0):
             response, new = answering[row], drawn.mask[row]
             first = lengths[response]
             lengths[response] = last = first + new.sum()
             tokens[response, first:last] = drawn.tokens[row, new]
             logprobs[response, first:last] = drawn.logprobs[row, new]
+            if routing is not None:
+                routing[response, width + first : width + last] = drawn.routing[
+                    row, new
+                ]
             if not live[row]:
                 done[response], answering[row] = True, -1
                 ended[response] = tokens[response, last - 1] in self.sampling.stop_ids
+
+    def _keep_routing(self, prompts: list[int], routing: np.ndarray) -> None:
+        """Keep the routing [n, P, L, E] of prompts beside each of their responses."""
+        every = self.responses.routing
+        every = every.reshape(len(self.tokens), -1, *every.shape[1:])  # a view
+        routing = np.where(self.mask[prompts][..., None, None], routing, -1)
+        every[prompts, :, : self.tokens.shape[1]] = routing[:, None]
 
     def _fit(self) -> None:
         """Choose the size of the ring, and when no prompt is left, of the rows."""

@@ -30,12 +30,14 @@ def rollout(
     *,
     samples: int = 1,
     rows: int = 0,
+    routed: bool = False,
 ) -> Rollout:
     """Sample `samples` responses to each prompt of a batch: [B] -> [B samples], the
     responses to a prompt adjacent.
 
     Args:
         rows: the number of rows that decode side by side at most; 0 for all.
+        routed: whether to keep the experts of each token, of a mixture of experts.
     """
     repeated = repeat_prompts(batch, samples)
     responses = respond(
@@ -47,6 +49,7 @@ def rollout(
         samples=samples,
         rows=rows,
         numbers=np.asarray(repeated.index),
+        routed=routed,
     )
     return as_rollout(repeated, responses)
 
@@ -60,5 +63,6 @@ def as_rollout(batch: PromptBatch, responses: Responses) -> Rollout:
         "response_mask": responses.mask,
         "logprobs": responses.logprobs,
         "ended": responses.ended,
+        "routing": responses.routing,
     }
     return Rollout(**jax.tree.map(jax.numpy.asarray, shard_batch(arrays)))

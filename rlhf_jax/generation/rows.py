@@ -41,11 +41,13 @@ class Rows(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The tokens of a round; `mask` is True where a token belongs to a response."""
+    """The tokens of a round; `mask` is True where a token belongs to a response, and
+    `routing` is that of `ChatGLM.decode`, None unless it was asked for."""
 
     tokens: Int[Array, "B T"]
     logprobs: Float[Array, "B T"]
     mask: Bool[Array, "B T"]
+    routing: Int[Array, "B T L K"] | None = None
 
 
 for_decoding = jax.jit(ChatGLM.for_decoding)
@@ -78,18 +80,18 @@ def read_prompts(
     places: Int[Array, " N"],
     tokens: Int[Array, "N P"],
     mask: Bool[Array, "N P"],
-) -> Rows:
+) -> tuple[Rows, Int[Array, "N P L K"] | None]:
     """Read N left-padded prompts, in place of those at `places` of the G; a place
-    beyond G is left out."""
-    hidden, read = model.decode(tokens, mask, model.init_cache(*tokens.shape))
+    beyond G is left out. Return their routing too (`ChatGLM.decode`)."""
+    cache = model.init_cache(*tokens.shape)
+    hidden, read, routing = model.decode(tokens, mask, cache)
     if isinstance(rows.cache.keys, tuple):
         read = kv_cache.apart(read)
-    return lay_out(
-        rows._replace(
-            prompts=kv_cache.replace_rows(rows.prompts, places, read),
-            prompt_ends=rows.prompt_ends.at[places].set(hidden[:, -1], mode="drop"),
-        )
+    rows = rows._replace(
+        prompts=kv_cache.replace_rows(rows.prompts, places, read),
+        prompt_ends=rows.prompt_ends.at[places].set(hidden[:, -1], mode="drop"),
     )
+    return lay_out(rows), routing
 
 
 @functools.partial(jax.jit, donate_argnames="rows")
@@ -112,7 +114,7 @@ def read_responses(
     own = kv_cache.take_rows(rows.prompts, places // share)
     with decoding():
         new = model.init_cache(*tokens.shape)
-        hidden, new = model.decode(tokens, mask, new, own)
+        hidden, new, _ = model.decode(tokens, mask, new, own)
     ring = rows.cache
     slots = (ring.index - width + jnp.arange(width)) % ring.length
 
@@ -131,7 +133,7 @@ def read_responses(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("sampling", "steps"), donate_argnames="rows"
+    jax.jit, static_argnames=("sampling", "steps", "routed"), donate_argnames="rows"
 )
 def decode_round(
     model: ChatGLM,
@@ -142,12 +144,14 @@ def decode_round(
     sampling: Sampling,
     *,
     steps: int,
+    routed: bool = False,
 ) -> tuple[Rows, Drawn]:
     """Decode `steps` tokens of every live row, fewer if no row is live any more.
 
     Args:
         model: `for_decoding` of a model.
         starts: True for rows that start with another response, of this number.
+        routed: whether to return the routing of the tokens, of a mixture of experts.
     """
     share = len(rows.live) // len(rows.prompt_ends)
     first = jnp.repeat(rows.prompt_ends, share, axis=0)
@@ -160,20 +164,26 @@ def decode_round(
     )
     keys = row_keys(key, rows.number)
     nothing = jnp.zeros((len(rows.live), steps))
-    drawn = Drawn(nothing.astype(jnp.int32), nothing, nothing.astype(bool))
+    routing = None
+    if routed:
+        routing = jnp.zeros((*nothing.shape, *model.config.routing_shape), jnp.int16)
+    drawn = Drawn(nothing.astype(jnp.int32), nothing, nothing.astype(bool), routing)
 
     def step(carry: tuple) -> tuple:
         i, rows, drawn = carry
         logits = project(model, rows.hidden)
         new, token, stops = draw(logits, keys, rows.length, rows.live, sampling)
-        column = Drawn(token, jnp.where(rows.live, new.logprobs, 0.0), rows.live)
-        drawn = jax.tree.map(
-            lambda x, y: jax.lax.dynamic_update_slice(x, y[:, None], (0, i)),
-            drawn,
-            column,
-        )
-        hidden, cache = model.decode(
+        hidden, cache, routing = model.decode(
             token[:, None], rows.live[:, None], rows.cache, rows.prompts
+        )
+        column = Drawn(
+            tokens=token,
+            logprobs=jnp.where(rows.live, new.logprobs, 0.0),
+            mask=rows.live,
+            routing=routing[:, 0] if routed else None,
+        )
+        drawn = jax.tree.map(
+            lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 1), drawn, column
         )
         length = rows.length + rows.live
         goes_on = rows.live & ~stops & (length < sampling.max_new_tokens)

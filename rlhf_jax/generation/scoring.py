@@ -41,13 +41,18 @@ def response_logprobs(
     temperature: float,
     num_tokens: int,
     chunk_size: int,
+    routing: Int[Array, "B T L E"] | None = None,
 ) -> logprobs_.TokenLogprobs:
     """Compute log-probability and entropy of every response token: float32 [B, K, R].
 
     Values are arbitrary where `response_mask` is False.
+
+    Args:
+        routing: the experts of the tokens of prompt and responses, T = P + K R; None
+            leaves the choice to the policy.
     """
     tokens, mask, segments = pack(prompts, prompt_mask, responses, response_mask)
-    hidden = policy.hidden(tokens, mask, segments=segments)
+    hidden = policy.hidden(tokens, mask, segments=segments, routing=routing)
     return logprobs_.packed_response_logprobs(
         hidden,
         policy.output_matrix,
@@ -141,11 +146,16 @@ def packed_logprobs(
     temperature: float,
     num_tokens: int,
     chunk_size: int,
+    routing: Int[Array, "N T L E"] | None = None,
 ) -> logprobs_.TokenLogprobs:
     """Compute `response_logprobs` of packed rows: float32 [N, S, K, width], 0 behind a
     response's end."""
     hidden = policy.hidden(
-        rows.tokens, rows.mask, segments=rows.segments, examples=rows.examples
+        rows.tokens,
+        rows.mask,
+        segments=rows.segments,
+        examples=rows.examples,
+        routing=routing,
     )
     out = logprobs_.target_logprobs(
         hidden,

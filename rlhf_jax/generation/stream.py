@@ -39,7 +39,7 @@ def stream(
     decoder = rows_.for_decoding(model)
     slots = sampling.max_new_tokens
     rows = rows_.empty(decoder, prompts=1, share=1, width=width, slots=slots)
-    rows = rows_.read_prompts(model, rows, np.array([0]), tokens, mask)
+    rows, _ = rows_.read_prompts(model, rows, np.array([0]), tokens, mask)
     number = np.array([0], np.int32)
     for step in range(sampling.max_new_tokens):
         starts = np.array([step == 0])

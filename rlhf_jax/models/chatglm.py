@@ -36,7 +36,7 @@ from rlhf_jax.models.attention import (
     warn_of_fallback,
 )
 from rlhf_jax.models.config import ChatGLMConfig
-from rlhf_jax.models.experts import Experts, loads_of, with_loads
+from rlhf_jax.models.experts import Experts, loads_of, routed, through_experts
 from rlhf_jax.models.kv_cache import KVCache
 from rlhf_jax.models.latent_attention import LatentAttention
 from rlhf_jax.models.layers import MLP, Attention, Block, Head, Norm, normal
@@ -125,6 +125,7 @@ class ChatGLM(nnx.Module):
         *,
         segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
         examples: Int[Array, "B T"] | None = None,
+        routing: Int[Array, "B T L K"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Return the hidden states after the final norm.
 
@@ -137,6 +138,9 @@ class ChatGLM(nnx.Module):
                 response by itself.
             examples: the number of each token's example where a row holds several, one
                 after another, from 0; each then has the result of a row of its own.
+            routing: of a mixture of experts, the K experts of each token in each of the
+                L layers with experts (`decode` returns such), which take the place of
+                the routers' choices; -1 leaves the choice to the router.
         """
         if mask is None:
             mask = jnp.ones(tokens.shape, bool)
@@ -162,9 +166,10 @@ class ChatGLM(nnx.Module):
 
         x, rows = self._embed(tokens), (self._rotation(positions), masks)
         loads = loads_of(self.config)
-        if loads is not None:
-            apply = with_loads(apply, self.config)
-            x, rows = (x, jnp.zeros(2)), (rows, mask)
+        follows_experts = loads is not None or routing is not None
+        if follows_experts:
+            apply = through_experts(apply, self.config)
+            x, rows = (x, jnp.zeros(2), jnp.zeros(())), (rows, mask, routing)
         checkpoint = REMAT[self.config.remat]
         if self.dense_blocks is not None:
             x = apply_unrolled(self.dense_blocks, checkpoint(apply), x, rows)
@@ -176,8 +181,9 @@ class ChatGLM(nnx.Module):
             scan=self.config.scan_layers,
             checkpoint=checkpoint,
         )
+        if follows_experts:
+            x, load, _ = x
         if loads is not None:
-            x, load = x
             loads.append(load)
         return self.final_norm(x)
 
@@ -187,8 +193,10 @@ class ChatGLM(nnx.Module):
         mask: Bool[Array, "B T"],
         cache: KVCache,
         prompts: KVCache | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Read T more tokens; return their hidden states and the extended cache.
+    ) -> tuple[Float[Array, "B T D"], KVCache, Int[Array, "B T L K"] | None]:
+        """Read T more tokens; return their hidden states, the extended cache, and the
+        experts of each token in each layer with experts (int16, see `hidden`; None of a
+        dense model).
 
         The first call reads the prompt. For ChatGLM-6B this prompt must hold the whole
         context with its start token.
@@ -245,7 +253,11 @@ class ChatGLM(nnx.Module):
             remember = functools.partial(write, stored, **which)
             names = ("prompt_keys", "prompt_values")
             of_prompts = dict(zip(names, behind, strict=False))
-            return block(x, turn, functools.partial(attend, **of_prompts), remember)
+            with routed() as choices:
+                x, stored = block(
+                    x, turn, functools.partial(attend, **of_prompts), remember
+                )
+            return x, stored, [chosen.astype(jnp.int16) for chosen in choices]
 
         x, stored = self._embed(tokens), (cache.keys, cache.values)
         first = self.config.num_dense_layers
@@ -253,13 +265,14 @@ class ChatGLM(nnx.Module):
             for i in range(first):
                 layer, block = jnp.int32(i), take(self.dense_blocks, i)
                 behind = tuple(part[i] for part in read)
-                x, stored = apply(block, x, stored, behind, layer=layer)
+                x, stored, _ = apply(block, x, stored, behind, layer=layer)
 
             def in_loop(carry, layer):
                 number, block, behind = layer
-                return apply(block, *carry, behind, layer=number), None
+                *carry, choices = apply(block, *carry, behind, layer=number)
+                return tuple(carry), choices
 
-            (x, stored), _ = jax.lax.scan(
+            (x, stored), choices = jax.lax.scan(
                 in_loop,
                 (x, stored),
                 (
@@ -268,15 +281,18 @@ class ChatGLM(nnx.Module):
                     tuple(part[first:] for part in read),
                 ),
             )
+            routing = jnp.moveaxis(choices[0], 0, 2) if choices else None
         else:
-            layers = list(zip(*stored, strict=True))
+            layers, choices = list(zip(*stored, strict=True)), []
             apply = jax.jit(apply, inline=True)  # traced once for all layers of a kind
             for i, layer in enumerate(layers):
                 blocks = self.dense_blocks if i < first else self.blocks
                 block = take(blocks, i if i < first else i - first)
                 behind = tuple(part[i] for part in read)
-                x, layers[i] = apply(block, x, layer, behind)
+                x, layers[i], chosen = apply(block, x, layer, behind)
+                choices += chosen
             stored = tuple(zip(*layers, strict=True))
+            routing = jnp.stack(choices, axis=2) if choices else None
         cache = KVCache(
             keys=stored[0],
             values=stored[1],
@@ -285,7 +301,7 @@ class ChatGLM(nnx.Module):
             context=context,
             mask_place=mask_place,
         )
-        return self.final_norm(x), cache
+        return self.final_norm(x), cache, routing
 
     def init_cache(self, batch: int, length: int) -> KVCache:
         """Return an empty cache for `length` tokens a row, padding included."""

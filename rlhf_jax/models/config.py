@@ -223,6 +223,11 @@ class ChatGLMConfig:
         return self.num_kv_heads, self.head_dim, self.head_dim
 
     @property
+    def routing_shape(self) -> tuple[int, int]:
+        """The number of layers with experts, and the experts of a token in each."""
+        return self.num_layers - self.num_dense_layers, self.experts_per_token
+
+    @property
     def trained_dtype(self) -> str:
         """The dtype in which trained parameters are stored."""
         return self.param_dtype if self.lora is None else self.lora.param_dtype

@@ -30,7 +30,7 @@ from rlhf_jax.parallel.mesh import platform
 from rlhf_jax.parallel.sharding import activation_spec, layer_specs
 
 ROOM = 2  # of a round of the exchange, see `_exchange`
-_choices: contextvars.ContextVar = contextvars.ContextVar("choices", default=None)
+_routed: contextvars.ContextVar = contextvars.ContextVar("routed", default=(None, None))
 _loads: contextvars.ContextVar = contextvars.ContextVar("loads", default=None)
 
 
@@ -48,9 +48,14 @@ class Router(nnx.Module):
         self.correction = Correction(jnp.zeros(c.num_experts, jnp.float32))
 
     def __call__(
-        self, x: Float[Array, "B T D"]
+        self, x: Float[Array, "B T D"], given: Int[Array, "B T K"] | None = None
     ) -> tuple[Int[Array, "B T K"], Float[Array, "B T K"]]:
-        """Return the experts of each token and their weights, float32."""
+        """Return the experts of each token and their weights, float32.
+
+        Args:
+            given: experts that take the place of the router's choice, which stays where
+                they are -1. The weights are the router's in either case.
+        """
         c = self.config
         logits = jnp.einsum(
             "btd,de->bte",
@@ -63,6 +68,8 @@ class Router(nnx.Module):
         if c.expert_groups > 1:
             choice = _within_best_groups(choice, c.expert_groups, c.groups_per_token)
         _, chosen = jax.lax.top_k(choice, c.experts_per_token)
+        if given is not None:
+            chosen = jnp.where(given < 0, chosen, given.astype(chosen.dtype))
         weights = jnp.take_along_axis(scores, chosen, axis=-1)
         if c.normalise_weights:
             weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
@@ -339,12 +346,24 @@ class Experts(nnx.Module):
         self.shared = MLP(config, rngs=rngs, width=shared) if shared else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        chosen, weights = self.router(x)
-        choices = _choices.get()
+        given, choices = _routed.get()
+        chosen, weights = self.router(x, given)
         if choices is not None:
             choices.append(chosen)
         out = self.experts(x, chosen, weights)
         return out if self.shared is None else out + self.shared(x)
+
+
+@contextlib.contextmanager
+def routed(given: Int[Array, "B T K"] | None = None) -> Iterator[list]:
+    """Collect the experts [B, T, K] of every layer with experts that is traced inside;
+    those that are `given` take the place of the routers' choices."""
+    choices: list[Int[Array, "B T K"]] = []
+    token = _routed.set((given, choices))
+    try:
+        yield choices
+    finally:
+        _routed.reset(token)
 
 
 @contextlib.contextmanager
@@ -365,23 +384,27 @@ def loads_of(config: ChatGLMConfig) -> list | None:
     return _loads.get() if config.num_experts else None
 
 
-def with_loads(apply: Callable, config: ChatGLMConfig) -> Callable:
+def through_experts(apply: Callable, config: ChatGLMConfig) -> Callable:
     """Return the function `apply(block, x, rows) -> x` of a layer as one whose x goes
-    with the sum of the loads of the layers so far, and whose rows go with the mask of
-    real tokens [B, T]."""
+    with two numbers: the sum of the loads of the layers so far, and how many of them
+    have experts (a float, since the fused update differentiates all that goes through
+    layers). Its rows go with the mask of real tokens [B, T], and with the experts of
+    each token in each of these layers, [B, T, layers, K], or None for the routers'
+    choices."""
     layers = config.num_layers - config.num_dense_layers
 
     def applied(block: Any, x: Any, rows: Any) -> Any:
-        (x, loads), (rows, mask) = x, rows
-        choices: list[Int[Array, "B T K"]] = []
-        token = _choices.set(choices)
-        try:
+        (x, loads, layer), (rows, mask, routing) = x, rows
+        given = None
+        if routing is not None:
+            index = layer.astype(jnp.int32)
+            given = jax.lax.dynamic_index_in_dim(routing, index, 2, keepdims=False)
+        with routed(given) as choices:
             x = apply(block, x, rows)
-        finally:
-            _choices.reset(token)
         for chosen in choices:
             loads += _load(chosen, mask, config.num_experts) / layers
-        return x, loads
+            layer += 1
+        return x, loads, layer
 
     return applied
 

@@ -30,6 +30,7 @@ class Policy(Protocol):
         *,
         segments: Int[Array, "B T"] | Int[np.ndarray, " T"] | None = None,
         examples: Int[Array, "B T"] | None = None,
+        routing: Int[Array, "B T L K"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Compute the hidden states after the final norm.
 
@@ -39,5 +40,7 @@ class Policy(Protocol):
                 segment and the prompt.
             examples: the example of each token where a row holds several; a token sees
                 its own example alone.
+            routing: of a mixture, the experts of each token in each layer with experts;
+                -1 and None leave the choice to the model.
         """
         ...

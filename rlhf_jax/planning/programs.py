@@ -38,6 +38,7 @@ from rlhf_jax.parallel.sharding import (
 )
 from rlhf_jax.planning.roofline import Program
 from rlhf_jax.ppo.forward import run_models
+from rlhf_jax.ppo.options import check_replay
 from rlhf_jax.ppo.state import Frozen, PPOState, first_numbers
 from rlhf_jax.rewards.spec import uses_model
 from rlhf_jax.training import optimizers, weights
@@ -175,6 +176,10 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
     copy = COPIES[config.rollout_param_dtype]
     answering = policy if copy is None else shapes_of(copy, policy)
     rows, width = config.batch_size, config.max_prompt_tokens
+    length, routing = width + config.max_response_tokens, None
+    check_replay(config, model)
+    if config.replay_routing:
+        routing = array((rows, length, *model.routing_shape), jnp.int16)
     prompts, responses = (rows, width), (rows, config.max_response_tokens)
     rolled = Rollout(
         prompts=array(prompts),
@@ -183,6 +188,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         response_mask=array(responses, bool),
         logprobs=array(responses, jnp.float32),
         ended=array((rows,), bool),
+        routing=routing,
     )
     number = array(responses, jnp.float32)
     experience = Experience(
@@ -196,6 +202,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
         weights=None if hyper.correction_level is None else number,
         old_values=number if hyper.has_critic else None,
         returns=number if hyper.has_critic else None,
+        routing=routing,
     )
     rooms = ring_sizes(config.max_response_tokens)[-2:]
     prompts_of_step = rows // config.samples_per_prompt + config.prompts_ahead
@@ -264,7 +271,7 @@ def generation(
     decoder = rows_.for_decoding(model)
     small, *large = ring_sizes(sampling.max_new_tokens)[-2:]
     rows = rows_.empty(decoder, prompts=prompts, share=share, width=width, slots=small)
-    rows = rows_.read_prompts(model, rows, jnp.arange(prompts), tokens, mask)
+    rows, _ = rows_.read_prompts(model, rows, jnp.arange(prompts), tokens, mask)
     numbers = jnp.arange(prompts * share)
     everywhere = jnp.ones(prompts * share, bool)
     decode = functools.partial(rows_.decode_round, decoder, sampling=sampling)

@@ -87,6 +87,7 @@ def make_experience(
         weights=weights,
         old_values=outputs.values,
         returns=returns,
+        routing=rollout.routing,
     )
 
     sequence_kl = kl.k1(outputs.old_logprobs, outputs.ref_logprobs).sum(-1)

@@ -1,14 +1,17 @@
 """Forward passes of PPO's models over a rollout, as rows of their own or packed.
 
-Letters: B batch, R response, N packed rows, S slots of each.
+Letters: B batch, R response, N packed rows, T tokens and S slots of each, L layers with
+experts, E experts of a token.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rlhf_jax.batches import Experience, PackedRows, Rollout
 from rlhf_jax.generation.scoring import (
@@ -25,6 +28,8 @@ from rlhf_jax.models.policy import Policy
 from rlhf_jax.ppo.options import Hyper
 from rlhf_jax.ppo.state import Frozen, PPOState
 from rlhf_jax.training.accumulate import in_parts
+
+Batch = TypeVar("Batch", Rollout, Experience)
 
 
 class ModelOutputs(NamedTuple):
@@ -56,7 +61,11 @@ def run_models(
     if packed is None:
         return in_parts(lambda part: forward(part, None), rollout, parts=parts)
     num_rows, num_slots = packed.slots.shape
-    part_of_rollout = jax.tree.map(lambda x: in_slots(x, packed), rollout)
+    part_of_rollout = with_rows_as(lambda x: in_slots(x, packed), rollout)
+    if rollout.routing is not None:
+        part_of_rollout = dataclasses.replace(
+            part_of_rollout, routing=packed_routing(rollout.routing, packed)
+        )
     out = in_parts(
         lambda part: jax.tree.map(
             lambda x: x.reshape(-1, num_slots, *x.shape[1:]), forward(*part)
@@ -83,9 +92,11 @@ def forward_models(
     """Run one forward pass of each model over some rows of a rollout, or over packed
     rows that hold it."""
     if packed is not None:
-        rollout = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
+        rollout = with_rows_as(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
     mask = rollout.response_mask
-    old = policy_logprobs(state.policy.model, rollout, packed, hyper=hyper)
+    old = policy_logprobs(
+        state.policy.model, rollout, packed, hyper=hyper, routing=rollout.routing
+    )
     reference = frozen.reference if state.reference is None else state.reference
     ref = policy_logprobs(reference, rollout, packed, hyper=hyper)
     scores = values = None
@@ -110,17 +121,21 @@ def policy_logprobs(
     rows: PackedRows | None = None,
     *,
     hyper: Hyper,
+    routing: Int[Array, "_ T L E"] | None = None,
 ):
     """Compute log-probability and entropy [B, R] of the response tokens, at the
     temperature of the rollout.
 
     Args:
         rows: the batch as packed rows, whose slots are then B.
+        routing: the experts of the tokens of the batch, or of the packed rows; None
+            leaves the choice to the policy.
     """
     options = {
         "temperature": hyper.temperature,
         "num_tokens": hyper.num_tokens,
         "chunk_size": hyper.chunk_size,
+        "routing": routing,
     }
     if rows is None:
         out = response_logprobs(policy, *one_response(batch), **options)
@@ -137,6 +152,25 @@ def state_values(value_model, batch: Rollout | Experience, packed: PackedRows | 
     width = batch.responses.shape[-1]
     values = packed_values(value_model, packed, width=width)
     return values.reshape(-1, width)
+
+
+def with_rows_as(change: Callable, batch: Batch) -> Batch:
+    """Change all arrays of a batch that have an axis of responses; `routing`, of tokens
+    that may lie in packed rows, and the packed rows themselves stay."""
+    kept = {"routing": batch.routing}
+    if isinstance(batch, Experience):
+        kept["packed"] = batch.packed
+    bare = dataclasses.replace(batch, **dict.fromkeys(kept))
+    return dataclasses.replace(jax.tree.map(change, bare), **kept)
+
+
+def packed_routing(
+    routing: Int[Array, "B T L E"], packed: PackedRows
+) -> Int[Array, "N T L E"]:
+    """Return the routing of the tokens of packed rows from that of the rows of their
+    own, -1 at padding."""
+    by_token = routing.reshape(-1, *routing.shape[2:])
+    return jnp.where(packed.mask[..., None, None], by_token[packed.places], -1)
 
 
 def in_slots(x: Array, packed: PackedRows) -> Array:

@@ -4,6 +4,7 @@ contradict each other; configs/ppo.py explains them."""
 import dataclasses
 import math
 
+from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.parallel.pipelining import pipe_size
 from rlhf_jax.rewards.rewards import check_options as check_rewards
@@ -158,6 +159,14 @@ def check_options(config) -> None:
                 f"{name}={config[name]} learns from responses that an earlier policy "
                 "began: set rollout_correction to 'auto', 'token' or 'response'."
             )
+    if config.replay_routing:
+        check_replay(config, weights.start_config(config))
+    for name in ("prompts_ahead", "one_step_off_policy"):
+        if config.replay_routing and config[name]:
+            raise ValueError(
+                f"replay_routing=True keeps no experts of responses from {name}="
+                f"{config[name]}: set one of the two to False or 0."
+            )
     if config.whiten_rewards and config.advantage != "gae":
         raise ValueError("whiten_rewards needs the token rewards of advantage='gae'.")
     if config.whiten_advantages and config.advantage == "reinforce_pp":
@@ -211,3 +220,16 @@ def check_options(config) -> None:
         raise ValueError(f"{config.kl_ceiling=}: set a number, or inf for no ceiling.")
     if 0 < config.dual_clip <= 1:
         raise ValueError(f"{config.dual_clip=} must be above 1, or 0 for none.")
+
+
+def check_replay(config, model: ChatGLMConfig) -> None:
+    """Refuse to keep the experts of a policy that has none.
+
+    Raises:
+        ValueError: names the options and what to set instead.
+    """
+    if config.replay_routing and not model.num_experts:
+        raise ValueError(
+            "replay_routing=True replays the experts of tokens, and the policy, "
+            f"{config.init_from or config.model}, has none: set it to False."
+        )

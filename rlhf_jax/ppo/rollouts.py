@@ -40,7 +40,8 @@ class Rollouts:
     """The prompts of each iteration, and the sampling of responses to them.
 
     Args:
-        config: batch_size, samples_per_prompt, rollout_rows and prompts_ahead.
+        config: batch_size, samples_per_prompt, rollout_rows, prompts_ahead and
+            replay_routing.
         prompts_at: returns prompts of the data set by their indices [n].
         key: the random key of all responses.
     """
@@ -55,7 +56,7 @@ class Rollouts:
     ):
         self._order, self._prompts_at = order, prompts_at
         self._key, self._sampling = key, sampling
-        self._ahead = config.prompts_ahead
+        self._ahead, self._routed = config.prompts_ahead, config.replay_routing
         self._sizes = {
             "samples": config.samples_per_prompt,
             "rows": config.rollout_rows,
@@ -95,7 +96,8 @@ class Rollouts:
             index = self._order.indices(place)
             batch = self._prompts_at(number_repeats(index, self._order.num_examples))
             key = jax.random.fold_in(self._key, place)
-            responses = rollout(sampler, batch, key, self._sampling, **self._sizes)
+            how = self._sizes | {"routed": self._routed}
+            responses = rollout(sampler, batch, key, self._sampling, **how)
             return Answered(index, responses), None
         responses, places, begun = partial_rollout(
             sampler,

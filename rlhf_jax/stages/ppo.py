@@ -300,7 +300,11 @@ def run(config, workdir: str) -> None:
             return None
         unit = row_unit(parts)
         return packing.pack_minibatches(
-            fetch(rolled), rows, pad_id=tokenizer.pad_id, unit=unit
+            fetch(dataclasses.replace(rolled, routing=None)),
+            rows,
+            pad_id=tokenizer.pad_id,
+            unit=unit,
+            places=config.replay_routing,
         )
 
     def outputs_of(state: PPOState, responses: Rollout) -> ModelOutputs:

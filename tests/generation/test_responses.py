@@ -253,7 +253,7 @@ def test_responses_that_were_begun_go_on(model, prompts, samples, mesh, all_size
     (rest,) = np.nonzero(np.repeat(~done, samples))
     count = 6 * samples + len(rest)
     begun = responses_.no_responses(count, SAMPLING)
-    for x, y in zip(begun, first, strict=True):
+    for x, y in zip(*map(jax.tree.leaves, (begun, first)), strict=True):
         x[samples : samples + len(rest)] = y[rest]
     left = [
         prompts[5],

@@ -160,7 +160,7 @@ def test_single_queries_are_not_for_cudnn(fake_cudnn, caplog, monkeypatch):
     )
     tokens = jnp.asarray(random_tokens(model.config, (2, 8)))
     mask = jnp.ones(tokens.shape, bool)
-    _, cache = model.decode(tokens, mask, model.init_cache(2, 10))
+    _, cache, _ = model.decode(tokens, mask, model.init_cache(2, 10))
     read = len(fake_cudnn)
     model.decode(tokens[:, :1], mask[:, :1], cache)
     assert set(fake_cudnn[:read]) == {8} and len(fake_cudnn) == read

@@ -153,7 +153,9 @@ def test_decoding_in_pieces_equals_the_full_pass(model):
     decode = jax.jit(lambda m, *a: m.decode(*a))
     parts = []
     for start, end in ((0, 9), (9, 10), (10, TIME)):
-        hidden, cache = decode(model, tokens[:, start:end], mask[:, start:end], cache)
+        hidden, cache, _ = decode(
+            model, tokens[:, start:end], mask[:, start:end], cache
+        )
         parts.append(hidden)
     decoded = np.concatenate(parts, axis=1)
     assert np.abs(decoded - whole)[mask].max() < 1e-5

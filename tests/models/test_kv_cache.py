@@ -18,11 +18,11 @@ def test_a_decode_loop_copies_no_cache():
     @jax.jit
     def loop(model, tokens):
         mask = jnp.ones(tokens.shape, bool)
-        hidden, cache = model.decode(tokens, mask, model.init_cache(batch, slots))
+        hidden, cache, _ = model.decode(tokens, mask, model.init_cache(batch, slots))
 
         def step(carry):
             token, cache = carry
-            hidden, cache = model.decode(token, mask[:, :1], cache)
+            hidden, cache, _ = model.decode(token, mask[:, :1], cache)
             return (hidden @ model.output_matrix).argmax(-1), cache
 
         start = (hidden[:, -1:] @ model.output_matrix).argmax(-1), cache

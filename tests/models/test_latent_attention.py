@@ -63,7 +63,7 @@ def test_the_cache_of_latents_changes_nothing(kind):
     mask[3, 9:] = False
     expected = whole(model, tokens, mask)
 
-    first, read = step(model, tokens[:, :6], mask[:, :6], model.init_cache(4, 6))
+    first, read, _ = step(model, tokens[:, :6], mask[:, :6], model.init_cache(4, 6))
     prompts = kv_cache.take_rows(read, jnp.array([0, 2]))
     for cache, before in (
         (kv_cache.lengthen(read, 5), None),
@@ -72,7 +72,7 @@ def test_the_cache_of_latents_changes_nothing(kind):
         pieces = [first]
         for i in range(6, 11):
             token, real = tokens[:, i : i + 1], mask[:, i : i + 1]
-            hidden, cache = step(model, token, real, cache, before)
+            hidden, cache, _ = step(model, token, real, cache, before)
             pieces.append(hidden)
         found = np.concatenate(pieces, axis=1)
         np.testing.assert_allclose(found[mask], expected[mask], atol=2e-5)

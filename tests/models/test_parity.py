@@ -32,12 +32,13 @@ def forward(model, tokens, mask):
 def greedy(model, tokens, mask):
     """Tokens [B, STEPS], and the logits [B, P + STEPS - 1, V] on the way."""
     batch, prompt = tokens.shape
-    hidden, cache = model.decode(tokens, mask, model.init_cache(batch, prompt + STEPS))
+    cache = model.init_cache(batch, prompt + STEPS)
+    hidden, cache, _ = model.decode(tokens, mask, cache)
     seen = hidden @ model.output_matrix
 
     def step(carry, _):
         token, cache = carry
-        hidden, cache = model.decode(token, jnp.ones_like(token, bool), cache)
+        hidden, cache, _ = model.decode(token, jnp.ones_like(token, bool), cache)
         logits = hidden @ model.output_matrix
         return (logits.argmax(-1), cache), (token[:, 0], logits[:, 0])
 

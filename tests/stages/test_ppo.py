@@ -50,6 +50,15 @@ from rlhf_jax.training.workdir import is_finished
             {"reference_rate": 0.1, "baseline": "none", "param_dtype": "bfloat16"},
             "param_dtype='bfloat16' rounds the small steps",
         ),
+        (
+            {"replay_routing": True, "model": "tiny_moe", "prompts_ahead": 8},
+            "no experts of responses from prompts_ahead=8: set",
+        ),
+        (
+            {"replay_routing": True, "model": "tiny_moe", "one_step_off_policy": True},
+            "no experts of responses from one_step_off_policy=True: set",
+        ),
+        ({"replay_routing": True}, "the policy, tiny, has none: set it to False"),
         ({"temperature": 0.0}, "learns from samples"),
         ({"kl_ceiling": float("nan")}, "inf for no ceiling"),
         ({"samples_per_prompt": 3}, "multiple of samples_per_prompt=3"),
