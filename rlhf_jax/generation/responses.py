@@ -266,8 +266,12 @@ class _Work:
                 self.tokens[which],
                 self.mask[which],
             )
-            if self.responses.routing is not None:
-                self._keep_routing(prompts, fetch(routing)[:count])
+            kept = self.responses.routing
+            if kept is not None:  # for each of a prompt's responses
+                kept = kept.reshape(len(self.tokens), -1, *kept.shape[1:])  # a view
+                is_real = self.mask[prompts][..., None, None]
+                own = np.where(is_real, fetch(routing)[:count], -1)
+                kept[prompts, :, : self.tokens.shape[1]] = own[:, None]
         self._fit()
         starts = np.zeros(self.answering.shape, bool)
         for place, row in zip(*np.nonzero(self.answering < 0), strict=True):
@@ -308,13 +312,6 @@ class _Work:
             if not live[row]:
                 done[response], answering[row] = True, -1
                 ended[response] = tokens[response, last - 1] in self.sampling.stop_ids
-
-    def _keep_routing(self, prompts: list[int], routing: np.ndarray) -> None:
-        """Keep the routing [n, P, L, E] of prompts beside each of their responses."""
-        every = self.responses.routing
-        every = every.reshape(len(self.tokens), -1, *every.shape[1:])  # a view
-        routing = np.where(self.mask[prompts][..., None, None], routing, -1)
-        every[prompts, :, : self.tokens.shape[1]] = routing[:, None]
 
     def _fit(self) -> None:
         """Choose the size of the ring, and when no prompt is left, of the rows."""

@@ -180,7 +180,7 @@ def decode_round(
             tokens=token,
             logprobs=jnp.where(rows.live, new.logprobs, 0.0),
             mask=rows.live,
-            routing=routing[:, 0] if routed else None,
+            routing=routing[:, 0] if routed and routing is not None else None,
         )
         drawn = jax.tree.map(
             lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 1), drawn, column
