@@ -225,6 +225,41 @@ def pack_pairs(
     )
 
 
+def pack_held_out_pairs(
+    pairs: Sequence[Pair],
+    *,
+    pad_id: int,
+    multiple: int,
+    unit: int,
+    batch_size: int,
+    share: bool,
+) -> list[PackedRows]:
+    """Pack pairs into batches of one shape, of at most `batch_size` rows as wide as the
+    longest pair. The slots hold the numbers of the pairs.
+
+    Args:
+        multiple: the width of a row is rounded up to a multiple of it.
+        unit, batch_size: `row_count`'s `unit` and `largest`.
+        share: see `packed_rows`.
+    """
+    sizes = [pair_size(pair, share=share) for pair in pairs]
+    room = Room.of(sizes, multiple)
+    rows = first_fit(sizes, room, most=MOST)
+    count = row_count(min(len(rows), batch_size), unit=unit, largest=batch_size)
+    examples = [(prompt, both) for prompt, *both in pairs]
+    return [
+        packed_rows(
+            examples,
+            rows[i : i + count],
+            count=count,
+            room=room,
+            pad_id=pad_id,
+            share=share,
+        )
+        for i in range(0, len(rows), count)
+    ]
+
+
 def mismatched(pairs: Sequence[Pair]) -> list[Pair]:
     """Return each prompt with the responses to the prompt before it; the first has
     those to the last."""

@@ -6,18 +6,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rlhf_jax.data.batching import packed_pairs
+from rlhf_jax.data import packing
 from rlhf_jax.data.encoding import Pair
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.evaluation.baselines import rival_margins
 from rlhf_jax.evaluation.preferences import JudgedPairs, assess, headline
 from rlhf_jax.evaluation.reward_report import write_report
-from rlhf_jax.generation.scoring import pair_scores
+from rlhf_jax.generation.scoring import packed_scores
 from rlhf_jax.models.heads import ScoreModel
+from rlhf_jax.parallel.mesh import row_unit
 from rlhf_jax.parallel.sharding import fetch
 
-_score = jax.jit(pair_scores)
+_score = jax.jit(packed_scores)
 
 
 def score_pairs(
@@ -28,19 +29,21 @@ def score_pairs(
     multiple: int,
     batch_size: int,
 ) -> np.ndarray:
-    """Return the scores of chosen and rejected: float32 [N, 2]. Pairs of similar length
-    share a batch, whose width is rounded up to a multiple of `multiple` tokens."""
-    order = np.argsort([sum(map(len, pair)) for pair in pairs], kind="stable")
+    """Return the scores of chosen and rejected: float32 [N, 2]. Pairs are packed into
+    rows as wide as the longest, rounded up to a multiple of `multiple` tokens, and
+    `batch_size` rows at most are scored at once."""
     scores = np.empty((len(pairs), 2), np.float32)
-    for i in range(0, len(pairs), batch_size):
-        rows = order[i : i + batch_size]
-        batch = packed_pairs(
-            [pairs[j] for j in rows],
-            pad_id=pad_id,
-            multiple=multiple,
-            batch_size=batch_size,
-        )
-        scores[rows] = fetch(_score(model, batch))[: len(rows)]
+    batches = packing.pack_held_out_pairs(
+        pairs,
+        pad_id=pad_id,
+        multiple=multiple,
+        unit=row_unit(1),
+        batch_size=batch_size,
+        share=model.config.attention != "splash",
+    )
+    for rows in batches:
+        is_pair = rows.slots < len(pairs)
+        scores[rows.slots[is_pair]] = fetch(_score(model, rows))[is_pair]
     return scores
 
 

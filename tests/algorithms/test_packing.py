@@ -12,7 +12,9 @@ from rlhf_jax.algorithms import dpo, ppo, reward, sft
 from rlhf_jax.data import packing
 from rlhf_jax.data.batching import packed_pairs, preference_batch, sft_batch
 from rlhf_jax.data.sft_term import SFTBatches
+from rlhf_jax.evaluation.held_out import score_pairs
 from rlhf_jax.generation.rollout import rollout
+from rlhf_jax.generation.scoring import pair_scores
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.ppo.experience import make_experience
 from rlhf_jax.ppo.forward import run_models
@@ -156,6 +158,12 @@ def test_packed_pairs_have_the_reward_loss_and_gradient_of_rows_of_their_own(sha
         return loss, gradient
 
     equal_trees(loss_and_gradient(model, packed), loss_and_gradient(model, plain))
+
+    # Scores of held-out pairs, in two batches, stay in the order of the pairs.
+    if share:
+        found = score_pairs(model, pairs, pad_id=0, multiple=4, batch_size=1)
+        alone = jax.jit(pair_scores)(model, plain)[: len(pairs)]
+        np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_packed_pairs_have_the_orpo_loss_and_gradient_of_rows_of_their_own():
