@@ -36,13 +36,15 @@ class Room(NamedTuple):
 
         Args:
             sizes: the numbers of tokens and of targets of each example.
-            multiple: the number of tokens that both are rounded up to a multiple of.
+            multiple: the width is rounded up to a multiple of it; the number of targets
+                is rounded up to a multiple of 16, since each costs a product with the
+                vocabulary.
         """
         tokens, targets = np.asarray(sizes).T
         width = round_up(int(tokens.max()), multiple)
         mean = SPARE_TARGETS * width * targets.sum() / tokens.sum()
         wanted = max(int(np.ceil(mean)), int(targets.max()), 1)
-        return cls(width, min(round_up(wanted, multiple), width))
+        return cls(width, min(round_up(wanted, 16), width))
 
 
 def first_fit(
