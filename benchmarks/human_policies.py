@@ -111,7 +111,7 @@ def get_config(size: str = "default") -> ConfigDict:
     for stage in (c.ppo, c.dpo):
         stage.eval_every = 0  # all arms are measured by the same instruments
         stage.lora.rank = 16
-        stage.optimizer.update(trainable=LAST_TEN_OF_30, learning_rate=1e-4)
+        stage.optimizer.update(trainable=LAST_TEN_OF_30, learning_rate=3e-4)
     if size == "gpu":
         c.measure.update(prompts=300, max_response_tokens=192, batch_size=150)
         c.pairs.update(max_prompts=1000, batch_size=250)
