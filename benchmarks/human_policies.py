@@ -312,9 +312,10 @@ def check_made_from(config: ConfigDict, folder: Path) -> None:
 
 
 def results_so_far(folder: Path) -> human_policies_report.Measured:
-    """Read the measurements by policy and step."""
+    """Read the measurements by policy, the instruct model first, and step."""
     measured: dict[str, dict[int, dict]] = {}
-    for file in sorted((folder / "measured").glob("*.npz")):
+    files = sorted((folder / "measured").glob("*.npz"))
+    for file in sorted(files, key=lambda file: not file.stem.startswith("instruct")):
         name, _, step = file.stem.rpartition("-")
         measured.setdefault(name, {})[int(step)] = read_arrays(file)
     return measured

@@ -35,6 +35,7 @@ from rlhf_jax.training import weights
 ITEMS = Path(__file__).with_name("human_policies_items.json")
 CHOICES = 4  # ends of an item's sentence, the right one first
 WIDTHS = 32  # tokens; widths of batches are rounded up to a multiple
+CHUNK = 64  # positions of a row that are projected to the vocabulary at once
 REGULARISATION = 0.01  # of the second judge's head, as in the reward stage
 BUCKET = 10  # tokens, the width of a bucket of length balancing
 FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
@@ -120,7 +121,7 @@ def _said(text: str) -> dict[str, str]:
 @jax.jit
 def _sums(model, batch):
     logprobs, mask = dialogue_logprobs(
-        model, batch, num_tokens=model.config.vocab_size, chunk_size=0
+        model, batch, num_tokens=model.config.vocab_size, chunk_size=CHUNK
     )
     return jnp.where(mask, logprobs, 0.0).sum(axis=1)
 
@@ -291,7 +292,7 @@ def measure(
             of,
             given,
             num_tokens=tokenizer.vocab_size,
-            chunk_size=0,
+            chunk_size=CHUNK,
             temperature=limits.temperature,
             **batches,
         )

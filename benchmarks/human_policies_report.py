@@ -352,8 +352,8 @@ def _line(text: str) -> str:
 
 
 def plot(measured: Measured, path: Path) -> None:
-    """Plot the endpoints against KL, one curve for each arm without the SFT term and a
-    hollow mark for each with it."""
+    """Plot the endpoints against KL: for each arm without the SFT term a curve that
+    begins at the instruct model, and for each with it a hollow mark."""
     instruct = policy(INSTRUCT, measured)
     titles = {
         "proxy": "its own proxy's score, change",
@@ -361,7 +361,7 @@ def plot(measured: Measured, path: Path) -> None:
         "judge at equal length": "net wins at equal length, judge",
         "tokens": "tokens a response, change",
         "facts": "facts, change in nats",
-        "people": "people's answers, change in nats a token",
+        "people": "people's answers, nats a token",
     }
     arms = sorted({x.removesuffix("-sft") for x in measured if x != INSTRUCT})
     with mpl.rc_context(plots.STYLE | plots.IN_FILE):
@@ -375,6 +375,7 @@ def plot(measured: Measured, path: Path) -> None:
             axes.axhline(0, color="#999999", linewidth=0.8)
             axes.set_title(title)
             axes.set_xlabel("KL to the instruct model, nats a response")
+            axes.locator_params(axis="x", nbins=6)
         handles, labels = panels[0].get_legend_handles_labels()
         if handles:
             figure.legend(handles, labels, loc="outside lower center", ncols=4)
@@ -383,15 +384,15 @@ def plot(measured: Measured, path: Path) -> None:
 
 
 def _draw(axes, steps: dict[int, Values], instruct, endpoint, name, number) -> None:
-    rows = [
-        compare(values, instruct, endpoint, proxy=proxy_of(name))
-        for _, values in sorted(steps.items())
-    ]
-    kl = [values["kl"].mean() for _, values in sorted(steps.items())]
+    has_term = name.endswith("-sft")
+    along = [values for _, values in sorted(steps.items())]
+    along = along if has_term else [instruct, *along]
+    rows = [compare(x, instruct, endpoint, proxy=proxy_of(name)) for x in along]
+    kl = [values["kl"].mean() for values in along]
     value, low, high = (
         np.array([r[x] for r in rows]) for x in ("value", "low", "high")
     )
-    colour, has_term = plots.colour(number), name.endswith("-sft")
+    colour = plots.colour(number)
     bars = np.maximum([value - low, high - value], 0)
     axes.errorbar(
         kl, value, bars, color=colour, elinewidth=0.7, label=name, marker="o",
