@@ -14,6 +14,7 @@ from flax import nnx
 
 from benchmarks.inputs import LEARNING_RATE, plain_adamw, random_pairs
 from benchmarks.timing import measure
+from configs import dpo as dpo_config
 from rlhf_jax.algorithms.dpo import Hyper, pair_logprobs, train_step
 from rlhf_jax.data.batching import preference_batch
 from rlhf_jax.models.chatglm import ChatGLM
@@ -41,17 +42,9 @@ def main():
         vocab_size=config.vocab_size,
     )
     batch = preference_batch(pairs, pad_id=0, multiple=1)
-    hyper = Hyper(
-        num_tokens=config.vocab_size,
-        chunk_size=0,
-        loss="dpo",
-        beta=0.1,
-        label_smoothing=0.0,
-        gamma=0.0,
-        alpha=0.0,
-        beta_sft=0.0,
-        microbatches=1,
-    )
+    settings = dpo_config.get_config("tiny")
+    settings.update(beta_sft=0.0)
+    hyper = Hyper.from_config(settings, config.vocab_size)
     optimizer = plain_adamw()
     create = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
     reference = create()

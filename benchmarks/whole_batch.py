@@ -127,7 +127,7 @@ def prefill(
     """Read the prompts [B, P]; return the state before the first step, whose cache has
     room for `slots` new tokens."""
     batch, limit = tokens.shape[0], sampling.max_new_tokens
-    hidden, cache = model.decode(tokens, mask, model.init_cache(*tokens.shape))
+    hidden, cache, _ = model.decode(tokens, mask, model.init_cache(*tokens.shape))
     return Decoding(
         step=jnp.int32(0),
         logits=project(model, hidden[:, -1]),
@@ -147,7 +147,7 @@ def decode_step(model: ChatGLM, s: Decoding, keys, sampling: Sampling) -> Decodi
     def write(buffer, column):  # one column a step
         return jax.lax.dynamic_update_slice(buffer, column[:, None], (0, s.step))
 
-    hidden, cache = model.decode(token[:, None], s.live[:, None], s.cache)
+    hidden, cache, _ = model.decode(token[:, None], s.live[:, None], s.cache)
     return Decoding(
         step=s.step + 1,
         logits=project(model, hidden[:, -1]),
