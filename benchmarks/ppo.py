@@ -31,6 +31,7 @@ from configs import ppo as ppo_config
 from rlhf_jax.algorithms import ppo
 from rlhf_jax.data import packing
 from rlhf_jax.data.batching import prompt_batch
+from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.rollout import as_rollout, repeat_prompts, rollout
 from rlhf_jax.generation.rows import row_keys
 from rlhf_jax.generation.sampling import Sampling
@@ -233,7 +234,11 @@ def rollout_in_one_batch(model, batch, key, sampling, *, samples):
     batch = repeat_prompts(batch, samples)
     keys = row_keys(key, jnp.asarray(batch.index))
     out = generate(model, batch.prompts, batch.prompt_mask, keys, sampling)
-    return as_rollout(batch, out)
+    tokens, logprobs, lengths, ended = jax.device_get(
+        (out.tokens, out.logprobs, out.lengths, out.ended)
+    )
+    done = np.ones_like(ended)
+    return as_rollout(batch, Responses(tokens, logprobs, lengths, ended, done))
 
 
 if __name__ == "__main__":
