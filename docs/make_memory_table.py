@@ -2,7 +2,8 @@
 
 python docs/make_memory_table.py
 
-Each cell is the plan of the command that the page shows for its stage.
+Each cell is the plan of the command that the page shows for its stage; in the table of
+mixtures of experts it is the plan on the smallest machine that fits.
 """
 
 import ast
@@ -26,12 +27,14 @@ from rlhf_jax.planning.roofline import CHIPS, GIB, GPUS, size  # noqa: E402
 
 PAGE = ROOT / "docs" / "memory_planning.md"
 BEGIN, END = "<!-- made by make_memory_table.py -->", "<!-- end of what it made -->"
+BEGIN_MIXTURES = BEGIN.replace("made", "mixtures, made")
 MODELS = {
     "1.5B": "glm_edge_1_5b",
     "6B": "chatglm3_6b",
     "9B": "glm4_0414_9b",
     "32B": "glm4_0414_32b",
 }
+MIXTURES = {"Flash": "glm4_7_flash", "Air": "glm4_5_air"}
 DEVICES = {
     "16 GB": "rtx4080:1",
     "24 GB": "rtx4090:1",
@@ -40,11 +43,26 @@ DEVICES = {
     "v5e-4": "v5e:2x2",
     "v5e-8": "v5e:2x4",
 }
+# Machines of each kind, the smallest first.
+MACHINES = {
+    "H200": ["h200:1", "h200:2", "h200:4", "h200:8"],
+    "v5p": ["v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4"],
+    "v6e": ["v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8"],
+}
 # Ways of training, the largest first.
 WAYS = {
     "all": "--config.optimizer.fused=True --config.optimizer.moment_dtype=bfloat16",
     "bf16": "--config.lora.rank=16",
     "int8": "--config.lora.rank=16 --config.lora.base_dtype=int8",
+}
+ADAFACTOR = (
+    "--config.optimizer.fused=True --config.optimizer.name=adafactor"
+    " --config.param_dtype=bfloat16"
+)
+WAYS_OF_MIXTURES = {
+    "all, AdamW": WAYS["all"],
+    "all, Adafactor": ADAFACTOR,
+    "adapters": WAYS["bf16"],
 }
 # The config of a stage and, for $N devices, its options with adapters and with all
 # parameters: one row on each device at a time.
@@ -84,11 +102,12 @@ STAGES = {
 
 
 def main() -> None:
-    jax.config.update("jax_num_cpu_devices", 8)  # they stand for the devices
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    made = f"{BEGIN}\n\n{page()}\n{END}"
-    PAGE.write_text(before + made + after, encoding="utf-8")
+    jax.config.update("jax_num_cpu_devices", 64)  # they stand for the devices
+    for begin, made in ((BEGIN_MIXTURES, page_of_mixtures()), (BEGIN, page())):
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+        after = rest.partition(END)[2]
+        text = f"{before}{begin}\n\n{made}\n{END}{after}"
+        PAGE.write_text(text, encoding="utf-8")
 
 
 def page() -> str:
@@ -106,6 +125,36 @@ def page() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def page_of_mixtures() -> str:
+    """Return the table of mixtures, as Markdown."""
+    lines = [f"| {' | '.join(['', *MACHINES])} |", "|---" * (len(MACHINES) + 1) + "|"]
+    for stage in STAGES:
+        for model in MIXTURES:
+            lines += [line_of_mixture(stage, model, way) for way in WAYS_OF_MIXTURES]
+    return "\n".join([*lines, ""])
+
+
+def line_of_mixture(stage: str, model: str, way: str) -> str:
+    """Return a line of the table of mixtures."""
+    cells = (smallest(stage, model, way, kind) for kind in MACHINES)
+    return f"| {stage}, {model}, {way} | {' | '.join(cells)} |"
+
+
+def smallest(stage: str, model: str, way: str, kind: str) -> str:
+    """Return the number of devices of the smallest machine that a run fits, and the GiB
+    of a device that its largest program takes there."""
+    for topology in MACHINES[kind]:
+        needed = need(stage, model, topology, way)
+        if needed <= memory(topology):
+            return f"{devices(topology)}: {needed / GIB:.1f}"
+    return "-"
+
+
+def memory(topology: str) -> float:
+    """Return the bytes of a device."""
+    return (CHIPS | GPUS)[topology.partition(":")[0]].memory
 
 
 def line(stage: str, model: str) -> str:
@@ -143,16 +192,19 @@ def command(file: str, model: str, topology: str, options: str) -> list[str]:
 
 def texts(options: str, of_all: str, way: str) -> str:
     """Return the options of a stage that trains in this way."""
-    return f"{of_all if way == 'all' else options} {WAYS[way]}"
+    way_options = (WAYS | WAYS_OF_MIXTURES)[way]
+    both = f"{of_all if way.startswith('all') else options} {way_options}"
+    if way == "all, Adafactor" and "value_optimizer" in both:
+        both += " --config.value_optimizer.name=adafactor"
+    return both
 
 
 def cell(stage: str, model: str, topology: str) -> str:
     """Return the first way of training that fits, and the GiB of a device that its
     largest program takes."""
-    chip = (CHIPS | GPUS)[topology.partition(":")[0]]
     for way in WAYS:
         needed = need(stage, model, topology, way)
-        if needed <= chip.memory:
+        if needed <= memory(topology):
             return f"{way} {needed / GIB:.1f}"
     return "-"
 
@@ -161,7 +213,9 @@ def cell(stage: str, model: str, topology: str) -> str:
 def need(stage: str, model: str, topology: str, way: str) -> float:
     """Return the bytes of a device that the largest program of a run takes."""
     file, options, of_all = STAGES[stage]
-    config = importlib.import_module(f"configs.{file}").get_config(MODELS[model])
+    config = importlib.import_module(f"configs.{file}").get_config(
+        (MODELS | MIXTURES)[model]
+    )
     count = devices(topology)
     for key, value in pairs(texts(options, of_all, way), count):
         set_option(config, key, value)
