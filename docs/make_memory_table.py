@@ -7,6 +7,7 @@ mixtures of experts it is the plan on the smallest machine that fits.
 """
 
 import ast
+import bisect
 import functools
 import importlib
 import math
@@ -60,9 +61,8 @@ ADAFACTOR = (
     " --config.param_dtype=bfloat16"
 )
 WAYS_OF_MIXTURES = {
-    "all, AdamW": WAYS["all"],
-    "all, Adafactor": ADAFACTOR,
-    "adapters": WAYS["bf16"],
+    "Flash": {"adapters": WAYS["bf16"], "all": WAYS["all"]},
+    "Air": {"adapters": WAYS["bf16"], "all": ADAFACTOR},
 }
 # The config of a stage and, for $N devices, its options with adapters and with all
 # parameters: one row on each device at a time.
@@ -132,7 +132,8 @@ def page_of_mixtures() -> str:
     lines = [f"| {' | '.join(['', *MACHINES])} |", "|---" * (len(MACHINES) + 1) + "|"]
     for stage in STAGES:
         for model in MIXTURES:
-            lines += [line_of_mixture(stage, model, way) for way in WAYS_OF_MIXTURES]
+            ways = WAYS_OF_MIXTURES[model]
+            lines += [line_of_mixture(stage, model, way) for way in ways]
     return "\n".join([*lines, ""])
 
 
@@ -145,11 +146,17 @@ def line_of_mixture(stage: str, model: str, way: str) -> str:
 def smallest(stage: str, model: str, way: str, kind: str) -> str:
     """Return the number of devices of the smallest machine that a run fits, and the GiB
     of a device that its largest program takes there."""
-    for topology in MACHINES[kind]:
-        needed = need(stage, model, topology, way)
-        if needed <= memory(topology):
-            return f"{devices(topology)}: {needed / GIB:.1f}"
-    return "-"
+    machines = MACHINES[kind]
+
+    def fits(topology: str) -> bool:
+        return need(stage, model, topology, way) <= memory(topology)
+
+    first = bisect.bisect_left(machines, True, key=fits)
+    if first == len(machines):
+        return "-"
+    topology = machines[first]
+    needed = need(stage, model, topology, way) / GIB
+    return f"{devices(topology)}: {needed:.1f}"
 
 
 def memory(topology: str) -> float:
@@ -190,11 +197,11 @@ def command(file: str, model: str, topology: str, options: str) -> list[str]:
     return lines
 
 
-def texts(options: str, of_all: str, way: str) -> str:
+def texts(options: str, of_all: str, way: str, model: str = "") -> str:
     """Return the options of a stage that trains in this way."""
-    way_options = (WAYS | WAYS_OF_MIXTURES)[way]
-    both = f"{of_all if way.startswith('all') else options} {way_options}"
-    if way == "all, Adafactor" and "value_optimizer" in both:
+    ways = WAYS | WAYS_OF_MIXTURES.get(model, {})
+    both = f"{of_all if way == 'all' else options} {ways[way]}"
+    if model == "Air" and way == "all" and "value_optimizer" in both:
         both += " --config.value_optimizer.name=adafactor"
     return both
 
@@ -217,7 +224,7 @@ def need(stage: str, model: str, topology: str, way: str) -> float:
         (MODELS | MIXTURES)[model]
     )
     count = devices(topology)
-    for key, value in pairs(texts(options, of_all, way), count):
+    for key, value in pairs(texts(options, of_all, way, model), count):
         set_option(config, key, value)
     kind = topology.partition(":")[0]
     with jax.set_mesh(make_mesh(config.mesh, jax.devices()[:count])):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.parallel.sharding import shard_batch, shard_parameters
+from rlhf_jax.planning.hlo import collectives
 from rlhf_jax.planning.programs import generation
 from rlhf_jax.ppo.experience import make_experience
 from rlhf_jax.ppo.forward import run_models
@@ -233,8 +235,26 @@ def assert_a_mesh_changes_no_number(case: str, config: ChatGLMConfig, mesh: tupl
         model = random_model(config)
         places = jax.tree.map(lambda x: x.sharding, shard_parameters(model))
         model = jax.device_put(model, places)
-        got = jax.jit(run)(model, shard_batch(make_batch(config)))
+        batch = shard_batch(make_batch(config))
+        program = jax.jit(run).lower(model, batch).compile()
+        got = program(model, batch)
     assert_trees_close(got, expected, rtol=1e-4, atol=1e-4)
+    if (case, mesh) == ("sft", MIXED) and config.num_experts:
+        assert_tokens_travel_and_experts_stay(program.as_text(), config)
+
+
+def assert_tokens_travel_and_experts_stay(text: str, config: ChatGLMConfig):
+    """In each forward pass, that of the logits and that of the update, tokens go to
+    their experts with the experts' numbers and come back; in the backward pass the
+    gradients of both ways go. No device gets the matrices of experts of another."""
+    found = collectives(text)
+    pairs = ROWS // 4 * (PROMPT + RESPONSE) * config.experts_per_token
+    sent = [c for c in found if c.kind == "all-to-all" and f"[1,{pairs}" in c.shape]
+    numbers = [c for c in sent if "s32" in c.shape]
+    assert (len(sent), len(numbers)) == (8, 2)
+    gathered = {c.shape for c in found if c.kind == "all-gather"}
+    assert gathered
+    assert not [x for x in gathered if re.search(rf"\[(4|8),{config.width},2,", x)]
 
 
 def every_combination():

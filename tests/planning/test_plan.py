@@ -85,6 +85,8 @@ def test_a_line_of_the_table_of_devices_is_the_plan_of_its_command(tmp_path):
     section = page.partition(make_memory_table.BEGIN)[2]
     assert make_memory_table.line("SFT", "1.5B") in section
     assert "\n".join(make_memory_table.commands()) in section
+    cell = make_memory_table.smallest("SFT", "Flash", "adapters", "H200")
+    assert f"| SFT, Flash, adapters | {cell} |" in page
     command = section.partition("# SFT:")[2].partition("# DPO")[0].split("python ")[-1]
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} {command.strip()} --json={tmp_path}/plan"],
