@@ -172,6 +172,11 @@ def test_bfloat16():
     same = model()(TOKENS)
     np.testing.assert_allclose(adapter(TOKENS), same, atol=0.05)
 
+    lora = dataclasses.replace(LORA, param_dtype="bfloat16")
+    own = flatten(own_part(model("ScoreModel", lora)))
+    assert own.pop("offset").dtype == jnp.float32
+    assert {x.dtype for x in own.values()} == {jnp.dtype("bfloat16")}
+
 
 @pytest.mark.parametrize("kind", ["ChatGLM", "ScoreModel"])
 def test_a_base_is_shared_not_copied(kind):
