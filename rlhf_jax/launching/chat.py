@@ -13,7 +13,7 @@ from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.stream import stream
 from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.training import weights
+from rlhf_jax.training import model_checks, weights
 
 HELP = "Ctrl-C stops an answer, /new starts again, Ctrl-D ends."
 
@@ -35,7 +35,7 @@ def open_checkpoint(
     if not weights.workdir_of(folder)[0].is_dir():
         raise FileNotFoundError(f"--checkpoint: there is no folder {folder}.")
     tokenizer = sources.tokenizer_of(folder)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[str(folder)],

@@ -23,7 +23,7 @@ from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.planning import programs, start
 from rlhf_jax.planning.roofline import Program, bytes_per_device, distinct
 from rlhf_jax.stages.evaluate import parse_models
-from rlhf_jax.training import options, weights
+from rlhf_jax.training import model_checks, options, weights
 from rlhf_jax.training.workdir import results
 
 # Keys of configs that name the folder of a model, and keys that name a file.
@@ -171,9 +171,9 @@ def _check_inputs(config: ConfigDict, later: list[str | Path]) -> None:
         models = parse_models(config.models).values()
         policies += [folder for folder in models if not _is_in(folder, later)]
     for folder in policies:
-        weights.check_kind(folder, ChatGLM)
+        model_checks.check_kind(folder, ChatGLM)
     for _, folder in given(*REWARD_MODELS):
-        weights.check_kind(folder, ScoreModel)
+        model_checks.check_kind(folder, ScoreModel)
     if config.stage.startswith("prepare_"):  # its inputs may be data sets of any kind
         return
     for name, value in given(*FILES):

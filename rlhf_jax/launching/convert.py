@@ -19,7 +19,7 @@ from rlhf_jax.data.tokenizers.tokenizer import (
 from rlhf_jax.files import write_json
 from rlhf_jax.models import gguf_file, huggingface, peft_adapters
 from rlhf_jax.models.chatglm import ChatGLM
-from rlhf_jax.training import bases, weights
+from rlhf_jax.training import bases, model_checks, model_records, weights
 from rlhf_jax.training.checkpoints import Checkpoints, has_checkpoint
 from rlhf_jax.training.inputs import fingerprint
 from rlhf_jax.training.workdir import versions
@@ -64,10 +64,10 @@ def convert(
             _export(source, making, item, naming, param_dtype)
     elif is_adapter:
         _import_adapter(source, making, param_dtype or "float32", base)
-    elif weights.is_published(source):
+    elif model_checks.is_published(source):
         _import(source, making, param_dtype or "float32")
     else:
-        raise weights.no_model(source)
+        raise model_checks.no_model(source)
     if target.exists():
         target.rmdir()
     making.rename(target)
@@ -101,7 +101,7 @@ def _export_adapters(source, target, item, param_dtype, base):
             "hold here: leave out --naming=peft, which merges the adapters."
         )
     base = trained_on if base is None else base
-    if not weights.is_published(base):
+    if not model_checks.is_published(base):
         raise ValueError(
             f"The base {base} is not in Hugging Face's layout, in which PEFT loads it: "
             f"convert it (launch/convert.py --from={base} --to=FOLDER) and add "
@@ -144,7 +144,7 @@ def _save(model, source, target, *, tokenizer, base=None):
     known = load_tokenizer(tokenizer) if has_tokenizer(tokenizer) else None
     # Step 0 marks a model that no stage has trained.
     checkpoints = Checkpoints(target, keep=1)
-    meta = {"models": {"model": weights.describe(model, known, base)}}
+    meta = {"models": {"model": model_records.describe(model, known, base)}}
     checkpoints.save(0, {"model": model}, meta)
     checkpoints.close()
     config = {"stage": "convert", "source": str(source), "seed": 0}

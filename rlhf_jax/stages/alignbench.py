@@ -21,7 +21,7 @@ from rlhf_jax.files import write_text
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.terminal import print_markdown
-from rlhf_jax.training import options, weights
+from rlhf_jax.training import model_checks, options, weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
@@ -35,7 +35,7 @@ def run(config, workdir: str) -> None:
     )
     if done_before(workdir):
         return
-    weights.check_kind(config.policy, ChatGLM)
+    model_checks.check_kind(config.policy, ChatGLM)
     ask = None
     if config.judge == "marks":
         cache = workdir / "judge.sqlite"
@@ -44,7 +44,7 @@ def run(config, workdir: str) -> None:
 
     # Model
     tokenizer = sources.tokenizer_of(config.policy)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[config.policy],

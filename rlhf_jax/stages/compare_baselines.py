@@ -28,7 +28,7 @@ from rlhf_jax.files import write_text
 from rlhf_jax.rewards.rewards import FREE, Rewards
 from rlhf_jax.rewards.rewards import check_options as check_rewards
 from rlhf_jax.terminal import print_markdown
-from rlhf_jax.training import weights
+from rlhf_jax.training import model_checks, weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
@@ -45,7 +45,7 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.policy, workdir)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[config.policy],

@@ -41,7 +41,7 @@ from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.parallel.mesh import check_batch, row_unit
 from rlhf_jax.parallel.sharding import fetch, shard_batch
 from rlhf_jax.terminal import listed
-from rlhf_jax.training import optimizers, options, weights
+from rlhf_jax.training import model_checks, model_records, optimizers, options, weights
 from rlhf_jax.training.cache import cached, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
@@ -70,7 +70,7 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[config.init_from, config.reference_from],
@@ -216,7 +216,7 @@ def run(config, workdir: str) -> None:
         policy = adapters.on(load_policy(config.init_from), lora_key)
         state = first_state(policy, optimizer)
     base = adapters.base(config.init_from, workdir)
-    meta = {"models": {"model": weights.describe(state.model, tokenizer, base)}}
+    meta = {"models": {"model": model_records.describe(state.model, tokenizer, base)}}
 
     # Loop
     writer = Writer(

@@ -47,7 +47,7 @@ from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.rewards.rewards import FREE, Rewards, Scored
 from rlhf_jax.rewards.rewards import check_options as check_rewards
 from rlhf_jax.rewards.spec import parse, uses_model
-from rlhf_jax.training import options, weights
+from rlhf_jax.training import model_checks, options, weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir, read_summary
 
@@ -70,7 +70,7 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, models[baseline], workdir)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[*models.values()],

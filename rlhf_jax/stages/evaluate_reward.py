@@ -15,7 +15,7 @@ from rlhf_jax.data.records import Comparison
 from rlhf_jax.evaluation.held_out import evaluate_held_out, score_pairs
 from rlhf_jax.shared_work import is_first
 from rlhf_jax.terminal import listed, print_markdown
-from rlhf_jax.training import options, weights
+from rlhf_jax.training import model_checks, options, weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
@@ -31,7 +31,7 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.reward_model, workdir)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         reward_models=[config.reward_model],

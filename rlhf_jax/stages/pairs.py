@@ -23,7 +23,7 @@ from rlhf_jax.evaluation.candidates import candidate_rewards, sample_candidates
 from rlhf_jax.rewards.rewards import FREE, Rewards
 from rlhf_jax.rewards.rewards import check_options as check_rewards
 from rlhf_jax.terminal import listed
-from rlhf_jax.training import weights
+from rlhf_jax.training import model_checks, weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
@@ -40,7 +40,7 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[config.init_from],

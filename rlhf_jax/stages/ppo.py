@@ -75,7 +75,7 @@ from rlhf_jax.ppo.state import (
     to_checkpoint,
 )
 from rlhf_jax.rewards.rewards import FREE, RewardError, Rewards, Values
-from rlhf_jax.training import optimizers, weights
+from rlhf_jax.training import model_checks, model_records, optimizers, weights
 from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
@@ -107,7 +107,7 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[config.init_from, config.reference],
@@ -358,12 +358,16 @@ def run(config, workdir: str) -> None:
     del policy, value, moving
     state = memory.at_rest(state)
     base = adapters.base(config.init_from, workdir)
-    meta = {"models": {"model": weights.describe(state.policy.model, tokenizer, base)}}
+    meta = {
+        "models": {"model": model_records.describe(state.policy.model, tokenizer, base)}
+    }
     if state.value is not None:
         base = adapters.base(config.reward_model or config.init_from, workdir)
-        meta["models"]["value"] = weights.describe(state.value.model, tokenizer, base)
+        meta["models"]["value"] = model_records.describe(
+            state.value.model, tokenizer, base
+        )
     if state.reference is not None:
-        meta["models"]["reference"] = weights.describe(state.reference, tokenizer)
+        meta["models"]["reference"] = model_records.describe(state.reference, tokenizer)
 
     # Loop
     writer = Writer(

@@ -40,7 +40,7 @@ from rlhf_jax.generation.scoring import response_scores
 from rlhf_jax.parallel.sharding import fetch
 from rlhf_jax.shared_work import is_first
 from rlhf_jax.terminal import listed
-from rlhf_jax.training import options, weights
+from rlhf_jax.training import model_checks, options, weights
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.workdir import done_before, finish, open_workdir
 
@@ -148,7 +148,7 @@ def load_head(folder: str, config):
     """Load a reward model as a function from a question and texts to their scores:
     float32 [texts]."""
     tokenizer = tokenizer_of(folder)
-    weights.check_models(tokenizer, tokenizer_fingerprint, reward_models=[folder])
+    model_checks.check_models(tokenizer, tokenizer_fingerprint, reward_models=[folder])
     model = weights.load_model(folder, dtype=config.dtype, param_dtype=config.dtype)
     step = jax.jit(response_scores)
 

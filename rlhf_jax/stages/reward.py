@@ -36,7 +36,7 @@ from rlhf_jax.evaluation.intervals import pair_accuracy
 from rlhf_jax.parallel.mesh import check_batch, row_unit
 from rlhf_jax.parallel.sharding import shapes_of, shard_batch
 from rlhf_jax.terminal import listed
-from rlhf_jax.training import optimizers, options, weights
+from rlhf_jax.training import model_checks, model_records, optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.early_stopping import Best
 from rlhf_jax.training.inputs import agree
@@ -67,7 +67,7 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[config.init_from],
@@ -168,7 +168,7 @@ def run(config, workdir: str) -> None:
         state = first_state(load_model(), optimizer)
         best = Best.start(state.model)
     base = adapters.base(config.init_from, workdir)
-    meta = {"models": {"model": weights.describe(state.model, tokenizer, base)}}
+    meta = {"models": {"model": model_records.describe(state.model, tokenizer, base)}}
 
     # Loop
     writer = Writer(

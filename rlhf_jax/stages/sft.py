@@ -24,7 +24,7 @@ from rlhf_jax.evaluation.answers import sample_conversations
 from rlhf_jax.parallel.mesh import check_batch, row_unit
 from rlhf_jax.parallel.sharding import shard_batch
 from rlhf_jax.terminal import listed
-from rlhf_jax.training import optimizers, options, weights
+from rlhf_jax.training import model_checks, model_records, optimizers, options, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
 from rlhf_jax.training.metrics import Rate, Writer
@@ -52,7 +52,7 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
-    weights.check_models(
+    model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[config.init_from],
@@ -138,7 +138,7 @@ def run(config, workdir: str) -> None:
     else:
         state = first_state(adapters.on(load_policy(), lora_key), optimizer)
     base = adapters.base(config.init_from, workdir)
-    meta = {"models": {"model": weights.describe(state.model, tokenizer, base)}}
+    meta = {"models": {"model": model_records.describe(state.model, tokenizer, base)}}
 
     # Loop
     writer = Writer(

@@ -8,7 +8,6 @@ needs no config. With a mesh, weights are read directly into the sharding of
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -26,7 +25,6 @@ from rlhf_jax.models.inputs import check_finite
 from rlhf_jax.models.lora import LoRA
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import fill_quantised, quantise
-from rlhf_jax.models.rope_scaling import RopeScaling
 from rlhf_jax.parallel.mesh import check_experts, check_heads, check_layers, platform
 from rlhf_jax.parallel.sharding import create, shapes_of
 from rlhf_jax.training import bases
@@ -37,26 +35,20 @@ from rlhf_jax.training.checkpoints import (
     unflatten,
     workdir_of,
 )
+from rlhf_jax.training.model_checks import (
+    check_kind,
+    check_vocabulary,
+    is_published,
+    look_at,
+    no_model,
+)
+from rlhf_jax.training.model_records import build, config_of, record_of
 
 # Fields of a model's config that say how it computes and in what it is stored.
 STORAGE = ("dtype", "param_dtype", "quantised", "scan_layers", "remat", "attention")
 
-
-def describe(
-    model: ChatGLM | ScoreModel, tokenizer=None, base: dict[str, str] | None = None
-) -> dict:
-    """Return the record of a model for checkpoints: all that is needed to build the
-    model again, and the `fingerprint` of its tokenizer.
-
-    Args:
-        base: the record of the base under the model's adapters, see `Adapters.base`.
-    """
-    described = {"kind": type(model).__name__}
-    if model.config.lora is not None:
-        described["base"] = base
-    if tokenizer is not None:
-        described["tokenizer"] = tokenizer.fingerprint
-    return described | {"config": dataclasses.asdict(model.config)}
+# Presets that take the size of their vocabulary from the tokenizer.
+SMALL = ("micro", "tiny", "tiny_moe")
 
 
 def computation(config) -> dict:
@@ -117,7 +109,7 @@ class Adapters:
         """
         if self.lora is None or not folder:
             return
-        config = _look_at(Path(folder))[1]
+        config = look_at(Path(folder))[1]
         self._compare(config.lora)
         config = dataclasses.replace(config, lora=self.lora)
         jax.eval_shape(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))
@@ -180,7 +172,7 @@ def _base_of(folder: Path) -> Path | None:
         return None
     checkpoints = Checkpoints(workdir, keep=None)
     step = checkpoints.find(which) if which else checkpoints.steps()[-1]
-    record = _record(checkpoints, step, "model", folder).get("base")
+    record = record_of(checkpoints, step, "model", folder).get("base")
     return bases.find(record, workdir) if record else None
 
 
@@ -247,7 +239,7 @@ def load_peft(
     """Load an adapter in PEFT's layout as a model's own part, for the base in a folder,
     whose weights are not read. The arguments are those of `load_model`."""
     check_kind(base, ChatGLM)
-    config = _look_at(base)[1]
+    config = look_at(base)[1]
     stored = {"dtype": dtype, "param_dtype": param_dtype or dtype}
     config = dataclasses.replace(config, **stored, **fields)
     trained = adapters is not None and adapters.lora is not None
@@ -281,11 +273,11 @@ def load_adapters(
     workdir, which = workdir_of(folder)
     checkpoints = Checkpoints(workdir, keep=None)
     step = checkpoints.find(which)
-    record = _record(checkpoints, step, item, folder)
+    record = record_of(checkpoints, step, item, folder)
     if not record.get("base"):
         raise ValueError(f"{folder} holds a whole model, and no adapters.")
-    config = _config(record, {}, folder)
-    like = shapes_of(lambda: own_part(_build(record, config)))
+    config = config_of(record, {}, folder)
+    like = shapes_of(lambda: own_part(build(record, config)))
     flat = checkpoints.restore(step, {item: flatten(like)})[item]
     checkpoints.close()
     return unflatten(flat, like), bases.find(record["base"], workdir)
@@ -308,108 +300,11 @@ def check_equal(folder: Path, other: Path) -> None:
         raise ValueError(f"{folder} is another model than {other}.")
 
 
-def is_published(folder: Path) -> bool:
-    """Return True if a folder has Hugging Face's layout, even if files are missing."""
-    path = folder / "config.json"
-    return path.is_file() and "model_type" in read_json(path)
-
-
-def no_model(folder: Path) -> FileNotFoundError:
-    """Return the error that says why a folder holds no model."""
-    path = folder / "config.json"
-    if path.is_file() and "config" in read_json(path):
-        return FileNotFoundError(
-            f"{folder} holds no model: its run ended before the first checkpoint. "
-            "Start that command again, or name another folder."
-        )
-    return FileNotFoundError(
-        f"{folder} holds no model: neither checkpoints/ of a finished or running stage "
-        "nor config.json with *.safetensors"
-        f"{'.' if folder.is_dir() else '; there is no such folder.'}"
-    )
-
-
-def check_models(
-    tokenizer,
-    stored: Callable[[str], str],
-    *,
-    policies: Iterable[str] = (),
-    reward_models: Iterable[str] = (),
-) -> None:
-    """Refuse folders of models that a run cannot start from, before anything is
-    computed: everything is checked but the weights. "" is skipped.
-
-    Args:
-        tokenizer: the tokenizer of the run.
-        stored: a function from a model's folder to the fingerprint of the tokenizer in
-            it, "" without a tokenizer.
-
-    Raises:
-        FileNotFoundError: a folder holds no model.
-        ValueError: a model has another kind or architecture, or was trained with
-            another tokenizer.
-    """
-    wanted = [(str(folder), "ChatGLM") for folder in policies if folder]
-    wanted += [(str(folder), "ScoreModel") for folder in reward_models if folder]
-    for folder, kind in dict.fromkeys(wanted):
-        trained_with = [stored(folder)]
-        if trained_with[0] in ("", tokenizer.fingerprint):
-            actual, config, recorded = _look_at(Path(folder))
-            if actual != kind:
-                raise ValueError(f"{folder} is {_KINDS[actual]}, not {_KINDS[kind]}.")
-            check_vocabulary(config, tokenizer.vocab_size, folder)
-            trained_with.append(recorded)
-            if not any(trained_with):
-                logging.warning("%s does not say which tokenizer is its own.", folder)
-        if {*trained_with} - {"", tokenizer.fingerprint}:
-            raise ValueError(
-                f"{folder} was trained with another tokenizer than this run's: the ids "
-                "of tokens mean other text there. Start from a model of this tokenizer "
-                "(or leave data.tokenizer empty, so that the start model's is used)."
-            )
-
-
-_KINDS = {"ChatGLM": "a language model", "ScoreModel": "a reward model"}
-
-
-def check_kind(folder: str | os.PathLike, kind: type) -> None:
-    """Refuse a folder whose model is not of this kind, `ChatGLM` or `ScoreModel`,
-    before any weights are read.
-
-    Raises:
-        FileNotFoundError, ValueError: see `check_models`.
-    """
-    actual = _look_at(Path(folder))[0]
-    if actual != kind.__name__:
-        raise ValueError(f"{folder} is {_KINDS[actual]}, not {_KINDS[kind.__name__]}.")
-
-
-def _look_at(folder: Path) -> tuple[str, ChatGLMConfig, str]:
-    """Read the kind of a model, its config, and the fingerprint of its tokenizer (""
-    where it is not recorded), without the weights."""
-    workdir, which = workdir_of(folder)
-    if has_checkpoint(workdir):
-        checkpoints = Checkpoints(workdir, keep=None)
-        # The checksums of the newest checkpoint are checked when its weights are read.
-        step = checkpoints.find(which) if which else checkpoints.steps()[-1]
-        record = _record(checkpoints, step, "model", folder)
-        if record.get("base"):
-            bases.find(record["base"], workdir)
-        return record["kind"], _config(record, {}, folder), record.get("tokenizer", "")
-    if peft_adapters.is_adapter(folder):
-        kind, config, _ = _look_at(bases.find_named(folder))
-        lora, _ = peft_adapters.read(folder, config)
-        return kind, dataclasses.replace(config, lora=lora), ""
-    if is_published(folder):
-        return *huggingface.kind_and_config(folder), ""
-    raise no_model(folder)
-
-
 def start_config(config) -> ChatGLMConfig:
     """Return the config of the model that a stage starts from, without its weights."""
     if not config.init_from:
         return preset(config.model, **computation(config))
-    recorded = _look_at(Path(config.init_from))[1]
+    recorded = look_at(Path(config.init_from))[1]
     whole = {"lora": None, "quantised": False}
     return dataclasses.replace(recorded, **whole | computation(config))
 
@@ -461,11 +356,7 @@ def load_policy(
             quantised=is_quantised,
             **fields,
         )
-        if model in (
-            "micro",
-            "tiny",
-            "tiny_moe",
-        ):  # with the vocabulary of the tokenizer
+        if model in SMALL:
             rows = -(-num_tokens // 64) * 64
             config = dataclasses.replace(config, vocab_size=rows)
         check_heads(config.num_heads)
@@ -510,19 +401,11 @@ def load_score_model(
     return model
 
 
-def check_vocabulary(config: ChatGLMConfig, num_tokens: int, where: str) -> None:
-    if num_tokens > config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {num_tokens} tokens, but {where} has a vocabulary of "
-            f"{config.vocab_size}: they do not belong together."
-        )
-
-
 def _load_ours(folder, which, item, overrides, adapters):
     checkpoints = Checkpoints(folder, keep=None)
     step = checkpoints.find(which)
-    record = _record(checkpoints, step, item, folder)
-    config = _config(record, overrides, folder)
+    record = record_of(checkpoints, step, item, folder)
+    config = config_of(record, overrides, folder)
     if adapters is not None and config.lora is not None:
         dtype = adapters.lora.param_dtype
         lora = dataclasses.replace(config.lora, param_dtype=dtype)
@@ -542,9 +425,9 @@ def _restore_quantised(
     checkpoints: Checkpoints, step: int, item: str, record: dict, config: ChatGLMConfig
 ) -> ChatGLM | ScoreModel:
     """Restore a whole model, quantised layer by layer."""
-    like = shapes_of(lambda: _build(record, config))
+    like = shapes_of(lambda: build(record, config))
     floats = dataclasses.replace(config, quantised=False)
-    saved = flatten(shapes_of(lambda: _build(record, floats)))
+    saved = flatten(shapes_of(lambda: build(record, floats)))
     shapes = flatten(like)
     flat: dict[str, jax.Array] = {}
     for name, array in checkpoints.arrays(step, item, saved):
@@ -566,54 +449,21 @@ def shapes(checkpoints: Checkpoints, step: int, item: str, config, adapters: Ada
     """Return the sharded shapes of a checkpoint's model, with the dtypes of a stage's
     config, to restore the weights into; a base under adapters is loaded."""
     workdir = checkpoints.folder.parent
-    record = _record(checkpoints, step, item, workdir)
-    config = _config(record, computation(config), workdir)
+    record = record_of(checkpoints, step, item, workdir)
+    config = config_of(record, computation(config), workdir)
     return _shapes(record, config, workdir, adapters)
 
 
 def _shapes(
     record: dict, config: ChatGLMConfig, workdir: Path, adapters: Adapters | None
 ):
-    build = functools.partial(_build, record, config)
+    make = functools.partial(build, record, config)
     if config.lora is None:
-        return shapes_of(build)
+        return shapes_of(make)
     how = {name: getattr(config, name) for name in STORAGE}
     load = load_model if adapters is None else adapters.load
     base = load(bases.find(record["base"], workdir), **how)
-    return on_base(shapes_of(lambda: own_part(build())), named(base))
-
-
-def _build(record: dict, config: ChatGLMConfig) -> ChatGLM | ScoreModel:
-    backbone = ChatGLM(config, rngs=nnx.Rngs(0))
-    if record["kind"] == "ChatGLM":
-        return backbone
-    return ScoreModel(backbone, rngs=nnx.Rngs(0))
-
-
-def _record(checkpoints: Checkpoints, step: int, item: str, folder) -> dict:
-    record = checkpoints.meta(step)["models"]
-    if item not in record:
-        raise ValueError(f"{folder} holds the models {sorted(record)}, no '{item}'.")
-    return record[item]
-
-
-def _config(record: dict, overrides: dict, folder) -> ChatGLMConfig:
-    # The attention implementation depends on the machine: it is never restored.
-    fields = record["config"] | {"attention": "xla"} | overrides
-    fields["mask_tokens"] = tuple(fields["mask_tokens"])  # JSON has no tuples
-    if fields.get("rope_scaling"):
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    if isinstance(fields.get("lora"), dict):
-        fields["lora"] = LoRA(**fields["lora"])
-    if "rotary_dims" in fields:  # records of version 0.1
-        fields["rotary_fraction"] = fields.pop("rotary_dims") / fields["head_dim"]
-    existing = {field.name for field in dataclasses.fields(ChatGLMConfig)}
-    if set(fields) - existing:
-        raise ValueError(
-            f"{folder} was made by another version of rlhf_jax: its model has the "
-            f"settings {sorted(set(fields) - existing)}, which this one does not know."
-        )
-    return ChatGLMConfig(**fields)
+    return on_base(shapes_of(lambda: own_part(make())), named(base))
 
 
 def fingerprint(folder: str) -> str:

@@ -18,7 +18,7 @@ from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.lora import LoRA
 from rlhf_jax.models.presets import preset
-from rlhf_jax.training import bases, weights
+from rlhf_jax.training import bases, model_checks, model_records, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from tests.data.tokenizers.tokenizer_models import write_v2
 from tests.models.families import FAMILIES, random_model
@@ -132,15 +132,17 @@ def test_an_import_records_which_tokenizer_the_model_understands(model, tmp_path
     ours = str(tmp_path / "ours")
     right, wrong = (load_tokenizer(tmp_path / name) for name in ("hf", "other"))
     for stored in ("", right.fingerprint):
-        weights.check_models(right, lambda _, x=stored: x, policies=["", ours])
+        model_checks.check_models(right, lambda _, x=stored: x, policies=["", ours])
     with pytest.raises(ValueError, match="trained with another tokenizer"):
-        weights.check_models(wrong, lambda _: "", policies=[ours])
+        model_checks.check_models(wrong, lambda _: "", policies=[ours])
     with pytest.raises(ValueError, match="trained with another tokenizer"):
-        weights.check_models(right, lambda _: wrong.fingerprint, policies=[ours])
+        model_checks.check_models(right, lambda _: wrong.fingerprint, policies=[ours])
     with pytest.raises(ValueError, match="is a language model, not a reward model"):
-        weights.check_models(right, lambda _: "", reward_models=[ours])
+        model_checks.check_models(right, lambda _: "", reward_models=[ours])
     with pytest.raises(FileNotFoundError, match=r"nowhere holds no model: .*no such"):
-        weights.check_models(right, lambda _: "", policies=[str(tmp_path / "nowhere")])
+        model_checks.check_models(
+            right, lambda _: "", policies=[str(tmp_path / "nowhere")]
+        )
 
 
 def adapter_run(base, folder, model):
@@ -151,7 +153,7 @@ def adapter_run(base, folder, model):
         lambda path, x: x + 0.1 if "lora_b" in jax.tree_util.keystr(path) else x, model
     )
     checkpoints = Checkpoints(folder, keep=1)
-    record = weights.describe(model, base=bases.describe(base, folder))
+    record = model_records.describe(model, base=bases.describe(base, folder))
     checkpoints.save(0, {"model": model}, {"models": {"model": record}})
     checkpoints.close()
     write_json(folder / "config.json", {"config": {"seed": 0}})

@@ -10,7 +10,7 @@ from rlhf_jax.launching import replay
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
-from rlhf_jax.training import suspects, weights
+from rlhf_jax.training import model_records, suspects
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.workdir import open_workdir
 
@@ -75,7 +75,7 @@ def workdir(request, tmp_path):
     if stage == "reward":
         model = ScoreModel(model, rngs=nnx.Rngs(1))
     checkpoints = Checkpoints(tmp_path, keep=1)
-    meta = {"models": {"model": weights.describe(model)}}
+    meta = {"models": {"model": model_records.describe(model)}}
     checkpoints.save(7, {"model": model}, meta)
     checkpoints.close()
     suspects.save_batch(tmp_path, 7, BATCHES[stage], "loss/x nan")

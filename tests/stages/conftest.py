@@ -9,7 +9,7 @@ import pytest
 from configs import common
 from rlhf_jax.data import sources
 from rlhf_jax.data.tokenizers.tokenizer import copy_tokenizer
-from rlhf_jax.training import weights
+from rlhf_jax.training import model_records, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 
 
@@ -42,7 +42,7 @@ def model_folders(data_folder, tmp_path_factory):
             param_dtype="float32",
         )
         checkpoints = Checkpoints(folder, keep=1)
-        meta = {"models": {"model": weights.describe(model)}}
+        meta = {"models": {"model": model_records.describe(model)}}
         checkpoints.save(0, {"model": model}, meta)
         checkpoints.close()
         record = {"config": {"stage": "sft", "seed": 0}, "versions": {}, "seed": 0}

@@ -14,7 +14,7 @@ from rlhf_jax.evaluation import tables
 from rlhf_jax.evaluation.answers import Answers
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.stages import evaluate
-from rlhf_jax.training import weights
+from rlhf_jax.training import model_records, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from tests.chat_service import said
 
@@ -176,7 +176,7 @@ def reward_folder(model_folders, tmp_path_factory):
     model = ScoreModel(policy, rngs=nnx.Rngs(0))
     checkpoints = Checkpoints(folder, keep=1)
     checkpoints.save(
-        0, {"model": model}, {"models": {"model": weights.describe(model)}}
+        0, {"model": model}, {"models": {"model": model_records.describe(model)}}
     )
     checkpoints.close()
     copy_tokenizer(Path(model_folders[0]) / "tokenizer", folder / "tokenizer")

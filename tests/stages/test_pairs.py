@@ -16,7 +16,7 @@ from rlhf_jax.evaluation import candidates
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import pair_scores
 from rlhf_jax.stages import pairs
-from rlhf_jax.training import weights
+from rlhf_jax.training import model_records, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.workdir import open_workdir, read_summary
 
@@ -41,7 +41,7 @@ def reward_model(data_folder, tmp_path_factory):
     open_workdir(workdir, reward.get_config("tiny"))
     checkpoints = Checkpoints(workdir, keep=1)
     checkpoints.save(
-        1, {"model": model}, {"models": {"model": weights.describe(model)}}
+        1, {"model": model}, {"models": {"model": model_records.describe(model)}}
     )
     checkpoints.close()
     return str(workdir)

@@ -16,7 +16,7 @@ from rlhf_jax.models import huggingface
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.planning import programs, start
-from rlhf_jax.training import weights
+from rlhf_jax.training import model_records, weights
 from rlhf_jax.training.checkpoints import Checkpoints
 from tests.stages.test_stages import run
 
@@ -81,7 +81,7 @@ def saved(data_folder, tmp_path_factory):
             huggingface.save(model, folder)
         else:
             checkpoints = Checkpoints(folder, keep=1)
-            meta = {"models": {"model": weights.describe(model)}}
+            meta = {"models": {"model": model_records.describe(model)}}
             checkpoints.save(0, {"model": model}, meta)
             checkpoints.close()
             record = {"config": {"stage": "sft", "seed": 0}, "versions": {}}

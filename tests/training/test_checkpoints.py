@@ -12,7 +12,7 @@ from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
 from rlhf_jax.models.quantise import quantise
 from rlhf_jax.parallel.sharding import shard_parameters
-from rlhf_jax.training import checksums, weights
+from rlhf_jax.training import checksums, model_records, weights
 from rlhf_jax.training.checkpoints import (
     Checkpoints,
     DamagedError,
@@ -35,7 +35,7 @@ def state():
 
 def save(folder, state, step=3, **meta):
     checkpoints = Checkpoints(folder, keep=2)
-    models = {"model": weights.describe(state.model)}
+    models = {"model": model_records.describe(state.model)}
     checkpoints.save(step, to_items(state), {"models": models} | meta)
     checkpoints.close()
 
@@ -119,7 +119,7 @@ def test_a_reward_model_loads_as_one_with_its_offset(tmp_path):
     model.offset[...] = jnp.float32(2.5)
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(
-        1, {"model": model}, {"models": {"model": weights.describe(model)}}
+        1, {"model": model}, {"models": {"model": model_records.describe(model)}}
     )
     checkpoints.close()
     loaded = weights.load_model(tmp_path)
@@ -210,7 +210,7 @@ def evaluated(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3, best="-eval/loss")
     for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0)):
         model = small_model(seed=step)
-        meta = {"models": {"model": weights.describe(model)}}
+        meta = {"models": {"model": model_records.describe(model)}}
         checkpoints.save(step, {"model": model}, meta, {"eval/loss": loss})
     checkpoints.close()
     (tmp_path / "config.json").write_text('{"config": {"seed": 4}}')
