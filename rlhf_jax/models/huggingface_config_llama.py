@@ -90,7 +90,7 @@ def _scaling(
     scale, of_all = rope.get("mscale"), rope.get("mscale_all_dim")
     attention_factor = rope.get("attention_factor")
     if attention_factor is None:
-        attention_factor = length(1)
+        attention_factor = length(1.0)
         if scale and of_all:
             attention_factor = length(scale) / length(of_all)
     return RopeScaling(
