@@ -28,7 +28,7 @@ def runs(monkeypatch):
 
     monkeypatch.setattr(pairs, "run", record)
     monkeypatch.setattr(dpo, "run", record)
-    monkeypatch.setattr(checks.weights, "check_kind", lambda folder, kind: None)
+    monkeypatch.setattr(checks.model_checks, "check_kind", lambda folder, kind: None)
     monkeypatch.setattr(checks, "_check_memory", lambda config: None)
     meshes.clear()
     return found

@@ -18,7 +18,7 @@ def models(monkeypatch):
     policy = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
     known = {"policy": policy, "reward": ScoreModel(policy, rngs=nnx.Rngs(1))}
     monkeypatch.setattr(best_of_n.weights, "load_model", lambda name, **_: known[name])
-    monkeypatch.setattr(best_of_n.weights, "check_models", lambda *_, **__: None)
+    monkeypatch.setattr(best_of_n.model_checks, "check_models", lambda *_, **__: None)
 
 
 def test_the_score_rises_with_n_and_the_curve_starts_at_the_mean(
