@@ -229,7 +229,7 @@ def greedy(model, tokens, mask, steps=6):
     cache = model.init_cache(len(tokens), tokens.shape[1] + steps)
     chosen, read, real = [], tokens, mask
     for _ in range(steps):
-        hidden, cache = decode(model, read, real, cache)
+        hidden, cache, _ = decode(model, read, real, cache)
         read = np.asarray((hidden[:, -1:] @ model.output_matrix).argmax(-1), np.int32)
         real = np.ones(read.shape, bool)
         chosen.append(read[:, 0])
@@ -254,7 +254,7 @@ def test_models_of_other_families_are_read_and_given_back(kind, repeat, rng, tmp
     cache = model.init_cache(*tokens.shape)
     parts = []
     for piece in (slice(0, 9), slice(9, 10), slice(10, 14)):
-        hidden, cache = jax.jit(lambda m, *a: m.decode(*a))(
+        hidden, cache, _ = jax.jit(lambda m, *a: m.decode(*a))(
             model, tokens[:, piece], mask[:, piece], cache
         )
         parts.append(hidden @ model.output_matrix)
