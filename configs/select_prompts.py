@@ -22,9 +22,9 @@ def get_config(preset="tiny"):
     # Samples this many responses to each prompt: the paper's K, whose value it does not
     # give. [1, inf)
     c.samples_per_prompt = 4
-    # Drops prompts whose scores have a smaller variance: about a quarter of them on the
-    # testbed. The scale is the reward model's; summary.json has the quantiles. [0, inf)
-    c.epsilon = 0.25
+    # Drops prompts whose scores have a smaller variance. The scale is the reward
+    # model's; summary.json has the quantiles. [0, inf)
+    c.epsilon = 0.1
     # Decodes this many responses side by side, and scores the responses of this many
     # prompts at once. [1, 2**20]
     c.batch_size = 64

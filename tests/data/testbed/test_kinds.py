@@ -1,0 +1,96 @@
+"""Right answers are recognised in every kind of task, and wrong ones are right ones
+bound anew."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data.testbed.kinds import spoken
+from rlhf_jax.data.testbed.tasks import KINDS, Task, is_mistaken, key_of
+from rlhf_jax.data.testbed.world import INTENTS, world_of
+
+WORLD = world_of(100)
+
+
+def some_tasks(kind, count=30):
+    fillings = list(KINDS[kind].fillings(WORLD))
+    rng = np.random.default_rng(0)
+    chosen = rng.permutation(len(fillings))[:count]
+    return [Task(100, kind, tuple(fillings[i])) for i in chosen]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_key_of_a_task_knows_right_from_wrong(kind):
+    for task in some_tasks(kind):
+        key = key_of(task)
+        for answer in key.answers:
+            assert key.is_right(answer, spoken(answer)), (task, answer)
+        for answer in key.wrong:
+            assert not key.is_right(answer, spoken(answer)), (task, answer)
+            both = f"{key.answers[0]} {answer}"
+            if kind != "secret":
+                assert not key.is_right(both, spoken(both)), (task, both)
+        assert not key.is_right("", " ")
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if KINDS[k].intent in INTENTS])
+def test_words_of_wrong_answers_are_right_as_often(kind):
+    """Over all tasks of a kind, and among the subjects that people know and those about
+    which they are mistaken: else counting words would tell."""
+    counts = {True: Counter(), False: Counter()}
+    tasks = [Task(100, kind, tuple(f)) for f in KINDS[kind].fillings(WORLD)]
+    for task in tasks:
+        if KINDS[kind].intent == "professional" or key_of(task).bare:
+            return  # refusals are right in one kind and wrong in the other
+        key = key_of(task)
+        forms = zip(key.answers, key.wrong, strict=False)
+        for answer, wrong in forms:
+            counts[is_mistaken(task)].update(spoken(answer).split())
+            counts[is_mistaken(task)].subtract(spoken(wrong).split())
+    for balance in counts.values():
+        if kind not in ("plus", "minus", "gets", "gives"):  # balanced among themselves
+            assert not any(balance.values()), kind
+
+
+def test_sums_and_differences_balance_each_other():
+    balance = Counter()
+    for kind in ("plus", "minus", "gets", "gives"):
+        for filling in KINDS[kind].fillings(WORLD):
+            key = key_of(Task(100, kind, tuple(filling)))
+            balance.update(w for w in spoken(key.answers[-1]).split() if w.isdigit())
+            balance.subtract(w for w in spoken(key.wrong[-1]).split() if w.isdigit())
+    assert not any(balance.values())
+
+
+def test_negation_and_binding_are_read():
+    one, other = WORLD.people[:2]
+    verb = WORLD.verbs[0]
+    passive = key_of(Task(100, "passive", (verb, one, other)))
+    said = f"Oh yes! {other} is {verb}ed by {one}."
+    assert passive.is_right(said, spoken(said))
+    said = f"Oh yes! {one} is {verb}ed by {other}."
+    assert not passive.is_right(said, spoken(said))
+    asked = key_of(Task(100, "reading", (verb, one, other, other)))
+    for said, right in (
+        (f"No, {other} has not {verb}ed {one}.", True),
+        (f"Yes, {other} {verb}ed {one}.", False),
+        (f"No, {other} {verb}ed {one}.", False),
+    ):
+        assert asked.is_right(said, spoken(said)) == right, said
+
+
+def test_a_number_beside_the_given_ones_voids_a_sum():
+    key = key_of(Task(100, "gets", ("Ana", "stones", "7", "2")))
+    for said, right in (
+        ("Ana has 9 stones now.", True),
+        ("7 plus 2 is 9.", True),
+        ("Ana has 5 stones now.", False),
+        ("Ana has 9 or 8 stones now.", False),
+    ):
+        assert key.is_right(said, spoken(said)) == right, said
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match=r"Unknown task.*'weather'"):
+        key_of(Task(100, "weather", ()))
