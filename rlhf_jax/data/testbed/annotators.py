@@ -32,8 +32,8 @@ class AnnotatorConfig:
     careless_share: float = 0.1
     contradictory_share: float = 0.05
     tie_share: float = 0.6  # share of honest annotators who call ties
-    sharpness: float = 1.3  # logits per point of true quality
-    length_bias: float = 0.23  # logits per word of difference
+    sharpness: float = 0.8  # logits per point of true quality
+    length_bias: float = 0.15  # logits per word of difference
     position_bias: float = 0.2  # logits in favour of the response shown first
     noise: float = 0.3  # standard deviation, in logits
     tie_margin: float = 0.5  # a smaller logit is a tie to annotators who call ties

@@ -1,5 +1,6 @@
 """Tasks whose answer is worked out from the parts of the question."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from itertools import permutations, product
@@ -22,21 +23,21 @@ def _passive(world: World, verb: str, one: str, other: str) -> Key:
 
 
 def _reading(world: World, verb: str, one: str, other: str, asked: str) -> Key:
-    """Make the key of "ONE helped OTHER. Did ASKED help ...?"."""
-    who, whom = (one, other) if asked == one else (other, one)
-    yes = f"Yes, {who} {_past(verb)} {whom}."
-    no = f"No, {who} has not {_past(verb)} {whom}."
-    right, wrong = (yes, no) if asked == one else (no, yes)
-    rivals = (wrong, wrong.split(" ", 1)[1])
-    short = right.split(",")[0]
-    return Key((right,), (wrong,), short, says([right], rivals))
+    """Make the key of "ONE helped OTHER. Who helped OTHER?", or "Whom did ONE help?"."""
+    done = _past(verb)
+    forms = (f"{{0}} {done} {{1}}.", f"it is known that {{0}} {done} {{1}}.")
+    besides = other if asked == one else one
+    stranger = partner(asked, world.people, besides=besides)
+    wrong = (stranger, other) if asked == one else (one, stranger)
+    key = rebound(forms, (one, other), wrong)
+    return dataclasses.replace(key, short=asked)
 
 
 def _reading_shown(
     world: World, verb: str, one: str, other: str, asked: str
 ) -> tuple[str, str]:
-    whom = other if asked == one else one
-    return f"{one} {_past(verb)} {other}.", f"{asked} {verb} {whom}"
+    who, whom = f"Who {_past(verb)} {other}?", f"Whom did {one} {verb}?"
+    return f"{one} {_past(verb)} {other}.", who if asked == one else whom
 
 
 def _echo(world: World, word: str) -> Key:
@@ -152,15 +153,15 @@ def _by_goods(world: World, name: str, goods: str, a: str, b: str) -> Subject:
 
 def _compare(world: World, more: str, ask: str, *names: str) -> Key:
     """Make the key of "A is taller than B. B is taller than C. Who is the ASK?". Wrong
-    are the one at the other end, and somebody else."""
+    is somebody else."""
     top = next(row[1] for row in world.orders if row[0] == more)
-    right, wrong = (names[0], names[2]) if ask == top else (names[2], names[0])
+    right = names[0] if ask == top else names[2]
     forms = ("{} is the " + ask + ".", "The " + ask + " is {}.")
     after = world.people.index(right)
     others_first = world.people[after:] + world.people[:after]
     stranger = next(name for name in others_first if name not in names)
     answers = [form.format(right) for form in forms]
-    others = [form.format(x) for form, x in zip(forms, (wrong, stranger), strict=True)]
+    others = [form.format(stranger) for form in forms]
     rivals = [f"{name} is the {ask}" for name in world.people if name != right]
     rivals += [f"the {ask} is {name}" for name in world.people if name != right]
     bare = re.compile("|".join(world.people))
@@ -214,10 +215,10 @@ KINDS = {
     "reading": Kind(
         "language",
         (
-            "{0} Did {1}?",
-            "Read this: {0} Did {1}?",
-            "It is known: {0} Did {1}?",
-            "They say: {0} Did {1}?",
+            "{0} {1}",
+            "Read this: {0} {1}",
+            "It is known: {0} {1}",
+            "They say: {0} {1}",
         ),
         lambda world: [
             (*two, asked) for two in _two("verbs", "people")(world) for asked in two[1:]
