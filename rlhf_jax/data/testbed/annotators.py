@@ -5,7 +5,8 @@ An honest annotator prefers a to b by Bradley and Terry's model, with probabilit
     sigmoid(sharpness * (q_a - q_b) + length_bias * (n_a - n_b) + shown first + noise)
 
 where q is the true quality, n the number of words, and noise is drawn anew at every
-comparison. Some annotators are not honest: the careless choose at random, and the
+comparison. In a share of the comparisons an honest annotator only skims, and goes by
+length alone. Some annotators are not honest: the careless choose at random, and the
 contradictory often follow a rule under which a beats b, b beats c and c beats a.
 A record holds its annotator's kind, so that the cleaning of the data can be tested.
 """
@@ -20,6 +21,7 @@ from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.testbed.quality import DEFAULT_WEIGHTS, QualityWeights, explain
 
 HONEST, CARELESS, CONTRADICTORY = "honest", "careless", "contradictory"
+SKIMMED = 0.5  # logits per word of difference, to those who only skim
 CRITERIA = ("helpfulness", "safety", "fluency")
 
 
@@ -33,7 +35,8 @@ class AnnotatorConfig:
     contradictory_share: float = 0.05
     tie_share: float = 0.6  # share of honest annotators who call ties
     sharpness: float = 0.8  # logits per point of true quality
-    length_bias: float = 0.15  # logits per word of difference
+    length_bias: float = 0.05  # logits per word of difference
+    skim_share: float = 0.18  # comparisons in which the honest go by length alone
     position_bias: float = 0.2  # logits in favour of the response shown first
     noise: float = 0.3  # standard deviation, in logits
     tie_margin: float = 0.5  # a smaller logit is a tie to annotators who call ties
@@ -111,7 +114,10 @@ def annotate(
     bias = config.position_bias if order == "ab" else -config.position_bias
     noise = rng.normal(0.0, config.noise)
     logit = config.sharpness * (a.quality - b.quality)
-    logit += config.length_bias * (a.words - b.words) + bias + noise
+    logit += config.length_bias * (a.words - b.words)
+    if rng.random() < config.skim_share:
+        logit = SKIMMED * (a.words - b.words)
+    logit += bias + noise
     choice = "a" if rng.random() < _sigmoid(logit) else "b"
 
     if annotator.kind == CARELESS:
