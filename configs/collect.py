@@ -19,6 +19,10 @@ def get_config(preset="tiny"):
     c.prompts = ""
     # Samples this many responses to each prompt. [1, 1024]
     c.num_responses = 8 if preset == "tiny" else 4
+    # Compares this many pairs of a prompt's responses, drawn at random: noisy answers
+    # to all pairs contradict each other, and what is part of a circle is dropped. 0
+    # compares all. [0, 2**20]
+    c.pairs_per_prompt = 12 if preset == "tiny" else 0
     # Decodes this many responses side by side. [1, 2**20]
     c.batch_size = 64
     # Leaves out prompts that are longer, in tokens. [1, 2**20]

@@ -239,7 +239,7 @@ def annotators() -> ConfigDict:
     # The effect of true quality on a choice, in logits per point of quality. (0, inf)
     c.sharpness = 0.8
     # The preference for longer responses, in logits per word of difference. (-inf, inf)
-    c.length_bias = 0.05
+    c.length_bias = 0.07
     # The share of comparisons in which an honest annotator only skims, and goes by
     # length alone. [0, 1]
     c.skim_share = 0.18

@@ -12,6 +12,7 @@ import itertools
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 
 from rlhf_jax.data import sources
@@ -139,20 +140,20 @@ def known_comparisons(prompts, config) -> list[Comparison]:
 
 
 def pairs_of(prompts, responses, config) -> list[Candidates]:
-    """Return every two responses to each prompt, each with its settings of sampling."""
+    """Return every two responses to each prompt, or `pairs_per_prompt` of them at
+    random, each with its settings of sampling."""
     names = ("temperature", "top_k", "top_p", "max_response_tokens", "seed")
     settings = {"model": config.init_from, **{name: config[name] for name in names}}
-    return [
-        Candidates(
-            prompt,
-            group[a],
-            group[b],
-            {**settings, "sample": a},
-            {**settings, "sample": b},
-        )
-        for prompt, group in zip(prompts, responses, strict=True)
-        for a, b in itertools.combinations(range(len(group)), 2)
-    ]
+    rng = np.random.default_rng(config.seed)
+    found = []
+    for prompt, group in zip(prompts, responses, strict=True):
+        both = list(itertools.combinations(range(len(group)), 2))
+        count = config.pairs_per_prompt or len(both)
+        for chosen in sorted(rng.permutation(len(both))[:count].tolist()):
+            a, b = both[chosen]
+            ways = ({**settings, "sample": a}, {**settings, "sample": b})
+            found.append(Candidates(prompt, group[a], group[b], *ways))
+    return found
 
 
 def check_options(config) -> None:

@@ -35,7 +35,7 @@ class AnnotatorConfig:
     contradictory_share: float = 0.05
     tie_share: float = 0.6  # share of honest annotators who call ties
     sharpness: float = 0.8  # logits per point of true quality
-    length_bias: float = 0.05  # logits per word of difference
+    length_bias: float = 0.07  # logits per word of difference
     skim_share: float = 0.18  # comparisons in which the honest go by length alone
     position_bias: float = 0.2  # logits in favour of the response shown first
     noise: float = 0.3  # standard deviation, in logits
