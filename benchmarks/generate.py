@@ -17,12 +17,11 @@ import itertools
 import json
 
 import jax
-import numpy as np
 from flax import nnx
 
-from benchmarks.inputs import random_prompts, sampling_operations
+from benchmarks.inputs import full_length, random_prompt_batch, sampling_operations
 from benchmarks.timing import measure
-from rlhf_jax.data.batching import prompt_batch
+from rlhf_jax.batches import PromptBatch
 from rlhf_jax.generation.rollout import rollout
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.adapters import adapted, merged
@@ -69,38 +68,38 @@ def main():
         lora = LoRA(rank=rank, alpha=2.0 * rank, maps="")  # of all maps
         model = adapted(model, lora, key=jax.random.key(1))
         models = {"adapters": model, "merged": jax.jit(merged)(model)}
-    prompts = random_prompts(
+    batch = random_prompt_batch(
         flags.prompts, longest=flags.prompt, vocab_size=config.vocab_size
     )
-    batch = prompt_batch(
-        prompts, np.arange(flags.prompts), pad_id=0, width=flags.prompt
-    )
-    sampling = Sampling(
-        max_new_tokens=flags.response,
-        temperature=1.0,
+    sampling = full_length(
+        flags.response,
+        vocab_size=config.vocab_size,
         top_k=flags.top_k,
         top_p=flags.top_p,
-        min_new_tokens=flags.response,
-        stop_ids=(0,),
-        pad_id=0,
-        num_tokens=config.vocab_size,
     )
+    results = sampling_rates(models, batch, sampling, repeats=flags.repeats)
+    print(json.dumps(vars(flags) | results))
+
+
+def sampling_rates(
+    models: dict[str, ChatGLM], batch: PromptBatch, sampling: Sampling, *, repeats: int
+) -> dict:
+    """Time responses of full length by each of the models, in turns."""
     keys = map(jax.random.key, itertools.count())
-    results = measure(
+    return measure(
         {
             name: functools.partial(
                 lambda model: rollout(model, batch, next(keys), sampling), model
             )
             for name, model in models.items()
         },
-        repeats=flags.repeats,
-        work=flags.prompts * flags.response,
+        repeats=repeats,
+        work=len(batch.prompts) * sampling.max_new_tokens,
         operations=lambda: {
             name: sampling_operations(model, batch, next(keys), sampling)
             for name, model in models.items()
         },
     )
-    print(json.dumps(vars(flags) | results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benchmarks/human_policies.py measures of a policy.
+"""The measurements that benchmarks/human_policies.py makes of a policy.
 
 1. Answers to held-out prompts, sampled: tokens, KL to the instruct model in nats, and
    the scores of both proxies, of the judge and of the second judge.
@@ -69,7 +69,7 @@ class Instruments(NamedTuple):
     limits: Limits
 
 
-# What log-probabilities are measured of
+# Texts whose log-probability is measured
 
 
 def examples_of(

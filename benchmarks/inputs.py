@@ -1,10 +1,11 @@
-"""Inputs that benchmarks share: prompts, pairs, optimizer, FLOPs of sampling."""
+"""Inputs that benchmarks share: prompts, pairs, optimizer, sampling and its FLOPs."""
 
 import functools
 
 import numpy as np
 
 from rlhf_jax.batches import PromptBatch
+from rlhf_jax.data.batching import prompt_batch
 from rlhf_jax.generation.responses import ring_sizes
 from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
@@ -18,6 +19,34 @@ def random_prompts(count: int, *, longest: int, vocab_size: int) -> list[list[in
     rng = np.random.default_rng(0)
     lengths = rng.integers(longest // 4, longest + 1, count)
     return [rng.integers(4, vocab_size, n).tolist() for n in lengths]
+
+
+def random_prompt_batch(count: int, *, longest: int, vocab_size: int) -> PromptBatch:
+    """Return `random_prompts` as a batch, left-padded to `longest` tokens."""
+    prompts = random_prompts(count, longest=longest, vocab_size=vocab_size)
+    return prompt_batch(prompts, np.arange(count), pad_id=0, width=longest)
+
+
+def full_length(
+    response: int,
+    *,
+    vocab_size: int,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop_id: int = 0,
+) -> Sampling:
+    """Return sampling of `response` tokens at temperature 1, none of which ends a
+    response."""
+    return Sampling(
+        max_new_tokens=response,
+        temperature=1.0,
+        top_k=top_k,
+        top_p=top_p,
+        min_new_tokens=response,
+        stop_ids=(stop_id,),
+        pad_id=0,
+        num_tokens=vocab_size,
+    )
 
 
 def random_pairs(pairs: int, *, prompt: int, response: int, vocab_size: int) -> list:

@@ -10,25 +10,22 @@ each of both models tokens per second, processor seconds, and the share of the p
 
 import argparse
 import functools
-import itertools
 import json
 
 import jax
 import numpy as np
 from flax import nnx
 
+from benchmarks.generate import sampling_rates
 from benchmarks.inputs import (
     LEARNING_RATE,
+    full_length,
     plain_adamw,
-    random_prompts,
-    sampling_operations,
+    random_prompt_batch,
 )
 from benchmarks.timing import measure
 from rlhf_jax.algorithms.sft import Hyper, train_step
 from rlhf_jax.batches import SFTBatch
-from rlhf_jax.data.batching import prompt_batch
-from rlhf_jax.generation.rollout import rollout
-from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
 from rlhf_jax.planning.flops import count_flops
@@ -55,7 +52,12 @@ def main():
     size = min(model.config.vocab_size for model in models.values())
     results = {
         "sft": updates(models, flags, size),
-        "generate": responses(models, flags, size),
+        "generate": sampling_rates(
+            models,
+            random_prompt_batch(flags.prompts, longest=flags.prompt, vocab_size=size),
+            full_length(flags.response, vocab_size=size),
+            repeats=flags.repeats,
+        ),
     }
     print(json.dumps(vars(flags) | results))
 
@@ -81,38 +83,6 @@ def updates(models: dict[str, ChatGLM], flags, vocab_size: int) -> dict:
         operations=lambda: {
             name: count_flops(step, state, batch, LEARNING_RATE)
             for name, state in states.items()
-        },
-    )
-
-
-def responses(models: dict[str, ChatGLM], flags, vocab_size: int) -> dict:
-    prompts = random_prompts(flags.prompts, longest=flags.prompt, vocab_size=vocab_size)
-    batch = prompt_batch(
-        prompts, np.arange(flags.prompts), pad_id=0, width=flags.prompt
-    )
-    sampling = Sampling(
-        max_new_tokens=flags.response,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_new_tokens=flags.response,
-        stop_ids=(0,),
-        pad_id=0,
-        num_tokens=vocab_size,
-    )
-    keys = map(jax.random.key, itertools.count())
-    return measure(
-        {
-            name: functools.partial(
-                lambda model: rollout(model, batch, next(keys), sampling), model
-            )
-            for name, model in models.items()
-        },
-        repeats=flags.repeats,
-        work=flags.prompts * flags.response,
-        operations=lambda: {
-            name: sampling_operations(model, batch, next(keys), sampling)
-            for name, model in models.items()
         },
     )
 

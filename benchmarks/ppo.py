@@ -23,18 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.inputs import random_prompts, sampling_operations
+from benchmarks.inputs import full_length, random_prompt_batch, sampling_operations
 from benchmarks.rollouts import geometric
 from benchmarks.timing import measure
 from benchmarks.whole_batch import generate
 from configs import ppo as ppo_config
 from rlhf_jax.algorithms import ppo
 from rlhf_jax.data import packing
-from rlhf_jax.data.batching import prompt_batch
 from rlhf_jax.generation.responses import Responses
 from rlhf_jax.generation.rollout import as_rollout, repeat_prompts, rollout
 from rlhf_jax.generation.rows import row_keys
-from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.heads import ScoreModel
 from rlhf_jax.models.presets import preset
@@ -98,22 +96,10 @@ def main():
 
     state, frozen = models()
     frozen = jax.tree.map(jnp.copy, frozen)  # because the state's buffers are donated
-    prompts = random_prompts(
+    batch = random_prompt_batch(
         flags.prompts, longest=flags.prompt, vocab_size=config.vocab_size
     )
-    batch = prompt_batch(
-        prompts, np.arange(flags.prompts), pad_id=0, width=flags.prompt
-    )
-    sampling = Sampling(
-        max_new_tokens=flags.response,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_new_tokens=flags.response,
-        stop_ids=(0,),
-        pad_id=0,
-        num_tokens=config.vocab_size,
-    )
+    sampling = full_length(flags.response, vocab_size=config.vocab_size)
 
     if flags.mean:
         sampling = geometric(config.vocab_size, flags)

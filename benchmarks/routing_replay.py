@@ -17,13 +17,10 @@ import json
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from benchmarks.inputs import random_prompts
-from rlhf_jax.data.batching import prompt_batch
+from benchmarks.inputs import full_length, random_prompt_batch
 from rlhf_jax.generation.rollout import rollout
-from rlhf_jax.generation.sampling import Sampling
 from rlhf_jax.generation.scoring import one_response, response_logprobs
 from rlhf_jax.models.chatglm import ChatGLM
 from rlhf_jax.models.presets import preset
@@ -48,18 +45,8 @@ def main():
         config = preset(flags.model, dtype=flags.dtype)
         model = jax.jit(lambda: ChatGLM(config, rngs=nnx.Rngs(0)))()
     size = model.config.vocab_size
-    prompts = random_prompts(flags.prompts, longest=flags.prompt, vocab_size=size)
-    batch = prompt_batch(prompts, np.arange(len(prompts)), pad_id=0, width=flags.prompt)
-    sampling = Sampling(
-        max_new_tokens=flags.response,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        min_new_tokens=flags.response,
-        stop_ids=(1,),
-        pad_id=0,
-        num_tokens=size,
-    )
+    batch = random_prompt_batch(flags.prompts, longest=flags.prompt, vocab_size=size)
+    sampling = full_length(flags.response, vocab_size=size, stop_id=1)
     copy = COPIES[flags.rollout_param_dtype]
     sampler = model if copy is None else jax.jit(copy)(model)
     routed = model.config.num_experts > 0
