@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.human_rewards import choose_ridge, fit_head, hidden_states
+from benchmarks.frozen_heads import choose_ridge, fit_head, hidden_states
 from rlhf_jax.data.batching import sft_batch
 from rlhf_jax.data.cleaning.length_balance import length_balance
 from rlhf_jax.data.encoding import Pair, encode_dialogues, encode_pairs

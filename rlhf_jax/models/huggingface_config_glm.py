@@ -8,6 +8,7 @@ from rlhf_jax.models.huggingface_settings import (
     NATIVE_FIXED,
     complete,
     native_sizes,
+    read_native_sizes,
     require,
     rope_settings,
     share_of,
@@ -34,14 +35,9 @@ def read_glm(c: dict[str, Any]) -> ChatGLMConfig:
     rope = rope_settings(c)  # the defaults below are those of transformers
     head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
     return ChatGLMConfig(
-        vocab_size=c["vocab_size"],
-        width=c["hidden_size"],
-        num_layers=c["num_hidden_layers"],
-        num_heads=c["num_attention_heads"],
+        **read_native_sizes(c),
         num_kv_heads=c["num_key_value_heads"],
         head_dim=head_dim,
-        ffn_width=c["intermediate_size"],
-        context_length=c["max_position_embeddings"],
         residual="sandwich" if c["model_type"] == "glm4" else "pre",
         norm_eps=c["rms_norm_eps"],
         qkv_bias=c["attention_bias"],
@@ -75,13 +71,8 @@ def read_glm4_moe(c: dict[str, Any]) -> ChatGLMConfig:
             "rotary_fraction": rope.get("partial_rotary_factor", 0.5),
         }
     return ChatGLMConfig(
-        vocab_size=c["vocab_size"],
-        width=c["hidden_size"],
-        num_layers=c["num_hidden_layers"],
-        num_heads=heads,
+        **read_native_sizes(c),
         num_kv_heads=c["num_key_value_heads"],
-        ffn_width=c["intermediate_size"],
-        context_length=c["max_position_embeddings"],
         family=c["model_type"],
         norm_eps=given.get("rms_norm_eps", 1e-5),
         qkv_bias=given.get("attention_bias", False),

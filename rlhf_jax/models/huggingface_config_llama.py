@@ -9,6 +9,7 @@ from rlhf_jax.models.huggingface_settings import (
     NATIVE_FIXED,
     complete,
     native_sizes,
+    read_native_sizes,
     require,
     rope_settings,
     without_null,
@@ -43,14 +44,9 @@ def read_llama(c: dict[str, Any]) -> ChatGLMConfig:
     is_linear = rope["rope_type"] == "linear"
     base = rope.get("rope_theta", 10000.0)
     return ChatGLMConfig(
-        vocab_size=c["vocab_size"],
-        width=c["hidden_size"],
-        num_layers=c["num_hidden_layers"],
-        num_heads=heads,
+        **read_native_sizes(c),
         num_kv_heads=given.get("num_key_value_heads", heads),
         head_dim=head_dim,
-        ffn_width=c["intermediate_size"],
-        context_length=c["max_position_embeddings"],
         family=kind,
         norm_eps=given.get("rms_norm_eps", 1e-6),
         qkv_bias=attention_bias,

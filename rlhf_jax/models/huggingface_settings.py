@@ -125,6 +125,19 @@ def share_of(part: int, whole: int) -> float:
     return share if int(whole * share) == part else math.nextafter(share, 1.0)
 
 
+def read_native_sizes(c: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of our config that `native_sizes` writes and all of these
+    families must give."""
+    return {
+        "vocab_size": c["vocab_size"],
+        "width": c["hidden_size"],
+        "num_layers": c["num_hidden_layers"],
+        "num_heads": c["num_attention_heads"],
+        "ffn_width": c["intermediate_size"],
+        "context_length": c["max_position_embeddings"],
+    }
+
+
 def native_sizes(c: ChatGLMConfig) -> dict[str, Any]:
     """Return the fields that GLM and the Llama-like families spell alike."""
     return {

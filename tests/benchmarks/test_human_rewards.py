@@ -13,13 +13,13 @@ import pytest
 from flax import nnx
 
 from benchmarks import human_rewards, human_rewards_report
+from benchmarks.frozen_heads import fit_head
 from benchmarks.human_rewards import (
     ARMS,
     Data,
     Sizes,
     Workplace,
     check_cache,
-    fit_head,
     in_twos,
     read_data,
     results_so_far,
