@@ -71,10 +71,7 @@ def finish_saves() -> list[str]:
     Return the newest checkpoint of each run in progress."""
     newest = []
     for checkpoints in list(_open):
-        try:
-            checkpoints.wait()
-        except Exception as error:
-            logging.error("%s", error)
+        checkpoints.wait_after_error()
         newest += [str(checkpoints.folder / str(s)) for s in checkpoints.steps()[-1:]]
     return newest
 
@@ -94,6 +91,13 @@ class Checkpoints:
         self._keep, self._best = keep, best
         self._scores: dict[int, float | None] = {}  # the scores read so far, by step
         self._saving, self._stopping, self._is_last = 0, False, False
+        if keep is not None:
+            # A run that was cut off in this program, by Ctrl-C in a notebook for
+            # instance, may still be saving; its save must not be taken for a remnant.
+            for other in list(_open):
+                if other.folder == self.folder:
+                    other.wait_after_error()
+                    _open.discard(other)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,
             cleanup_tmp_directories=keep is not None,
@@ -217,6 +221,14 @@ class Checkpoints:
         """
         with self._disk_errors():
             self._manager.wait_until_finished()
+
+    def wait_after_error(self) -> None:
+        """Wait until the last save of a run that has ended early is on disk, or has
+        failed, which the log says."""
+        try:
+            self.wait()
+        except Exception as error:
+            logging.error("%s", error)
 
     def delete_from(self, step: int) -> None:
         """Delete the checkpoints of `step` and of all later steps."""

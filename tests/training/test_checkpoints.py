@@ -1,4 +1,5 @@
 import gc
+import threading
 import time
 
 import jax
@@ -183,6 +184,28 @@ def test_a_save_that_is_being_written_is_not_taken_for_a_damaged_one(
     checkpoints.save(1, {"model": {"x": jnp.ones(2)}}, {})
     assert checkpoints.latest_step() == 1
     checkpoints.close()
+
+
+def test_a_run_cut_off_in_this_program_finishes_its_save_before_the_next_begins(
+    tmp_path, state, monkeypatch
+):
+    """Ctrl-C in a notebook, and the cell again: the first run still saves."""
+    write, begun = checksums.write, threading.Event()
+
+    def slow_write(folder):
+        begun.set()
+        time.sleep(0.5)
+        write(folder)
+
+    monkeypatch.setattr(checksums, "write", slow_write)
+    first = Checkpoints(tmp_path, keep=2)
+    first.save(3, to_items(state), {})
+    assert begun.wait(timeout=60)
+    second = Checkpoints(tmp_path, keep=2)
+    assert second.latest_step() == 3
+    second.save(4, to_items(state), {})
+    second.close()
+    assert second.steps() == [3, 4]
 
 
 def test_a_folder_without_a_model_says_so(tmp_path):
