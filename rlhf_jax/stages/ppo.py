@@ -438,7 +438,8 @@ def run(config, workdir: str) -> None:
                 state, *rows, wanted
             )
             if step == 0 and state.value is not None:
-                rows = fit_critic(state.value.model, rows, experience)
+                factors = {"gamma": hyper.gamma, "lam": hyper.lam}
+                rows = fit_critic(state.value.model, rows, experience, **factors)
                 experience, changes, experience_metrics = experience_step(
                     state, *rows, wanted
                 )

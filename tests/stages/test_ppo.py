@@ -388,7 +388,7 @@ def test_what_each_iteration_hands_to_the_update(
             return function if noted else jax.jit(function, **options)
 
     monkeypatch.setattr(ppo, "make_experience", make_experience)
-    monkeypatch.setattr(ppo, "fit_critic", lambda value, rows, experience: rows)
+    monkeypatch.setattr(ppo, "fit_critic", lambda value, rows, *_, **__: rows)
     monkeypatch.setattr(ppo, "train_step", train_step)
     monkeypatch.setattr(ppo, "jax", Uncompiled())
     monkeypatch.setattr(ppo, "compiled", lambda function: function)
