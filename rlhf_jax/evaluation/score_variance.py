@@ -16,11 +16,13 @@ takes away a part of B in any case; it cannot take away the noise of a sampled b
 Letters: N prompts, K responses to each.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 ANSWERS = (1, 4, 8)  # numbers of answers whose mean is a baseline
+BOUND = "the prompt's mean"  # what no baseline from answers goes below
 
 
 class ScoreVariance(NamedTuple):
@@ -61,5 +63,25 @@ def variance_left(scores: np.ndarray, greedy: np.ndarray) -> dict[str, float]:
         "greedy": within + float(distance),
         **{f"mean of {k}": within + within / k for k in ANSWERS},
         f"leave-one-out of {samples}": within + within / (samples - 1),
-        "the prompt's mean": within,
+        BOUND: within,
     }
+
+
+def best_baselines(left: dict[str, float]) -> tuple[str, str]:
+    """Return the baseline that leaves the least variance, of all and of those that need
+    at most one answer of the reference.
+
+    Args:
+        left: what `variance_left` returns.
+    """
+    every = [name for name in left if name != BOUND]
+    cheap = ("none", "greedy", "mean of 1")
+    return min(every, key=left.__getitem__), min(cheap, key=left.__getitem__)
+
+
+def least_answers(variance: ScoreVariance) -> int | None:
+    """Return the least number K of answers whose mean lowers the variance, B > W / K;
+    None where no number does."""
+    if variance.between <= 0:
+        return None
+    return math.floor(variance.within / variance.between) + 1

@@ -22,7 +22,12 @@ from rlhf_jax.data import sources
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.evaluation.candidates import candidate_rewards, sample_candidates
-from rlhf_jax.evaluation.score_variance import score_variance, variance_left
+from rlhf_jax.evaluation.score_variance import (
+    best_baselines,
+    least_answers,
+    score_variance,
+    variance_left,
+)
 from rlhf_jax.evaluation.win_rate import interval
 from rlhf_jax.files import write_text
 from rlhf_jax.rewards.rewards import FREE, Rewards
@@ -120,7 +125,7 @@ def compare(
     scores: np.ndarray, greedy: np.ndarray, prompts: Sequence[Prompt], seed: int
 ) -> dict:
     """Return both variances with the interval of their ratio, the variance left by each
-    baseline, and mean and variance by intent.
+    baseline, the best of them, and mean and variance by intent.
 
     Args:
         scores: float [N, K], of sampled answers.
@@ -132,6 +137,8 @@ def compare(
         len(scores),
         seed=seed,
     )
+    left = variance_left(scores, greedy)
+    best, best_of_one = best_baselines(left)
     intents = np.array([prompt.intent for prompt in prompts])
     return {
         "prompts": len(scores),
@@ -141,7 +148,10 @@ def compare(
         "ratio": variance.ratio,
         "ratio_low": float(low),
         "ratio_high": float(high),
-        "variance left": variance_left(scores, greedy),
+        "variance left": left,
+        "best": best,
+        "best of at most one answer": best_of_one,
+        "least answers": least_answers(variance),
         "by intent": {
             str(intent): {
                 "prompts": int((intents == intent).sum()),
@@ -156,13 +166,19 @@ def compare(
 def table(report: dict) -> str:
     """Return the report in Markdown, the baselines in the order of their variance."""
     left = report["variance left"]
+    best, of_one = report["best"], report["best of at most one answer"]
+    least = report["least answers"]
+    lowers = f"from K = {least} on" if least else "here for no K, as B is not above 0"
     lines = [
         f"{report['samples']} answers to each of {report['prompts']} prompts, scored.",
         f"Variance between prompts: B = {report['between']:.3f}; within: "
         f"W = {report['within']:.3f}.",
         f"B / W = {report['ratio']:.2f} [{report['ratio_low']:.2f}, "
         f"{report['ratio_high']:.2f}].",
-        "The mean of K sampled answers lowers the variance if B / W is above 1 / K.",
+        "The mean of K sampled answers lowers the variance if B / W is above 1 / K: "
+        f"{lowers}.",
+        f"The least variance is left by: {best}, {left[best]:.3f}; with at most one "
+        f"answer of the reference by: {of_one}, {left[of_one]:.3f}.",
         "",
         "| baseline | variance left | of the scores' |",
         "|---|---|---|",

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.evaluation.score_variance import score_variance, variance_left
+from rlhf_jax.evaluation.score_variance import (
+    ScoreVariance,
+    best_baselines,
+    least_answers,
+    score_variance,
+    variance_left,
+)
 
 N, K = 4000, 8
 
@@ -45,3 +51,30 @@ def test_what_a_baseline_leaves_is_what_is_measured_with_it(drawn):
     for name, values in measured.items():
         np.testing.assert_allclose(left[name], values.var(), rtol=0.05, err_msg=name)
     assert left["the prompt's mean"] < left["mean of 8"] < left["greedy"] < left["none"]
+
+
+@pytest.mark.parametrize(
+    ("between", "least"),
+    [(2.0, 1), (0.5, 2), (0.26, 2), (0.1, 6), (0.0, None), (-1, None)],
+)
+def test_the_mean_of_the_least_number_of_answers_lowers_the_variance(between, least):
+    variance = ScoreVariance(between=between, within=0.5)
+    assert least_answers(variance) == least
+    if least:
+        ratio = variance.ratio
+        assert 1 / least < ratio and (least == 1 or 1 / (least - 1) >= ratio)
+
+
+@pytest.mark.parametrize(
+    ("changes", "best"),
+    [
+        ({}, ("leave-one-out of 8", "none")),
+        ({"greedy": 1.3}, ("leave-one-out of 8", "greedy")),
+        ({"greedy": 1.01}, ("greedy", "greedy")),
+        ({"mean of 1": 1.2, "mean of 8": 1.1}, ("mean of 8", "mean of 1")),
+    ],
+)
+def test_the_best_baseline_is_one_that_can_be_had(changes, best):
+    left = {"none": 1.4, "greedy": 1.5, "mean of 1": 2.0, "mean of 8": 1.125}
+    left |= {"leave-one-out of 8": 1.12, "the prompt's mean": 1.0}
+    assert best_baselines(left | changes) == best

@@ -57,13 +57,16 @@ def test_loss_of_hand_written_numbers():
     np.testing.assert_allclose(out.margin, [1.0])
 
 
-def test_ranking_ignores_a_shift_of_both_scores_and_the_regulariser_does_not():
-    out, shifted = (
-        pairs(CHOSEN, REJECTED, **PAPER),
-        pairs(CHOSEN + 3, REJECTED + 3, **PAPER),
-    )
+def test_ranking_ignores_a_shift_of_a_pairs_scores_and_the_regulariser_does_not():
+    """Neither its value nor its gradient sees what depends on the prompt alone."""
+    shift = jnp.linspace(-3.0, 4.0, 6)
+    given, moved = (CHOSEN, REJECTED), (CHOSEN + shift, REJECTED + shift)
+    out, shifted = (pairs(*scores, **PAPER) for scores in (given, moved))
     np.testing.assert_allclose(shifted.ranking, out.ranking, rtol=1e-5)
     assert (np.abs(shifted.regulariser - out.regulariser) > 1).any()
+    total = jax.grad(lambda c, r: pairs(c, r, **PAPER).loss.sum(), (0, 1))
+    one, other = (total(*map(jnp.asarray, scores)) for scores in (given, moved))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_each_pair_may_have_its_own_margin():

@@ -20,7 +20,7 @@ def make(monkeypatch, model_folders, stage_config, tmp_path):
     lengths, [prompts, samples], and greedily of those, [prompts]; answers of more than
     4 letters are cut."""
 
-    def config(lengths, greedy):
+    def config(lengths, greedy, offset=0.0):
         def sample(*_, count, temperature, **__):
             rows = lengths if temperature else np.array(greedy)[:, None]
             assert rows.shape[1] == count
@@ -31,10 +31,13 @@ def make(monkeypatch, model_folders, stage_config, tmp_path):
         monkeypatch.setattr(compare_baselines, "sample_candidates", sample)
         own = tmp_path / "own.py"
         own.write_text(LETTERS)
+        rewards = f"{own}:letters=1.0"
+        if offset:
+            rewards += f",prompt_offset={offset}"
         return stage_config(
             "compare_baselines",
             policy=model_folders[0],
-            rewards=f"{own}:letters=1.0",
+            rewards=rewards,
             num_prompts=len(lengths),
             samples_per_prompt=lengths.shape[1],
         )
@@ -64,6 +67,8 @@ def test_the_report_is_of_the_scores_less_the_penalty(make, tmp_path, capsys):
     assert total == pytest.approx(scores.mean(axis=1).sum())
     shown = capsys.readouterr().out
     assert (tmp_path / "run" / "baselines.md").read_text() in shown
+    assert f"left by: {min(list(left)[:-1], key=left.get)}, " in shown
+    assert f"from K = {report['least answers']} on" in shown
     order = [shown.index(f"| {name} |") for name in sorted(left, key=left.get)]
     assert order == sorted(order)
 
@@ -72,3 +77,19 @@ def test_scores_that_are_all_alike_end_the_run(make, tmp_path):
     config = make(np.full((3, 2), 2), [2, 2, 2])
     with pytest.raises(ValueError, match="score alike, for every prompt"):
         compare_baselines.run(config, str(tmp_path / "run"))
+
+
+def test_an_offset_by_prompt_raises_the_variance_between_prompts_alone(make, tmp_path):
+    lengths, greedy = np.tile([[1, 3, 2], [4, 3, 4]], (4, 1)), [2, 4] * 4
+    reports = []
+    for name, offset in (("plain", 0.0), ("offset", 9.0)):
+        run = tmp_path / name
+        compare_baselines.run(make(lengths, greedy, offset), str(run))
+        reports.append(json.loads((run / "summary.json").read_text()))
+    plain, offset = reports
+    assert offset["within"] == pytest.approx(plain["within"], rel=1e-4)
+    assert offset["between"] > 10 * plain["between"]
+    for name in plain["variance left"].keys() - {"none"}:
+        left = [report["variance left"][name] for report in reports]
+        assert left[1] == pytest.approx(left[0], rel=1e-4), name
+    assert offset["best"] != "none" and offset["least answers"] == 1

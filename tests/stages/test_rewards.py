@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.data.records import Prompt, Response, read_records
+from rlhf_jax.rewards.prompt_offset import prompt_offset
 from rlhf_jax.rewards.rewards import RewardError
 from rlhf_jax.stages import best_of_n, evaluate, pairs, ppo, select_prompts
 from rlhf_jax.training import weights
@@ -89,6 +91,8 @@ def test_ppo_without_a_reward_model(
         total += 0.5 * line["reward/length_penalty"]
         assert line["objective/scores"] == pytest.approx(total, abs=1e-5)
         assert line["reward/letters"] > 0
+        if fields["baseline"] == "none":
+            assert line["objective/baselined_scores"] == line["objective/scores"]
     for sample in lines_of(tmp_path / "run" / "samples.jsonl"):
         rewards = sample["rewards"]
         assert rewards["letters"] == pytest.approx(len(set(sample["response"])) / 10)
@@ -97,15 +101,28 @@ def test_ppo_without_a_reward_model(
         assert sample["reward"] == pytest.approx(total, abs=1e-5)
 
 
-def test_the_references_answers_have_the_same_rewards(own, stage_config, tmp_path):
-    """With a critic, which then starts from the policy's backbone."""
-    config = stage_config("ppo", rewards=f"{own()}:letters=1.0", eval_every=0)
+def test_the_references_answers_have_the_same_rewards(
+    own, stage_config, data_folder, tmp_path
+):
+    """With a critic, which then starts from the policy's backbone. An offset of each
+    prompt is in the scores, and the baseline takes it away."""
+    spec = f"{own()}:letters=1.0,prompt_offset=3.0"
+    config = stage_config("ppo", rewards=spec, eval_every=0)
     ppo.run(config, str(tmp_path / "run"))
+    prompts = read_records(data_folder / "prompts.jsonl", Prompt)
+    offsets = prompt_offset()(prompts, [Response("", True, [0])] * len(prompts))
     with np.load(tmp_path / "run" / "reference_scores.npz") as file:
-        values = file["values"]
+        values = file["values"] - 3.0 * np.array(offsets, np.float32)
     known = values[~np.isnan(values)]
     assert known.min() >= 0 and known.std() > 0
-    np.testing.assert_allclose(known * 10, np.round(known * 10), atol=1e-5)
+    np.testing.assert_allclose(known * 10, np.round(known * 10), atol=1e-4)
+    for line in numbers_of(tmp_path / "run"):
+        total = line["reward/letters"] + 3 * line["reward/prompt_offset"]
+        assert line["objective/scores"] == pytest.approx(total, abs=1e-5)
+        # The mean of 8 differences of two numbers of letters, in tenths.
+        letters = 80 * line["objective/baselined_scores"]
+        assert letters == pytest.approx(round(letters), abs=1e-3)
+        assert abs(80 * total - round(80 * total)) > 1e-2
 
 
 def test_pairs_and_selection_without_a_reward_model(
