@@ -4,6 +4,8 @@ Run: python launch/train.py --config=configs/select_prompts.py:tiny \
          --workdir=runs/selection --config.init_from=runs/sft \
          --config.reward_model=runs/reward
      and then PPO with --config.prompts=runs/selection/prompts.jsonl
+Control, as many prompts at random: --config.choose=random
+         --config.random_size_of=runs/selection --workdir=runs/random
 """
 
 from configs import common
@@ -21,10 +23,20 @@ def get_config(preset="tiny"):
     c.reward_model = ""
     # Samples this many responses to each prompt: the paper's K, whose value it does not
     # give. [1, inf)
-    c.samples_per_prompt = 4
-    # Drops prompts whose scores have a smaller variance: about a quarter of them on the
-    # testbed. The scale is the reward model's; summary.json has the quantiles. [0, inf)
+    c.samples_per_prompt = 8
+    # Drops prompts whose scores have a smaller variance. The scale is the reward
+    # model's; summary.json has the quantiles. [0, inf)
     c.epsilon = 0.25
+    # The prompts that are kept: "variance", those whose scores vary by epsilon or more;
+    # "random", as many at random, the control of an experiment.
+    c.choose = "variance"
+    # The number of prompts that "random" keeps; no responses are sampled then. 0 leaves
+    # it to random_size_of. [0, 2**24]
+    c.random_size = 0
+    # The workdir of a finished selection: "random" keeps as many prompts, and no
+    # responses are sampled. "" with a random_size of 0 samples, and keeps as many as
+    # "variance" would.
+    c.random_size_of = ""
     # Decodes this many responses side by side, and scores the responses of this many
     # prompts at once. [1, 2**20]
     c.batch_size = 64

@@ -52,7 +52,11 @@ RESULTS = {
         "always shorter {eval/always_shorter:.1%}",
         "bag of words {eval/bag_of_words:.1%}",
     ),
-    "select_prompts": ("{kept:,} prompts kept", "{dropped:,} dropped"),
+    "select_prompts": (
+        "{kept:,} prompts kept",
+        "{dropped:,} dropped",
+        "two halves of the responses agree with kappa {kappa of halves:.2f}",
+    ),
     "sft": ("held-out loss {eval/loss:.3f} a token",),
 }
 

@@ -67,6 +67,7 @@ from rlhf_jax.ppo.forward import ModelOutputs, run_models
 from rlhf_jax.ppo.kl_ceiling import stop_above_ceiling
 from rlhf_jax.ppo.options import Hyper, check_options
 from rlhf_jax.ppo.rollouts import Answered, Rollouts
+from rlhf_jax.ppo.sampled import responses_sampled
 from rlhf_jax.ppo.state import (
     Frozen,
     PPOState,
@@ -79,7 +80,7 @@ from rlhf_jax.training import model_checks, model_records, optimizers, weights
 from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
-from rlhf_jax.training.metrics import Mean, Stopwatch, Writer
+from rlhf_jax.training.metrics import Mean, Stopwatch, Writer, read_metrics
 from rlhf_jax.training.placement import Memory
 from rlhf_jax.training.progress import ProgressBar
 from rlhf_jax.training.state import (
@@ -494,7 +495,9 @@ def run(config, workdir: str) -> None:
     numbers = writer.close()
     check_learned(state.policy, *[state.value] * hyper.has_critic)
     checkpoints.close()
-    finish(workdir, numbers)
+    references = 0 if reference_scores is None else reference_scores.known
+    sampled = responses_sampled(config, read_metrics(workdir), references)
+    finish(workdir, numbers | sampled)
 
 
 @contextlib.contextmanager

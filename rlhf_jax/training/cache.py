@@ -70,6 +70,11 @@ class OnDemand:
         if self._values is None:
             self._values = np.full(size, np.nan, np.float32)
 
+    @property
+    def known(self) -> int:
+        """The number of elements computed so far."""
+        return int((~np.isnan(self._values)).sum())
+
     def at(self, index: np.ndarray) -> np.ndarray:
         """Return the elements at these indices, float32 [len(index)]."""
         for _ in range(0, np.isnan(self._values[index]).sum(), self._batch_size):

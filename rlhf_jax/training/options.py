@@ -25,6 +25,7 @@ FLOATS = ("float32", "bfloat16", "float16")
 CHOICES = {
     "base_dtype": (*FLOATS, "int8"),
     "attention": ("auto", "xla", "splash", "cudnn"),
+    "choose": ("variance", "random"),
     "clip": ("global", "per_layer"),
     "decay": ("constant", "linear", "cosine"),
     "dtype": FLOATS,

@@ -116,6 +116,8 @@ def test_the_references_answers_have_the_same_rewards(
     known = values[~np.isnan(values)]
     assert known.min() >= 0 and known.std() > 0
     np.testing.assert_allclose(known * 10, np.round(known * 10), atol=1e-4)
+    uses = {"iterations": 2 * config.batch_size, "baseline": known.size, "selection": 0}
+    assert read_summary(tmp_path / "run")["responses by use"] == uses
     for line in numbers_of(tmp_path / "run"):
         total = line["reward/letters"] + 3 * line["reward/prompt_offset"]
         assert line["objective/scores"] == pytest.approx(total, abs=1e-5)
