@@ -55,7 +55,7 @@ def every_stage(root: Path) -> list[tuple[str, dict, str]]:
         "pairs": both,
         "ppo": both | {"total_steps": 1},
         "dpo": data | {"init_from": policy} | pairs,
-        "select_prompts": both | {"epsilon": 0.0},
+        "select_prompts": both | {"epsilon": 0.0, "samples_per_prompt": 4},
         "evaluate": data | judged | {"models": f"sft={policy},dpo={root / 'dpo'}"},
         "evaluate_reward": data | {"reward_model": scorer, "max_response_tokens": 64},
         "best_of_n": data | {"policy": policy, "reward_model": scorer},

@@ -9,13 +9,8 @@ from pathlib import Path
 from absl import logging
 
 from rlhf_jax.data.reading.json_lines import OnBadRecord, RecordError, each_good
-from rlhf_jax.data.reading.layouts import (
-    LAYOUTS,
-    as_kind,
-    chosen_dialogue,
-    hashed_prompt,
-    records_of,
-)
+from rlhf_jax.data.reading.layout_readers import LAYOUTS, hashed_prompt
+from rlhf_jax.data.reading.layouts import as_kind, chosen_dialogue, records_of
 from rlhf_jax.data.reading.rows import sources
 from rlhf_jax.data.records import (
     Comparison,
@@ -45,7 +40,7 @@ def read_data_set(
 
     Args:
         origin: an origin of `rows.sources`.
-        layout: one of `layouts.LAYOUTS`; "" detects the layout of each row by its
+        layout: one of `LAYOUTS`; "" detects the layout of each row by its
             fields.
 
     Returns:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from rlhf_jax.data.reading.data_sets import read_data_set
 from rlhf_jax.data.reading.json_lines import RecordError
+from rlhf_jax.data.reading.layout_readers import LAYOUTS
 from rlhf_jax.data.reading.layouts import (
-    LAYOUTS,
     comparisons_of,
     detect,
     prompt_in,
