@@ -37,8 +37,7 @@ def get_config(preset="tiny"):
     # responses are sampled. "" with a random_size of 0 samples, and keeps as many as
     # "variance" would.
     c.random_size_of = ""
-    # Decodes this many responses side by side, and scores the responses of this many
-    # prompts at once. [1, 2**20]
+    # Decodes, and then scores, this many responses at once. [1, 2**20]
     c.batch_size = 64
     # Leaves out prompts that are longer, in tokens. [1, 2**20]
     c.max_prompt_tokens = lengths.prompt

@@ -142,7 +142,7 @@ def sample(
         prompt_ids,
         responses,
         pad_id=tokenizer.pad_id,
-        batch_size=config.batch_size,
+        batch_size=max(config.batch_size // config.samples_per_prompt, 1),
         end_penalty=config.missing_end_penalty,
     )
     return responses, scored
