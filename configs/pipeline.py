@@ -47,8 +47,8 @@ def get_config(preset="tiny"):
     # The policy to align: a workdir or a Hugging Face folder; "" makes one by SFT.
     c.init_from = "runs/smollm2" if preset == "smollm2" else ""
     # True trains a second reward model like the first, on the comparisons that
-    # prepare_comparisons holds out, and lets it judge the evaluation; nothing is
-    # trained against it.
+    # prepare_comparisons holds out, and lets it watch PPO (ppo.judge_model) and judge
+    # the evaluation; nothing is trained against it.
     c.held_out_judge = preset == "smollm2"
     c.sft = sft.get_config(preset)
     c.collect = collect.get_config(preset)

@@ -24,8 +24,17 @@ def get_config(preset="tiny"):
     # The workdir of a reward model; "" makes a random one, for trials, and none where
     # all rewards are functions.
     c.reward_model = ""
-    # The dtype in which the reference and the reward model, which are never updated,
-    # are stored: a float or "int8". With adapters, lora.base_dtype takes its place.
+    # The workdir of a second reward model, of comparisons that reward_model has not
+    # seen: it judges the answers of every evaluation and is never trained against. The
+    # log warns where the score learned from rises while the judge's falls beyond its
+    # noise; "" has no judge.
+    c.judge_model = ""
+    # True ends the run with an error at such a warning and keeps the checkpoint that
+    # the judge scores highest; False goes on.
+    c.stop_over_optimised = False
+    # The dtype in which the reference, the reward model and the judge, which are never
+    # updated, are stored: a float or "int8". With adapters, lora.base_dtype takes its
+    # place.
     c.frozen_param_dtype = "float32" if small else "bfloat16"
     # The weights that sample responses: "same", the trained ones; "merged", a copy into
     # whose matrices the adapters are added; or a copy in "int8", which is faster to
@@ -61,8 +70,8 @@ def get_config(preset="tiny"):
     # policy differ by more than this many nats per token, on average; inf leaves out
     # none. Without a correction none is left out. (0, inf]
     c.rollout_error_limit = 0.5
-    # True keeps the reference and the reward model in the host's memory while they are
-    # not used.
+    # True keeps the reference, the reward model and the judge in the host's memory
+    # while they are not used.
     c.offload_frozen = False
     # True keeps the optimizers' moments in the host's memory while nothing is updated.
     c.offload_moments = False

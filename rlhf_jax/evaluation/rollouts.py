@@ -31,6 +31,16 @@ class ScoredRollout(NamedTuple):
     scores: np.ndarray | None
 
 
+class Evaluated(NamedTuple):
+    """The answers to the held-out prompts, one to each of N."""
+
+    metrics: dict[str, Mean]
+    samples: list[dict]  # for samples.jsonl
+    rollout: Rollout  # on the host
+    scores: np.ndarray  # float32 [N], what the policy learns from
+    texts: list[str]
+
+
 @jax.jit
 def rollout_scores(
     reward_model: ScoreModel | None, responses: Rollout
@@ -125,11 +135,10 @@ def evaluate(
     *,
     rewards: Rewards,
     width: int,
-) -> tuple[dict[str, Mean], list[dict]]:
-    """Return the scores and lengths on held-out prompts as metrics, and the
-    conversations as records for samples.jsonl. The prompts and random keys are the same
-    at every call. In the testbed the metrics include the true quality, which only the
-    report of the run reads.
+) -> Evaluated:
+    """Answer held-out prompts, the same with the same random keys at every call, and
+    return the answers, with scores and lengths as metrics. In the testbed the metrics
+    include the true quality, which only the report of the run reads.
 
     Args:
         records, prompts: the same prompts as records and as token ids.
@@ -166,8 +175,9 @@ def evaluate(
         "eval/ended_fraction": Mean.of(batch.rollout.ended),
     }
     metrics |= {f"eval/{k}": x for k, x in rewards.metrics(scored).items()}
-    metrics |= quality_metrics(records, [response.text for response in responses])
-    return metrics, samples
+    texts = [response.text for response in responses]
+    metrics |= quality_metrics(records, texts)
+    return Evaluated(metrics, samples, batch.rollout, scored.scores, texts)
 
 
 def quality_metrics(

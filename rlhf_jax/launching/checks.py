@@ -113,7 +113,8 @@ def sizes_of(program: Program) -> dict[str, int]:
     held = (program.arguments, program.held)
     for path, x in distinct(held):
         name = jax.tree_util.keystr(path)
-        model = re.match(r"\W*\d+\W+\d*\W*(policy|value|reference|reward)\b", name)
+        roles = "policy|value|reference|reward|judge"
+        model = re.match(rf"\W*\d+\W+\d*\W*({roles})\b", name)
         kind = "batches"
         if re.search(r"\bopt_state\b|\b[mn]u\b", name):
             kind = "moments"

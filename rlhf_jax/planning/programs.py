@@ -162,6 +162,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
     state = first_state(algorithm, config, model)
     frozen = frozen_models(config, model)
     waiting = () if config.offload_frozen else frozen
+    judge = () if config.offload_frozen else judge_model(config, model)
     # While the reference answers, or responses are sampled beside scoring, the frozen
     # models and the policy are on the devices.
     beside = config.baseline == "reference" or config.one_step_off_policy
@@ -175,6 +176,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
     moving = () if state.reference is None else state.reference
     copy = COPIES[config.rollout_param_dtype]
     answering = policy if copy is None else shapes_of(copy, policy)
+    copied = () if copy is None else policy
     rows, width = config.batch_size, config.max_prompt_tokens
     length, routing = width + config.max_response_tokens, None
     check_replay(config, model)
@@ -233,7 +235,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
             config,
             model,
             (state, experience, sft_batches, replicated((), key.dtype), learning_rates),
-            held=waiting,
+            held=(waiting, judge),
             policy_optimizer=optimizers.from_config(config.optimizer),
             value_optimizer=optimizers.from_config(config.value_optimizer),
         ),
@@ -241,7 +243,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
             "score",
             functools.partial(run_models, hyper=hyper),
             (bare, frozen, rolled),
-            held=moments,
+            held=(moments, judge),
         ),
         Program(
             "generate",
@@ -252,7 +254,7 @@ def of_experience(algorithm: ModuleType, config, model: ChatGLMConfig) -> list[P
                 array((layout.prompts, width), bool),
                 replicated((), key.dtype),
             ),
-            held=(moments, values, moving, there, () if copy is None else policy),
+            held=(moments, values, moving, there, judge, copied),
             loop_steps=steps // len(rooms),
             loop_reads=[
                 decoding_reads(answering.config, layout, width, room) for room in rooms
@@ -302,15 +304,29 @@ def first_state(algorithm: ModuleType, config, model: ChatGLMConfig):
 def frozen_models(config, model: ChatGLMConfig):
     """Return the shapes of the reference and the reward model as they are stored; with
     adapters, on the base of the policy."""
+    stored, first = stored_frozen(config, model), None
     if model.lora is not None:
-        reward = parameters(model, score=True) if uses_model(config.rewards) else None
-        return Frozen(reference(model), reward)
+        first = reference(model)
+    elif not config.reference_rate:
+        first = parameters(stored)
+    reward = parameters(stored, score=True) if uses_model(config.rewards) else None
+    return Frozen(first, reward)
+
+
+def judge_model(config, model: ChatGLMConfig) -> dict[str, ScoreModel]:
+    """Return the shapes of the judge of a run's evaluations, if it has one."""
+    if not config.judge_model:
+        return {}
+    return {"judge": parameters(stored_frozen(config, model), score=True)}
+
+
+def stored_frozen(config, model: ChatGLMConfig) -> ChatGLMConfig:
+    """Return the config of a model that is never updated, as it is stored."""
+    if model.lora is not None:
+        return model
     is_quantised = config.frozen_param_dtype == "int8"
     dtype = model.dtype if is_quantised else config.frozen_param_dtype
-    stored = dataclasses.replace(model, param_dtype=dtype, quantised=is_quantised)
-    moves = bool(config.reference_rate)
-    reward = parameters(stored, score=True) if uses_model(config.rewards) else None
-    return Frozen(None if moves else parameters(stored), reward)
+    return dataclasses.replace(model, param_dtype=dtype, quantised=is_quantised)
 
 
 def decoding_reads(config: ChatGLMConfig, layout: Layout, width: int, slots: int):

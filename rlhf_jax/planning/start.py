@@ -85,10 +85,11 @@ def _moments_of_ppo(
 ) -> Iterator[tuple]:
     yield from _moments_of_base(model)
     frozen = programs.frozen_models(config, model)
+    judge = programs.judge_model(config, model)
     if model.lora is None and config.frozen_param_dtype == "int8":
         yield frozen, _layer_read(model)
-    yield (frozen,)
-    alive = () if config.offload_frozen else frozen
+    yield frozen, judge  # and the reference answers
+    alive = () if config.offload_frozen else (frozen, judge)
     state = programs.first_state(algorithm, config, model)
     at_rest = state
     if config.offload_moments:

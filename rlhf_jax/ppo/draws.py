@@ -1,6 +1,7 @@
 """Draws of a batch: prompts that were answered and scored, once or, with dynamic
 sampling, until their responses differ in their score."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from rlhf_jax.generation.partial_rollout import Begun
 from rlhf_jax.parallel.sharding import fetch, shard_batch
 from rlhf_jax.ppo.forward import ModelOutputs
 from rlhf_jax.ppo.rollouts import Answered
-from rlhf_jax.rewards.rewards import Scored
+from rlhf_jax.ppo.state import PPOState
+from rlhf_jax.rewards.rewards import RewardError, Scored
 from rlhf_jax.training.metrics import Mean
 
 
@@ -71,3 +73,15 @@ def draw_until_full(
     }
     repeats = len(rows.scores) // len(wanted)
     return drawn, shard_batch(rows), np.repeat(wanted, repeats), metrics
+
+
+@contextlib.contextmanager
+def saved_before_fault(
+    save: Callable[[int, PPOState], None], step: int, state: PPOState
+) -> Iterator[None]:
+    """Save the state if a function of rewards ends the run, so that no step is lost."""
+    try:
+        yield
+    except RewardError:
+        save(step, state)
+        raise

@@ -11,9 +11,12 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from rlhf_jax.batches import Experience, PackedRows, Rollout
+from rlhf_jax.data import packing
 from rlhf_jax.generation.scoring import (
     one_response,
     packed_logprobs,
@@ -25,6 +28,8 @@ from rlhf_jax.generation.scoring import (
 )
 from rlhf_jax.losses import masked
 from rlhf_jax.models.policy import Policy
+from rlhf_jax.parallel.mesh import row_unit
+from rlhf_jax.parallel.sharding import fetch
 from rlhf_jax.ppo.options import Hyper
 from rlhf_jax.ppo.state import Frozen, PPOState
 from rlhf_jax.training.accumulate import in_parts
@@ -176,3 +181,19 @@ def packed_routing(
 def in_slots(x: Array, packed: PackedRows) -> Array:
     """Return for every slot of packed rows its row of x: [B, ...] -> [N, S, ...]."""
     return x.at[packed.slots].get(mode="clip")
+
+
+def packed_rows(
+    config: ConfigDict, rollout: Rollout, rows: np.ndarray, parts: int, *, pad_id: int
+) -> PackedRows | None:
+    """Pack the rows [U, b] of a rollout on the host, to be split into `parts`; return
+    None without `config.pack`."""
+    if not config.pack:
+        return None
+    return packing.pack_minibatches(
+        fetch(dataclasses.replace(rollout, routing=None)),
+        rows,
+        pad_id=pad_id,
+        unit=row_unit(parts),
+        places=config.replay_routing,
+    )

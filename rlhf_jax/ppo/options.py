@@ -3,6 +3,7 @@ contradict each other; configs/ppo.py explains them."""
 
 import dataclasses
 import math
+from pathlib import Path
 
 from rlhf_jax.models.config import ChatGLMConfig
 from rlhf_jax.parallel.mesh import check_batch
@@ -216,10 +217,29 @@ def check_options(config) -> None:
             f"{config.temperature=}: PPO learns from samples, and greedy answers are "
             "not samples: set it above 0, 1.0 for the policy's own distribution."
         )
+    if config.judge_model and not config.eval_every:
+        raise ValueError(
+            f"{config.judge_model=} judges the answers of evaluations, of which "
+            "eval_every=0 makes none: set it to 1 or more, or leave judge_model empty."
+        )
+    if config.judge_model and _same(config.judge_model, config.reward_model):
+        raise ValueError(
+            f"{config.judge_model=} is the reward_model, which the policy is trained "
+            "against: name a reward model of other comparisons."
+        )
+    if config.stop_over_optimised and not config.judge_model:
+        raise ValueError(
+            "stop_over_optimised=True stops where a judge's score falls: name one in "
+            "judge_model, or leave stop_over_optimised False."
+        )
     if math.isnan(config.kl_ceiling):
         raise ValueError(f"{config.kl_ceiling=}: set a number, or inf for no ceiling.")
     if 0 < config.dual_clip <= 1:
         raise ValueError(f"{config.dual_clip=} must be above 1, or 0 for none.")
+
+
+def _same(folder: str, other: str) -> bool:
+    return bool(other) and Path(folder).resolve() == Path(other).resolve()
 
 
 def check_replay(config, model: ChatGLMConfig) -> None:

@@ -1,11 +1,14 @@
 """The state of PPO: what is trained, what is frozen, and the items of a checkpoint."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
+from rlhf_jax.data.tokenizers.tokenizer import Tokenizer
 from rlhf_jax.generation.partial_rollout import Begun
 from rlhf_jax.losses import advantages as estimators
 from rlhf_jax.models.heads import ScoreModel
@@ -13,6 +16,7 @@ from rlhf_jax.models.policy import Policy
 from rlhf_jax.parallel.sharding import fetch, replicate
 from rlhf_jax.ppo.options import Hyper
 from rlhf_jax.ppo.rollouts import Answered
+from rlhf_jax.training import model_records, weights
 from rlhf_jax.training.optimizers import Optimizer
 from rlhf_jax.training.state import TrainState, from_items, to_items
 
@@ -107,3 +111,21 @@ def from_checkpoint(items: dict) -> PPOState:
         reference=items.get("reference"),
         **items["rest"],
     )
+
+
+def describe(
+    state: PPOState,
+    tokenizer: Tokenizer,
+    config: ConfigDict,
+    adapters: weights.Adapters,
+    workdir: Path,
+) -> dict:
+    """Return the record of a checkpoint's models."""
+    base = adapters.base(config.init_from, workdir)
+    models = {"model": model_records.describe(state.policy.model, tokenizer, base)}
+    if state.value is not None:
+        base = adapters.base(config.reward_model or config.init_from, workdir)
+        models["value"] = model_records.describe(state.value.model, tokenizer, base)
+    if state.reference is not None:
+        models["reference"] = model_records.describe(state.reference, tokenizer)
+    return {"models": models}

@@ -5,7 +5,7 @@ import re
 _ANSWER = re.compile(
     r"####|\banswers?\s*(?:is\b|are\b|=|[:：])|答案\s*(?:是|为|[:：])", re.IGNORECASE
 )
-_END = re.compile(r"[.!?](?=\s|$)|[。！？\n]")  # of a sentence
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[。！？\n]")
 
 
 def stated_answer(text: str) -> tuple[str, bool]:
@@ -21,7 +21,7 @@ def stated_answer(text: str) -> tuple[str, bool]:
         if not marks:
             return text, False
         said = text[marks[-1].end() :]
-    sentence = _END.split(said.strip(), maxsplit=1)[0]
+    sentence = SENTENCE_END.split(said.strip(), maxsplit=1)[0]
     return (sentence.rpartition("=")[2] if "=" in sentence else said), True
 
 

@@ -28,9 +28,11 @@ clipped loss; there is no value model, in memory or in the programs. ReMax's bas
 the policy's greedy answer (baseline="greedy"); baseline="reference" combines the
 ChatGLM-RLHF baseline with no critic. configs/variants/ has the published variants, each
 a short config.
+
+With `judge_model`, every evaluation asks a second reward model, and the log warns where
+the score learned from rises while the judge's falls (evaluation/watch.py).
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -40,8 +42,8 @@ import numpy as np
 from absl import logging
 
 from rlhf_jax.algorithms.ppo import minibatches, train_step
-from rlhf_jax.batches import PackedRows, PromptBatch, Rollout
-from rlhf_jax.data import packing, sources
+from rlhf_jax.batches import PromptBatch, Rollout
+from rlhf_jax.data import sources
 from rlhf_jax.data.batching import (
     BatchOrder,
     prompt_batch,
@@ -51,6 +53,7 @@ from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Dialogue, Prompt
 from rlhf_jax.data.sft_term import sft_batches
 from rlhf_jax.evaluation.rollouts import answer_scores, evaluate, responses_of
+from rlhf_jax.evaluation.watch import JUDGED, Watch
 from rlhf_jax.generation.partial_rollout import Begun
 from rlhf_jax.generation.sampling import sampling_with
 from rlhf_jax.parallel.mesh import row_unit
@@ -61,9 +64,9 @@ from rlhf_jax.parallel.sharding import (
     shard_batch,
 )
 from rlhf_jax.ppo.critic import fit_critic
-from rlhf_jax.ppo.draws import Draw, Rows, draw_until_full
+from rlhf_jax.ppo.draws import Draw, Rows, draw_until_full, saved_before_fault
 from rlhf_jax.ppo.experience import differing_groups, make_experience
-from rlhf_jax.ppo.forward import ModelOutputs, run_models
+from rlhf_jax.ppo.forward import ModelOutputs, packed_rows, run_models
 from rlhf_jax.ppo.kl_ceiling import stop_above_ceiling
 from rlhf_jax.ppo.options import Hyper, check_options
 from rlhf_jax.ppo.rollouts import Answered, Rollouts
@@ -71,12 +74,13 @@ from rlhf_jax.ppo.sampled import responses_sampled
 from rlhf_jax.ppo.state import (
     Frozen,
     PPOState,
+    describe,
     first_numbers,
     from_checkpoint,
     to_checkpoint,
 )
-from rlhf_jax.rewards.rewards import FREE, RewardError, Rewards, Values
-from rlhf_jax.training import model_checks, model_records, optimizers, weights
+from rlhf_jax.rewards.rewards import FREE, Rewards, Values
+from rlhf_jax.training import model_checks, optimizers, weights
 from rlhf_jax.training.cache import OnDemand, fingerprint, weights_fingerprint
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.inputs import agree
@@ -97,10 +101,11 @@ def run(config, workdir: str) -> None:
 
     Raises:
         KLCeilingError: the policy moved too far from its reference.
+        OverOptimisedError: the judge's score fell, and stop_over_optimised is set.
         RewardError: a function of rewards failed; the state before it is saved.
     """
     check_options(config)
-    workdir = open_workdir(workdir, config, free=FREE)
+    workdir = open_workdir(workdir, config, free=[*FREE, "stop_over_optimised"])
     if done_before(workdir):
         return
 
@@ -108,11 +113,12 @@ def run(config, workdir: str) -> None:
     data = sources.open_data(config.data, workdir)
     read = sources.Reader(config.data, workdir)
     tokenizer = sources.open_tokenizer(config.data, data, config.init_from, workdir)
+    scorers = [config.reward_model, config.judge_model]
     model_checks.check_models(
         tokenizer,
         sources.tokenizer_fingerprint,
         policies=[config.init_from, config.reference],
-        reward_models=[config.reward_model],
+        reward_models=scorers,
     )
     adapters = weights.Adapters(config)
     adapters.check(config.init_from)
@@ -157,7 +163,7 @@ def run(config, workdir: str) -> None:
         workdir,
         read.fingerprints | rewards.files,
         tokenizer=tokenizer.fingerprint,
-        models=[config.init_from, config.reward_model, config.reference],
+        models=[config.init_from, config.reference, *scorers],
         may_change=rewards.may_change(),
     )
 
@@ -212,7 +218,6 @@ def run(config, workdir: str) -> None:
     )
     load_scorer = functools.partial(
         weights.load_score_model,
-        config.reward_model,
         num_tokens=tokenizer.vocab_size,
         key=head_key,
         adapters=adapters,
@@ -235,9 +240,15 @@ def run(config, workdir: str) -> None:
         backbone = reference
         if not config.reward_model:
             backbone = adapters.on(reference, lora_key)
-        reward_model = load_scorer(backbone=backbone)
+        reward_model = load_scorer(config.reward_model, backbone=backbone)
         del backbone
         made_from |= {"reward model": weights_fingerprint(reward_model)}
+    over_optimisation = None
+    if config.judge_model:
+        answers = measure(reference, reward_model)
+        judge = load_scorer(config.judge_model, backbone=reference)
+        over_optimisation = Watch(config, workdir, judge, answers)
+        del judge
     frozen = Frozen(None if config.reference_rate else reference, reward_model)
     del reference, reward_model
     memory = Memory(config, frozen)
@@ -295,18 +306,7 @@ def run(config, workdir: str) -> None:
             )
         return np.zeros(len(index), np.float32)
 
-    def packed(rolled: Rollout, rows: np.ndarray, parts: int) -> PackedRows | None:
-        """Pack the rows [U, b] of a rollout, to be split into `parts`."""
-        if not config.pack:
-            return None
-        unit = row_unit(parts)
-        return packing.pack_minibatches(
-            fetch(dataclasses.replace(rolled, routing=None)),
-            rows,
-            pad_id=tokenizer.pad_id,
-            unit=unit,
-            places=config.replay_routing,
-        )
+    packed = functools.partial(packed_rows, config, pad_id=tokenizer.pad_id)
 
     def outputs_of(state: PPOState, responses: Rollout) -> ModelOutputs:
         """Run all models over a rollout."""
@@ -324,7 +324,8 @@ def run(config, workdir: str) -> None:
         )
 
     # State
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best="eval/scores")
+    best = JUDGED if over_optimisation else "eval/scores"
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, best=best)
     start = checkpoints.latest_step()
     begun, ahead = rollouts.nothing_begun(), None
     if start:
@@ -351,24 +352,15 @@ def run(config, workdir: str) -> None:
         policy = memory.first(policy, policy_optimizer)
         value = None
         if hyper.has_critic:
-            value = adapters.on(load_scorer(backbone=policy.model), lora_key)
+            value = load_scorer(config.reward_model, backbone=policy.model)
+            value = adapters.on(value, lora_key)
             value = memory.first(value, value_optimizer)
         moving = load_policy(reference_from) if config.reference_rate else None
         numbers = create(functools.partial(first_numbers, hyper))
         state = PPOState(policy=policy, value=value, reference=moving, **numbers)
     del policy, value, moving
     state = memory.at_rest(state)
-    base = adapters.base(config.init_from, workdir)
-    meta = {
-        "models": {"model": model_records.describe(state.policy.model, tokenizer, base)}
-    }
-    if state.value is not None:
-        base = adapters.base(config.reward_model or config.init_from, workdir)
-        meta["models"]["value"] = model_records.describe(
-            state.value.model, tokenizer, base
-        )
-    if state.reference is not None:
-        meta["models"]["reference"] = model_records.describe(state.reference, tokenizer)
+    meta = describe(state, tokenizer, config, adapters, workdir)
 
     # Loop
     writer = Writer(
@@ -379,6 +371,10 @@ def run(config, workdir: str) -> None:
         config.logger,
     )
     watch, draws_per_step = Stopwatch(), max(config.max_draws, 1)
+    if over_optimisation and start:
+        over_optimisation.resume(start)
+    elif over_optimisation:
+        writer.write(0, over_optimisation.first)
 
     def save_before(step: int, state: PPOState) -> None:
         """Save the state before step + 1, unless it is saved."""
@@ -482,12 +478,16 @@ def run(config, workdir: str) -> None:
             learned_from = {"batch": experience, "sft": sft_batch}
             bar.update(*writer.write(step + 1, metrics, learned_from))
             if due(step + 1, config.eval_every, config.total_steps):
-                eval_metrics, samples = measure(
-                    state.policy.model, memory.frozen().reward
-                )
-                writer.write(step + 1, eval_metrics)
-                writer.write_samples(step + 1, samples[: config.num_samples])
-            if checkpoints.due(step + 1, config.save_every, config.total_steps):
+                answers = measure(state.policy.model, memory.frozen().reward)
+                writer.write(step + 1, answers.metrics)
+                writer.write_samples(step + 1, answers.samples[: config.num_samples])
+                if over_optimisation:
+                    writer.write(step + 1, over_optimisation.look(step + 1, answers))
+                    over_optimisation.stop_if_asked(writer, checkpoints)
+            is_best = over_optimisation and over_optimisation.best_step() == step + 1
+            if checkpoints.due(step + 1, config.save_every, config.total_steps) or (
+                is_best and config.save_every
+            ):
                 items = to_checkpoint(state, begun, ahead)
                 checkpoints.save(step + 1, items, meta, writer.flush())
 
@@ -498,15 +498,3 @@ def run(config, workdir: str) -> None:
     references = 0 if reference_scores is None else reference_scores.known
     sampled = responses_sampled(config, read_metrics(workdir), references)
     finish(workdir, numbers | sampled)
-
-
-@contextlib.contextmanager
-def saved_before_fault(
-    save: Callable[[int, PPOState], None], step: int, state: PPOState
-) -> Iterator[None]:
-    """Save the state if a function of rewards ends the run, so that no step is lost."""
-    try:
-        yield
-    except RewardError:
-        save(step, state)
-        raise

@@ -13,6 +13,7 @@ from rlhf_jax.data.records import Comparison, read_records
 from rlhf_jax.launching import pipeline
 from rlhf_jax.launching.convert import convert
 from rlhf_jax.training import weights
+from rlhf_jax.training.metrics import read_metrics
 from rlhf_jax.training.workdir import is_finished, read_summary
 from tests.launching import gguf_files as files
 
@@ -69,6 +70,7 @@ def run(tmp_path_factory):
             stage.optimizer.trainable = r"blocks\.1\.|final_norm|head"
             stage.optimizer.learning_rate = 1e-2
     c.reward.max_response_tokens, c.reward.validation_share = 64, 0.2
+    c.ppo.eval_every = 1
     pipeline.run(c, str(folder / "run"))
     return folder / "run"
 
@@ -109,6 +111,12 @@ def test_the_judge_learned_from_other_conversations(run):
     record = json.loads((run / "evaluate" / "config.json").read_text())["config"]
     assert record["judge_model"] == str(run / "judge")
     assert record["reward_model"] == str(run / "reward")
+    record = json.loads((run / "ppo" / "config.json").read_text())["config"]
+    assert record["judge_model"] == str(run / "judge")
+    assert read_metrics(run / "ppo")[0]["watch/judge_scores"] == pytest.approx(0)
+    assert ">Over-optimisation, held-out prompts</text>" in (
+        run / "report.html"
+    ).read_text("utf-8")
 
 
 def test_the_frozen_layers_are_those_of_the_file(run):

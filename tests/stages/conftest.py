@@ -41,15 +41,33 @@ def model_folders(data_folder, tmp_path_factory):
             dtype="float32",
             param_dtype="float32",
         )
-        checkpoints = Checkpoints(folder, keep=1)
-        meta = {"models": {"model": model_records.describe(model)}}
-        checkpoints.save(0, {"model": model}, meta)
-        checkpoints.close()
-        record = {"config": {"stage": "sft", "seed": 0}, "versions": {}, "seed": 0}
-        (folder / "config.json").write_text(json.dumps(record))
-        copy_tokenizer(data_folder / "tokenizer", folder / "tokenizer")
-        folders.append(str(folder))
+        folders.append(save_model(model, folder, data_folder, stage="sft"))
     return folders
+
+
+def save_model(model, folder, data_folder, *, stage: str) -> str:
+    """Write a model as the workdir of a stage; return the folder."""
+    checkpoints = Checkpoints(folder, keep=1)
+    meta = {"models": {"model": model_records.describe(model)}}
+    checkpoints.save(0, {"model": model}, meta)
+    checkpoints.close()
+    record = {"config": {"stage": stage, "seed": 0}, "versions": {}, "seed": 0}
+    (folder / "config.json").write_text(json.dumps(record))
+    copy_tokenizer(data_folder / "tokenizer", folder / "tokenizer")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def reward_folder(model_folders, data_folder, tmp_path_factory):
+    """A random reward model as a workdir."""
+    folder = tmp_path_factory.mktemp("reward") / "0"
+    model = weights.load_score_model(
+        "",
+        backbone=weights.load_model(model_folders[0]),
+        num_tokens=400,
+        key=jax.random.key(2),
+    )
+    return save_model(model, folder, data_folder, stage="reward")
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,12 @@ RUNS = [
 @pytest.mark.devices(8)
 @pytest.mark.slow  # the next test is the quick one
 @pytest.mark.parametrize(("stage", "mesh"), RUNS)
-def test_a_mesh_changes_no_number_of_a_run(stage, mesh, stage_config, tmp_path):
+def test_a_mesh_changes_no_number_of_a_run(
+    stage, mesh, stage_config, reward_folder, tmp_path
+):
     config = stage_config(stage, batch_size=16)
+    if stage == "ppo":
+        config.judge_model = reward_folder
     alone = run(config, tmp_path / "alone")
     sharded = run(config, tmp_path / "mesh", mesh)
     assert_close(sharded, alone)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import jax
@@ -15,6 +16,7 @@ from rlhf_jax.data.sft_term import sft_batches
 from rlhf_jax.data.sources import tokenizer_of
 from rlhf_jax.data.tokenizers.chat import encode_prompt
 from rlhf_jax.data.tokenizers.tokenizer import train_tokenizer
+from rlhf_jax.evaluation import watch
 from rlhf_jax.evaluation.rollouts import scored_rollouts
 from rlhf_jax.ppo import rollouts
 from rlhf_jax.ppo.kl_ceiling import ABOVE_CEILING, KLCeilingError
@@ -61,6 +63,9 @@ from rlhf_jax.training.workdir import is_finished
         ({"replay_routing": True}, "the policy, tiny, has none: set it to False"),
         ({"temperature": 0.0}, "learns from samples"),
         ({"kl_ceiling": float("nan")}, "inf for no ceiling"),
+        ({"judge_model": "a", "eval_every": 0}, "eval_every=0 makes none: set it to 1"),
+        ({"judge_model": "a", "reward_model": "./a"}, "is the reward_model, which"),
+        ({"stop_over_optimised": True}, "name one in judge_model, or leave"),
         ({"samples_per_prompt": 3}, "multiple of samples_per_prompt=3"),
         ({"minibatches": 3}, "batch_size=128 does not divide"),
         ({"microbatches": 3}, "batch_size=128 does not divide"),
@@ -131,7 +136,7 @@ def test_a_reference_that_is_not_the_policys_start_is_named(
 
 
 def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
-    stage_config, tmp_path, monkeypatch
+    stage_config, reward_folder, tmp_path, monkeypatch
 ):
     """Four iterations at learning rate 0: nothing is compiled after the second, each
     has its own key, and what does not hang on the samples stays the same."""
@@ -154,6 +159,7 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
     monkeypatch.setattr(Writer, "write", write_and_count)
     monkeypatch.setattr(rollouts, "rollout", roll_and_note)
     config = stage_config("ppo", total_steps=4, eval_every=1, save_every=0)
+    config.judge_model, config.offload_frozen = reward_folder, True
     for optimizer in (config.optimizer, config.value_optimizer):
         optimizer.learning_rate = 0.0
     ppo.run(config, str(tmp_path / "run"))
@@ -161,8 +167,14 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
     assert seen[0] > 0
     assert seen[3] == seen[2]
     assert len({tuple(key) for key in keys}) == 4
-    lines = read_metrics(tmp_path / "run")
+    first, *lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in (first, *lines)] == [0, 1, 2, 3, 4]
     for name, value in {
+        "watch/scores": 0.0,
+        "watch/judge_scores": 0.0,
+        "watch/gap": 0.0,
+        "watch/length": 1.0,
+        "watch/over_optimised": 0.0,
         "objective/kl": 0.0,
         "val/ratio": 1.0,
         "policy/approxkl": 0.0,
@@ -172,6 +184,8 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
         assert [line[name] for line in lines] == pytest.approx([value] * 4, abs=1e-5)
     for name in ("eval/scores", "eval/response_length"):
         assert len({line[name] for line in lines}) == 1
+    shown = {name for name in first if name.startswith(("watch/", "eval/judge"))}
+    assert {name: first[name] for name in shown} == {x: lines[3][x] for x in shown}
     text = (tmp_path / "run" / "samples.jsonl").read_text()
     samples = [json.loads(line) for line in text.splitlines()]
     tables = [
@@ -358,6 +372,53 @@ def test_a_policy_that_starts_above_the_ceiling_is_refused(stage_config, tmp_pat
     with pytest.raises(KLCeilingError, match="had no update yet"):
         ppo.run(config, str(tmp_path / "run"))
     assert not is_finished(tmp_path / "run")
+
+
+def test_an_over_optimised_run_ends_and_keeps_the_judges_best(
+    stage_config, reward_folder, tmp_path, monkeypatch, caplog
+):
+    """The judge's scores rise, fall and rise, and the score learned from stays; the
+    same command then goes on with the evaluations of before."""
+    means, rng = iter([0, 1, 4, -9]), np.random.default_rng(0)
+    monkeypatch.setattr(
+        watch, "rollout_scores", lambda *_: next(means) + rng.normal(size=8) / 2
+    )
+    config = stage_config(
+        "ppo",
+        advantage="rloo",
+        baseline="none",
+        samples_per_prompt=2,
+        beta_sft=0.0,
+        total_steps=4,
+        save_every=3,
+        eval_every=1,
+        keep_checkpoints=1,
+        judge_model=reward_folder,
+        stop_over_optimised=True,
+    )
+    config.optimizer.learning_rate = 0.0
+    workdir = tmp_path / "run"
+    said = (
+        r"Step 3 of .*run: over-optimisation. Since step 2 the score by the judge, "
+        rf"{reward_folder}, fell by \d+.\d\d \(\d\d.\d standard errors\), while the "
+        r"score learned from rose by 0.00, .* Take .*/checkpoints/best, of step 2. For"
+    )
+    with pytest.raises(watch.OverOptimisedError, match=said):
+        ppo.run(config, str(workdir))
+    assert re.search(said, caplog.text)
+    assert not is_finished(workdir)
+    assert Checkpoints(workdir, keep=None).find("best") == 2
+
+    means = iter([0, -9, 9])
+    caplog.clear()
+    config.stop_over_optimised = False
+    ppo.run(config, str(workdir))
+    assert re.search(said, caplog.text)
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    warned = [line["watch/over_optimised"] for line in lines]
+    assert warned == [0, 0, 0, 1, 0]
+    assert Checkpoints(workdir, keep=None).find("best") == 4
 
 
 def test_what_each_iteration_hands_to_the_update(

@@ -14,18 +14,23 @@ from tests.processes import SMALL, finish, run_two, start, start_two
 from tests.run_stages import config_of
 
 
-def test_an_iteration_of_ppo_in_two_processes_is_that_of_one(data_folder, tmp_path):
+def test_an_iteration_of_ppo_in_two_processes_is_that_of_one(
+    data_folder, reward_folder, tmp_path
+):
     config = SMALL | {"data.path": data_folder, "total_steps": 1}
+    config |= {"eval_every": 1, "judge_model": reward_folder}
     outputs = finish(*start_two(config, tmp_path / "two"))
     finish(start(config, tmp_path / "one", 2))
 
-    (two,), (one,) = read_metrics(tmp_path / "two"), read_metrics(tmp_path / "one")
-    assert two.keys() == one.keys()
-    for name, value in one.items():
-        if not name.startswith(MEASURED):
-            np.testing.assert_allclose(
-                two[name], value, rtol=2e-4, atol=2e-5, err_msg=name
-            )
+    of_two, of_one = (read_metrics(tmp_path / name) for name in ("two", "one"))
+    assert [line["step"] for line in of_one] == [0, 1]
+    for two, one in zip(of_two, of_one, strict=True):
+        assert two.keys() == one.keys()
+        for name, value in one.items():
+            if not name.startswith(MEASURED):
+                np.testing.assert_allclose(
+                    two[name], value, rtol=2e-4, atol=2e-5, err_msg=name
+                )
     for item in ("model", "value"):
         models = [load_model(tmp_path / n, item=item) for n in ("two", "one")]
         for x, y in zip(*map(jax.tree.leaves, models), strict=True):

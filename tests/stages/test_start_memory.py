@@ -11,13 +11,12 @@ import pytest
 
 import rlhf_jax
 from rlhf_jax.data.tokenizers.tokenizer import copy_tokenizer
-from rlhf_jax.files import write_json
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.presets import preset
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.planning import programs, start
-from rlhf_jax.training import model_records, weights
-from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training import weights
+from tests.stages.conftest import save_model
 from tests.stages.test_stages import run
 
 PACKAGE = Path(rlhf_jax.__file__).parent
@@ -26,16 +25,18 @@ WATCHED += ("models/quantise.py", "models/huggingface.py")
 SMALL = 32 * 1024  # bytes: keys, learning rates and what else no program is given
 INT8_BASE = {"lora.rank": 4, "lora.base_dtype": "int8"}
 PUBLISHED = {"init_from": "published"}
+JUDGED = {"judge_model": "judge"}
+OFFLOADED = {"offload_moments": True, "offload_frozen": True}
 RUNS = [
     ("sft", {}),
     ("sft", {"scan_layers": True, "param_dtype": "bfloat16"}),
     ("reward", {"scan_layers": True}),
     ("dpo", {"scan_layers": True, "reference": "on_the_fly"}),
-    ("ppo", {"scan_layers": True}),
+    ("ppo", {"scan_layers": True} | JUDGED),
     ("ppo", {"scan_layers": True, "frozen_param_dtype": "int8"} | PUBLISHED),
     ("ppo", {"scan_layers": True, **INT8_BASE} | PUBLISHED),
     ("dpo", {"scan_layers": True, **INT8_BASE, "init_from": "checkpoint"}),
-    ("ppo", {"scan_layers": True, "offload_moments": True, "offload_frozen": True}),
+    ("ppo", {"scan_layers": True, **JUDGED} | OFFLOADED),
     ("ppo", {"scan_layers": True, "advantage": "remax", "baseline": "greedy"}),
 ]
 
@@ -69,7 +70,7 @@ class Watch:
 @pytest.fixture(scope="module")
 def saved(data_folder, tmp_path_factory):
     """`saved("published")`: a folder of a model in Hugging Face's layout;
-    `saved("checkpoint")`: of one of ours."""
+    `saved("checkpoint")`: of one of ours; `saved("judge")`: of a reward model."""
     how = {"dtype": "float32", "param_dtype": "float32"}
     key = jax.random.key(0)
     model = weights.load_policy("", model="tiny", num_tokens=400, key=key, **how)
@@ -80,12 +81,11 @@ def saved(data_folder, tmp_path_factory):
         if kind == "published":
             huggingface.save(model, folder)
         else:
-            checkpoints = Checkpoints(folder, keep=1)
-            meta = {"models": {"model": model_records.describe(model)}}
-            checkpoints.save(0, {"model": model}, meta)
-            checkpoints.close()
-            record = {"config": {"stage": "sft", "seed": 0}, "versions": {}}
-            write_json(folder / "config.json", record | {"seed": 0})
+            given = model
+            if kind == "judge":
+                on_top = {"backbone": model, "num_tokens": 400, "key": key}
+                given = weights.load_score_model("", **on_top)
+            save_model(given, folder, data_folder, stage="sft")
         copy_tokenizer(data_folder / "tokenizer", folder / "tokenizer")
         return str(folder)
 
@@ -103,8 +103,9 @@ def test_no_more_is_alive_than_the_plan_says(
     sampler's model and caches. Most of the plan is really there."""
     config = stage_config(stage, model="tiny")
     config.update_from_flattened_dict(fields)
-    if config.init_from:
-        config.init_from = saved(config.init_from)
+    for name in ("init_from", "judge_model"):
+        if config.get(name):
+            config[name] = saved(config[name])
     module = importlib.import_module(f"rlhf_jax.stages.{stage}")
     bar, seen = module.ProgressBar, {}
     watch = Watch(stage)

@@ -25,6 +25,9 @@ CURVES = (
     ("objective/scores", "Score of the reward model"),
     ("eval/scores", "Score, held-out prompts"),
     ("eval/quality", "True quality, held-out prompts"),
+    ("watch/gap", "Gap of score and judge, held-out prompts"),
+    ("watch/common_openings", "Answers with the 3 commonest openings"),
+    ("watch/repeated_sentences", "Sentences repeated in an answer"),
     ("objective/kl", "KL from the reference, nats a response"),
     ("eval/kl", "KL, held-out prompts, nats a response"),
     ("response/length_mean", "Length of responses, tokens"),
@@ -118,6 +121,7 @@ def sections(groups: Sequence[Group]) -> Iterator[Section]:
     for stage in dict.fromkeys(group.stage for group in groups):
         same = [group for group in groups if group.stage == stage]
         drawn = [_frontier_of_training(same, colours, *path) for path in PATHS]
+        drawn.append(_watch(same, colours))
         drawn += [_curves(same, colours, *curve) for curve in CURVES]
         drawn = [plot for plot in drawn if plot is not None]
         numbers = [line for curve in CURVES for line in _numbers(same, *curve)]
@@ -149,6 +153,27 @@ def _curves(groups, colours, metric: str, title: str) -> str | None:
     name = f"{groups[0].stage} {metric}"
     return plots.inline(
         lambda axes: plots.draw_curves(axes, curves, title=title, x="step"), name=name
+    )
+
+
+def _watch(groups, colours) -> str | None:
+    """Plot the score learned from, the judge's and the length, by evaluation."""
+    curves = {
+        name: plots.group_curves(groups, f"watch/{name}", colours)
+        for name in ("scores", "judge_scores", "length")
+    }
+    if all(len(curve.x) < 2 for curve in curves["judge_scores"]):
+        return None
+    warned = [
+        (step, score, colours[group.label])
+        for group in groups
+        for run in group.runs
+        for step, score in run.series("watch/judge_scores")
+        if (step, 1) in run.series("watch/over_optimised")
+    ]
+    return plots.inline(
+        lambda axes: plots.draw_watch(axes, **curves, warned=warned),
+        name=f"{groups[0].stage} watch",
     )
 
 

@@ -148,6 +148,43 @@ def draw_curves(axes: Axes, curves: Sequence[Curve], *, title: str, x: str) -> N
         axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
+def draw_watch(
+    axes: Axes,
+    scores: Sequence[Curve],
+    judge_scores: Sequence[Curve],
+    length: Sequence[Curve],
+    warned: Sequence[tuple[float, float, int]],
+) -> None:
+    """Draw the score that a policy learns from, the judge's and, with an axis of its
+    own, the length of the answers.
+
+    Args:
+        warned: step, judge's score and colour of each warning of over-optimisation.
+    """
+    on_the_right = axes.twinx()
+    on_the_right.spines["right"].set_visible(True)
+    on_the_right.grid(False)
+    kinds = (
+        (axes, scores, "-", "score learned from"),
+        (axes, judge_scores, "--", "judge"),
+        (on_the_right, length, ":", "length (right)"),
+    )
+    for there, curves, style, label in kinds:
+        for line in curves:
+            there.plot(line.x, line.mean, style, color=colour(line.colour), label=label)
+            label = ""
+    for number, (x, y, i) in enumerate(warned):
+        label = "" if number else "over-optimised"
+        axes.plot(x, y, "x", color=colour(i), markersize=7, label=label)
+    axes.set(
+        title="Over-optimisation, held-out prompts",
+        xlabel="step",
+        ylabel="SD of the reference's",
+    )
+    on_the_right.set_ylabel("times the reference's")
+    _name(axes)
+
+
 class Point(NamedTuple):
     """A model as a point: KL from the reference, and the judge's number."""
 
