@@ -496,5 +496,6 @@ def run(config, workdir: str) -> None:
     check_learned(state.policy, *[state.value] * hyper.has_critic)
     checkpoints.close()
     references = 0 if reference_scores is None else reference_scores.known
-    sampled = responses_sampled(config, read_metrics(workdir), references)
+    iterations = [line for line in read_metrics(workdir) if line["step"]]
+    sampled = responses_sampled(config, iterations, references)
     finish(workdir, numbers | sampled)

@@ -1,6 +1,7 @@
 """The report of made-up runs: what is in it, and how a browser shows it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -129,6 +130,31 @@ def test_what_was_measured_once_is_a_number_and_no_plot(runs):
     text = page(runs)
     assert "<li>Held-out pairs in order, reward, step 1,100: <b>0.6914</b></li>" in text
     assert "Held-out pairs in order</text>" not in text
+
+
+def test_over_optimisation_is_seen_where_a_judge_watched(runs):
+    lines = [
+        {
+            "step": 8 * i,
+            "watch/scores": float(i),
+            "watch/judge_scores": judge,
+            "watch/length": 1 + 0.2 * i,
+            "watch/over_optimised": float(judge < 0),
+        }
+        for i, judge in enumerate([0.0, 0.6, 0.8, -0.4, -0.9])
+    ]
+    assert "Over-optimisation" not in page(runs)
+    write_run(runs / "watched", "ppo", metrics=lines, summary={})
+    text = page(runs)
+    plot = text[: text.index(">Over-optimisation, held-out prompts</text>")]
+    plot = text[plot.rindex("<svg") :]
+    plot = plot[: plot.index("</svg>")]
+    for label in ("score learned from", "judge", "length (right)", "over-optimised"):
+        assert f">{label}</text>" in plot
+    # Dashes of the judge and of the length, and a cross at each of the two warnings,
+    # each once more in the legend.
+    assert plot.count("stroke-dasharray") == 2 * 2
+    assert len(re.findall('<use [^>]*"fill: #', plot)) == 2 + 1
 
 
 def test_speed_is_a_median_that_no_single_step_moves(runs):

@@ -4,10 +4,11 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.planning import programs
+from rlhf_jax.planning import programs, roofline
 from rlhf_jax.planning.flops import count_flops
 
 STAGES = ("sft", "reward", "dpo", "ppo")
@@ -72,6 +73,23 @@ def test_what_waits_in_the_hosts_memory_is_not_held_on_the_devices():
     # The reference answers too, and is scored; without, the value model alone is held.
     alone = held(offload_frozen=True, offload_moments=True, baseline="greedy")
     assert away["generate"] > alone["generate"] > 0
+
+
+@pytest.mark.devices(8)
+def test_the_judge_is_held_beside_every_program_unless_it_waits_on_the_host():
+    def held(**fields):
+        with jax.set_mesh(make_mesh((2, 2, 2))):
+            found = programs.of(config("ppo", **fields))
+        return np.array([roofline.size(p.held) for p in found])
+
+    with jax.set_mesh(make_mesh((2, 2, 2))):
+        policy = programs.of(config("ppo"))[0].arguments[0].policy.model
+    judged = held(judge_model="runs/judge") - held()
+    assert len(set(judged)) == 1 and judged[0] > 0.8 * roofline.size(policy)
+    offloaded = {"offload_frozen": True}
+    np.testing.assert_array_equal(
+        held(judge_model="runs/judge", **offloaded), held(**offloaded)
+    )
 
 
 @pytest.mark.devices(8)

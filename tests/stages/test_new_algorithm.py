@@ -29,7 +29,9 @@ NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path_
 @pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_has_a_stage_with_the_same_headings(name):
     source = (ROOT / "rlhf_jax" / "stages" / f"{name}.py").read_text()
-    (run,) = re.findall(r"^def run\(.*?(?=^\w)", source, flags=re.DOTALL | re.MULTILINE)
+    (run,) = re.findall(
+        r"^def run\(.*?(?=^\w|\Z)", source, flags=re.DOTALL | re.MULTILINE
+    )
     found = re.findall(r"\n\n    # (.+)", run)
     assert [heading.partition(":")[0] for heading in found] == HEADINGS
     assert re.search(

@@ -25,7 +25,7 @@ from rlhf_jax.training import optimizers
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import MEASURED, Mean, Writer, read_metrics
 from rlhf_jax.training.weights import load_model
-from rlhf_jax.training.workdir import is_finished
+from rlhf_jax.training.workdir import is_finished, read_summary
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,8 @@ def test_programs_keys_and_evaluations_of_a_run_that_learns_nothing(
     assert seen[0] > 0
     assert seen[3] == seen[2]
     assert len({tuple(key) for key in keys}) == 4
+    counts = read_summary(tmp_path / "run")["responses by use"]
+    assert counts["iterations"] == 4 * config.batch_size
     first, *lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in (first, *lines)] == [0, 1, 2, 3, 4]
     for name, value in {

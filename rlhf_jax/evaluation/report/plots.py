@@ -179,9 +179,9 @@ def draw_watch(
     axes.set(
         title="Over-optimisation, held-out prompts",
         xlabel="step",
-        ylabel="SD of the reference's",
+        ylabel="SDs above the reference",
     )
-    on_the_right.set_ylabel("times the reference's")
+    on_the_right.set_ylabel("length over the reference's")
     _name(axes)
 
 
