@@ -83,9 +83,8 @@ def fall_of_judge(scores: np.ndarray, judged: np.ndarray) -> Fall | None:
 def common_openings(answers: Sequence[str]) -> float:
     """Return the share of answers that begin with one of the three commonest openings,
     which are their first three words (or characters, in Chinese and Japanese) whatever
-    the case; 0 if no two answers begin alike. An empty answer has no opening."""
+    the case; 0 if no two answers begin alike. Answers without words begin alike."""
     openings = Counter(tuple(_words(answer)[:OPENING_WORDS]) for answer in answers)
-    del openings[()]
     shared = sorted((n for n in openings.values() if n > 1), reverse=True)
     return sum(shared[:OPENINGS]) / max(len(answers), 1)
 

@@ -104,8 +104,7 @@ class Watch:
         writer.close()
         checkpoints.close()
         raise OverOptimisedError(
-            f"{self.warning} With stop_over_optimised=False the same command goes on "
-            "from the newest checkpoint."
+            f"{self.warning} With stop_over_optimised=False the same command goes on."
         )
 
     def _look(

@@ -118,10 +118,14 @@ class Writer:
         self.workdir = Path(workdir)
         self.max_skipped = max_skipped
         self.active = jax.process_index() == 0
+
+        def is_past(saved: int) -> bool:  # what precedes step 1 is written again
+            return saved <= step and step > 0
+
         if self.active:
             self.workdir.mkdir(parents=True, exist_ok=True)
             for name in ("metrics.jsonl", "samples.jsonl"):
-                _keep_lines(self.workdir / name, lambda saved: saved <= step)
+                _keep_lines(self.workdir / name, is_past)
             self._events = _Events(self.workdir / "events", step)
             self._logger = Logger(logger, self.workdir) if logger else None
         self._step, self._pending, self._batch = step, {}, None
@@ -129,7 +133,7 @@ class Writer:
         self._numbers: dict[str, float] = {}
         self._losses = suspects.Losses(spike_zscore)
         for line in read_metrics(self.workdir):
-            if line["step"] <= step:  # process 0 may not have dropped later steps yet
+            if is_past(line["step"]):  # process 0 may not have dropped later steps yet
                 self._numbers = {k: _number(x) for k, x in line.items() if k != "step"}
                 self._losses.add(self._numbers)
 

@@ -10,7 +10,7 @@ from rlhf_jax.evaluation import over_optimisation as signs
     ("answers", "share"),
     [
         ([], 0),
-        (["", ""], 0),
+        (["", "...", "An answer"], 2 / 3),
         (["One answer alone."], 0),
         (["Sure! Here is one.", "sure, here IS another", "No."], 2 / 3),
         (["Yes.", "Yes", "yes!", "Yes, sir."], 3 / 4),

@@ -63,6 +63,16 @@ def test_a_resume_drops_later_and_half_written_lines(tmp_path):
     assert [s["step"] for s in lines(tmp_path / "samples.jsonl")] == [1, 2]
 
 
+def test_a_run_that_starts_anew_writes_what_precedes_step_1_once(tmp_path):
+    for start in (0, 0, 1):
+        writer = Writer(tmp_path, start, 1, 0.0)
+        if not start:
+            writer.write(0, {"a": 1.0})
+        writer.write(start + 1, {"a": 2.0})
+        writer.close()
+    assert [m["step"] for m in read_metrics(tmp_path)] == [0, 1, 2]
+
+
 def test_updates_that_stay_non_finite_stop_the_run_with_the_step_and_the_losses(
     tmp_path,
 ):
