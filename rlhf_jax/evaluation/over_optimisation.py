@@ -92,8 +92,8 @@ def common_openings(answers: Sequence[str]) -> float:
 def repeated_sentences(answer: str) -> float:
     """Return the share of an answer's sentences that stood before in it, whatever their
     case and punctuation; 0 for an empty answer."""
-    sentences = map(_words, SENTENCE_END.split(answer))
-    sentences = [tuple(words) for words in sentences if words]
+    parts = map(_words, SENTENCE_END.split(answer))
+    sentences = [tuple(words) for words in parts if words]
     return 1 - len(set(sentences)) / len(sentences) if sentences else 0.0
 
 

@@ -58,6 +58,8 @@ def test_the_fall_since_the_best_evaluation_in_standard_errors():
     assert fall[:4] == pytest.approx((1, 1, 1 / np.sqrt(2 / 5), 0.5))
     # 1.58 standard errors are below the 5.2 of Student's t with 4 degrees of freedom.
     assert fall.is_over_optimised is False
+    rise = signs.fall_of_judge(scores[:2], judged[:2])
+    assert (rise.best, rise.judge, rise.is_over_optimised) == (0, -2, False)
 
 
 @pytest.mark.parametrize(
