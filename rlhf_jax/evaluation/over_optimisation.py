@@ -57,8 +57,8 @@ def fall_of_judge(scores: np.ndarray, judged: np.ndarray) -> Fall | None:
     The judge has fallen where the mean of the paired differences over prompts is above
     zero by a one-sided t-test. Its level is `FALSE_ALARMS` divided by the number of
     pairs among the evaluations so far, E (E - 1) / 2 (Bonferroni), because the best of
-    several evaluations is too high by chance: two standard errors alone would stop most
-    long runs whose judge does not change.
+    several evaluations is too high by chance: a limit of two standard errors would warn
+    in half of the runs of 20 evaluations whose judge does not change.
 
     Args:
         scores: float [E, N], the scores that the policy learns from.

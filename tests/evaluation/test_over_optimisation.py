@@ -105,18 +105,23 @@ def test_a_judge_that_wobbles_seldom_warns_and_one_that_falls_soon_does():
     rise = np.linspace(0, 1, evaluations)[:, None]
     hump = np.interp(rise, [0, 0.4, 1], [0, 0.5, -0.5])
 
-    def first_warning(scores, judged):
+    def first_warning(scores, judged, warns=lambda fall: fall.is_over_optimised):
         for count in range(2, evaluations + 1):
-            if signs.fall_of_judge(scores[:count], judged[:count]).is_over_optimised:
+            if warns(signs.fall_of_judge(scores[:count], judged[:count])):
                 return count
         return np.inf
 
-    warnings = {"stays": [], "falls": []}
+    def two_errors(fall):
+        return fall.errors > 2 and fall.score >= 0
+
+    warnings = {"stays": [], "two errors": [], "falls": []}
     for _ in range(runs):
         noise, of_judge, of_score = rng.normal(size=(3, evaluations, 64))
         scores, judged = noise + of_score / 2 + rise, noise + of_judge / 2
         warnings["stays"].append(first_warning(scores, judged))
+        warnings["two errors"].append(first_warning(scores, judged, two_errors))
         warnings["falls"].append(first_warning(scores, judged + hump))
     assert np.isfinite(warnings["stays"]).mean() < 0.05
+    assert np.isfinite(warnings["two errors"]).mean() > 0.3
     assert np.isfinite(warnings["falls"]).mean() > 0.95
     assert 10 < np.median(warnings["falls"]) < 17
