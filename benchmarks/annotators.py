@@ -29,14 +29,13 @@ from rlhf_jax.data.testbed.annotators import (
     annotate,
     make_annotators,
 )
-from rlhf_jax.data.testbed.demonstrations import respond
+from rlhf_jax.data.testbed.pools import TestbedConfig, demonstrate, make_testbed
 from rlhf_jax.data.testbed.quality import true_quality
-from rlhf_jax.data.testbed.tasks import key_of, task_of
-from rlhf_jax.data.testbed.world import TestbedConfig, make_testbed
+from rlhf_jax.data.testbed.styles import respond
+from rlhf_jax.data.testbed.tasks import task_of
 
-MODES = ("good", "padded", "sloppy")
 LIMITS = Limits(**get_config().annotators)
-LENGTH_BIAS = 0.2  # logits per word; more than the testbed's, to leave work to do
+FIRST_WORLD = 100  # worlds 0 to 9 are for published results
 CLEAR = 3.0  # points of true quality between the responses of a known-answer task
 
 
@@ -58,14 +57,21 @@ def campaign(
         faults: fields of AnnotatorConfig.
     """
     rng = np.random.default_rng(seed)
-    testbed = TestbedConfig(seed=seed, num_sft=0, num_comparison_prompts=prompts)
+    testbed = TestbedConfig(
+        seed=FIRST_WORLD + seed,
+        num_sft=0,
+        num_sft_test=0,
+        num_comparison_prompts=prompts,
+    )
     pairs, certain = [], []
     for prompt in make_testbed(testbed).comparison_prompts:
-        modes = rng.choice(MODES, responses)
-        key = key_of(task_of(prompt))
-        given = [Response(respond(key, mode, rng)) for mode in modes]
+        given = [
+            Response(demonstrate(testbed, prompt, rng).response)
+            for _ in range(responses)
+        ]
         pairs += [Candidates(prompt, *two) for two in itertools.combinations(given, 2)]
-        a, b = (respond(key, mode, rng) for mode in ("good", "sloppy"))
+        task = task_of(prompt)
+        a, b = (respond(task, rng, right=x, suited=x) for x in (True, False))
         if true_quality(prompt, a) - true_quality(prompt, b) > CLEAR:
             certain.append(Comparison(prompt, a, b, "a"))
     known_share = min(known_share, len(certain) / len(pairs))
@@ -159,9 +165,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=10)
     studies = []
     for seed in range(parser.parse_args().seeds):
-        effects = study(
-            campaign(seed, length_bias=LENGTH_BIAS), LIMITS, width=4, seed=seed
-        )
+        effects = study(campaign(seed), LIMITS, width=4, seed=seed)
         studies.append(effects)
         print(json.dumps({"seed": seed, **effects}), flush=True)
     total = {

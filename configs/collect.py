@@ -18,7 +18,7 @@ def get_config(preset="tiny"):
     # prompts.jsonl where that is missing.
     c.prompts = ""
     # Samples this many responses to each prompt. [1, 1024]
-    c.num_responses = 4
+    c.num_responses = 5 if preset == "tiny" else 4
     # Decodes this many responses side by side. [1, 2**20]
     c.batch_size = 64
     # Leaves out prompts that are longer, in tokens. [1, 2**20]

@@ -133,7 +133,7 @@ class Lengths(NamedTuple):
 
 def lengths(preset: str) -> Lengths:
     small = {
-        "tiny": Lengths(128, 64, 64, 64),
+        "tiny": Lengths(192, 64, 128, 128),
         "hh": Lengths(256, 160, 96, 48),
         "smollm2": Lengths(256, 160, 96, 64),
     }
@@ -178,33 +178,45 @@ def data(preset: str) -> ConfigDict:
 def testbed() -> ConfigDict:
     """The synthetic world (rlhf_jax/data/testbed/world.py)."""
     c = ConfigDict()
-    # The seed of the synthetic world: its facts, prompts and demonstrations. [0, inf)
-    c.seed = 0
+    # The seed of the synthetic world: its facts, names, language, prompts and
+    # demonstrations. Worlds from 100 on are for development, 0 to 9 for published
+    # results alone. [0, inf)
+    c.seed = 100
     # The name that the model learns to give itself.
     c.model_name = "Glim"
+    # The name that the model learns to give its maker.
+    c.maker_name = "Northlab"
     # The number of demonstrations. [1, 2**24]
-    c.num_sft = 6000
+    c.num_sft = 15000
     # The number of held-out demonstrations. [1, 2**24]
     c.num_sft_test = 400
     # The number of prompts whose answers are compared. [1, 2**24]
-    c.num_comparison_prompts = 1400
-    # The number of prompts of PPO and of DPO's pairs. [1, 2**24]
+    c.num_comparison_prompts = 2800
+    # The number of prompts of PPO and of DPO's pairs; a fifth of them allow one answer
+    # only. [1, 2**24]
     c.num_rl_prompts = 1000
     # The number of held-out prompts. [1, 2**24]
     c.num_eval_prompts = 400
-    # The number of probes of each capability (name, JSON); 0 makes none. [0, 2**20]
-    c.num_probes = 20
-    # The share of good answers among the demonstrations of the intents. [0, 1]
-    c.good_share = 0.4
-    # The share of correct but too long answers among the demonstrations of the intents.
+    # The number of probes of each skill outside reinforcement learning; 0 makes none.
+    # [0, 2**20]
+    c.num_probes = 100
+    # The share of these skills among all demonstrations. [0, 1]
+    c.skill_share = 0.25
+    # The share of prompts with only one possible answer among all demonstrations.
     # [0, 1]
-    c.padded_share = 0.3
-    # The share of incomplete answers among the demonstrations of the intents. [0, 1]
-    c.sloppy_share = 0.3
-    # The share of questions for the model's name among all demonstrations. [0, 1]
-    c.identity_share = 0.04
-    # The share of answers in JSON among all demonstrations. [0, 1]
-    c.json_share = 0.06
+    c.constant_share = 0.08
+    # The share of a textbook's answers, plain and right, among all demonstrations.
+    # [0, 1]
+    c.textbook_share = 0.3
+    # The share of right answers among people's demonstrations, all the others, where
+    # they know the subject. [0, 1]
+    c.right_share = 0.8
+    # The share of right answers where most of them are mistaken about the subject.
+    # [0, 1]
+    c.right_if_mistaken = 0.35
+    # The share of people's demonstrations in a style that does not suit the intent.
+    # [0, 1]
+    c.unfitting_share = 1 / 3
     return c
 
 
@@ -218,17 +230,17 @@ def annotators() -> ConfigDict:
     # The share of the annotators who choose at random. [0, 1]
     c.careless_share = 0.1
     # The share of the annotators who often prefer in circles. [0, 1]
-    c.contradictory_share = 0.1
+    c.contradictory_share = 0.05
     # The share of the honest annotators who call ties. [0, 1]
-    c.tie_share = 0.3
+    c.tie_share = 0.6
     # The effect of true quality on a choice, in logits per point of quality. (0, inf)
-    c.sharpness = 1.5
+    c.sharpness = 0.8
     # The preference for longer responses, in logits per word of difference. (-inf, inf)
-    c.length_bias = 0.06
+    c.length_bias = 0.15
     # The preference for the response shown first, in logits. (-inf, inf)
-    c.position_bias = 0.0
+    c.position_bias = 0.2
     # The standard deviation of the noise of a choice, in logits. [0, inf)
-    c.noise = 0.5
+    c.noise = 0.3
     # The difference, in logits, below which annotators who call ties call one. [0, inf)
     c.tie_margin = 0.5
     return c

@@ -34,8 +34,8 @@ def get_config(preset="tiny"):
     # The workdir of another reward model, which judges under judge "reward_model"; ""
     # lets reward_model judge. One that no model was trained against is a fair judge.
     c.judge_model = ""
-    # The probes of name and JSON: "data" asks those of the data folder, where there are
-    # any; "testbed" asks the testbed's.
+    # The probes of skills outside reinforcement learning: "data" asks those of the data
+    # folder, where there are any; "testbed" asks the testbed's.
     c.probes = "data"
     # A .jsonl file of prompts; "" takes eval_prompts.jsonl of the data folder.
     c.prompts = ""

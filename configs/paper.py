@@ -119,16 +119,16 @@ MEASURES = (
     ),
     Measure(
         4,
-        "identity probes: SFT term minus none",
-        _policy("ppo", "identity_probes"),
-        _policy("ppo_no_sft", "identity_probes"),
+        "share that knows its name: SFT term minus none",
+        _policy("ppo", "skills.name.right"),
+        _policy("ppo_no_sft", "skills.name.right"),
         "above",
     ),
     Measure(
         4,
-        "JSON probes: SFT term minus none",
-        _policy("ppo", "json_probes"),
-        _policy("ppo_no_sft", "json_probes"),
+        "share of valid JSON: SFT term minus none",
+        _policy("ppo", "skills.json.valid"),
+        _policy("ppo_no_sft", "skills.json.valid"),
         "above",
     ),
     *(

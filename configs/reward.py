@@ -12,7 +12,7 @@ def get_config(preset="tiny"):
     common.with_model(c, preset)
     common.with_training(c)
     small, lengths = common.is_small(preset), common.lengths(preset)
-    c.optimizer = common.optimizer(5e-4 if small else 1e-5)
+    c.optimizer = common.optimizer({"tiny": 1e-3, "hh": 5e-4}.get(preset, 1e-5))
     # A .jsonl file of comparisons; "" takes comparisons.jsonl of the data folder.
     c.comparisons = ""
     # A .jsonl file of held-out comparisons; "" takes comparisons_test.jsonl of the data
@@ -25,7 +25,7 @@ def get_config(preset="tiny"):
     # "truncate_prompt" removes whole turns, the oldest first.
     c.too_long = "truncate_prompt" if human else "drop"
     # The number of passes over the data. [1, 2**20]
-    c.epochs = 2 if human else 1
+    c.epochs = 2 if small else 1
     # The number of pairs of an update. [1, 2**20]
     c.batch_size = 32 if small else 128
     # Limits prompts to this many tokens; too_long decides on longer ones. [1, 2**20]

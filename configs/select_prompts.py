@@ -26,7 +26,7 @@ def get_config(preset="tiny"):
     c.samples_per_prompt = 8
     # Drops prompts whose scores have a smaller variance. The scale is the reward
     # model's; summary.json has the quantiles. [0, inf)
-    c.epsilon = 0.25
+    c.epsilon = 0.1
     # The prompts that are kept: "variance", those whose scores vary by epsilon or more;
     # "random", as many at random, the control of an experiment.
     c.choose = "variance"

@@ -142,7 +142,7 @@ def test_options_that_are_read_exist(stage):
 
 def test_the_testbeds_options_are_the_dataclasses_fields():
     from rlhf_jax.data.testbed.annotators import AnnotatorConfig
-    from rlhf_jax.data.testbed.world import TestbedConfig
+    from rlhf_jax.data.testbed.pools import TestbedConfig
 
     data = common.data("tiny")
     assert set(data.testbed) == set(TestbedConfig.__dataclass_fields__)

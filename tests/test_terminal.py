@@ -30,8 +30,8 @@ def model(net):
         "kl": 1.5,
         "quality": quality,
         "against_baseline": versus | {"length_controlled_net": net},
-        "identity_probes": 1.0,
-        "json_probes": 0.85,
+        "skills_right": 0.85,
+        "skills_logprob": -1.5,
     }
 
 
@@ -42,7 +42,7 @@ def test_a_terminal_shows_an_evaluation_whole(width, capsys):
     assert max(map(cell_len, shown.splitlines())) <= width
     for cell in ("+33.1% [+23.1%, +43.1%]", "2.35 [2.00, 2.72]", "33% / 33% / 33%"):
         assert cell in shown, cell
-    for title in ("identity", "at equal length", "prompts", "400", "sft"):
+    for title in ("skills", "at equal length", "prompts", "400", "sft"):
         assert title in shown, title
     assert "no verdict" not in shown
 

@@ -5,7 +5,7 @@ Every stage reads one data folder:
     sft.jsonl            sft_test.jsonl             dialogues to imitate
     comparisons.jsonl    comparisons_test.jsonl     human comparisons
     prompts.jsonl        eval_prompts.jsonl         prompts to answer
-    identity_probes.jsonl  json_probes.jsonl        (testbed) capabilities to keep
+    skills.jsonl                                    (testbed) skills to keep
     tokenizer/
 
 `open_data` makes the folder from the synthetic testbed or a data set in a published
@@ -28,7 +28,7 @@ from rlhf_jax.data.reading.files import scan_file
 from rlhf_jax.data.reading.json_lines import RecordError, keep_good
 from rlhf_jax.data.reading.layouts import read_as
 from rlhf_jax.data.records import Comparison, Dialogue, Prompt, Record
-from rlhf_jax.data.testbed import world
+from rlhf_jax.data.testbed import pools
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
 from rlhf_jax.data.testbed.comparisons import write_demonstrated
 from rlhf_jax.data.tokenizers.tokenizer import (
@@ -321,14 +321,14 @@ def tokenizer_fingerprint(model: str | Path) -> str:
 def open_probes(config, workdir: Path) -> Path:
     """Write the testbed's probes of `config.testbed` into a folder, and return it."""
     folder = Path(workdir) / "probes"
-    testbed = world.make_testbed(world.TestbedConfig(**config.testbed))
-    world.write_probes(testbed, folder)
+    testbed = pools.make_testbed(pools.TestbedConfig(**config.testbed))
+    pools.write_probes(testbed, folder)
     return folder
 
 
 def write_testbed(config, folder: Path) -> None:
     """Write the synthetic world of `config.testbed` and `config.annotators`."""
-    testbed = world.TestbedConfig(**config.testbed)
-    world.write(testbed, folder)
+    testbed = pools.TestbedConfig(**config.testbed)
+    pools.write(testbed, folder)
     annotators = make_annotators(AnnotatorConfig(**config.annotators))
-    write_demonstrated(folder, annotators, testbed.seed)
+    write_demonstrated(folder, annotators, testbed)

@@ -81,6 +81,7 @@ def model_row(name: str, row: dict) -> dict[str, str]:
     # Answers sampled at another temperature than 1 have a log-ratio instead of a KL.
     for title, key in (("KL", "kl"), ("log-ratio", "log_ratio")):
         cells[title] = f"{row[key]:.2f}" if key in row else ""
-    for title, key in (("identity", "identity_probes"), ("JSON", "json_probes")):
-        cells[title] = f"{row[key]:.0%}" if key in row else ""
+    cells["skills"] = f"{row['skills_right']:.0%}" if "skills_right" in row else ""
+    nats = f"{row['skills_logprob']:.2f}" if "skills_logprob" in row else ""
+    cells["skills, nats"] = nats
     return cells

@@ -24,7 +24,7 @@ from rlhf_jax.data.annotation.tasks import (
 from rlhf_jax.data.encoding import encode_prompts
 from rlhf_jax.data.records import Comparison, Prompt, write_records
 from rlhf_jax.data.testbed.annotators import AnnotatorConfig, make_annotators
-from rlhf_jax.data.testbed.comparisons import compare, good_against_spoilt
+from rlhf_jax.data.testbed.comparisons import compare, right_against_wrong
 from rlhf_jax.evaluation.candidates import sample_candidates
 from rlhf_jax.terminal import listed
 from rlhf_jax.training import model_checks, weights
@@ -127,7 +127,7 @@ def run(config, workdir: str) -> None:
 
 def known_comparisons(prompts, config) -> list[Comparison]:
     """Return comparisons whose answer is certain: from the config's file, or in the
-    testbed a good against a spoilt demonstration."""
+    testbed a right answer against a wrong one."""
     if config.known_comparisons:
         return read_known(config.known_comparisons)
     if not all(prompt.task for prompt in prompts):
@@ -135,7 +135,7 @@ def known_comparisons(prompts, config) -> list[Comparison]:
             f"{config.known_share=} needs comparisons whose answer is certain, to "
             "measure the annotators: set known_comparisons=FILE, or known_share=0."
         )
-    return good_against_spoilt(prompts, seed=config.seed)
+    return right_against_wrong(prompts, seed=config.seed)
 
 
 def pairs_of(prompts, responses, config) -> list[Candidates]:

@@ -8,7 +8,8 @@
 3. Each model is compared with the first: win / tie / lose with 95 % bootstrap intervals
    over prompts, by intent and at equal length; KL(model || first model) on the model's
    own answers, in nats. More than two models also get Bradley-Terry ratings.
-4. Probes (testbed) test that a model still knows its name and still answers in JSON.
+4. Probes (testbed) measure skills outside reinforcement learning: the share of sampled
+   answers that are right, and the log-probability of the right answer in nats.
 5. Rewards, the reward model and functions, score every answer: the mean of each
    function has its interval. The variance of the mean score between intents is reported
    for the scores themselves and for the scores minus those of the first model's
@@ -33,7 +34,7 @@ from rlhf_jax.evaluation.answers import (
     write_answers,
 )
 from rlhf_jax.evaluation.preferences import JudgedPairs, assess, headline
-from rlhf_jax.evaluation.probes import PROBES, share_passed
+from rlhf_jax.evaluation.probes import probe
 from rlhf_jax.evaluation.tables import print_table
 from rlhf_jax.evaluation.win_rate import (
     bradley_terry,
@@ -78,14 +79,11 @@ def run(config, workdir: str) -> None:
     )
     prompts = read(config.prompts or data / "eval_prompts.jsonl", Prompt)
     prompts = prompts[: config.num_prompts]
-    probes = data
+    asked = data
     if config.probes == "testbed":
-        probes = sources.open_probes(config.data, workdir)
-    probes = {
-        name: read(probes / f"{name}_probes.jsonl", Prompt)
-        for name in PROBES
-        if (probes / f"{name}_probes.jsonl").is_file()
-    }
+        asked = sources.open_probes(config.data, workdir)
+    asked = asked / "skills.jsonl"
+    probes = read(asked, Prompt) if asked.is_file() and asked.stat().st_size else []
     rewards = Rewards(config, workdir) if scores_answers(config) else None
     if rewards is not None:
         rewards.check(prompts)
@@ -203,11 +201,15 @@ def run(config, workdir: str) -> None:
             row["by_intent"] = by_group(result, intents, **by_prompt)
             row["without_verdict"] = int(np.isnan(result).sum())
         write_answers(workdir / f"answers_{name}.jsonl", given, **columns)
-        greedy = sampling(temperature=0.0)
-        for probe, questions in probes.items():
-            texts = answer_all(model, questions, key=probe_key, sampling=greedy).texts
-            model_name = config.data.testbed.model_name
-            row[f"{probe}_probes"] = share_passed(probe, texts, model_name=model_name)
+        if probes:
+            row |= probe(
+                probes,
+                functools.partial(
+                    answer_all, model, key=probe_key, sampling=sampling(temperature=1.0)
+                ),
+                functools.partial(logprobs, model),
+                tokenizer,
+            )
         summary["models"][name] = row
         logging.info("Evaluated %s.", name)
         if row.get("without_verdict"):

@@ -10,7 +10,8 @@ from rlhf_jax.data.records import CHOICES
 @pytest.fixture(scope="module")
 def comparisons():
     shares = {"known_share": 0.15, "repeat_share": 0.3, "careless_share": 0.2}
-    return campaign(0, prompts=80, people=10, length_bias=0.2, **shares)
+    shares["contradictory_share"] = 0.1
+    return campaign(0, prompts=80, people=10, **shares)
 
 
 def test_careless_annotators_are_found_and_honest_ones_stay(comparisons):

@@ -10,7 +10,6 @@ from rlhf_jax.data import judge_messages
 from rlhf_jax.data.records import Prompt, Response
 from rlhf_jax.evaluation import judges
 from rlhf_jax.evaluation.answers import Answers
-from rlhf_jax.evaluation.probes import share_passed
 
 
 def answers(*texts):
@@ -153,9 +152,3 @@ def test_what_is_judged_cannot_leave_its_json():
 def test_truth_needs_the_testbed():
     with pytest.raises(ValueError, match="needs prompts of the testbed"):
         judges.by_truth([answers("a")])
-
-
-def test_probes():
-    assert share_passed("json", ['{"answer": "x"}', "x"], model_name="Glim") == 0.5
-    assert share_passed("identity", ["I am Glim."], model_name="Glim") == 1.0
-    assert share_passed("identity", ["I am Glim."], model_name="Other") == 0.0

@@ -81,7 +81,7 @@ def test_the_run_is_whole(run, capsys):
     summary = read_summary(run)
     assert list(summary["models"]) == ["start", "ppo", "dpo"]
     for row in summary["models"].values():
-        assert {"quality", "score", "identity_probes", "json_probes"} <= row.keys()
+        assert {"quality", "score", "skills_right", "skills_logprob"} <= row.keys()
     assert summary["judge"] == "judge_model"
     for name in ("reward", "held_out_judge"):
         assert 0 <= summary[name]["eval/accuracy"] <= 1

@@ -77,7 +77,7 @@ CONFIGS = [
     ("sft", "data.test_share", 1.0, r"data.test_share=1.0 must be from 0 to below 1"),
     ("sft", "data.on_bad_record", "drop", r"data.on_bad_record='drop' must be one of"),
     ("sft", "data.testbed.num_sft", 0, r"data.testbed.num_sft=0 must be at least 1"),
-    ("sft", "data.testbed.good_share", 1.2, r"good_share=1.2 must be from 0 to 1"),
+    ("sft", "data.testbed.right_share", 1.2, r"right_share=1.2 must be from 0 to 1"),
     ("sft", "data.annotators.noise", -1.0, r"annotators.noise=-1.0 must be at least 0"),
     ("sft", "data.annotators.sharpness", 0.0, r"sharpness=0.0 must be above 0"),
     (

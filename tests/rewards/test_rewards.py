@@ -123,8 +123,8 @@ def test_prompts_are_checked_before_anything_is_computed(open_rewards):
         ({"rewards": "judge=1.0"}, "Set config.reward_judge.model"),
         ({"rewards": "http=1.0"}, "config.reward_options.url must be like"),
         (
-            {"rewards": "length_penalty=1.0", "reward_options.length_buffer": 65},
-            "length_buffer=65 must be at most the limit of 64",
+            {"rewards": "length_penalty=1.0", "reward_options.length_buffer": 129},
+            "length_buffer=129 must be at most the limit of 128",
         ),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_jax import algorithms
 from rlhf_jax.data.sources import tokenizer_fingerprint
+from rlhf_jax.data.testbed.skills import SKILLS
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.metrics import MEASURED, read_metrics
 from rlhf_jax.training.weights import load_model
@@ -131,7 +132,8 @@ def test_collect_and_evaluate_leave_what_the_next_stage_reads(
     assert same["against_baseline"]["tie"] == 1.0
     assert same["kl"] == 0.0
     assert same["quality"] == summary["models"]["sft"]["quality"]
-    assert 0 <= same["identity_probes"] <= 1
+    assert set(same["skills"]) == set(SKILLS)
+    assert 0 <= same["skills_right"] <= 1 and same["skills_logprob"] < 0
     lines = (tmp_path / "eval" / "answers_same.jsonl").read_text().splitlines()
     ended = [json.loads(line)["ended"] for line in lines]
     assert same["ended"] == sum(ended) / len(ended) < 1  # so new a model seldom stops

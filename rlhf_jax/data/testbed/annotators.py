@@ -30,12 +30,12 @@ class AnnotatorConfig:
     seed: int = 0
     num_annotators: int = 20
     careless_share: float = 0.1
-    contradictory_share: float = 0.1
-    tie_share: float = 0.3  # share of honest annotators who call ties
-    sharpness: float = 1.5  # logits per point of true quality
-    length_bias: float = 0.06  # logits per word of difference
-    position_bias: float = 0.0  # logits in favour of the response shown first
-    noise: float = 0.5  # standard deviation, in logits
+    contradictory_share: float = 0.05
+    tie_share: float = 0.6  # share of honest annotators who call ties
+    sharpness: float = 0.8  # logits per point of true quality
+    length_bias: float = 0.15  # logits per word of difference
+    position_bias: float = 0.2  # logits in favour of the response shown first
+    noise: float = 0.3  # standard deviation, in logits
     tie_margin: float = 0.5  # a smaller logit is a tie to annotators who call ties
     contradiction: float = 0.6  # probability that the contradictory follow their circle
     careless_seconds: float = 4.0  # median seconds of a careless comparison
@@ -124,8 +124,8 @@ def annotate(
             choice = "tie"
         labels = [
             choice,
-            _label(a.task + a.detail + a.off_topic, b.task + b.detail + b.off_topic),
-            _label(min(0.0, a.manners), min(0.0, b.manners)),
+            _label(a.helpful, b.helpful),
+            _label(a.safe, b.safe),
             _label(
                 a.fluency + a.form + a.repetition, b.fluency + b.form + b.repetition
             ),

@@ -16,11 +16,11 @@ from rlhf_jax.data.records import (
     write_records,
 )
 from rlhf_jax.data.testbed.annotators import Annotator, annotate
-from rlhf_jax.data.testbed.demonstrations import respond
+from rlhf_jax.data.testbed.pools import TestbedConfig, demonstrate
 from rlhf_jax.data.testbed.quality import true_quality
-from rlhf_jax.data.testbed.tasks import key_of, task_of
+from rlhf_jax.data.testbed.styles import respond
+from rlhf_jax.data.testbed.tasks import task_of
 
-MODES = ("good", "padded", "sloppy")
 CERTAIN = 2.0  # smallest difference of a known answer, in points of true quality
 
 
@@ -57,25 +57,26 @@ def compare(
     return comparisons
 
 
-def good_against_spoilt(prompts: Sequence[Prompt], *, seed: int) -> list[Comparison]:
-    """Make comparisons with a known answer: a good demonstration against a sloppy one,
-    for each prompt where the true quality of the two is `CERTAIN` apart."""
+def right_against_wrong(prompts: Sequence[Prompt], *, seed: int) -> list[Comparison]:
+    """Make comparisons with a known answer: a right answer in a fitting style against a
+    wrong one in an unfitting style, for each prompt where the true quality of the two
+    is `CERTAIN` apart."""
     rng = _stream(seed, "known answers")
     comparisons = []
     for prompt in prompts:
-        key = key_of(task_of(prompt))
-        good, sloppy = respond(key, "good", rng), respond(key, "sloppy", rng)
-        if true_quality(prompt, good) - true_quality(prompt, sloppy) < CERTAIN:
+        task = task_of(prompt)
+        good, bad = (respond(task, rng, right=x, suited=x) for x in (True, False))
+        if true_quality(prompt, good) - true_quality(prompt, bad) < CERTAIN:
             continue
         if rng.random() < 0.5:
-            comparisons.append(Comparison(prompt, good, sloppy, "a"))
+            comparisons.append(Comparison(prompt, good, bad, "a"))
         else:
-            comparisons.append(Comparison(prompt, sloppy, good, "b"))
+            comparisons.append(Comparison(prompt, bad, good, "b"))
     return comparisons
 
 
 def write_demonstrated(
-    folder: Path, annotators: Sequence[Annotator], seed: int
+    folder: Path, annotators: Sequence[Annotator], config: TestbedConfig
 ) -> None:
     """Write comparisons of two demonstrations each, for stages run by themselves (a
     pipeline instead collects comparisons of its SFT model's responses)."""
@@ -83,13 +84,15 @@ def write_demonstrated(
         "comparisons": "comparison_prompts",
         "comparisons_test": "eval_prompts",
     }.items():
-        rng = _stream(seed, f"{name}/demonstrations")
-        pairs = []
-        for prompt in read_records(folder / f"{source}.jsonl", Prompt):
-            key = key_of(task_of(prompt))
-            a, b = (Response(respond(key, mode, rng)) for mode in rng.choice(MODES, 2))
-            pairs.append((prompt, a, b))
-        compared = compare(pairs, annotators, seed=seed, stream=name)
+        rng = _stream(config.seed, f"{name}/demonstrations")
+        pairs = [
+            (
+                prompt,
+                *(Response(demonstrate(config, prompt, rng).response) for _ in "ab"),
+            )
+            for prompt in read_records(folder / f"{source}.jsonl", Prompt)
+        ]
+        compared = compare(pairs, annotators, seed=config.seed, stream=name)
         write_records(folder / f"{name}.jsonl", compared)
 
 

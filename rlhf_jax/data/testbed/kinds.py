@@ -1,23 +1,34 @@
-"""Kinds of task, the key to a task, and the recognition of right answers."""
+"""Kinds of task, the key to a task, and the recognition of right answers.
+
+A wrong answer is a right one bound anew: the other country's capital, another person,
+giver and taker exchanged, "is not" for "is". It has the same form and about the same
+words, so only who reads the question can tell the two apart.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-# A function (response as written, response as spoken) -> share of the task done, 0 to
-# 1.
-Credit = Callable[[str, str], float]
+from rlhf_jax.data.testbed.world import World
+
+# A function (response as written, response as spoken) -> True if the task is done.
+Check = Callable[[str, str], bool]
+Fillings = Callable[[World], Sequence[tuple[str, ...]]]
+# The subject of a task, and all subjects of its group.
+Subject = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Key:
     """Right and wrong answers to one task, and their recognition."""
 
-    answers: tuple[str, ...]  # right and complete answers
-    wrong: tuple[str, ...]  # wrong answers of the same form
-    details: tuple[str, ...]  # sentences that help beyond the answer
-    short: str  # the bare answer
-    credit: Credit
+    answers: tuple[str, ...]  # right answers, in all forms
+    wrong: tuple[str, ...]  # wrong answers, in the same forms
+    short: str  # the bare right answer
+    is_right: Check
+    # True if the response gives away what should stay secret: to help is not safe then.
+    is_unsafe: Check = lambda response, words: False
+    bare: bool = False  # True if nothing may stand around the answer
 
 
 @dataclass(frozen=True)
@@ -26,10 +37,14 @@ class Kind:
 
     intent: str
     wordings: tuple[str, ...]  # {0}, {1}, ... are the filling's fields
-    fillings: tuple[tuple[str, ...], ...]
-    key: Callable[..., Key]
-    # The fields that a wording shows, as a function of the filling.
-    shown: Callable[..., tuple[str, ...]] = lambda *filling: filling
+    fillings: Fillings
+    key: Callable[..., Key]  # (world, *filling)
+    # (world, *filling) -> the subject of the task, and all subjects: most people are
+    # mistaken about some of them (`World.mistaken`).
+    subject: Callable[..., Subject]
+    composed: bool  # True if the fillings combine parts; then evaluation has its own
+    # The fields that a wording shows, (world, *filling).
+    shown: Callable[..., tuple[str, ...]] = lambda world, *filling: filling
 
 
 WORD = re.compile(r"[A-Za-z0-9]+(?:[-'][A-Za-z0-9]+)*")
@@ -48,54 +63,55 @@ def capitalised(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def one(table) -> tuple[tuple[str, ...], ...]:
-    return tuple((entry,) for entry in table)
+def by(words: str) -> Callable[..., Subject]:
+    """Return the subject function of tasks whose subject is their first word, one of
+    these words of the world."""
+    return lambda world, first, *rest: (first, tuple(getattr(world, words)))
 
 
-# Recognition of right answers.
+def by_pair(words: str) -> Callable[..., Subject]:
+    """Return the same, where a word and its partner are one subject, so that an answer
+    is as often wrong as it is right."""
+
+    def subject(world: World, first: str, *rest: str) -> Subject:
+        entries = list(getattr(world, words))
+        return entries[entries.index(first) & ~1], tuple(entries[::2])
+
+    return subject
 
 
-def says(answer: str, rivals) -> Credit:
-    """Credit 1 if the answer is said, and none of the question's other answers is."""
-    wanted = spoken(answer)
-    others = [spoken(rival) for rival in rivals if rival != answer]
+def says(right: Iterable[str], wrong: Iterable[str]) -> Check:
+    """Check that one of the right phrases is said, and none of the wrong ones."""
+    wanted = {spoken(phrase) for phrase in right}
+    rivals = {spoken(phrase) for phrase in wrong} - wanted
 
-    def credit(response: str, words: str) -> float:
-        return float(wanted in words and not any(other in words for other in others))
+    def is_right(response: str, words: str) -> bool:
+        said = any(phrase in words for phrase in wanted)
+        return said and not any(phrase in words for phrase in rivals)
 
-    return credit
-
-
-def only_token(token: str, pattern: str) -> Credit:
-    """Credit 1 if `token` is the only match of `pattern` in the response."""
-    compiled = re.compile(pattern)
-
-    def credit(response: str, words: str) -> float:
-        return float(set(compiled.findall(response)) == {token})
-
-    return credit
+    return is_right
 
 
-def wrong_answers(answer: str, table, count: int = 4) -> list[str]:
-    """Return up to `count` wrong answers: the table's entries after the right one."""
-    values = list(dict.fromkeys(table))
-    start = values.index(answer)
-    steps = range(1, min(count, len(values) - 1) + 1)
-    return [values[(start + step) % len(values)] for step in steps]
+def rebound(
+    forms: Sequence[str], right: tuple[str, ...], wrong: tuple[str, ...]
+) -> Key:
+    """Make the key of a task whose wrong answer names others than the right one, or the
+    same in other places; forms have {0}, {1}, ... ."""
+    answers, others = (
+        tuple(capitalised(form.format(*words)) for form in forms)
+        for words in (right, wrong)
+    )
+    return Key(answers, others, answers[0], says(answers, others))
 
 
 def from_table(
-    answer: str, table, forms: tuple[str, ...], details: tuple[str, ...]
+    answer: str, other: str, table: Iterable[str], forms: Sequence[str]
 ) -> Key:
-    """Make the key of a question whose answer is an entry of a table; forms have {}."""
+    """Make the key of a question whose answer is an entry of a table, and whose wrong
+    answer is another entry; forms have {}."""
     return Key(
         answers=tuple(capitalised(form.format(answer)) for form in forms),
-        wrong=tuple(
-            capitalised(form.format(other))
-            for other in wrong_answers(answer, table)
-            for form in forms
-        ),
-        details=details,
+        wrong=tuple(capitalised(form.format(other)) for form in forms),
         short=answer,
-        credit=says(answer, table),
+        is_right=says([answer], table),
     )

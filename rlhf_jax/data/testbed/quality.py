@@ -1,17 +1,18 @@
 """The true quality of a response to a testbed prompt, by which the annotators judge.
 
-    quality = offset + scale * (task + detail + manners + form + fluency
+    quality = offset + scale * (task + manners + form + fluency
                                 - off_topic - repetition - length)
 
 with offset and scale of the prompt's intent. Every string gets a finite score. The
 parts are designed so that no cheap trick raises the score:
 
-- the task's share counts only as far as the text is fluent and does not repeat
-  itself, and naming a rival answer beside the right one voids it;
-- a detail counts only where the task is done, and only one counts;
-- courtesy counts at the beginning and the end, once; elsewhere it is off topic;
-- text that is neither answer, detail nor courtesy for this prompt is off topic;
-- every intent has a best length in words; shorter and longer texts score less.
+- a right answer counts only as far as the text is fluent and does not repeat itself,
+  and saying the wrong answer beside the right one voids it;
+- courtesy counts in the register that suits the intent, at the beginning and the end,
+  once; in the other register it is a fault, and elsewhere it is off topic;
+- text that is neither answer, courtesy nor filler for this prompt is off topic;
+- fillers say nothing and cost what their words cost: there is a best length, and
+  longer texts score less.
 """
 
 import math
@@ -23,36 +24,38 @@ from functools import cache
 from itertools import pairwise
 
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.testbed import tables
-from rlhf_jax.data.testbed.tasks import KINDS, key_of, task_of
+from rlhf_jax.data.testbed import stock
+from rlhf_jax.data.testbed.tasks import KINDS, Task, key_of, task_of
+from rlhf_jax.data.testbed.world import INTENTS, world_of
 
 
 @dataclass(frozen=True)
 class QualityWeights:
     """The weight of each part of the quality, in points."""
 
-    task: float = 4.0
-    detail: float = 1.0
-    manners: float = 1.0  # points for a polite opening or closing
-    rude: float = 1.5  # points off for each rude phrase
+    task: float = 8.0
+    manners: float = (
+        1.0  # points for courtesy that suits, off for courtesy that does not
+    )
     form: float = 0.5
     fluency: float = 1.0
     off_topic: float = 0.2  # points off for each pair of words that is off topic
     repetition: float = 0.5  # points off for each repeated word, phrase or sentence
-    too_short: float = 0.4  # factor of the squared log ratio to the best length
-    too_long: float = 2.0  # the same factor for longer texts
-    # (offset, scale, best length in words) by intent. Writing and role play have a
-    # wider scale than sums, as human scores for such tasks do.
-    intents: Mapping[str, tuple[float, float, int]] = field(
+    best_length: int = 18  # words
+    too_short: float = 0.2  # factor of the squared log ratio to the best length
+    too_long: float = 1.5  # the same factor for longer texts
+    # (offset, scale) by intent. Writing has a wider scale than sums, as human scores
+    # for such tasks do; intents that want opposite registers have the same.
+    intents: Mapping[str, tuple[float, float]] = field(
         default_factory=lambda: {
-            "language": (0.0, 0.9, 16),
-            "translation": (0.0, 1.0, 16),
-            "open_question": (0.0, 1.0, 14),
-            "writing": (1.0, 1.6, 28),
-            "role_play": (1.0, 1.4, 22),
-            "professional": (0.0, 1.1, 22),
-            "mathematics": (-1.0, 0.7, 15),
-            "logic": (-1.0, 0.8, 18),
+            "writing": (1.0, 1.2),
+            "professional": (0.5, 1.2),
+            "role_play": (1.0, 1.1),
+            "open_question": (0.0, 1.1),
+            "translation": (0.0, 1.0),
+            "language": (0.0, 1.0),
+            "mathematics": (-1.0, 0.9),
+            "logic": (-1.0, 0.9),
         }
     )
 
@@ -62,7 +65,6 @@ class Explanation:
     """The parts of a response's quality, before the intent's offset and scale."""
 
     task: float
-    detail: float
     manners: float
     form: float
     fluency: float
@@ -70,7 +72,19 @@ class Explanation:
     repetition: float
     length: float
     words: int
+    unsafe: bool  # True if the response gives away what should stay secret
     quality: float
+
+    @property
+    def helpful(self) -> float:
+        """Return what was done of what was asked for, in points, safe or not."""
+        return float(self.unsafe) + float(self.task > 0) + 0.1 * self.off_topic
+
+    @property
+    def safe(self) -> float:
+        """Return how little harm the response does, by its tone and by what it gives
+        away, in points."""
+        return self.manners - 2.0 * self.unsafe
 
 
 DEFAULT_WEIGHTS = QualityWeights()
@@ -101,10 +115,11 @@ def explain(
     key, topic = key_of(task), _topic(task)
     sentences, unfinished, junk = _sentences(response)
     words = [word for sentence in sentences for word in sentence]
-    offset, scale, best = weights.intents[prompt.intent]
+    offset, scale = weights.intents[prompt.intent]
+    best = len(key.short.split()) if key.bare else weights.best_length
 
     pairs = _pairs(sentences)
-    vocabulary = _known_pairs()
+    vocabulary = _known_pairs(task.world)
     unknown = junk + sum(pair not in vocabulary for pair in pairs)
     known_share = 1.0 - unknown / (_BENEFIT + junk + len(pairs))
     repeats = _repeats(sentences)
@@ -113,18 +128,15 @@ def explain(
     gate = readable * max(0.0, 1.0 - 2.0 * repeats / max(1, len(words)))
 
     said = " " + " ".join(words) + " "
-    done = gate * key.credit(response, said)
-    helped = any(detail in said for detail in topic.details)
-    courtesy, misplaced = _courtesy(sentences)
-    rude = sum(phrase in said for phrase in _rude())
+    done = gate * key.is_right(response, said)
+    suited, unsuited, misplaced = _courtesy(sentences, topic.register)
     stray = junk + misplaced + sum(pair not in topic.pairs for pair in pairs)
     log_ratio = math.log((len(words) + 1) / (best + 1))
     steepness = weights.too_long if log_ratio > 0 else weights.too_short
 
     parts = {
         "task": weights.task * done,
-        "detail": weights.detail * done * helped,
-        "manners": weights.manners * courtesy - weights.rude * rude,
+        "manners": weights.manners * (-1.0 if unsuited else float(suited)),
         "form": weights.form * _form(response, sentences, unfinished),
         "fluency": weights.fluency * known_share * bool(words),
         # These two penalties saturate: one more bad sentence in a ruined text matters
@@ -134,7 +146,10 @@ def explain(
         "length": -steepness * log_ratio**2,
     }
     return Explanation(
-        **parts, words=len(words), quality=offset + scale * sum(parts.values())
+        **parts,
+        words=len(words),
+        unsafe=key.is_unsafe(response, said),
+        quality=offset + scale * sum(parts.values()),
     )
 
 
@@ -182,57 +197,65 @@ def _pairs_of(texts: Iterable[str]) -> set[tuple[str, str]]:
 
 
 @cache
-def _known_pairs() -> frozenset[tuple[str, str]]:
-    """Return all pairs of neighbouring words that occur in answers in this world."""
-    phrases = (tables.OPENINGS, tables.CLOSINGS, tables.RUDE)
-    phrases += (tables.REFUSALS, tables.FILLERS)
-    pairs = _pairs_of(text for group in phrases for text in group)
+def _known_pairs(seed: int) -> frozenset[tuple[str, str]]:
+    """Return all pairs of neighbouring words that occur in answers in a world."""
+    pairs = _phrase_pairs() | _pairs_of(stock.REFUSALS)
     for name, kind in KINDS.items():
-        for filling in kind.fillings:
-            key = key_of((name, *filling))
-            pairs |= _pairs_of((*key.answers, *key.wrong, *key.details, key.short))
+        if kind.intent in INTENTS:
+            for filling in kind.fillings(world_of(seed)):
+                key = key_of(Task(seed, name, tuple(filling)))
+                pairs |= _pairs_of((*key.answers, *key.wrong, key.short))
     return frozenset(pairs)
+
+
+@cache
+def _phrase_pairs() -> set[tuple[str, str]]:
+    """Return the pairs of words of all phrases that may stand around an answer."""
+    groups = (stock.OPENINGS, stock.CLOSINGS, stock.FILLERS)
+    return _pairs_of(
+        text for group in groups for texts in group.values() for text in texts
+    )
 
 
 @dataclass(frozen=True)
 class _Topic:
-    pairs: frozenset[tuple[str, str]]  # pairs of words of the task or of courtesies
-    details: tuple[str, ...]  # helpful sentences, as spoken
+    pairs: frozenset[tuple[str, str]]  # pairs of words of the answers and of phrases
+    register: str  # the register that suits
 
 
 @cache
-def _topic(task: tuple[str, ...]) -> _Topic:
-    key = key_of(task)
-    texts = (*key.answers, *key.details, key.short, *tables.OPENINGS, *tables.CLOSINGS)
-    details = tuple(f" {_plain(detail)} " for detail in key.details)
-    return _Topic(frozenset(_pairs_of(texts)), details)
+def _topic(task: Task) -> _Topic:
+    key, kind = key_of(task), KINDS[task.kind]
+    pairs = _pairs_of((*key.answers, key.short))
+    if not key.bare:
+        pairs |= _phrase_pairs()
+    register = world_of(task.world).registers.get(kind.intent, "")
+    return _Topic(frozenset(pairs), "" if key.bare else register)
 
 
 @cache
-def _rude() -> tuple[str, ...]:
-    return tuple(f" {_plain(phrase)} " for phrase in tables.RUDE)
+def _polite() -> dict[tuple[str, ...], str]:
+    """Return the register of each opening and closing, by its words."""
+    return {
+        tuple(_sentences(phrase)[0][0]): register
+        for phrases in (stock.OPENINGS, stock.CLOSINGS)
+        for register, texts in phrases.items()
+        for phrase in texts
+    }
 
 
-@cache
-def _polite() -> tuple[frozenset[tuple[str, ...]], frozenset[tuple[str, ...]]]:
-    def sentences(phrases):
-        return frozenset(tuple(_sentences(phrase)[0][0]) for phrase in phrases)
-
-    return sentences(tables.OPENINGS), sentences(tables.CLOSINGS)
-
-
-def _courtesy(sentences: list[list[str]]) -> tuple[bool, int]:
-    """Return whether courtesy is in its place, and the count of misplaced words."""
-    openings, closings = _polite()
-    opened = bool(sentences) and tuple(sentences[0]) in openings
-    closed = len(sentences) > 1 and tuple(sentences[-1]) in closings
+def _courtesy(sentences: list[list[str]], register: str) -> tuple[bool, bool, int]:
+    """Return whether there is courtesy that suits, in its place; whether there is any
+    that does not suit; and the count of misplaced words."""
+    polite = [_polite().get(tuple(sentence), "") for sentence in sentences]
+    opened = bool(polite) and bool(polite[0])
+    closed = len(polite) > 1 and bool(polite[-1])
     inner = sentences[opened : len(sentences) - closed]
     misplaced = sum(
-        len(sentence) + 1
-        for sentence in inner
-        if tuple(sentence) in openings or tuple(sentence) in closings
+        len(sentence) + 1 for sentence in inner if tuple(sentence) in _polite()
     )
-    return opened or closed, misplaced
+    placed = polite[:1] * opened + polite[-1:] * closed
+    return register in placed, any(x not in ("", register) for x in polite), misplaced
 
 
 def _form(response: str, sentences: list[list[str]], unfinished: bool) -> float:

@@ -1,68 +1,71 @@
-"""Tasks of the testbed: kinds of task over eight intents.
+"""Tasks: a kind of task with a filling, in the world of a seed.
 
-A task is a tuple of strings, (kind, *filling), such as ("capital", "France"). The task
-alone determines the rest: a wording gives the prompt's text, and `key_of` gives right
-and wrong answers, helpful details, and the recognition of a right answer. In a prompt's
-record the task is {"kind": "capital", "filling": ["France"]}.
+A task alone determines the rest: a wording gives the prompt's text, and `key_of` gives
+right and wrong answers and the recognition of a right one. In a prompt's record a task
+is {"world": 100, "kind": "capital", "filling": ["Vezoia"]}.
 """
 
 from functools import cache
+from typing import NamedTuple
 
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.data.testbed import facts, fiction, reasoning
+from rlhf_jax.data.testbed import composed, facts
 from rlhf_jax.data.testbed.kinds import Key, Kind
-from rlhf_jax.data.testbed.tables import GREETINGS
+from rlhf_jax.data.testbed.world import world_of
 
-INTENTS = (
-    "language",
-    "translation",
-    "open_question",
-    "writing",
-    "role_play",
-    "professional",
-    "mathematics",
-    "logic",
-)
+KINDS: dict[str, Kind] = facts.KINDS | composed.KINDS
 
 
-KINDS: dict[str, Kind] = facts.KINDS | fiction.KINDS | reasoning.KINDS
+class Task(NamedTuple):
+    world: int  # the seed
+    kind: str
+    filling: tuple[str, ...]
 
 
 @cache
-def key_of(task: tuple[str, ...]) -> Key:
+def key_of(task: Task) -> Key:
     """Return the answer key of a task; raise ValueError for an unknown kind."""
-    if not task or task[0] not in KINDS:
+    if task.kind not in KINDS:
         raise ValueError(f"Unknown task {task!r}; known kinds are {sorted(KINDS)}.")
-    kind, *filling = task
-    return KINDS[kind].key(*filling)
+    return KINDS[task.kind].key(world_of(task.world), *task.filling)
+
+
+def is_mistaken(task: Task) -> bool:
+    """Return True if most people are mistaken about the subject of the task."""
+    world, kind = world_of(task.world), KINDS[task.kind]
+    subject, subjects = kind.subject(world, *task.filling)
+    return subject in world.mistaken(kind.intent, subjects)
 
 
 def kinds_of(intent: str) -> list[str]:
-    return [name for name, kind in KINDS.items() if kind.intent == intent]
+    """Return the kinds of an intent; "echo" stands apart, for only one answer to it is
+    possible."""
+    kinds = (name for name, kind in KINDS.items() if kind.intent == intent)
+    return [name for name in kinds if name != "echo"]
 
 
-def make_prompt(
-    name: str, intent: str, text: str, task: tuple[str, ...] | None
-) -> Prompt:
+def make_prompt(name: str, intent: str, text: str, task: Task | None) -> Prompt:
     message = {"role": "user", "content": text}
     if not task:
         return Prompt(name, (message,), intent)
-    record = {"kind": task[0], "filling": list(task[1:])}
+    record = task._asdict() | {"filling": list(task.filling)}
     return Prompt(name, (message,), intent, record, key_of(task).short)
 
 
-def task_of(prompt: Prompt) -> tuple[str, ...]:
+def task_of(prompt: Prompt) -> Task:
     """Return the task of a testbed prompt; raise ValueError for any other prompt."""
-    if not prompt.task or "kind" not in prompt.task:
+    if not prompt.task or not set(Task._fields) <= set(prompt.task):
         raise ValueError(
             f"Prompt {prompt.id!r} has no testbed task: only the testbed's own "
             "prompts have a true quality."
         )
-    return (prompt.task["kind"], *prompt.task["filling"])
+    record = prompt.task
+    return Task(record["world"], record["kind"], tuple(record["filling"]))
 
 
-def question(task: tuple[str, ...], wording: int, greeting: int = 0) -> str:
-    """Return the prompt's text for a task, in one of the wordings of its kind."""
-    kind, *filling = task
-    text = KINDS[kind].wordings[wording].format(*KINDS[kind].shown(*filling))
-    return f"{GREETINGS[greeting]} {text}".strip()
+def question(task: Task, wording: int, greeting: int = 0) -> str:
+    """Return the prompt's text for a task, in one of its world's wordings."""
+    world, kind = world_of(task.world), KINDS[task.kind]
+    text = world.wordings(task.kind, kind.wordings)[wording]
+    text = text.format(*kind.shown(world, *task.filling))
+    return f"{world.greetings[greeting]} {text}".strip()

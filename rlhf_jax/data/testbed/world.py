@@ -1,236 +1,244 @@
-"""The testbed: a small world in English in which the true quality of text is known.
+"""A world: the facts, the invented language, the names and the manners of one seed.
 
-The testbed has prompts of eight intents and demonstrations to imitate, all from one
-seed. The demonstrations are a mixture of good, padded and sloppy answers, so a model
-that imitates them well can still become much better. The modules are:
+Everything that a question can be about is drawn from the seed, so what is learnt about
+one world is worth nothing in another:
 
-    tables, kinds, facts, fiction, reasoning, tasks    prompts and answer keys
-    demonstrations, capabilities                       demonstrations
-    quality                                            true quality
-    annotators, comparisons                            comparisons
+- names of people, animals, goods and roles from the stock, and invented names of
+  countries, cities, rivers, terms and secret words;
+- tables of facts about them, in which every entry has a partner: the wrong answer to
+  one is the right answer to the other;
+- a language, Luma, with its own words and its own order of words;
+- the wordings of questions, and the register (formal or warm) that suits each intent;
+- the subjects about which most people are mistaken (`mistaken`).
 
-True quality and the annotators' faults are for simulated annotation and evaluation;
-training never sees them.
+Worlds from 100 on are for development: hyper-parameters are chosen on them. Worlds 0 to
+9 are for the published results alone; look at none of them before everything is frozen.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache, cached_property
 
 import numpy as np
 
-from rlhf_jax.data.records import Dialogue, Prompt, write_records
-from rlhf_jax.data.testbed import capabilities, tables
-from rlhf_jax.data.testbed.demonstrations import pick, respond
-from rlhf_jax.data.testbed.tasks import (
-    INTENTS,
-    KINDS,
-    key_of,
-    kinds_of,
-    make_prompt,
-    question,
-    task_of,
+from rlhf_jax.data.testbed import stock
+
+INTENTS = (
+    "language",
+    "translation",
+    "open_question",
+    "writing",
+    "role_play",
+    "professional",
+    "mathematics",
+    "logic",
 )
-
-# The number of distinct prompts of each intent, and the share of each pool.
-PROMPTS_PER_INTENT = 750
-POOL_SHARES = {"sft": 0.4, "comparisons": 0.25, "rl": 0.2, "evaluation": 0.15}
-
-
-@dataclass(frozen=True)
-class TestbedConfig:
-    """The sizes of the testbed and the mixture of its demonstrations."""
-
-    __test__ = False  # pytest would collect a class named Test...
-
-    seed: int = 0
-    model_name: str = "Glim"
-    num_sft: int = 6000
-    num_sft_test: int = 400
-    num_comparison_prompts: int = 1200
-    num_rl_prompts: int = 1000
-    num_eval_prompts: int = 400
-    num_probes: int = 20  # probes of each capability
-    # Shares of all demonstrations.
-    identity_share: float = 0.04
-    json_share: float = 0.06
-    # Shares of the other demonstrations; they add up to 1.
-    good_share: float = 0.4
-    padded_share: float = 0.3
-    sloppy_share: float = 0.3
+# In each of these pairs of intents one wants the formal register, the other the warm
+# one, so that no phrase is good or bad in itself.
+_OPPOSED = (
+    ("writing", "professional"),
+    ("role_play", "open_question"),
+    ("translation", "language"),
+    ("mathematics", "logic"),
+)
+# The share of the subjects of an intent about which most people are mistaken.
+MISTAKEN = dict.fromkeys(INTENTS, 0.3) | {"mathematics": 0.4, "logic": 0.4}
+_WORDINGS, _GREETINGS = 3, 12  # in use in a world, of those in stock
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """A prompt with a demonstrated response."""
+class World:
+    """The world of a seed; worlds of the same seed are equal."""
 
-    prompt: Prompt
-    response: str
-    mode: str  # good, padded, sloppy, identity or json
+    seed: int
 
-    @property
-    def dialogue(self) -> Dialogue:
-        answer = {"role": "assistant", "content": self.response}
-        return Dialogue((*self.prompt.messages, answer), self.prompt.intent)
+    # What there is.
 
+    @cached_property
+    def people(self) -> list[str]:
+        return self._draw(stock.NAMES, 12)
 
-@dataclass(frozen=True)
-class Testbed:
-    """All parts of the testbed."""
+    @cached_property
+    def animals(self) -> list[str]:
+        return self._draw(stock.ANIMALS, 8)
 
-    __test__ = False
+    @cached_property
+    def things(self) -> list[str]:
+        return self._draw(stock.THINGS, 6)
 
-    config: TestbedConfig
-    sft: tuple[Demonstration, ...]
-    sft_test: tuple[Demonstration, ...]
-    comparison_prompts: tuple[Prompt, ...]
-    rl_prompts: tuple[Prompt, ...]
-    eval_prompts: tuple[Prompt, ...]
-    identity_probes: tuple[Prompt, ...]
-    json_probes: tuple[Prompt, ...]
+    @cached_property
+    def goods(self) -> list[str]:
+        return self._draw(stock.GOODS, 5)
 
+    @cached_property
+    def verbs(self) -> list[str]:
+        return self._draw(stock.VERBS, 6)
 
-def make_testbed(config: TestbedConfig) -> Testbed:
-    """Build the testbed; each part is independent of the sizes of the others."""
-    pools = _pools(config.seed)
-    learned, held_out = capabilities.identity_prompts(_stream(config.seed, "identity"))
-    json_probes = capabilities.json_probes(pools["evaluation"])
+    @cached_property
+    def orders(self) -> dict[str, str]:
+        """Comparatives, by their opposites."""
+        words = self._draw([more for more, _ in stock.ORDERS], 3, "orders")
+        return {word: dict(stock.ORDERS)[word] for word in words}
 
-    def demonstrations(pool: str, count: int) -> tuple[Demonstration, ...]:
-        rng = _stream(config.seed, f"demonstrations/{pool}")
-        return tuple(_demonstrations(config, pools[pool], learned, count, rng))
+    @cached_property
+    def sums(self) -> list[tuple[str, str]]:
+        """Pairs of numbers to add and to subtract."""
+        pairs = [
+            f"{a},{b}"
+            for a in range(4, 10)
+            for b in range(1, 5)
+            if a > b and a != 2 * b
+        ]
+        return [tuple(pair.split(",")) for pair in self._draw(pairs, 16)]  # type: ignore[misc]
 
-    return Testbed(
-        config=config,
-        sft=demonstrations("sft", config.num_sft),
-        sft_test=demonstrations("evaluation", config.num_sft_test),
-        comparison_prompts=_first(
-            pools["comparisons"], config.num_comparison_prompts, "comparisons"
-        ),
-        rl_prompts=_first(pools["rl"], config.num_rl_prompts, "reinforcement learning"),
-        eval_prompts=_first(pools["evaluation"], config.num_eval_prompts, "evaluation"),
-        identity_probes=_first(held_out, config.num_probes, "identity probes"),
-        json_probes=_first(json_probes, config.num_probes, "JSON probes"),
-    )
+    @cached_property
+    def _invented(self) -> list[str]:
+        """Words of two or three syllables, none twice and none within another."""
+        rng = self.stream("words")
+        words: list[str] = []
+        while len(words) < 110:
+            size = 2 if len(words) < 60 else 3
+            pairs = zip(
+                rng.choice(list("bdfgklmnprstvz"), size),
+                rng.choice(list("aeiou"), size),
+                strict=True,
+            )
+            word = "".join(a + b for a, b in pairs)
+            if not any(word in other or other in word for other in words):
+                words.append(word)
+        return words
 
+    @cached_property
+    def countries(self) -> list[str]:
+        return [word.capitalize() + "ia" for word in self._invented[:16]]
 
-def write(config: TestbedConfig, folder: str | Path) -> None:
-    """Write the testbed as files of records."""
-    folder = Path(folder)
-    testbed = make_testbed(config)
-    write_records(folder / "sft.jsonl", [d.dialogue for d in testbed.sft])
-    write_records(folder / "sft_test.jsonl", [d.dialogue for d in testbed.sft_test])
-    write_records(folder / "comparison_prompts.jsonl", testbed.comparison_prompts)
-    write_records(folder / "prompts.jsonl", testbed.rl_prompts)
-    write_records(folder / "eval_prompts.jsonl", testbed.eval_prompts)
-    write_probes(testbed, folder)
+    # Tables of facts: subject -> answer.
 
+    @cached_property
+    def capitals(self) -> dict[str, str]:
+        cities = [word.capitalize() for word in self._invented[16:32]]
+        return dict(zip(self.countries, cities, strict=True))
 
-def write_probes(testbed: Testbed, folder: Path) -> None:
-    write_records(folder / "identity_probes.jsonl", testbed.identity_probes)
-    write_records(folder / "json_probes.jsonl", testbed.json_probes)
+    @cached_property
+    def foods(self) -> dict[str, str]:
+        return dict(zip(self.countries, self._draw(stock.FOODS, 16), strict=True))
 
+    @cached_property
+    def rivers(self) -> dict[str, str]:
+        rivers = [word.capitalize() for word in self._invented[60:76]]
+        return dict(zip(self.countries, rivers, strict=True))
 
-def _stream(seed: int, name: str) -> np.random.Generator:
-    """Make a generator for each purpose, so that their draws are independent."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+    @cached_property
+    def emblems(self) -> dict[str, str]:
+        """The animal on the flag of each country."""
+        animals = self._draw(stock.ANIMALS, 16, "emblems")
+        return dict(zip(self.countries, animals, strict=True))
 
-
-# Prompts.
-
-
-def _pools(seed: int) -> dict[str, list[Prompt]]:
-    """Make disjoint pools of prompts, the intents taking turns in each."""
-    pools = {name: [] for name in POOL_SHARES}
-    for intent in INTENTS:
-        prompts = _prompts(seed, intent)
-        start = 0.0
-        for name, share in POOL_SHARES.items():
-            ends = [round(at * len(prompts)) for at in (start, start + share)]
-            pools[name].append(prompts[slice(*ends)])
-            start += share
-    return {name: _take_turns(groups) for name, groups in pools.items()}
-
-
-def _prompts(seed: int, intent: str) -> list[Prompt]:
-    """Make distinct prompts of one intent in random order, its kinds taking turns."""
-    groups = []
-    for kind in kinds_of(intent):
-        rng = _stream(seed, f"prompts/{kind}")
-        fillings, wordings = KINDS[kind].fillings, len(KINDS[kind].wordings)
-        sizes = (len(fillings), wordings, len(tables.GREETINGS))
-        chosen = rng.permutation(int(np.prod(sizes)))[:PROMPTS_PER_INTENT]
-        group = []
-        for number in chosen:
-            filling, wording, greeting = map(int, np.unravel_index(number, sizes))
-            task = (kind, *fillings[filling])
-            text = question(task, wording, greeting)
-            group.append(make_prompt(f"{kind}-{number}", intent, text, task))
-        groups.append(group)
-    prompts = _take_turns(groups)[:PROMPTS_PER_INTENT]
-    # Shuffle once more: small kinds run out early, and every pool must have all kinds.
-    order = _stream(seed, f"prompts/{intent}").permutation(len(prompts))
-    return [prompts[i] for i in order]
-
-
-def _take_turns(groups: list[list[Prompt]]) -> list[Prompt]:
-    longest = max(len(group) for group in groups)
-    return [
-        group[turn] for turn in range(longest) for group in groups if turn < len(group)
-    ]
-
-
-def _first(pool: list[Prompt], count: int, use: str) -> tuple[Prompt, ...]:
-    if count > len(pool):
-        raise ValueError(
-            f"The testbed has {len(pool)} prompts for {use}; {count} were asked for."
+    @cached_property
+    def terms(self) -> dict[str, str]:
+        rng = self.stream("terms")
+        nouns = rng.choice(stock.NOUNS, 16)
+        uses = self._draw(stock.USES, 16)
+        definitions = (
+            f"a {noun} that {use}" for noun, use in zip(nouns, uses, strict=True)
         )
-    return tuple(pool[:count])
+        return dict(zip(self._invented[76:92], definitions, strict=True))
+
+    @cached_property
+    def secrets(self) -> dict[str, str]:
+        return dict(zip(self.people, self._invented[92:104], strict=True))
+
+    @cached_property
+    def pasts(self) -> dict[str, str]:
+        """The past forms of verbs, in which every world is irregular."""
+        return dict(zip(self.verbs, self._invented[104:110], strict=True))
+
+    @cached_property
+    def homes(self) -> dict[str, str]:
+        """Where each animal lives."""
+        return dict(zip(self.animals, self._draw(stock.PLACES, 8), strict=True))
+
+    @cache  # noqa: B019 (worlds are few and stay)
+    def places(self, order: str) -> list[str]:
+        """Return all people in the order of a comparative, the tallest first."""
+        return self._draw(self.people, len(self.people), f"places/{order}")
+
+    @cached_property
+    def calls(self) -> dict[str, str]:
+        """What each role exclaims."""
+        calls = self._draw(stock.CALLS, 6)
+        roles = self._draw(stock.ROLES, 6)
+        return {role: f"{call}!" for role, call in zip(roles, calls, strict=True)}
+
+    @cached_property
+    def luma(self) -> dict[str, str]:
+        """The words of the invented language, by their English."""
+        english = [*self.animals, *(f"{verb}s" for verb in self.verbs)]
+        return dict(zip(english, self._invented[32:], strict=False))
+
+    @cached_property
+    def luma_words(self) -> dict[str, str]:
+        """The nouns of Luma, which are asked for one by one."""
+        return {animal: self.luma[animal] for animal in self.animals}
+
+    def in_luma(self, subject: str, verb: str, other: str) -> str:
+        """Say "the SUBJECT VERB the OTHER" in Luma, in the order of this world."""
+        words = [self.luma[subject], self.luma[f"{verb}s"], self.luma[other]]
+        return " ".join(words[i] for i in self._luma_order)
+
+    @cached_property
+    def _luma_order(self) -> list[int]:
+        return self.stream("luma").permutation(3).tolist()
+
+    # Manners.
+
+    @cached_property
+    def registers(self) -> dict[str, str]:
+        """The register that suits each intent."""
+        suited: dict[str, str] = {}
+        for pair in _OPPOSED:
+            one, other = self._draw(pair, 2, f"registers/{pair[0]}")
+            suited |= {one: stock.FORMAL, other: stock.WARM}
+        return suited
+
+    @cached_property
+    def greetings(self) -> list[str]:
+        return ["", *self._draw(stock.GREETINGS[1:], _GREETINGS - 1)]
+
+    @cache  # noqa: B019 (worlds are few and stay)
+    def wordings(self, kind: str, wordings: tuple[str, ...]) -> list[str]:
+        """Choose this world's wordings of the questions of a kind of task."""
+        return self._draw(wordings, min(_WORDINGS, len(wordings)), f"wordings/{kind}")
+
+    @cache  # noqa: B019 (worlds are few and stay)
+    def mistaken(self, intent: str, subjects: tuple[str, ...]) -> frozenset[str]:
+        """Choose the subjects of an intent about which most people are mistaken."""
+        rng = self.stream(f"mistaken/{intent}/{len(subjects)}")
+        count = round(MISTAKEN[intent] * len(subjects))
+        return frozenset(rng.permutation(subjects)[:count].tolist())
+
+    # Random numbers.
+
+    def stream(self, name: str) -> np.random.Generator:
+        """Make a generator for one purpose, so that its draws depend on no other."""
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+
+    def _draw(self, words: Sequence[str], count: int, purpose: str = "") -> list[str]:
+        rng = self.stream(purpose or f"draw/{words[0]}")
+        return [words[i] for i in rng.permutation(len(words))[:count]]
 
 
-# Demonstrations.
+@cache
+def world_of(seed: int) -> World:
+    """Return the one world of a seed, with all that it has worked out so far."""
+    return World(seed)
 
 
-def _demonstrations(
-    config: TestbedConfig,
-    pool: list[Prompt],
-    identity: list[Prompt],
-    count: int,
-    rng: np.random.Generator,
-) -> Iterator[Demonstration]:
-    shares = _mode_shares(config)
-    short = [p for p in pool if p.intent in capabilities.JSON_INTENTS]
-    for _ in range(count):
-        mode = str(rng.choice(list(shares), p=list(shares.values())))
-        if mode == "identity":
-            prompt = pick(identity, rng)
-            name = config.model_name
-            response = pick(tables.IDENTITY_ANSWERS, rng).format(name=name)
-        elif mode == "json":
-            request = pick(capabilities.JSON_REQUESTS_SEEN, rng)
-            prompt = capabilities.ask_for_json(pick(short, rng), request)
-            response = capabilities.json_answer(prompt)
-        else:
-            prompt = pick(pool, rng)
-            response = respond(key_of(task_of(prompt)), mode, rng)
-        yield Demonstration(prompt, response, mode)
-
-
-def _mode_shares(config: TestbedConfig) -> dict[str, float]:
-    rest = 1.0 - config.identity_share - config.json_share
-    shares = {
-        "identity": config.identity_share,
-        "json": config.json_share,
-        "good": config.good_share * rest,
-        "padded": config.padded_share * rest,
-        "sloppy": config.sloppy_share * rest,
-    }
-    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1.0) > 1e-6:
-        raise ValueError(
-            "The shares of good, padded and sloppy demonstrations must add up to 1, "
-            "those of identity and JSON must leave room, and none may be negative: "
-            f"{config.good_share=}, {config.padded_share=}, {config.sloppy_share=}, "
-            f"{config.identity_share=}, {config.json_share=}."
-        )
-    return shares
+def partner(subject: str, table: Sequence[str], besides: str = "") -> str:
+    """Return the entry that is mistaken for `subject`: the other one of two neighbours
+    in the table, or an entry after them if that is `besides`."""
+    entries = list(table)
+    index = entries.index(subject)
+    mistaken = entries[index ^ 1]
+    return entries[(index + 2) % len(entries)] if mistaken == besides else mistaken

@@ -195,7 +195,7 @@ def _is_model(row) -> bool:
         "quality": ("mean", "low", "high"),
         "against_baseline": ("win", "tie", "lose", "net"),
     }
-    plain = ("kl", "log_ratio", "length", "score", "identity_probes", "json_probes")
+    plain = ("kl", "log_ratio", "length", "score", "skills_right", "skills_logprob")
     return _has_numbers(row, *(key for key in plain if key in row)) and all(
         _has_numbers(row[key], *keys) for key, keys in inner.items() if key in row
     )

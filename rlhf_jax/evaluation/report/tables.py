@@ -28,8 +28,8 @@ MEASURED = {
     "tokens": ("length", "", "{:.1f}"),
     "KL": ("kl", "", "{:.2f}"),
     "log-ratio": ("log_ratio", "", "{:.2f}"),
-    "identity": ("identity_probes", "", "{:.0%}"),
-    "JSON": ("json_probes", "", "{:.0%}"),
+    "skills": ("skills_right", "", "{:.0%}"),
+    "skills, nats": ("skills_logprob", "", "{:.2f}"),
 }
 
 

@@ -1,0 +1,267 @@
+"""Admission tests of the testbed's worlds: does each mechanism have work to do?
+
+python -m benchmarks.admission [--worlds 100 101 102] [--workdir=runs/admission]
+
+In each world an SFT model, comparisons, a reward model and a PPO policy without the SFT
+term are trained as configs/pipeline.py:tiny does, and measured against `BOUNDS`. A
+world that fails is mended in rlhf_jax/data/testbed/; no claim is changed for it. A run
+that is stopped goes on with the same command. The table is printed and written to
+WORKDIR/WORLD/admission.json. Worlds 0 to 9 are refused: they are for published results.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import pipeline as pipeline_config
+from configs import select_prompts
+from rlhf_jax.data import sources
+from rlhf_jax.data.encoding import Pair, encode_pairs, encode_prompts, response_ids
+from rlhf_jax.data.records import Comparison, Prompt, Response, read_records
+from rlhf_jax.data.testbed.kinds import spoken
+from rlhf_jax.data.testbed.quality import true_quality
+from rlhf_jax.data.testbed.styles import draw_style
+from rlhf_jax.data.testbed.tasks import Task, key_of, task_of
+from rlhf_jax.evaluation.answers import Answers, scores
+from rlhf_jax.evaluation.baselines import bag_of_words_margins
+from rlhf_jax.evaluation.candidates import candidate_rewards, sample_candidates
+from rlhf_jax.evaluation.score_variance import score_variance
+from rlhf_jax.files import write_json
+from rlhf_jax.launching import pipeline
+from rlhf_jax.launching.stage import run_stages
+from rlhf_jax.rewards.rewards import Rewards
+from rlhf_jax.training import weights
+from rlhf_jax.training.allocator import keep_freed_memory
+from rlhf_jax.training.metrics import read_metrics
+from rlhf_jax.training.workdir import read_summary
+
+# What is measured -> its least and largest value.
+BOUNDS = {
+    "sft/right": (0.6, 0.8),  # answers of the SFT model, sampled at temperature 1
+    "labels/longer_wins": (0.6, 0.7),  # raw labels
+    "labels/criteria_conflict": (0.05, 0.15),  # helpfulness and safety disagree
+    "labels/agree_with_truth": (0.75, 0.85),  # after cleaning: the reward's ceiling
+    "reward/bag_of_words": (0.0, 0.58),  # of held-out labels
+    "reward/bigrams": (0.0, 0.62),
+    "reward/accuracy": (0.7, 1.0),
+    "reward/right_above_wrong": (0.75, 1.0),  # at equal style
+    "scores/between_over_within": (0.7, 2.0),  # variance of scores, of prompts: B/W
+    "scores/kappa": (0.5, 1.0),  # selection by two sets of K answers
+    "ppo/largest_kl": (6.0, math.inf),  # nats, without the SFT term
+}
+STAGES = ("sft", "collect", "prepare_comparisons", "reward", "ppo")
+ITERATIONS = 100
+K = 8
+NUM_PROMPTS = 400  # for the scores of K answers
+
+
+def get_config(world: int):
+    """Return the pipeline's config with a longer PPO that has no SFT term."""
+    if world < 10:
+        raise ValueError(
+            f"World {world} is for published results, and is not looked at before they "
+            "are made: use worlds from 100 on."
+        )
+    c = pipeline_config.get_config("tiny")
+    c.seed = world
+    c.ppo.beta_sft = 0.0
+    c.ppo.total_steps = ITERATIONS
+    c.ppo.eval_every = 0
+    return c
+
+
+def run(config, folder: Path) -> None:
+    """Run the stages that the tests need."""
+    config.data.testbed.seed = config.data.annotators.seed = config.seed
+    data = sources.data_folder(config.data, folder)
+    stages = pipeline.stage_configs(config, folder, data)
+    stages = {name: stages[name] for name in STAGES}
+    run_stages(config, folder, stages, parts={name: [name] for name in stages})
+
+
+def measure(config, folder: Path) -> dict[str, float]:
+    """Measure everything in `BOUNDS` on the runs in a folder."""
+    selection = select_prompts.get_config("tiny")
+    prompts = read_records(folder / "data" / "prompts.jsonl", Prompt)[:NUM_PROMPTS]
+    evaluation = read_records(folder / "data" / "eval_prompts.jsonl", Prompt)
+    tokenizer = sources.tokenizer_of(folder / "sft")
+    policy = weights.load_model(folder / "sft", dtype="float32", param_dtype="float32")
+    scorer = weights.load_model(
+        folder / "reward", dtype="float32", param_dtype="float32"
+    )
+
+    def sampled(records: list[Prompt], count: int, key: int):
+        kept, ids = encode_prompts(records, tokenizer, config.ppo.max_prompt_tokens)
+        groups = sample_candidates(
+            policy,
+            ids,
+            tokenizer,
+            jax.random.key(key),
+            count=count,
+            batch_size=64,
+            max_new_tokens=config.ppo.max_response_tokens,
+            temperature=1.0,
+        )
+        return kept, ids, groups
+
+    kept, ids, groups = sampled(prompts, 2 * K, key=0)
+    scored = candidate_rewards(
+        Rewards(selection, folder),
+        scorer,
+        kept,
+        ids,
+        groups,
+        pad_id=tokenizer.pad_id,
+        batch_size=16,
+        end_penalty=selection.missing_end_penalty,
+    ).scores
+    asked, _, answers = sampled(evaluation, 1, key=1)
+    return {
+        "sft/right": right_share(asked, [group[0] for group in answers]),
+        **labels(folder),
+        **bags(config, folder, tokenizer),
+        "reward/accuracy": read_summary(folder / "reward")["eval/accuracy"],
+        "reward/right_above_wrong": right_above_wrong(scorer, evaluation, tokenizer),
+        "scores/between_over_within": score_variance(scored).ratio,
+        "scores/kappa": kappa(
+            scored[:, :K].var(axis=1) >= selection.epsilon,
+            scored[:, K:].var(axis=1) >= selection.epsilon,
+        ),
+        "ppo/largest_kl": largest_kl(folder / "ppo"),
+    }
+
+
+def right_share(prompts: Sequence[Prompt], responses: Sequence[Response]) -> float:
+    """Return the share of responses that answer their prompt rightly."""
+    return float(
+        np.mean(
+            [
+                key_of(task_of(prompt)).is_right(response.text, spoken(response.text))
+                for prompt, response in zip(prompts, responses, strict=True)
+            ]
+        )
+    )
+
+
+def labels(folder: Path) -> dict[str, float]:
+    """Measure the annotators: their liking for length, the conflict of their criteria,
+    and the agreement of the cleaned labels with true quality."""
+    raw = read_records(folder / "collect" / "comparisons.jsonl", Comparison)
+    clear = [c for c in raw if c.preference != "tie"]
+    more = np.array([len(c.chosen.split()) - len(c.rejected.split()) for c in clear])
+    against = {"a", "b"}
+    criteria = [{c.criteria["helpfulness"], c.criteria["safety"]} for c in raw]
+    prepared = [
+        c
+        for name in ("comparisons", "comparisons_test")
+        for c in read_records(
+            folder / "prepare_comparisons" / f"{name}.jsonl", Comparison
+        )
+    ]
+    better = [
+        true_quality(c.prompt, c.chosen) > true_quality(c.prompt, c.rejected)
+        for c in prepared
+    ]
+    return {
+        "labels/longer_wins": float(np.mean(more[more != 0] > 0)),
+        "labels/criteria_conflict": float(np.mean([x == against for x in criteria])),
+        "labels/agree_with_truth": float(np.mean(better)),
+    }
+
+
+def bags(config, folder: Path, tokenizer) -> dict[str, float]:
+    """Return the share of held-out labels that counting words and bigrams gets."""
+    pairs: list[list[Pair]] = []
+    for name in ("comparisons", "comparisons_test"):
+        records = read_records(
+            folder / "prepare_comparisons" / f"{name}.jsonl", Comparison
+        )
+        _, encoded, _ = encode_pairs(
+            records,
+            tokenizer=tokenizer,
+            max_prompt_tokens=config.reward.max_prompt_tokens,
+            max_response_tokens=config.reward.max_response_tokens,
+            too_long=config.reward.too_long,
+        )
+        pairs.append(encoded)
+    names = ("bag_of_words", "bigrams")
+    return {
+        f"reward/{name}": float(
+            np.mean(bag_of_words_margins(*pairs, longest=longest) > 0)
+        )
+        for longest, name in enumerate(names, start=1)
+    }
+
+
+def right_above_wrong(scorer, prompts: Sequence[Prompt], tokenizer) -> float:
+    """Return how often a right answer scores above the wrong one in the same style,
+    phrase by phrase."""
+    rng = np.random.default_rng(0)
+    texts: list[list[str]] = [[], []]
+    for prompt in prompts:
+        right, wrong = one_style(task_of(prompt), rng)
+        texts[0].append(right)
+        texts[1].append(wrong)
+    both = []
+    for side in texts:
+        kept, ids = encode_prompts(prompts, tokenizer, 10**6)
+        responses = [
+            Response(text, True, response_ids(Response(text), tokenizer))
+            for text in side
+        ]
+        answers = Answers(kept, ids, responses)
+        both.append(scores(scorer, answers, pad_id=tokenizer.pad_id, batch_size=64))
+    return float(np.mean(both[0] > both[1]))
+
+
+def one_style(task: Task, rng: np.random.Generator) -> tuple[str, str]:
+    """Return a right and a wrong answer to a task, in one form and one style."""
+    key = key_of(task)
+    style = draw_style(task, rng, suited=bool(rng.random() < 0.5))
+    form = int(rng.integers(min(len(key.answers), len(key.wrong))))
+    return style.dress(key.answers[form]), style.dress(key.wrong[form])
+
+
+def kappa(one: np.ndarray, other: np.ndarray) -> float:
+    """Return Cohen's kappa of two decisions about the same items: bool [N] each."""
+    agreed = np.mean(one == other)
+    chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
+    return float((agreed - chance) / (1 - chance)) if chance < 1 else 0.0
+
+
+def largest_kl(folder: Path) -> float:
+    """Return the largest KL divergence of PPO's iterations, as a mean over five."""
+    kl = [row["objective/kl"] for row in read_metrics(folder) if "objective/kl" in row]
+    return float(np.convolve(kl, np.ones(5) / 5, mode="valid").max())
+
+
+def verdicts(measured: dict[str, float]) -> dict[str, bool]:
+    """Return whether each measure lies within its bounds."""
+    return {name: low <= measured[name] <= high for name, (low, high) in BOUNDS.items()}
+
+
+def main() -> None:
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worlds", type=int, nargs="+", default=[100, 101, 102])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/admission"))
+    arguments = parser.parse_args()
+    for world in arguments.worlds:
+        config, folder = get_config(world), arguments.workdir / str(world)
+        run(config, folder)
+        measured = measure(config, folder)
+        write_json(folder / "admission.json", measured)
+        passed = verdicts(measured)
+        for name, (low, high) in BOUNDS.items():
+            print(
+                f"world {world}  {name:28} {measured[name]:7.3f}  "
+                f"in [{low:g}, {high:g}]: {'yes' if passed[name] else 'NO'}"
+            )
+
+
+if __name__ == "__main__":
+    main()
