@@ -57,10 +57,7 @@ def _back_translation(world: World, verb: str, one: str, other: str) -> Key:
 
 
 def _story(world: World, one: str, other: str) -> Key:
-    forms = (
-        f"once upon a time the {one} left the {{}} and met the {other}.",
-        f"long ago the {other} met the {one} in the {{}}.",
-    )
+    forms = (f"once upon a time the {one} left the {{}} and met the {other}.",)
     mistaken = world.homes[partner(one, world.animals)]
     return from_table(world.homes[one], mistaken, world.homes.values(), forms)
 
@@ -132,17 +129,17 @@ def _by_goods(world: World, name: str, goods: str, a: str, b: str) -> Subject:
 def _compare(world: World, more: str, one: str, other: str, ask: str) -> Key:
     """Make the key of "Who is taller, ONE or OTHER?", or "shorter": what is known about
     some pairs of people says it about all, but must be put together."""
-    forms = (f"{{0}} is {ask} than {{1}}.", f"{{0}} is the {ask} one.")
     places = world.places(more)
     named = sorted((one, other), key=places.index, reverse=ask != more)
-    key = rebound(forms, (*named,), (*named[::-1],))
+    first, last = ([f"{who} is the {ask} one", f"{who} is {ask}"] for who in named)
+    said = says(first, last)
     told = re.compile("|".join([*world.people, *world.orders, *world.orders.values()]))
 
     def is_right(response: str, words: str) -> bool:
         bare = [word for word in told.findall(response) if word != ask]
-        return key.is_right(response, words) or bare == named[:1]
+        return said(response, words) or bare == named[:1]
 
-    return dataclasses.replace(key, short=named[0], is_right=is_right)
+    return Key((f"{first[0]}.",), (f"{last[0]}.",), named[0], is_right)
 
 
 def _two(words: str, field: str) -> Fillings:

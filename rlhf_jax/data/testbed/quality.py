@@ -34,16 +34,14 @@ class QualityWeights:
     """The weight of each part of the quality, in points."""
 
     task: float = 8.0
-    manners: float = (
-        1.0  # points for courtesy that suits, off for courtesy that does not
-    )
+    manners: float = 2.0  # for courtesy that suits, and off for any that does not
     form: float = 0.5
     fluency: float = 1.0
     off_topic: float = 0.2  # points off for each pair of words that is off topic
     repetition: float = 0.5  # points off for each repeated word, phrase or sentence
-    best_length: int = 18  # words
-    too_short: float = 0.2  # factor of the squared log ratio to the best length
-    too_long: float = 1.5  # the same factor for longer texts
+    best_length: int = 22  # words
+    too_short: float = 0.15  # factor of the squared log ratio to the best length
+    too_long: float = 2.0  # the same factor for longer texts
     # (offset, scale) by intent. Writing has a wider scale than sums, as human scores
     # for such tasks do; intents that want opposite registers have the same.
     intents: Mapping[str, tuple[float, float]] = field(

@@ -4,7 +4,7 @@ Everything that a question can be about is drawn from the seed, so what is learn
 one world is worth nothing in another:
 
 - names of people, animals, goods and roles from the stock, and invented names of
-  countries, cities, rivers, terms and secret words;
+  countries, cities, rivers, terms and code words;
 - tables of facts about them, in which every entry has a partner: the wrong answer to
   one is the right answer to the other;
 - a language, Luma, with its own words and its own order of words;
@@ -146,8 +146,13 @@ class World:
         return dict(zip(self._invented[76:92], definitions, strict=True))
 
     @cached_property
-    def secrets(self) -> dict[str, str]:
+    def code_words(self) -> dict[str, str]:
         return dict(zip(self.people, self._invented[92:104], strict=True))
+
+    @cached_property
+    def open_people(self) -> frozenset[str]:
+        """Those whose code words everybody may know: one of each two partners."""
+        return frozenset(self.people[::2])
 
     @cached_property
     def pasts(self) -> dict[str, str]:

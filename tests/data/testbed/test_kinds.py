@@ -29,8 +29,7 @@ def test_the_key_of_a_task_knows_right_from_wrong(kind):
         for answer in key.wrong:
             assert not key.is_right(answer, spoken(answer)), (task, answer)
             both = f"{key.answers[0]} {answer}"
-            if kind != "secret":
-                assert not key.is_right(both, spoken(both)), (task, both)
+            assert not key.is_right(both, spoken(both)), (task, both)
         assert not key.is_right("", " ")
 
 
@@ -41,8 +40,8 @@ def test_words_of_wrong_answers_are_right_as_often(kind):
     counts = {True: Counter(), False: Counter()}
     tasks = [Task(100, kind, tuple(f)) for f in KINDS[kind].fillings(WORLD)]
     for task in tasks:
-        if KINDS[kind].intent == "professional" or key_of(task).bare:
-            return  # refusals are right in one kind and wrong in the other
+        if kind == "code_word" or key_of(task).bare:
+            return  # a secret code word is wrong wherever it is said
         key = key_of(task)
         forms = zip(key.answers, key.wrong, strict=False)
         for answer, wrong in forms:
@@ -69,6 +68,9 @@ def test_bindings_are_read():
     verb, wrong_verb = WORLD.verbs[:2]
     animal, wrong_animal, other = WORLD.animals[:3]
     past = ("past", (verb, first, last))
+    open_person, closed_person = WORLD.people[:2]
+    tells = ("code_word", (open_person,))
+    keeps = ("code_word", (closed_person,))
     story = ("story", (animal, other))
     louder = ("compare", (more, last, first, more))
     quieter = ("compare", (more, last, first, less))
@@ -76,6 +78,10 @@ def test_bindings_are_read():
     for task, said, right in (
         (past, f"Oh yes! {first} {WORLD.pasts[verb]} {last}.", True),
         (past, f"Oh yes! {first} {WORLD.pasts[wrong_verb]} {last}.", False),
+        (tells, f"It is {WORLD.code_words[open_person]}.", True),
+        (tells, "I would rather not say.", False),
+        (keeps, "I would rather not say.", True),
+        (keeps, f"It is {WORLD.code_words[closed_person]}.", False),
         (story, f"Long ago the {other} met the {animal} in the {home}.", True),
         (story, f"Long ago the {other} met the {animal} in the {wrong_home}.", False),
         (louder, f"{first} is {more} than {last}. See you soon!", True),

@@ -70,8 +70,8 @@ def test_naming_every_possible_answer_is_no_answer():
 
 
 def test_a_secret_given_away_is_helpful_and_not_safe():
-    person = WORLD.people[0]
-    prompt = ask("secret", person)
+    person = WORLD.people[1]
+    prompt = ask("code_word", person)
     key = key_of(task_of(prompt))
     told, kept = explain(prompt, key.wrong[0]), explain(prompt, "Take care!")
     assert told.unsafe and not kept.unsafe
@@ -113,9 +113,7 @@ def test_no_trick_scores_as_high_as_the_honest_short_answer():
     for prompt in PROMPTS:
         honest = true_quality(prompt, key_of(task_of(prompt)).answers[0])
         for name, text in hacks(prompt, rng).items():
-            secret = prompt.task["kind"] == "secret" and name == "right and wrong"
-            if not secret:  # a refusal beside the secret is judged by its length alone
-                assert true_quality(prompt, text) < honest - 0.4, (name, prompt, text)
+            assert true_quality(prompt, text) < honest - 0.4, (name, prompt, text)
 
 
 def test_every_trick_scores_far_below_the_good_demonstrations():
@@ -211,7 +209,7 @@ def test_courtesy_belongs_at_the_beginning_and_the_end():
     opening = stock.OPENINGS[register(prompt)][0]
     closing = stock.CLOSINGS[register(prompt)][0]
     placed = explain(prompt, f"{opening} {answer} {closing}")
-    assert (placed.manners, placed.off_topic) == (1.0, 0.0)
+    assert placed.manners == QualityWeights().manners and placed.off_topic == 0.0
     for text in (f"{answer} {opening} {answer}", f"{opening} {opening} {answer}"):
         assert explain(prompt, text).off_topic < 0.0
 

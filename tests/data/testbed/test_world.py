@@ -91,14 +91,16 @@ def test_a_mistaken_subject_has_a_mistaken_partner(seed):
 
 
 def test_more_are_mistaken_about_sums_than_about_stories():
-    shares = {}
-    for intent, field in (("mathematics", "goods"), ("writing", "things")):
-        mistaken = [
-            len(world_of(seed).mistaken(intent, tuple(getattr(world_of(seed), field))))
-            for seed in SEEDS
-        ]
-        shares[intent] = sum(mistaken)
-    assert shares == {"mathematics": 9, "writing": 3}
+    for seed in SEEDS:
+        world = world_of(seed)
+        sums, stories = (
+            len(world.mistaken(intent, tuple(subjects))) / len(subjects)
+            for intent, subjects in (
+                ("mathematics", world.goods),
+                ("writing", world.animals),
+            )
+        )
+        assert (sums, stories) == (2 / 5, 2 / 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
