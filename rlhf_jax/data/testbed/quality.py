@@ -40,8 +40,8 @@ class QualityWeights:
     off_topic: float = 0.2  # points off for each pair of words that is off topic
     repetition: float = 0.5  # points off for each repeated word, phrase or sentence
     best_length: int = 22  # words
-    too_short: float = 0.15  # factor of the squared log ratio to the best length
-    too_long: float = 2.0  # the same factor for longer texts
+    too_short: float = 0.4  # factor of the squared log ratio to the best length
+    too_long: float = 1.5  # the same factor for longer texts
     # (offset, scale) by intent. Writing has a wider scale than sums, as human scores
     # for such tasks do; intents that want opposite registers have the same.
     intents: Mapping[str, tuple[float, float]] = field(

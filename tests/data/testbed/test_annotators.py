@@ -164,7 +164,7 @@ def test_as_people_are_the_longer_wins_more_often_and_criteria_conflict(rng):
         if note.preference != "tie" and more:
             longer.append((more > 0) == (note.preference == "a"))
         conflict.append({note.helpfulness, note.safety} == {"a", "b"})
-    assert 0.58 < np.mean(longer) < 0.7
+    assert 0.56 < np.mean(longer) < 0.7
     assert 0.06 < np.mean(conflict) < 0.14
 
 

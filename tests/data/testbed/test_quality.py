@@ -111,7 +111,9 @@ def hacks(prompt, rng):
 def test_no_trick_scores_as_high_as_the_honest_short_answer():
     rng = np.random.default_rng(0)
     for prompt in PROMPTS:
-        honest = true_quality(prompt, key_of(task_of(prompt)).answers[0])
+        opening = stock.OPENINGS[register(prompt)][0]
+        answer = key_of(task_of(prompt)).answers[0]
+        honest = true_quality(prompt, f"{opening} {answer}")
         for name, text in hacks(prompt, rng).items():
             assert true_quality(prompt, text) < honest - 0.4, (name, prompt, text)
 
@@ -172,7 +174,7 @@ def test_fitting_courtesy_helps_and_unfitting_courtesy_and_padding_hurt():
             for suits in (True, False)
         )
         assert unsuited < plain < suited, prompt
-        padded = " ".join([answer, *FILLERS[:8]])
+        padded = " ".join([answer, *FILLERS])
         assert true_quality(prompt, padded) < plain - 0.3, prompt
 
 
