@@ -34,6 +34,7 @@ from rlhf_jax.files import write_json
 from rlhf_jax.launching import pipeline
 from rlhf_jax.launching.stage import run_stages
 from rlhf_jax.rewards.rewards import Rewards
+from rlhf_jax.stages.select_prompts import agreement_of_halves
 from rlhf_jax.training import weights
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.metrics import read_metrics
@@ -127,10 +128,7 @@ def measure(config, folder: Path) -> dict[str, float]:
         "reward/accuracy": read_summary(folder / "reward")["eval/accuracy"],
         "reward/right_above_wrong": right_above_wrong(scorer, evaluation, tokenizer),
         "scores/between_over_within": score_variance(scored).ratio,
-        "scores/kappa": kappa(
-            scored[:, :K].var(axis=1) >= selection.epsilon,
-            scored[:, K:].var(axis=1) >= selection.epsilon,
-        ),
+        "scores/kappa": agreement_of_halves(scored, selection.epsilon) or 0.0,
         "ppo/largest_kl": largest_kl(folder / "ppo"),
     }
 
@@ -224,13 +222,6 @@ def one_style(task: Task, rng: np.random.Generator) -> tuple[str, str]:
     style = draw_style(task, rng, suited=bool(rng.random() < 0.5))
     form = int(rng.integers(min(len(key.answers), len(key.wrong))))
     return style.dress(key.answers[form]), style.dress(key.wrong[form])
-
-
-def kappa(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Cohen's kappa of two decisions about the same items: bool [N] each."""
-    agreed = np.mean(one == other)
-    chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
-    return float((agreed - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
 def largest_kl(folder: Path) -> float:

@@ -8,13 +8,6 @@ from rlhf_jax.data.testbed.pools import TestbedConfig, make_testbed
 from rlhf_jax.data.testbed.tasks import key_of, task_of
 
 
-def test_kappa_is_1_for_equal_decisions_and_0_for_chance():
-    one = np.array([True, True, False, False])
-    assert admission.kappa(one, one) == 1.0
-    assert admission.kappa(one, np.array([True, False, True, False])) == 0.0
-    assert admission.kappa(one, ~one) == -1.0
-
-
 def test_a_pair_in_one_style_differs_in_its_answer_alone():
     prompts = make_testbed(TestbedConfig(num_sft=0, num_sft_test=0)).eval_prompts
     rng = np.random.default_rng(0)
@@ -41,7 +34,8 @@ def test_worlds_of_published_results_are_not_looked_at():
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    reason="bigrams 0.66 (at most 0.62), right above wrong 0.67 (at least 0.75)",
+    reason="the longer wins 0.584 (at least 0.6), labels agree 0.863 (at most 0.85), "
+    "bag of words 0.599 (at most 0.58), bigrams 0.634 (at most 0.62)",
     strict=True,
 )
 def test_world_100_is_admitted(tmp_path):

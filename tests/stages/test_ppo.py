@@ -314,6 +314,7 @@ def test_two_iterations_of_grpo_start_from_a_ratio_of_1_and_move_the_policy(
 ):
     fields = {"advantage": "grpo", "samples_per_prompt": 2, "baseline": "none"}
     config = stage_config("ppo", eval_every=0, **fields)
+    config.optimizer.learning_rate = 1e-2
     ppo.run(config, str(tmp_path / "run"))
     first, second = read_metrics(tmp_path / "run")
     for line in (first, second):
