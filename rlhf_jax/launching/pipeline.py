@@ -84,8 +84,7 @@ def stage_configs(
             comparisons_test=held_out / "comparisons_test.jsonl",
         )
     watched_by = judge if config.ppo.eval_every else ""
-    scorers = {"reward_model": scorer, "judge_model": watched_by}
-    by_ppo = add("ppo", init_from=policy, **scorers)
+    by_ppo = add("ppo", init_from=policy, reward_model=scorer, judge_model=watched_by)
     pairs = add("pairs", init_from=policy, reward_model=scorer)
     by_dpo = add("dpo", init_from=policy, pairs=pairs / "comparisons.jsonl")
     start = "start" if config.init_from else "sft"
