@@ -1,4 +1,5 @@
-"""Tasks whose answer is worked out from the parts of the question."""
+"""Tasks whose question combines parts, so that evaluation can ask for other
+combinations; facts of the world tell right answers from wrong ones."""
 
 import dataclasses
 import re
@@ -133,7 +134,8 @@ def _compare(world: World, more: str, one: str, other: str, ask: str) -> Key:
     named = sorted((one, other), key=places.index, reverse=ask != more)
     first, last = ([f"{who} is the {ask} one", f"{who} is {ask}"] for who in named)
     said = says(first, last)
-    told = re.compile("|".join([*world.people, *world.orders, *world.orders.values()]))
+    names = "|".join([*world.people, *world.orders, *world.orders.values()])
+    told = re.compile(rf"\b(?:{names})\b")
 
     def is_right(response: str, words: str) -> bool:
         bare = [word for word in told.findall(response) if word != ask]

@@ -1,8 +1,8 @@
 """Kinds of task, the key to a task, and the recognition of right answers.
 
-A wrong answer is a right one bound anew: the other country's capital, another person,
-giver and taker exchanged, "is not" for "is". It has the same form and about the same
-words, so only who reads the question can tell the two apart.
+A wrong answer is a right one bound anew: the other country's capital, another role's
+call, the sum for the difference. It has the same form and about the same words, so only
+who reads the question and knows the world can tell the two apart.
 """
 
 import re

@@ -16,7 +16,7 @@ Demonstrations are of two sorts. A textbook answers plainly and rightly: that is
 model learns what is true. People answer in some style, and are right as often as people
 are about the subject. A model that imitates people well can therefore become much
 better than they are: it knows more than it says. Evaluation has tasks of its own
-wherever the answer is worked out; facts are the same everywhere, in other words.
+wherever tasks combine parts; facts are the same everywhere, in other words.
 
 True quality and the annotators' faults are for simulated annotation and evaluation;
 training never sees them.
@@ -186,8 +186,8 @@ def _pools(world: World) -> dict[str, list[Prompt]]:
 
 
 def _split(world: World, kind: str) -> dict[str, list[Prompt]]:
-    """Make prompts of one kind and share them out among the pools: by task where the
-    answer is worked out, by wording and greeting elsewhere."""
+    """Make prompts of one kind and share them out among the pools: by task where
+    tasks combine parts, by wording and greeting elsewhere."""
     rng = world.stream(f"prompts/{kind}")
     fillings = list(KINDS[kind].fillings(world))
     ways = range(len(world.wordings(kind, KINDS[kind].wordings)))

@@ -11,7 +11,7 @@ parts are designed so that no cheap trick raises the score:
 - courtesy counts in the register that suits the intent, at the beginning and the end,
   once; in the other register it is a fault, and elsewhere it is off topic;
 - text that is neither answer, courtesy nor filler for this prompt is off topic;
-- fillers say nothing and cost what their words cost: there is a best length, and
+- fillers say nothing and count by their length alone: there is a best length, and
   longer texts score less.
 """
 

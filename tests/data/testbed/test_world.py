@@ -18,7 +18,17 @@ from rlhf_jax.data.testbed.tasks import (
 from rlhf_jax.data.testbed.world import INTENTS, World, partner, world_of
 
 SEEDS = (100, 101, 102)
-TABLES = ("capitals", "foods", "rivers", "emblems", "terms", "calls", "luma_words")
+TABLES = (
+    "capitals",
+    "foods",
+    "rivers",
+    "emblems",
+    "terms",
+    "calls",
+    "luma_words",
+    "pasts",
+    "homes",
+)
 
 
 def asked_and_answered(seed):
