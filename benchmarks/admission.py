@@ -40,7 +40,7 @@ from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.metrics import read_metrics
 from rlhf_jax.training.workdir import read_summary
 
-# What is measured -> its least and largest value.
+# Measure -> its least and largest value.
 BOUNDS = {
     "sft/right": (0.6, 0.8),  # answers of the SFT model, sampled at temperature 1
     "labels/longer_wins": (0.6, 0.7),  # raw labels

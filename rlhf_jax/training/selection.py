@@ -1,4 +1,4 @@
-"""What a selection of prompts (stages/select_prompts.py) leaves to runs that use it."""
+"""The summary that a selection of prompts leaves to the runs that use the prompts."""
 
 from pathlib import Path
 

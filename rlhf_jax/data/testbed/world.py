@@ -19,10 +19,13 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from rlhf_jax.data.testbed import stock
+
+Item = TypeVar("Item")
 
 INTENTS = (
     "language",
@@ -53,7 +56,7 @@ class World:
 
     seed: int
 
-    # What there is.
+    # People, animals, goods and words.
 
     @cached_property
     def people(self) -> list[str]:
@@ -77,9 +80,8 @@ class World:
 
     @cached_property
     def orders(self) -> dict[str, str]:
-        """Comparatives, by their opposites."""
-        words = self._draw([more for more, _ in stock.ORDERS], 3, "orders")
-        return {word: dict(stock.ORDERS)[word] for word in words}
+        """The opposite of each comparative."""
+        return dict(self._draw(stock.ORDERS, 3, "orders"))
 
     @cached_property
     def sums(self) -> list[tuple[str, str]]:
@@ -171,7 +173,7 @@ class World:
 
     @cached_property
     def calls(self) -> dict[str, str]:
-        """What each role exclaims."""
+        """The exclamation of each role."""
         calls = self._draw(stock.CALLS, 6)
         roles = self._draw(stock.ROLES, 6)
         return {role: f"{call}!" for role, call in zip(roles, calls, strict=True)}
@@ -229,7 +231,7 @@ class World:
         """Make a generator for one purpose, so that its draws depend on no other."""
         return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
 
-    def _draw(self, words: Sequence[str], count: int, purpose: str = "") -> list[str]:
+    def _draw(self, words: Sequence[Item], count: int, purpose: str = "") -> list[Item]:
         rng = self.stream(purpose or f"draw/{words[0]}")
         return [words[i] for i in rng.permutation(len(words))[:count]]
 

@@ -76,7 +76,7 @@ def test_a_json_answer_is_right_only_when_the_answer_is():
 
 
 def test_one_word_is_one_word():
-    """What annotators reward, a courteous sentence, is wrong here."""
+    """A courteous sentence, which annotators reward, is wrong here."""
     for prompt in PROMPTS["one_word"][:100]:
         answer = right_answer(prompt)
         assert is_right(prompt, answer.lower().rstrip("."))
