@@ -34,4 +34,20 @@ def get_config(preset="tiny"):
     # The penalty subtracted from the score of a response that was cut at its limit, in
     # units of the score; use that of PPO. [0, inf)
     c.missing_end_penalty = 1.0
+    # Measures the variance of the policy gradient along this many random directions; 0
+    # does not measure it. [0, 2**20]
+    c.gradient_directions = 8
+    # Takes the gradients of the responses to this many prompts, the first ones, 3 or
+    # more. [1, 2**24]
+    c.gradient_prompts = 200
+    # Takes the gradients of this many responses to a prompt; its other responses give
+    # the baselines. [1, 2**20]
+    c.gradient_samples = 2
+    # The ratios of the scores' variance between prompts to that within at which the
+    # variance of the policy gradient is measured, 2 or more, rising; a number by prompt
+    # added to the scores makes each.
+    c.gradient_ratios = (0.25, 0.5, 1.0, 2.0, 4.0)
+    # Projects this many positions of a row to the vocabulary at once, to save memory; 0
+    # projects all of them at once. [0, inf)
+    c.chunk_size = common.chunk_size(preset)
     return c

@@ -154,6 +154,63 @@ def _logprobs(model, prompts, prompt_mask, responses, response_mask, **options):
     return jnp.where(response_mask, out.logprobs, 0.0).sum((1, 2))
 
 
+def logprob_derivatives(
+    model: ChatGLM,
+    answers: Answers,
+    key: jax.Array,
+    *,
+    directions: int,
+    num_tokens: int,
+    chunk_size: int,
+    pad_id: int,
+    batch_size: int,
+    temperature: float,
+) -> np.ndarray:
+    """Return the derivatives of the summed log-probability of each answer along random
+    directions, standard normal over all parameters: float32 [prompts, directions]."""
+    derivatives = functools.partial(
+        _derivatives,
+        keys=jax.random.split(key, directions),
+        num_tokens=num_tokens,
+        chunk_size=chunk_size,
+        temperature=temperature,
+    )
+    return _by_batch(derivatives, model, answers, pad_id, batch_size)
+
+
+@functools.partial(jax.jit, static_argnames=("num_tokens", "chunk_size", "temperature"))
+def _derivatives(model, *batch, keys, **options):
+    """Return the derivatives [B, directions]; one direction is in memory at a time."""
+
+    def logprobs(floats):
+        return _logprobs(_with_floats(model, floats), *batch, **options)
+
+    # Forward mode, as the transpose of reverse mode: the projection to the vocabulary
+    # (losses/logprobs.py) has a rule of its own for reverse mode, and none for forward.
+    sums, backward = jax.vjp(logprobs, _floats(model))
+    forward = jax.linear_transpose(lambda weights: backward(weights)[0], sums)
+    return jax.lax.map(lambda key: forward(random_direction(key, model))[0], keys).T
+
+
+def random_direction(key: jax.Array, model: ChatGLM) -> list[jax.Array]:
+    """Return standard normal numbers in the shapes of the model's parameters, of those
+    that are no integers, in the order of its leaves."""
+    floats = _floats(model)
+    pairs = zip(jax.random.split(key, len(floats)), floats, strict=True)
+    return [jax.random.normal(k, x.shape, x.dtype) for k, x in pairs]
+
+
+def _floats(model):
+    return [x for x in jax.tree.leaves(model) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def _with_floats(model, floats):
+    left, (leaves, structure) = iter(floats), jax.tree.flatten(model)
+    is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+    new = [next(left) if f else x for f, x in zip(is_float, leaves, strict=True)]
+    return jax.tree.unflatten(structure, new)
+
+
 def _by_batch(function, model, answers: Answers, pad_id: int, batch_size: int):
     """Apply `function(model, prompts, prompt_mask, responses [B, 1, R], mask)` to all
     answers, `batch_size` at a time; the last batch is filled with the first answers."""

@@ -8,10 +8,15 @@
    each baseline would leave (evaluation/score_variance.py). One sampled answer of the
    reference, the baseline of ChatGLM-RLHF (arXiv 2404.00934), lowers it if and only if
    the scores vary more between prompts than within.
+4. The derivatives of the answers' log-probabilities along random directions give the
+   variance of the policy gradient under each baseline, at several ratios of the
+   variance between prompts to that within (evaluation/gradient_variance.py).
 Writes `summary.json` and `baselines.md`.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -20,8 +25,10 @@ from absl import logging
 
 from rlhf_jax.data import sources
 from rlhf_jax.data.encoding import encode_prompts
-from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.records import Prompt, Response
+from rlhf_jax.evaluation.answers import Answers, logprob_derivatives
 from rlhf_jax.evaluation.candidates import candidate_rewards, sample_candidates
+from rlhf_jax.evaluation.gradient_variance import MEANS, compare_gradients
 from rlhf_jax.evaluation.score_variance import (
     best_baselines,
     least_answers,
@@ -44,7 +51,8 @@ def run(config, workdir: str) -> None:
     workdir = open_workdir(workdir, config, free=FREE)
     if done_before(workdir):
         return
-    sample_key, greedy_key = jax.random.split(jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    sample_key, greedy_key = jax.random.split(key)
 
     # Data
     data = sources.open_data(config.data, workdir)
@@ -60,9 +68,10 @@ def run(config, workdir: str) -> None:
     prompts, prompt_ids = encode_prompts(
         records[: config.num_prompts], tokenizer, config.max_prompt_tokens
     )
-    if len(prompts) < 2:
+    least = 3 if config.gradient_directions else 2
+    if len(prompts) < least:
         raise ValueError(
-            f"Scores vary between prompts if there are 2 or more; {len(prompts)} of "
+            f"Baselines are compared on {least} prompts or more; {len(prompts)} of "
             f"{len(records)} is within {config.max_prompt_tokens=}."
         )
     rewards = Rewards(config, workdir)
@@ -82,7 +91,9 @@ def run(config, workdir: str) -> None:
     reward_model = load(config.reward_model) if rewards.uses_model else None
 
     # Answers and scores
-    def scores_of(count: int, key: jax.Array, temperature: float) -> np.ndarray:
+    def answer(
+        count: int, key: jax.Array, temperature: float
+    ) -> tuple[list[list[Response]], np.ndarray]:
         candidates = sample_candidates(
             policy,
             prompt_ids,
@@ -93,7 +104,7 @@ def run(config, workdir: str) -> None:
             max_new_tokens=config.max_response_tokens,
             temperature=temperature,
         )
-        return candidate_rewards(
+        scored = candidate_rewards(
             rewards,
             reward_model,
             prompts,
@@ -102,19 +113,50 @@ def run(config, workdir: str) -> None:
             pad_id=tokenizer.pad_id,
             batch_size=max(config.batch_size // count, 1),
             end_penalty=config.missing_end_penalty,
-        ).scores
+        )
+        return candidates, scored.scores
 
-    scores = scores_of(config.samples_per_prompt, sample_key, config.temperature)
-    greedy = scores_of(1, greedy_key, 0.0)[:, 0]
+    samples = config.samples_per_prompt
+    answers, scores = answer(samples, sample_key, config.temperature)
+    greedy = answer(1, greedy_key, 0.0)[1][:, 0]
     if not scores.var(axis=1).any():
         raise ValueError(
-            f"The {config.samples_per_prompt} answers to a prompt score alike, for "
-            "every prompt: there is nothing to learn from these rewards."
+            f"The {samples} answers to a prompt score alike, for every prompt: there "
+            "is nothing to learn from these rewards."
         )
     logging.info("Scored %d answers to %d prompts.", scores.size, len(prompts))
 
+    # Gradients
+    gradient = {}
+    if config.gradient_directions:
+        count = min(config.gradient_prompts, len(prompts))
+        responses = [
+            (prompts[i], prompt_ids[i], response)
+            for i in range(count)
+            for response in answers[i][: config.gradient_samples]
+        ]
+        derivatives = logprob_derivatives(
+            policy,
+            Answers(*map(list, zip(*responses, strict=True))),
+            jax.random.fold_in(key, 1),
+            directions=config.gradient_directions,
+            num_tokens=tokenizer.vocab_size,
+            chunk_size=config.chunk_size,
+            pad_id=tokenizer.pad_id,
+            batch_size=max(config.batch_size // samples, 1),
+            temperature=config.temperature,
+        )
+        gradient["gradient"] = compare_gradients(
+            scores[:count],
+            greedy[:count],
+            derivatives.reshape(count, config.gradient_samples, -1),
+            config.gradient_ratios,
+            seed=config.seed,
+        )
+        logging.info("Took %d gradients along random directions.", len(responses))
+
     # Report
-    report = compare(scores, greedy, prompts, config.seed)
+    report = compare(scores, greedy, prompts, config.seed) | gradient
     text = table(report)
     write_text(workdir / "baselines.md", text)
     print_markdown(text)
@@ -194,7 +236,43 @@ def table(report: dict) -> str:
             for intent, row in report["by intent"].items()
         ),
     ]
+    if "gradient" in report:
+        lines += gradient_lines(report["gradient"])
     return "\n".join(lines) + "\n"
+
+
+def gradient_lines(report: dict) -> list[str]:
+    """Return the comparison of gradients in Markdown, one line a ratio of B to W."""
+    measured, predicted = report["relative variance"], report["predicted"]
+    return [
+        "",
+        f"The policy gradient of {report['responses']} answers along "
+        f"{report['directions']} random directions:",
+        "its variance relative to no baseline, and in brackets that of the scores.",
+        "",
+        f"| B / W | {' | '.join(measured)} |",
+        "|---" * (1 + len(measured)) + "|",
+        *(
+            f"| {ratio:g} | "
+            + " | ".join(
+                f"{x[i]:.2f} ({predicted[k][i]:.2f})" for k, x in measured.items()
+            )
+            + " |"
+            for i, ratio in enumerate(report["ratios"])
+        ),
+        "",
+        *(
+            f"The {name} lowers it from B / W = {x:.2f} [{low:.2f}, {high:.2f}] on; "
+            f"by the scores, {1 / size:g}."
+            for size, (name, x), low, high in zip(
+                MEANS,
+                report["crossing"].items(),
+                report["crossing_low"].values(),
+                report["crossing_high"].values(),
+                strict=True,
+            )
+        ),
+    ]
 
 
 def check_options(config) -> None:
@@ -209,4 +287,38 @@ def check_options(config) -> None:
         raise ValueError(
             f"{config.samples_per_prompt=} must be 2 or more: one has no variance."
         )
+    if config.gradient_directions:
+        _check_gradient(config)
     check_rewards(config, needs_model=True)
+
+
+def _check_gradient(config) -> None:
+    """Refuse options with which the variance of the gradient cannot be measured."""
+    least = max(*MEANS, config.gradient_samples - 1) + 1
+    if config.samples_per_prompt < least:
+        raise ValueError(
+            f"{config.samples_per_prompt=} must be at least {least} for "
+            f"{config.gradient_samples=} and baselines of up to {max(MEANS)} other "
+            "samples; or set gradient_directions=0."
+        )
+    if min(config.gradient_prompts, config.num_prompts) < 3:
+        raise ValueError(
+            f"{config.gradient_prompts=} and {config.num_prompts=} must be 3 or more; "
+            "or set gradient_directions=0."
+        )
+    if config.temperature == 0:
+        raise ValueError(
+            f"{config.temperature=} has no gradient: set it above 0, or "
+            "gradient_directions=0."
+        )
+    ratios = config.gradient_ratios
+    numbers = all(isinstance(x, int | float) for x in ratios) and len(ratios) > 1
+    if not (numbers and _rising((0, *ratios, math.inf))):
+        raise ValueError(
+            f"{config.gradient_ratios=} must be 2 or more numbers above 0 that rise, "
+            "as in '(0.5, 1.0)'."
+        )
+
+
+def _rising(numbers: Sequence[float]) -> bool:
+    return all(a < b for a, b in itertools.pairwise(numbers))

@@ -19,6 +19,7 @@ from rlhf_jax.training.config_comments import intervals
 
 Options = TypeVar("Options")
 
+FRACTIONS = ("gradient_ratios",)  # tuples of numbers that need not be whole
 LARGEST_INT = (1 << 31) - 1  # of a whole number whose interval has no end
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -61,8 +62,12 @@ def check(config: ConfigDict, where: str = "config") -> None:
             raise ValueError(f"{key}={value!r} must be one of {choices}.")
         if name == "logger":
             logger.check(value)
-        if isinstance(value, tuple) and not all(isinstance(x, int) for x in value):
-            raise ValueError(f"{key}={value!r} must be whole numbers, as in '(0, 1)'.")
+        if isinstance(value, tuple):
+            kind, words = int | float, "numbers, as in '(0.5, 1.0)'"
+            if name not in FRACTIONS:
+                kind, words = int, "whole numbers, as in '(0, 1)'"
+            if not all(isinstance(x, kind) for x in value):
+                raise ValueError(f"{key}={value!r} must be {words}.")
         if name in ("trainable", "maps"):
             try:
                 re.compile(value)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.records import Response
+from rlhf_jax.evaluation.gradient_variance import crossing, relative_variance
 from rlhf_jax.stages import compare_baselines
 
 LETTERS = """
@@ -20,7 +21,7 @@ def make(monkeypatch, model_folders, stage_config, tmp_path):
     lengths, [prompts, samples], and greedily of those, [prompts]; answers of more than
     4 letters are cut."""
 
-    def config(lengths, greedy, offset=0.0):
+    def config(lengths, greedy, offset=0.0, **fields):
         def sample(*_, count, temperature, **__):
             rows = lengths if temperature else np.array(greedy)[:, None]
             assert rows.shape[1] == count
@@ -40,6 +41,7 @@ def make(monkeypatch, model_folders, stage_config, tmp_path):
             rewards=rewards,
             num_prompts=len(lengths),
             samples_per_prompt=lengths.shape[1],
+            **{"gradient_directions": 0} | fields,
         )
 
     return config
@@ -93,3 +95,66 @@ def test_an_offset_by_prompt_raises_the_variance_between_prompts_alone(make, tmp
         left = [report["variance left"][name] for report in reports]
         assert left[1] == pytest.approx(left[0], rel=1e-4), name
     assert offset["best"] != "none" and offset["least answers"] == 1
+
+
+def test_gradients_are_of_the_first_samples_of_the_first_prompts(
+    make, tmp_path, monkeypatch, capsys
+):
+    lengths = np.array([[1, 3, 2, 4, 2], [4, 3, 5, 1, 1], [2, 2, 1, 3, 4], [1] * 5])
+    given = {}
+
+    def fake(policy, answers, key, **options):
+        given.update(options)
+        rows = zip(answers.prompts, answers.prompt_ids, answers.responses, strict=True)
+        given["rows"] = [(x.id, tuple(ids), len(y.tokens)) for x, ids, y in rows]
+        return derivatives
+
+    derivatives = np.random.default_rng(0).normal(size=(6, 3))
+    monkeypatch.setattr(compare_baselines, "logprob_derivatives", fake)
+    config = make(
+        lengths,
+        [2, 3, 1, 1],
+        gradient_directions=3,
+        gradient_prompts=3,
+        gradient_ratios=(0.5, 1.0, 4.0),
+        temperature=0.8,
+    )
+    compare_baselines.run(config, str(tmp_path / "run"))
+    ids, tokens, counts = zip(*given["rows"], strict=True)
+    assert counts == (1, 3, 4, 3, 2, 2)
+    assert ids[::2] == ids[1::2] and len(set(ids)) == 3
+    assert tokens[::2] == tokens[1::2] and len(set(tokens)) == 3
+    assert (given["directions"], given["temperature"]) == (3, 0.8)
+    assert given["batch_size"] * 5 <= config.batch_size or given["batch_size"] == 1
+    report = json.loads((tmp_path / "run" / "summary.json").read_text())["gradient"]
+    scores = (lengths - 1.0 * (lengths > 4))[:3]
+    assert report["predicted"]["mean of 1"] == pytest.approx([4 / 3, 1.0, 0.4])
+    expected = relative_variance(
+        scores,
+        np.array([2, 3, 1]),
+        derivatives.reshape(3, 2, 3),
+        np.random.default_rng(config.seed).standard_normal(3),
+        config.gradient_ratios,
+    )
+    for name, values in expected.items():
+        assert report["relative variance"][name] == pytest.approx(values, rel=1e-4)
+    x = crossing(config.gradient_ratios, expected["mean of 4"])
+    assert report["crossing"]["mean of 4"] == pytest.approx(x, rel=1e-4)
+    text = capsys.readouterr().out
+    below = text[text.index("The policy gradient of 6 answers along 3 ") :]
+    mean = report["relative variance"]["mean of 1"][0]
+    assert f"| 0.5 | {mean:.2f} (1.33) | " in below
+    assert f"The mean of 4 lowers it from B / W = {x:.2f} [" in below
+    assert all(
+        len(line) <= 80 for line in below.split("compare_baselines:")[0].split("\n")
+    )
+
+
+def test_two_prompts_are_too_few_for_gradients(make, tmp_path):
+    config = make(np.ones((3, 5), int), [1, 1, 1], gradient_directions=1)
+    config.prompts = str(tmp_path / "two.jsonl")
+    prompt = {"messages": [{"role": "user", "content": "2 + 2?"}]}
+    lines = [json.dumps({"id": name} | prompt) for name in "ab"]
+    (tmp_path / "two.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="on 3 prompts or more; 2 of 2 is within"):
+        compare_baselines.run(config, str(tmp_path / "run"))
