@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.paper import Measure
 from configs.variants import base
+from rlhf_jax.evaluation.study import Claim, Measure
 
 PRESETS = ("tiny",)
 NAME = "variants"  # of the files of results
-HAS_PLOTS = False
+CURVES = ()  # no curves
 POLICY_GRADIENTS = (
     "grpo",
     "dr_grpo",
@@ -31,18 +31,20 @@ POLICY_GRADIENTS = (
     "reinforce_pp",
 )
 PREFERENCES = ("kto", "orpo", "online_dpo")
-EVALUATED_ALONE: dict[int, tuple[str, ...]] = {}
-EVALUATED_TOGETHER = {1: (*POLICY_GRADIENTS, *PREFERENCES)}
 RIGHT = "rewards.is_right.mean"
-MEASURES = tuple(
-    Measure(
-        1,
-        f"share of right answers: {name} minus SFT",
-        f"evaluate:models.{name}.{RIGHT}",
-        f"evaluate:models.sft.{RIGHT}",
-        "above",
+CLAIMS = tuple(
+    Claim(
+        number,
+        f"{name} raises the share of right answers",
+        "Its share of right answers is above that of its SFT start.",
+        Measure(
+            f"share of right answers: {name} minus SFT",
+            f"evaluate:models.{name}.{RIGHT}",
+            f"evaluate:models.sft.{RIGHT}",
+        ),
+        policies=(name,),
     )
-    for name in EVALUATED_TOGETHER[1]
+    for number, name in enumerate((*POLICY_GRADIENTS, *PREFERENCES), start=1)
 )
 
 
@@ -53,13 +55,14 @@ def get_config(preset="tiny"):
     c.data = common.data(preset)
     c.seed = 100
     c.seeds = (100, 101, 102)
-    c.claims = (1,)
+    c.claims = tuple(range(1, len(CLAIMS) + 1))
+    c.verdicts = True
     c.results = "results"
     c.workers = 1
     return c
 
 
-def runs(claims: Sequence[int]) -> dict[str, dict]:
+def runs(claims: Sequence[Claim]) -> dict[str, dict]:
     """Return the runs by name, each with its config file and the fields that it
     changes. "@name" stands for the folder of another run, which is done first."""
     start = {"init_from": "@sft"}
@@ -83,7 +86,7 @@ def runs(claims: Sequence[int]) -> dict[str, dict]:
             "pairs": "@pairs_2/comparisons.jsonl",
         },
     }
-    evaluated = [name for claim in claims for name in EVALUATED_TOGETHER[claim]]
+    evaluated = [name for claim in claims for name in claim.policies]
     table["evaluate"] = {
         "config": "evaluate.py:tiny",
         "models": ",".join(f"{name}=@{name}" for name in ("sft", *evaluated)),

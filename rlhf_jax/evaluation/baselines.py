@@ -17,12 +17,15 @@ FOLDS = 5
 
 def rival_margins(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, np.ndarray]:
     """Return the margins [N] of the baselines on the test pairs: always the longer
-    response, always the shorter, and a bag of words where there are enough training
-    prompts."""
+    response, always the shorter, and, where there are enough training prompts, a bag of
+    words and a bag of words and bigrams."""
     longer = np.array([len(chosen) - len(rejected) for _, chosen, rejected in test])
     rivals = {"always_longer": longer, "always_shorter": -longer}
-    words = bag_of_words_margins(train, test)
-    return rivals if words is None else rivals | {"bag_of_words": words}
+    for longest, name in enumerate(("bag_of_words", "bag_of_bigrams"), start=1):
+        margins = bag_of_words_margins(train, test, longest=longest)
+        if margins is not None:
+            rivals[name] = margins
+    return rivals
 
 
 def bag_of_words_margins(

@@ -11,6 +11,7 @@ from rlhf_jax.data.encoding import Pair
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.evaluation.baselines import rival_margins
+from rlhf_jax.evaluation.intervals import task_key
 from rlhf_jax.evaluation.preferences import JudgedPairs, assess, headline
 from rlhf_jax.evaluation.reward_report import write_report
 from rlhf_jax.generation.scoring import packed_scores
@@ -81,7 +82,10 @@ def judged_pairs(
             ]
         )
     return JudgedPairs(
-        prompts=[tuple(prompt) for prompt, _, _ in pairs],
+        prompts=[
+            task_key(c.prompt, prompt)
+            for c, (prompt, _, _) in zip(comparisons, pairs, strict=True)
+        ],
         intents=[c.prompt.intent for c in comparisons],
         lengths=np.array(
             [[len(chosen), len(rejected)] for _, chosen, rejected in pairs]

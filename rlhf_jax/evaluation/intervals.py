@@ -1,9 +1,12 @@
 """Confidence intervals of the accuracy on held-out pairs, and a test of two models."""
 
+import json
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy.stats import binomtest
+
+from rlhf_jax.data.records import Prompt
 
 
 def pair_accuracy(
@@ -58,3 +61,12 @@ def mcnemar(right: np.ndarray, other: np.ndarray) -> float:
     """
     better, worse = int((right > other).sum()), int((right < other).sum())
     return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def task_key(prompt: Prompt, ids: Sequence[int]) -> Hashable:
+    """Return the key of what a prompt asks: results with the same key are not
+    independent. The testbed puts a task in several wordings; elsewhere a prompt, given
+    by its token ids, may occur twice."""
+    if prompt.task is None:
+        return tuple(ids)
+    return json.dumps(prompt.task, sort_keys=True)

@@ -38,7 +38,7 @@ def print_table(summary: dict) -> None:
 def print_held_out(reward: dict) -> None:
     """Print a reward model's accuracy on held-out comparisons, from its summary, beside
     the accuracies of the baselines."""
-    rivals = ("always_longer", "always_shorter", "bag_of_words")
+    rivals = ("always_longer", "always_shorter", "bag_of_words", "bag_of_bigrams")
     known = [name for name in rivals if f"eval/{name}" in reward]
     beside = ", ".join(
         f"{name.replace('_', ' ')} {reward[f'eval/{name}']:.1%}" for name in known

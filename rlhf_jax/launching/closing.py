@@ -51,6 +51,7 @@ RESULTS = {
         "always longer {eval/always_longer:.1%}",
         "always shorter {eval/always_shorter:.1%}",
         "bag of words {eval/bag_of_words:.1%}",
+        "bag of bigrams {eval/bag_of_bigrams:.1%}",
     ),
     "select_prompts": (
         "{kept:,} prompts kept",

@@ -1,26 +1,26 @@
-"""The runs of a study, such as the paper's claims, and their effects, seed by seed."""
+"""The runs of a study, such as that of the paper's claims, and what they show."""
 
-import functools
 import re
 from pathlib import Path
 
-import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
-from rlhf_jax.evaluation.claims import Effect, verdict
 from rlhf_jax.evaluation.report import page, tables
 from rlhf_jax.evaluation.report.claims import (
+    headlines,
+    markdown,
     plot_effects,
     plot_frontier,
     plot_training,
 )
 from rlhf_jax.evaluation.report.runs import find_runs, group_runs
+from rlhf_jax.evaluation.study import Claim, World, results
 from rlhf_jax.files import write_json, write_text
 from rlhf_jax.launching.jobs import Job, check_jobs, load_config, run_jobs
 from rlhf_jax.terminal import print_markdown
-from rlhf_jax.training.workdir import finish, open_workdir, read_summary
+from rlhf_jax.training.workdir import finish, open_workdir
 
 REFERENCE = re.compile(r"@([\w.]+)")  # "@name": the folder of another run
 
@@ -31,12 +31,12 @@ def run(
     """Do the runs that the claims of `config` need; write tables, plots and the report.
 
     Args:
-        study: the module that names the runs and the measures, such as
-            configs/paper.py.
+        study: the module with the claims and their runs, such as configs/paper.py.
         workers_per_device: see `run_jobs`.
     """
+    claims = chosen_claims(config, study)
     runs = [str(x.relative_to(workdir)) for x in Path(workdir).glob("seed*/*")]
-    free = ("claims", "seeds", "results", "workers")
+    free = ("claims", "seeds", "verdicts", "results", "workers")
     folder = open_workdir(workdir, config, free=free, parts={"data": runs})
     jobs = []
     for seed in config.seeds:
@@ -47,86 +47,55 @@ def run(
     )
     for name, reason in failed.items():
         logging.error("%s: %s", name, reason)
-    results = [
-        measured
-        for measure in study.MEASURES
-        if measure.claim in config.claims
-        and (measured := compare(measure, folder, config.seeds)) is not None
-    ]
+    worlds = [World(folder / f"seed{seed}") for seed in config.seeds]
+    rows = results(claims, worlds, with_verdicts=config.verdicts)
     runs, notes = find_runs([folder])
     groups = group_runs(runs)
-    text = markdown(results)
+    text = markdown(rows)
     if models := tables.models(groups):
         text += "\n" + tables.markdown(tables.models_table(models))
-    write_results(Path(config.results), study.NAME, results, text)
-    if study.HAS_PLOTS:
-        plot_frontier(groups, Path(config.results) / "frontier.png")
-        plot_training(groups, Path(config.results) / "training.png")
+    out = Path(config.results)
+    write_results(out, study.NAME, rows, text)
+    if study.CURVES:
+        shown = [g for g in groups if g.stage != "ppo" or g.label in study.CURVES]
+        plot_frontier(groups, out / "frontier.png")
+        plot_training(shown, out / "training.png")
     report = page.html(runs, notes, title=str(folder))
     write_text(folder / "report.html", report)
-    print_markdown(text)
+    print_markdown(headlines(rows))
     if not failed:
         finish(folder, {})
 
 
-def write_results(out: Path, name: str, results: list[dict], text: str) -> None:
+def write_results(out: Path, name: str, rows: list[dict], text: str) -> None:
     """Write the tables, and a plot of the effects, into the folder `out`."""
     write_text(out / f"{name}.md", text)
-    write_json(out / f"{name}.json", results)
-    if results:
-        plot_effects(results, out / f"{name}.png")
+    write_json(out / f"{name}.json", rows)
+    if rows:
+        plot_effects(rows, out / f"{name}.png")
 
 
-def compare(measure, folder: Path, seeds) -> dict | None:
-    """Return the effect of a measure over seeds; None where a run is missing."""
-    ours = [_number(measure.ours, folder / f"seed{seed}") for seed in seeds]
-    theirs = [_number(measure.theirs, folder / f"seed{seed}") for seed in seeds]
-    if None in ours or None in theirs:
-        return None
-    effect = Effect.of(np.subtract(ours, theirs))
-    return measure._asdict() | {
-        "ours_mean": float(np.mean(ours)),
-        "theirs_mean": float(np.mean(theirs)) if measure.theirs else None,
-        "effect": effect._asdict(),
-        "verdict": verdict(effect, measure.expected, measure.bound),
-    }
+def chosen_claims(config: ConfigDict, study) -> list[Claim]:
+    """Return the claims of `config.claims`.
 
-
-def markdown(results: list[dict]) -> str:
-    """Return the results as a table."""
-    lines = [
-        "Brackets hold 95 % intervals (Student's t over seeds).",
-        "",
-        "| claim | measure | seeds | ours | theirs | difference | expected | verdict |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results:
-        theirs = "" if row["theirs_mean"] is None else f"{row['theirs_mean']:.3g}"
-        effect = Effect(**row["effect"])
-        lines.append(
-            f"| {row['claim']} | {row['text']} | {len(effect.values)} | "
-            f"{row['ours_mean']:.3g} | {theirs} | {effect} | "
-            f"{row['expected']} {row['bound']:g} | {row['verdict']} |"
+    Raises:
+        ValueError: a number is none of the study's.
+    """
+    by_number = {claim.number: claim for claim in study.CLAIMS}
+    unknown = sorted(set(config.claims) - set(by_number))
+    if unknown:
+        raise ValueError(
+            f"config.claims: there is no claim {unknown[0]}; the study has "
+            f"{min(by_number)} to {max(by_number)}."
         )
-    return "\n".join(lines) + "\n"
-
-
-def _number(where: str, folder: Path) -> float | None:
-    """Return the number that "run:key.key" names in a seed's folder; 0 for ""."""
-    if not where:
-        return 0.0
-    run, _, keys = where.partition(":")
-    if not (folder / run / "summary.json").exists():
-        return None
-    return functools.reduce(
-        dict.__getitem__, keys.split("."), read_summary(folder / run)
-    )
+    return [claim for n, claim in by_number.items() if n in config.claims]
 
 
 def seed_jobs(folder: Path, seed: int, config: ConfigDict, study) -> list[Job]:
     """Return the runs of one seed that the claims need, each after the runs that it
     starts from."""
-    runs = study.runs(config.claims)
+    claims = chosen_claims(config, study)
+    runs = study.runs(claims)
     world = config.data.copy_and_resolve_references()
     world.testbed.seed = world.annotators.seed = seed
     sources.open_data(world, folder)
@@ -156,11 +125,11 @@ def seed_jobs(folder: Path, seed: int, config: ConfigDict, study) -> list[Job]:
             after=tuple(f"{folder.name}/{n}" for n in needs if n != "data"),
         )
 
-    for claim in config.claims:
-        for name in study.EVALUATED_ALONE.get(claim, ()):
-            add(f"evaluate_{name}")
-        if claim in study.EVALUATED_TOGETHER:
-            add("evaluate")
+    for claim in claims:
+        for name in claim.runs:
+            add(name)
+    if any(claim.policies for claim in claims):
+        add("evaluate")
     return list(jobs.values())
 
 

@@ -6,7 +6,8 @@
    independent judge of a policy trained against it; `judge_model` can be another one),
    or the sum of all rewards.
 3. Each model is compared with the first: win / tie / lose with 95 % bootstrap intervals
-   over prompts, by intent and at equal length; KL(model || first model) on the model's
+   over prompts (over tasks on the testbed, which asks a task in several wordings), by
+   intent and at equal length; KL(model || first model) on the model's
    own answers, in nats. More than two models also get Bradley-Terry ratings.
 4. Probes (testbed) measure skills outside reinforcement learning: the share of sampled
    answers that are right, and the log-probability of the right answer in nats.
@@ -33,6 +34,7 @@ from rlhf_jax.evaluation.answers import (
     sequence_logprobs,
     write_answers,
 )
+from rlhf_jax.evaluation.intervals import task_key
 from rlhf_jax.evaluation.preferences import JudgedPairs, assess, headline
 from rlhf_jax.evaluation.probes import probe
 from rlhf_jax.evaluation.tables import print_table
@@ -166,7 +168,7 @@ def run(config, workdir: str) -> None:
         )
         ratio = logprobs(model, given) - logprobs(first, given)
         columns = {log_ratio: ratio, "tokens": given.lengths}
-        keys = [tuple(ids) for ids in given.prompt_ids]  # a prompt may occur twice
+        keys = list(map(task_key, given.prompts, given.prompt_ids))
         by_prompt = {"seed": config.seed, "prompts": keys}
         row = {
             "checkpoint": weights.fingerprint(folder),
@@ -326,7 +328,10 @@ def agreement(
     lengths = in_order(np.stack([answers.lengths for answers in pair], axis=1))
     prompts = [pair[0].prompts[i] for i in differ]
     pairs = JudgedPairs(
-        prompts=[tuple(pair[0].prompt_ids[i]) for i in differ],
+        prompts=[
+            task_key(prompt, pair[0].prompt_ids[i])
+            for i, prompt in zip(differ, prompts, strict=True)
+        ],
         intents=[prompt.intent for prompt in prompts],
         lengths=lengths,
         qualities=None,

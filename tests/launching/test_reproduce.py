@@ -1,18 +1,18 @@
-"""Which runs a claim needs, and what their summaries say of it."""
+"""Which runs a claim needs, and that what it measures is in their summaries."""
 
 import functools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import paper
 from configs.variants import study as variants
-from rlhf_jax.evaluation.claims import Effect
 from rlhf_jax.evaluation.report.claims import plot_frontier, plot_training
 from rlhf_jax.evaluation.report.runs import find_runs, group_runs
 from rlhf_jax.launching import reproduce
-from rlhf_jax.launching.reproduce import compare, markdown, seed_jobs
+from rlhf_jax.launching.reproduce import seed_jobs
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,31 +22,10 @@ def summarise(folder, run, summary):
     (folder / run / "summary.json").write_text(json.dumps(summary))
 
 
-MEASURE = paper.Measure(1, "a minus b", "a:models.x", "b:models.x", "below")
-
-
-def test_seeds_are_compared_one_by_one(tmp_path):
-    for seed, ours, theirs in ((0, 1.0, 2.0), (1, 5.0, 7.0), (2, 0.0, 3.0)):
-        summarise(tmp_path / f"seed{seed}", "a", {"models": {"x": ours}})
-        summarise(tmp_path / f"seed{seed}", "b", {"models": {"x": theirs}})
-    found = compare(MEASURE, tmp_path, (0, 1, 2))
-    assert found["ours_mean"] == 2.0 and found["theirs_mean"] == 4.0
-    assert found["effect"]["values"] == (-1.0, -2.0, -3.0)
-    # -2 +- 4.303 / sqrt(3): three seeds do not show it.
-    assert found["effect"]["high"] == pytest.approx(-2 + 2.484138)
-    assert found["verdict"] == "not shown"
-    assert "| 1 | a minus b | 3 | 2 | 4 | -2 [-4.48, +0.484]" in markdown([found])
-
-
-def test_a_missing_run_leaves_its_measure_out(tmp_path):
-    summarise(tmp_path / "seed0", "a", {"models": {"x": 1.0}})
-    assert compare(MEASURE, tmp_path, (0,)) is None
-
-
 @functools.cache
 def jobs_of(study, tmp_path):
     config = study.get_config()
-    config.claims = tuple({measure.claim for measure in study.MEASURES})
+    config.claims = tuple(claim.number for claim in study.CLAIMS)
     return seed_jobs(tmp_path / "seed3", 3, config, study)
 
 
@@ -74,33 +53,79 @@ def test_every_run_takes_its_fields(study, folder):
         assert "@" not in json.dumps(job.overrides, default=str), job.name
 
 
+class Asked:
+    """A world that notes what is asked of its runs."""
+
+    def __init__(self):
+        self.runs, self.policies = set(), set()
+
+    def number(self, where):
+        run, _, keys = where.partition(":")
+        self.runs.add(run)
+        if run == "evaluate":
+            self.policies.add(keys.split(".")[1])
+        return 1.0 + len(self.runs) + 0.1 * len(self.policies)
+
+    def series(self, run, key):
+        self.runs.add(run)
+        return np.array([1.0, 2.0, 3.0, 5.0])
+
+
 @pytest.mark.parametrize("study", [paper, variants], ids=lambda x: x.NAME)
-def test_every_measure_reads_runs_that_exist(study, folder):
-    names = {job.name.removeprefix("seed3/") for job in jobs_of(study, folder)}
-    for measure in study.MEASURES:
-        for where in filter(None, (measure.ours, measure.theirs)):
-            assert where.partition(":")[0] in names, where
+def test_every_claim_has_the_runs_that_it_measures(study, tmp_path):
+    for claim in study.CLAIMS:
+        config = study.get_config()
+        config.claims = (claim.number,)
+        jobs = {
+            job.name: job for job in seed_jobs(tmp_path / "seed3", 3, config, study)
+        }
+        asked = Asked()
+        for measure in (claim.primary, *claim.others, *claim.checks):
+            for quantity in filter(None, (measure.ours, measure.theirs)):
+                if callable(quantity):
+                    quantity(asked)
+                else:
+                    asked.number(quantity)
+        assert {f"seed3/{run}" for run in asked.runs} <= set(jobs), claim.title
+        if asked.policies:
+            models = jobs["seed3/evaluate"].overrides["models"].split(",")
+            evaluated = {model.partition("=")[0] for model in models}
+            assert asked.policies <= evaluated, claim.title
+            # Nothing is trained that the claim does not show.
+            assert evaluated == asked.policies | {"sft"}, claim.title
+
+
+def test_nine_claims_are_predicted():
+    assert [claim.number for claim in paper.CLAIMS] == list(range(1, 10))
+    config = paper.get_config("full")
+    assert set(config.claims) == set(range(1, 10)) and len(config.seeds) >= 8
+    assert all(claim.prediction for claim in paper.CLAIMS)
+    assert not paper.get_config("quick").verdicts
 
 
 def test_claims_can_be_chosen(tmp_path):
     config = paper.get_config()
-    config.claims = (1,)
+    config.claims = (9,)
     names = [
         job.name for job in reproduce.seed_jobs(tmp_path / "seed0", 0, config, paper)
     ]
-    assert "seed0/evaluate_reward_unbalanced" in names
-    assert "seed0/ppo" not in names
-    config.claims = (5, 6)
+    assert "seed0/reward" in names and "seed0/ppo" not in names
+    config.claims = (4, 6)
     jobs = reproduce.seed_jobs(tmp_path / "seed0", 0, config, paper)
     (evaluation,) = (job for job in jobs if job.name == "seed0/evaluate")
     models = [x.partition("=")[0] for x in evaluation.overrides["models"].split(",")]
-    assert models == ["sft", "ppo", "dpo", "ppo_selected"]  # each once
+    assert models == [  # each once
+        "sft", "ppo", "ppo_no_sft_near", "ppo_no_sft", "ppo_selected", "ppo_random",
+    ]  # fmt: skip
+    config.claims = (4, 10)
+    with pytest.raises(ValueError, match="no claim 10; the study has 1 to 9"):
+        reproduce.seed_jobs(tmp_path / "seed0", 0, config, paper)
 
 
 def test_the_world_of_runs_that_are_done_stays(tmp_path, monkeypatch):
     def start(**fields):
         config = paper.get_config()
-        config.claims = (1,)
+        config.claims = (9,)
         config.update_from_flattened_dict(fields)
         reproduce.run(config, str(tmp_path / "paper"), study=paper)
 
@@ -135,15 +160,6 @@ def test_workers_per_device_reach_the_jobs(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         reproduce.run(config, str(tmp_path), study=paper, workers_per_device=3)
     assert calls == [{"workers": 2, "workers_per_device": 3}]
-
-
-def test_it_ends_in_tables_and_plots(tmp_path):
-    rows = [MEASURE._asdict() | {"ours_mean": 1.0, "theirs_mean": 2.0}]
-    effect = Effect.of([-1.0, -2.0, -3.0])._asdict()
-    rows[0] |= {"effect": effect, "verdict": "holds"}
-    reproduce.write_results(tmp_path / "results", "claims", rows, "a table")
-    names = {path.name for path in (tmp_path / "results").iterdir()}
-    assert names == {"claims.md", "claims.json", "claims.png"}
 
 
 def test_policies_are_drawn_with_their_seeds(tmp_path):
