@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "configuration.md"
 COMMON = ROOT / "configs" / "common.py"
 # One of the published sizes stands for all of them.
 PRESETS = {"tiny": "tiny", "hh": "hh", "chatglm3_6b": "published"}
-OTHER_PRESETS = {"paper": ("tiny",), "pipeline": ("tiny", "hh")}
+OTHER_PRESETS = {"paper": ("quick", "full"), "pipeline": ("tiny", "hh")}
 OTHER_PRESETS |= dict.fromkeys(("prepare_prompts", "prepare_comparisons"), ("default",))
 
 # The functions of configs/common.py whose keys are shared by configs: their name on the

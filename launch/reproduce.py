@@ -1,17 +1,18 @@
-"""Test the claims of ChatGLM-RLHF (arXiv 2404.00934) at small scale, seed by seed.
+"""Test the claims of ChatGLM-RLHF (arXiv 2404.00934) at small scale, world by world.
 
-python launch/reproduce.py --config=configs/paper.py:tiny --workdir=runs/paper
+python launch/reproduce.py --config=configs/paper.py:quick --workdir=runs/quick
+python launch/reproduce.py --config=configs/paper.py:full --workdir=runs/paper
 python launch/reproduce.py --config=configs/variants/study.py:tiny \
     --workdir=runs/variants
 
 The command trains the runs of configs/paper.py on the testbed, evaluates them by the
-testbed's true scorer, and writes to config.results: claims.md and claims.json (what
-each claim compares, the effect with its 95 % interval over seeds, the verdict, and the
-results of every policy); claims.png (the effects); frontier.png (score and quality
-against KL); training.png (curves over steps). configs/variants/study.py compares the
-algorithms of configs/variants/ in the same way, in variants.md, .json and .png.
-report.html in the workdir shows every run side by side. Start the same command again,
-and it continues where it stopped.
+testbed's true scorer, and writes to config.results: claims.md and claims.json (each
+claim with its prediction, the effects with their 95 % intervals over worlds, the
+verdict, and the results of every policy); claims.png (the effects); frontier.png (score
+and quality against KL); training.png (curves over steps). configs/variants/study.py
+compares the algorithms of configs/variants/ in the same way, in variants.md, .json and
+.png. report.html in the workdir shows every run side by side. Start the same command
+again, and it continues where it stopped.
 --workers_per_device=N lets N runs share each GPU and its memory.
 """
 
