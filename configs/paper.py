@@ -446,8 +446,8 @@ def get_config(preset="quick"):
     # True tests the claims and gives verdicts, at a level that they share; False shows
     # effects and curves alone.
     c.verdicts = full
-    # The folder of the tables and plots.
-    c.results = "results" if full else "runs/quick/results"
+    # The folder of the tables and plots; "" takes WORKDIR/results.
+    c.results = "results" if full else ""
     # Does this many runs at the same time, each on its share of the cores. [1, 1024]
     c.workers = 2
     return c

@@ -54,7 +54,7 @@ def run(
     text = markdown(rows)
     if models := tables.models(groups):
         text += "\n" + tables.markdown(tables.models_table(models))
-    out = Path(config.results)
+    out = Path(config.results or folder / "results")
     write_results(out, study.NAME, rows, text)
     if study.CURVES:
         shown = [g for g in groups if g.stage != "ppo" or g.label in study.CURVES]
