@@ -43,8 +43,9 @@ def test_bigrams_learn_an_order_that_words_do_not_show():
         return rows
 
     train, test = ordered(60, 100), ordered(40, 500)
-    assert not baselines.bag_of_words_margins(train, test).any()
-    assert (baselines.bag_of_words_margins(train, test, longest=2) > 0).all()
+    found = baselines.rival_margins(train, test)
+    assert not found["bag_of_words"].any()
+    assert (found["bag_of_bigrams"] > 0).all()
 
 
 def test_bags_of_words_do_not_see_which_response_stands_first():

@@ -153,12 +153,16 @@ def test_sampled_at_another_temperature_a_log_ratio_is_no_kl(
     assert "log_ratio" in json.loads(line)
 
 
-def test_a_prompt_that_comes_twice_is_one_prompt_for_the_interval_of_quality(
-    stage_config, model_folders, data_folder, tmp_path
+@pytest.mark.parametrize("wording", ["", "Please. "])
+def test_a_task_that_comes_twice_is_one_task_for_the_interval_of_quality(
+    wording, stage_config, model_folders, data_folder, tmp_path
 ):
     line = (data_folder / "eval_prompts.jsonl").read_text().splitlines()[0]
     path = tmp_path / "prompts.jsonl"
     copies = [json.loads(line) | {"id": str(i)} for i in range(4)]
+    copies[0]["messages"][-1]["content"] = (
+        wording + copies[0]["messages"][-1]["content"]
+    )
     path.write_text("".join(json.dumps(copy) + "\n" for copy in copies))
     config = stage_config("evaluate", models=f"one={model_folders[0]}")
     config.prompts = str(path)
