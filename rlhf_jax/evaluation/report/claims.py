@@ -144,7 +144,7 @@ def _draw_effect(axes: Axes, row: dict) -> None:
     axes.spines["left"].set_visible(False)
     axes.grid(False)
     text = f"{row['claim']}  {primary['text']}"
-    axes.set_ylabel(text, rotation=0, ha="left", va="center", labelpad=420)
+    axes.set_ylabel(text, rotation=0, ha="left", va="center", labelpad=330)
 
 
 def plot_frontier(groups: Sequence[Group], path: Path) -> bool:
