@@ -483,14 +483,13 @@ def runs(claims: Sequence[Claim]) -> dict[str, dict]:
         steps = {"total_steps": ITERATIONS, "eval_every": 16}
         return {"config": "ppo.py:tiny", **start, **scorer, **steps, **fields}
 
-    def dpo(**fields):
+    def dpo(rate):
         return {
             "config": "dpo.py:tiny",
             "pairs": "@pairs/comparisons.jsonl",
             **start,
             "beta_sft": 0.0,
-            "optimizer.learning_rate": 4e-4,
-            **fields,
+            "optimizer.learning_rate": rate,
         }
 
     select = {"config": "select_prompts.py:tiny", **start}
@@ -534,9 +533,9 @@ def runs(claims: Sequence[Claim]) -> dict[str, dict]:
             **start,
             **scorer,
         },
-        "dpo": dpo(),
-        "dpo_weak": dpo(beta=0.3),
-        "dpo_strong": dpo(beta=0.03),
+        "dpo_weak": dpo(1e-4),
+        "dpo": dpo(2e-4),
+        "dpo_strong": dpo(4e-4),
         # 6: selection; 8 responses to each of 1,000 prompts are 62 iterations
         "selection": {**select, **scorer},
         "random": {**select, "choose": "random", "random_size_of": "@selection"},
