@@ -64,7 +64,8 @@ def every_stage(root: Path) -> list[tuple[str, dict, str]]:
         "evaluate": data | judged | {"models": f"sft={policy},dpo={root / 'dpo'}"},
         "evaluate_reward": data | {"reward_model": scorer, "max_response_tokens": 64},
         "best_of_n": data | {"policy": policy, "reward_model": scorer},
-        "compare_baselines": data | {"policy": policy, "reward_model": scorer},
+        "compare_baselines": data
+        | {"policy": policy, "reward_model": scorer, "gradient_directions": 1},
         "prepare_prompts": {
             "prompts": str(root / "sft" / "data" / "prompts.jsonl"),
             "scorer": "none",
