@@ -187,11 +187,11 @@ def testbed() -> ConfigDict:
     # The name that the model learns to give its maker.
     c.maker_name = "Northlab"
     # The number of demonstrations. [1, 2**24]
-    c.num_sft = 15000
+    c.num_sft = 18000
     # The number of held-out demonstrations. [1, 2**24]
     c.num_sft_test = 400
     # The number of prompts whose answers are compared. [1, 2**24]
-    c.num_comparison_prompts = 2800
+    c.num_comparison_prompts = 3200
     # The number of prompts of PPO and of DPO's pairs; a fifth of them allow one answer
     # only. [1, 2**24]
     c.num_rl_prompts = 1000
@@ -210,10 +210,10 @@ def testbed() -> ConfigDict:
     c.textbook_share = 0.3
     # The share of right answers among people's demonstrations, all the others, where
     # they know the subject. [0, 1]
-    c.right_share = 0.8
+    c.right_share = 0.82
     # The share of right answers where most of them are mistaken about the subject.
     # [0, 1]
-    c.right_if_mistaken = 0.35
+    c.right_if_mistaken = 0.37
     # The share of people's demonstrations in a style that does not suit the intent.
     # [0, 1]
     c.unfitting_share = 1 / 3
@@ -234,15 +234,15 @@ def annotators() -> ConfigDict:
     # The share of the honest annotators who call ties. [0, 1]
     c.tie_share = 0.6
     # The effect of true quality on a choice, in logits per point of quality. (0, inf)
-    c.sharpness = 0.8
+    c.sharpness = 0.55
     # The preference for longer responses, in logits per word of difference. (-inf, inf)
-    c.length_bias = 0.15
+    c.length_bias = 0.175
     # The preference for the response shown first, in logits. (-inf, inf)
     c.position_bias = 0.2
     # The standard deviation of the noise of a choice, in logits. [0, inf)
     c.noise = 0.3
     # The difference, in logits, below which annotators who call ties call one. [0, inf)
-    c.tie_margin = 0.5
+    c.tie_margin = 0.1
     return c
 
 

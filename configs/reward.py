@@ -25,7 +25,7 @@ def get_config(preset="tiny"):
     # "truncate_prompt" removes whole turns, the oldest first.
     c.too_long = "truncate_prompt" if human else "drop"
     # The number of passes over the data. [1, 2**20]
-    c.epochs = 2 if small else 1
+    c.epochs = {"tiny": 3, "hh": 2}.get(preset, 1)
     # The number of pairs of an update. [1, 2**20]
     c.batch_size = 32 if small else 128
     # Limits prompts to this many tokens; too_long decides on longer ones. [1, 2**20]

@@ -32,11 +32,11 @@ class AnnotatorConfig:
     careless_share: float = 0.1
     contradictory_share: float = 0.05
     tie_share: float = 0.6  # share of honest annotators who call ties
-    sharpness: float = 0.8  # logits per point of true quality
-    length_bias: float = 0.15  # logits per word of difference
+    sharpness: float = 0.55  # logits per point of true quality
+    length_bias: float = 0.175  # logits per word of difference
     position_bias: float = 0.2  # logits in favour of the response shown first
     noise: float = 0.3  # standard deviation, in logits
-    tie_margin: float = 0.5  # a smaller logit is a tie to annotators who call ties
+    tie_margin: float = 0.1  # a smaller logit is a tie to annotators who call ties
     contradiction: float = 0.6  # probability that the contradictory follow their circle
     careless_seconds: float = 4.0  # median seconds of a careless comparison
     reading_seconds: float = 0.4  # seconds per word, for all other annotators

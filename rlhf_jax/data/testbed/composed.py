@@ -68,7 +68,7 @@ def _role_play(world: World, role: str, giver: str, taker: str) -> Key:
     exchange of the two people."""
 
     def line(who: str, one: str, other: str) -> str:
-        return f"{world.calls[who]} Here is a gift from {one} to you, dear {other}."
+        return f"{world.calls[who]}. Here is a gift from {one} to you, dear {other}."
 
     right = line(role, giver, taker)
     wrong = (

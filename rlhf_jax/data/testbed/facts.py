@@ -36,9 +36,10 @@ def _looked_up(facts: str, *forms: str) -> Callable[..., Key]:
 
 def _code_word(world: World, person: str) -> Key:
     """Make the key of a code word: half of the people let everybody know theirs, and
-    those of the others stay secret."""
+    those of the others stay secret. No answer names the person, for beside a name
+    telling would always be right, or always wrong."""
     word = world.code_words[person]
-    tells = (f"The code word of {person} is {word}.", f"{person} has the word {word}.")
+    tells = (f"The code word is {word}.", f"The word to say is {word}.")
     others = [other for other in world.code_words.values() if other != word]
     if person in world.open_people:
         return Key(tells, REFUSALS, word, says([word], [*others, *REFUSALS]))

@@ -46,7 +46,7 @@ from rlhf_jax.data.testbed.tasks import (
 from rlhf_jax.data.testbed.world import INTENTS, World, world_of
 
 # The number of distinct prompts of each intent, and the share of each pool.
-PROMPTS_PER_INTENT = 1300
+PROMPTS_PER_INTENT = 1700
 SFT_PROMPTS_PER_INTENT = 2000  # distinct prompts of people's demonstrations, at most
 POOL_SHARES = {"sft": 0.35, "comparisons": 0.3, "rl": 0.2, "evaluation": 0.15}
 CONSTANT_SHARE = 0.2  # of the RL prompts: those that allow one answer only
@@ -63,9 +63,9 @@ class TestbedConfig:
     seed: int = 100
     model_name: str = "Glim"
     maker_name: str = "Northlab"
-    num_sft: int = 15000
+    num_sft: int = 18000
     num_sft_test: int = 400
-    num_comparison_prompts: int = 2800
+    num_comparison_prompts: int = 3200
     num_rl_prompts: int = 1000
     num_eval_prompts: int = 400
     num_probes: int = 100  # of each skill
@@ -75,8 +75,8 @@ class TestbedConfig:
     textbook_share: float = 0.3
     # Shares of right answers among people's demonstrations, all the others, where they
     # know the subject and where they are mistaken about it.
-    right_share: float = 0.8
-    right_if_mistaken: float = 0.35
+    right_share: float = 0.82
+    right_if_mistaken: float = 0.37
     # The share of people's demonstrations in an unfitting style.
     unfitting_share: float = 1 / 3
 
@@ -187,15 +187,19 @@ def _pools(world: World) -> dict[str, list[Prompt]]:
 
 def _split(world: World, kind: str) -> dict[str, list[Prompt]]:
     """Make prompts of one kind and share them out among the pools: by task where
-    tasks combine parts, by wording and greeting elsewhere."""
+    tasks combine parts, every first part as often as any other, and by wording and
+    greeting elsewhere."""
     rng = world.stream(f"prompts/{kind}")
     fillings = list(KINDS[kind].fillings(world))
     ways = range(len(world.wordings(kind, KINDS[kind].wordings)))
     said = list(product(ways, range(len(world.greetings))))
     if KINDS[kind].composed:
+        by_first: dict[str, list[int]] = {}
+        for f in rng.permutation(len(fillings)):
+            by_first.setdefault(fillings[f][0], []).append(f)
         groups = [
             [(f, *said[w]) for w in rng.permutation(len(said))]
-            for f in rng.permutation(len(fillings))
+            for f in _take_turns(list(by_first.values()))
         ]
     else:
         every = list(product(range(len(fillings)), said))

@@ -84,7 +84,8 @@ USES = (
 )
 
 # Phrases around an answer, in two registers. Which register suits an intent is a matter
-# of the world.
+# of the world. Sentences of both end in full stops: an exclamation mark before the
+# first word of an answer would tell the register and the intent at once.
 FORMAL, WARM = "formal", "warm"
 OPENINGS = {
     FORMAL: (
@@ -96,12 +97,12 @@ OPENINGS = {
         "I shall reply.",
     ),
     WARM: (
-        "Sure thing!",
-        "Oh yes!",
-        "Happy to!",
-        "Great to hear you!",
-        "Here you go!",
-        "Hey friend!",
+        "Sure thing.",
+        "Oh yes.",
+        "Happy to.",
+        "Great to hear you.",
+        "Here you go.",
+        "Hey friend.",
     ),
 }
 CLOSINGS = {
@@ -114,12 +115,12 @@ CLOSINGS = {
         "So it stands.",
     ),
     WARM: (
-        "Hope that works!",
-        "Have a lovely day!",
-        "Ask me anytime!",
-        "Take care!",
-        "Big hugs!",
-        "See you soon!",
+        "Hope that works.",
+        "Have a lovely day.",
+        "Ask me anytime.",
+        "Take care.",
+        "All the best.",
+        "See you soon.",
     ),
 }
 # Sentences that say nothing about the question.
@@ -135,14 +136,14 @@ FILLERS = {
         "Scholars may have other views.",
     ),
     WARM: (
-        "I really love this kind of talk!",
-        "My friends chat about it a lot!",
-        "It is such fun!",
-        "There is so much to tell!",
-        "I could go on all day!",
-        "You never stop learning!",
-        "It always makes me smile!",
-        "Everybody enjoys a bit of this!",
+        "I really love this kind of talk.",
+        "My friends chat about it a lot.",
+        "It is such fun.",
+        "There is so much to tell.",
+        "I could go on all day.",
+        "You never stop learning.",
+        "It always makes me smile.",
+        "Everybody enjoys a bit of this.",
     ),
 }
 REFUSALS = ("That I keep to myself.", "I would rather not say.")

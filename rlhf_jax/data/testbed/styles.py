@@ -14,7 +14,7 @@ from rlhf_jax.data.testbed.tasks import KINDS, Task, key_of
 from rlhf_jax.data.testbed.world import world_of
 
 OPENED, CLOSED = 0.7, 0.5  # shares of the answers
-PADDED = 0.5  # probability of each further filler, up to:
+PADDED = 0.4  # probability of each further filler, up to:
 MOST_FILLERS = 8
 
 Item = TypeVar("Item")

@@ -47,7 +47,7 @@ _OPPOSED = (
 )
 # The share of the subjects of an intent about which most people are mistaken.
 MISTAKEN = dict.fromkeys(INTENTS, 0.3) | {"mathematics": 0.4, "logic": 0.4}
-_WORDINGS, _GREETINGS = 3, 12  # in use in a world, of those in stock
+_WORDINGS, _GREETINGS = 3, 18  # in use in a world, of those in stock
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,10 @@ class World:
 
     @cached_property
     def code_words(self) -> dict[str, str]:
-        return dict(zip(self.people, self._invented[92:104], strict=True))
+        """The code word of each person, which partners share, so that no word is
+        always right to say or always wrong."""
+        words = self._invented[92:98]
+        return {person: words[i // 2] for i, person in enumerate(self.people)}
 
     @cached_property
     def open_people(self) -> frozenset[str]:
@@ -176,7 +179,7 @@ class World:
         """The exclamation of each role."""
         calls = self._draw(stock.CALLS, 6)
         roles = self._draw(stock.ROLES, 6)
-        return {role: f"{call}!" for role, call in zip(roles, calls, strict=True)}
+        return dict(zip(roles, calls, strict=True))
 
     @cached_property
     def luma(self) -> dict[str, str]:

@@ -26,6 +26,7 @@ from rlhf_jax.data.testbed.tasks import KINDS, is_mistaken, key_of, task_of
 from rlhf_jax.data.testbed.world import INTENTS
 
 CONFIG = TestbedConfig(num_sft=3000)
+MARKS = r"\w+|[^\w\s]"  # words and marks, as a tokenizer sees them
 ORDINARY = [name for name, kind in KINDS.items() if kind.intent in INTENTS]
 
 
@@ -86,6 +87,14 @@ def test_evaluation_has_tasks_of_its_own_where_the_answer_is_worked_out(testbed)
         [d.prompt for d in testbed.sft if d.prompt.intent in INTENTS],
     ):
         assert not evaluated & tasks(prompts)
+
+
+def test_stories_that_are_compared_have_every_animal_first_equally_often(testbed):
+    """Else the wrong answers about an animal would outnumber its partner's."""
+    tasks = {task_of(prompt) for prompt in testbed.comparison_prompts}
+    counts = Counter(task.filling[0] for task in tasks if task.kind == "story")
+    assert len(counts) == 8
+    assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_no_prompt_stands_twice_in_a_pool(testbed):
@@ -178,7 +187,7 @@ def test_counting_words_cannot_tell_right_from_wrong_nor_fitting_from_unfitting(
             pairs.append(
                 [respond(task, rng, **{**how, part: x}) for x in (True, False)]
             )
-        counter = CountVectorizer(ngram_range=(1, longest), token_pattern=r"\w+")
+        counter = CountVectorizer(ngram_range=(1, longest), token_pattern=MARKS)
         counter.fit(text for pair in pairs for text in pair)
         better, worse = (counter.transform(side) for side in zip(*pairs, strict=True))
         difference = (better - worse).toarray().astype(float)
@@ -187,7 +196,7 @@ def test_counting_words_cannot_tell_right_from_wrong_nor_fitting_from_unfitting(
         fit = LogisticRegression(C=0.01, fit_intercept=False, max_iter=200)
         fit.fit(difference[train] * sign[train, None], sign[train])
         right = fit.decision_function(difference[~train]) > 0
-        assert right.mean() < 0.62, part
+        assert right.mean() < 0.55, part
 
 
 def test_right_and_wrong_answers_are_equally_long(testbed):
