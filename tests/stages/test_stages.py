@@ -108,8 +108,13 @@ def test_gradient_accumulation_changes_no_step(stage, stage_config, whole, tmp_p
     parts = run(stage_config(stage, microbatches=4), tmp_path / "parts")
     for a, b in zip(numbers(whole(stage)), numbers(parts), strict=True):
         assert a.keys() == b.keys()
-        for name in a:
-            np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=2e-5)
+        # Before DPO's first update the policy is the reference, and rounding alone says
+        # which of two rewards is higher.
+        equal = "rewards/margins" in a and abs(a["rewards/margins"]) < 1e-5
+        for name in a.keys() - ({"rewards/accuracies"} if equal else set()):
+            np.testing.assert_allclose(
+                a[name], b[name], rtol=2e-3, atol=2e-5, err_msg=name
+            )
 
 
 def test_another_seed_is_another_run(stage_config, whole, tmp_path):
