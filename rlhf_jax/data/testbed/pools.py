@@ -125,7 +125,9 @@ def make_testbed(config: TestbedConfig) -> Testbed:
         prompts = skills.make_prompts(world, skill, of_self.get(skill, ""))
         middle = round(SKILL_PROBES * len(prompts))
         taught.append(prompts[middle:])
-        probed += _first(prompts[:middle], config.num_probes, f"probes of {skill}")
+        probed += _first(
+            prompts[:middle], config.num_probes, f"probes of {skill}", "num_probes"
+        )
 
     def demonstrations(pool: str, count: int) -> tuple[Demonstration, ...]:
         rng = world.stream(f"demonstrations/{pool}")
@@ -134,19 +136,30 @@ def make_testbed(config: TestbedConfig) -> Testbed:
         )
 
     num_constant = round(CONSTANT_SHARE * config.num_rl_prompts)
-    rl = _first(
-        pools["rl"], config.num_rl_prompts - num_constant, "reinforcement learning"
-    ) + _first(constant["rl"], num_constant, "reinforcement learning with one answer")
+    free = config.num_rl_prompts - num_constant
+    use = "reinforcement learning"
+    rl = _first(pools["rl"], free, use, "num_rl_prompts")
+    rl += _first(
+        constant["rl"], num_constant, f"{use} with one answer", "num_rl_prompts"
+    )
     order = world.stream(f"rl/{len(rl)}").permutation(len(rl))
     return Testbed(
         config=config,
         sft=demonstrations("sft", config.num_sft),
         sft_test=demonstrations("evaluation", config.num_sft_test),
         comparison_prompts=_first(
-            pools["comparisons"], config.num_comparison_prompts, "comparisons"
+            pools["comparisons"],
+            config.num_comparison_prompts,
+            "comparisons",
+            "num_comparison_prompts",
         ),
         rl_prompts=tuple(rl[i] for i in order),
-        eval_prompts=_first(pools["evaluation"], config.num_eval_prompts, "evaluation"),
+        eval_prompts=_first(
+            pools["evaluation"],
+            config.num_eval_prompts,
+            "evaluation",
+            "num_eval_prompts",
+        ),
         probes=tuple(probed),
     )
 
@@ -246,10 +259,14 @@ def _take_turns(groups: Sequence[list]) -> list:
     ]
 
 
-def _first(pool: Sequence[Prompt], count: int, use: str) -> tuple[Prompt, ...]:
+def _first(
+    pool: Sequence[Prompt], count: int, use: str, key: str
+) -> tuple[Prompt, ...]:
+    """Return the first prompts of a pool, whose number is config.data.testbed.`key`."""
     if count > len(pool):
         raise ValueError(
-            f"The testbed has {len(pool)} prompts for {use}; {count} were asked for."
+            f"The testbed has {len(pool)} prompts for {use}; {count} were asked for. "
+            f"Lower config.data.testbed.{key}."
         )
     return tuple(pool[:count])
 

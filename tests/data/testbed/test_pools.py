@@ -223,9 +223,16 @@ def test_shares_that_leave_no_room_are_refused():
         make_testbed(replace(CONFIG, skill_share=0.9, textbook_share=0.2))
 
 
-def test_more_prompts_than_there_are_is_an_error_with_both_numbers():
-    with pytest.raises(ValueError, match=r"\d+ prompts for .*; 79999 were asked for"):
-        make_testbed(replace(CONFIG, num_rl_prompts=99999))
+@pytest.mark.parametrize(
+    "key",
+    ["num_rl_prompts", "num_comparison_prompts", "num_eval_prompts", "num_probes"],
+)
+def test_more_prompts_than_there_are_is_an_error_with_both_numbers(key):
+    message = (
+        rf"\d+ prompts? .*; \d+ were asked for\. Lower config\.data\.testbed\.{key}"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_testbed(replace(CONFIG, **{key: 99999}))
 
 
 def test_files_hold_the_testbed(tmp_path):
