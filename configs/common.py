@@ -9,7 +9,7 @@ from rlhf_jax.models.presets import PRESETS
 # "tiny" is a small model on the testbed, minutes on a CPU; "hh" a model of the same
 # size on real comparisons; "smollm2" a published chat model of 135M parameters, on
 # real comparisons, an hour on a CPU; the others have the paper's settings, for a pod.
-SMALL = ("micro", "tiny", "tiny_half", "tiny_double", "tiny_moe", "benchmark")
+SMALL = ("micro", "tiny", "tiny_half", "tiny_quarter", "tiny_moe", "benchmark")
 PUBLISHED = tuple(name for name in PRESETS if name not in SMALL)
 STAGE_PRESETS = ("tiny", "hh", "smollm2", *PUBLISHED)
 

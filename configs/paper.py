@@ -29,7 +29,7 @@ PPO_ARMS = ("ppo_weak", "ppo", "ppo_strong")  # one algorithm, three strengths
 DPO_ARMS = ("dpo_weak", "dpo", "dpo_strong")
 OPEN = ("writing", "role_play", "open_question")  # intents that gain, in the paper
 EXACT = ("mathematics", "logic")  # intents that hardly gain
-WIDTHS = ("reward_half", "reward", "reward_double")  # the width doubles
+WIDTHS = ("reward_quarter", "reward_half", "reward")  # the width doubles
 
 
 def _policy(run: str, key: str) -> str:
@@ -377,9 +377,9 @@ CLAIMS = (
     Claim(
         8,
         "A larger reward model is hardly better",
-        "In the paper 6B to 32B took the accuracy from 64 to 68 %. Here half, once and "
-        "twice the width, on the same pairs: a doubling, four times the parameters, "
-        "changes the accuracy by less than four points.",
+        "In the paper 6B to 32B took the accuracy from 64 to 68 %. Here a quarter, half "
+        "and the whole width, on the same pairs: a doubling, four times the parameters "
+        "of a layer, changes the accuracy by less than four points.",
         Measure(
             "accuracy on held-out labels, per doubling of the width",
             _accuracy_per_doubling,
@@ -387,7 +387,7 @@ CLAIMS = (
             "within",
             0.04,
         ),
-        runs=("reward", "reward_half", "reward_double"),
+        runs=("reward", "reward_half", "reward_quarter"),
         others=(
             Measure(
                 "accuracy: width 128 minus 64",
@@ -397,9 +397,9 @@ CLAIMS = (
                 0.04,
             ),
             Measure(
-                "accuracy: width 256 minus 128",
-                "reward_double:eval/accuracy",
-                "reward:eval/accuracy",
+                "accuracy: width 64 minus 32",
+                "reward_half:eval/accuracy",
+                "reward_quarter:eval/accuracy",
                 "within",
                 0.04,
             ),
@@ -543,11 +543,11 @@ def runs(claims: Sequence[Claim]) -> dict[str, dict]:
         "random": {**select, "choose": "random", "random_size_of": "@selection"},
         "ppo_selected": ppo(prompts="@selection/prompts.jsonl"),
         "ppo_random": ppo(prompts="@random/prompts.jsonl", total_steps=ITERATIONS + 62),
-        # 8: half and twice the width
+        # 8: half and a quarter of the width
         "sft_half": {"config": "sft.py:tiny", "model": "tiny_half"},
-        "sft_double": {"config": "sft.py:tiny", "model": "tiny_double"},
+        "sft_quarter": {"config": "sft.py:tiny", "model": "tiny_quarter"},
         "reward_half": reward(init_from="@sft_half"),
-        "reward_double": reward(init_from="@sft_double"),
+        "reward_quarter": reward(init_from="@sft_quarter"),
     }
     policies = dict.fromkeys(name for claim in claims for name in claim.policies)
     table["evaluate"] = {

@@ -143,7 +143,7 @@ PRESETS: dict[str, ChatGLMConfig] = {
         ffn_width=344,
         context_length=512,
     ),
-    # Half and twice its width: what does the size of a reward model bring?
+    # Half and a quarter of its width: what does the size of a reward model bring?
     "tiny_half": ChatGLMConfig(
         vocab_size=1024,
         width=64,
@@ -154,14 +154,14 @@ PRESETS: dict[str, ChatGLMConfig] = {
         ffn_width=172,
         context_length=512,
     ),
-    "tiny_double": ChatGLMConfig(
+    "tiny_quarter": ChatGLMConfig(
         vocab_size=1024,
-        width=256,
+        width=32,
         num_layers=4,
-        num_heads=8,
-        num_kv_heads=4,
+        num_heads=1,
+        num_kv_heads=1,
         head_dim=32,
-        ffn_width=688,
+        ffn_width=86,
         context_length=512,
     ),
     # The same layers with experts, two of which a token passes beside the shared one:
