@@ -377,9 +377,9 @@ CLAIMS = (
     Claim(
         8,
         "A larger reward model is hardly better",
-        "In the paper 6B to 32B took the accuracy from 64 to 68 %. Here a quarter, half "
-        "and the whole width, on the same pairs: a doubling, four times the parameters "
-        "of a layer, changes the accuracy by less than four points.",
+        "In the paper 6B to 32B took the accuracy from 64 to 68 %. Here a quarter, "
+        "half and the whole width, on the same pairs: a doubling, four times the "
+        "parameters of a layer, changes the accuracy by less than four points.",
         Measure(
             "accuracy on held-out labels, per doubling of the width",
             _accuracy_per_doubling,
