@@ -1,5 +1,7 @@
 """The closing table of an evaluation."""
 
+import textwrap
+
 from rlhf_jax import terminal
 
 JUDGED = {
@@ -46,10 +48,11 @@ def print_held_out(reward: dict) -> None:
     accuracy, low, high = (
         reward[f"eval/accuracy{side}"] for side in ("", "_low", "_high")
     )
-    print(
+    line = (
         f"Reward model: agrees with {accuracy:.1%} [{low:.1%}, {high:.1%}] of "
-        f"{reward['eval/pairs']:,.0f} held-out\ncomparisons; {beside}."
+        f"{reward['eval/pairs']:,.0f} held-out comparisons; {beside}."
     )
+    print(textwrap.fill(line, 80))
 
 
 def model_row(name: str, row: dict) -> dict[str, str]:

@@ -75,7 +75,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def test_the_run_is_whole(run, capsys):
+def test_the_run_is_whole(run):
     assert is_finished(run) and (run / "report.html").is_file()
     assert not (run / "sft").exists()
     summary = read_summary(run)
