@@ -8,7 +8,6 @@ from rlhf_jax.launching import pipeline, stage
 from rlhf_jax.launching.stage import run_stage
 from rlhf_jax.training.workdir import finish, is_finished
 
-
 HELD_OUT = {
     "eval/accuracy": 0.7333,
     "eval/accuracy_low": 0.706,
