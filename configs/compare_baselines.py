@@ -44,8 +44,8 @@ def get_config(preset="tiny"):
     # the baselines. [1, 2**20]
     c.gradient_samples = 2
     # The ratios of the scores' variance between prompts to that within at which the
-    # variance of the policy gradient is measured, 2 or more, rising; a number by prompt
-    # added to the scores makes each.
+    # variance of the policy gradient is measured, 2 or more, rising; numbers drawn for
+    # the prompts, in place of their mean scores, make each.
     c.gradient_ratios = (0.25, 0.5, 1.0, 2.0, 4.0)
     # Projects this many positions of a row to the vocabulary at once, to save memory; 0
     # projects all of them at once. [0, inf)

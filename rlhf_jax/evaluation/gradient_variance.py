@@ -26,6 +26,7 @@ from rlhf_jax.evaluation.score_variance import variance_left
 from rlhf_jax.evaluation.win_rate import interval
 
 MEANS = (1, 4)  # numbers of answers whose mean is a baseline
+DRAWS = 8  # of the prompts' numbers
 
 
 def gradient_variance(advantages: np.ndarray, derivatives: np.ndarray) -> float:
@@ -41,34 +42,29 @@ def gradient_variance(advantages: np.ndarray, derivatives: np.ndarray) -> float:
 
 
 def offsets(scores: np.ndarray, ratio: float, normal: np.ndarray) -> np.ndarray:
-    """Return a number for each prompt, float64 [N], with mean 0: added to all scores of
-    the prompt, it makes B / W equal `ratio` and leaves W.
+    """Return a number for each prompt, float64 [N]: added to all scores of the prompt,
+    it makes B / W equal `ratio` and leaves W.
 
-    A part of the prompts' mean scores is taken away where B is to fall; where B is to
-    rise, `normal` is added, less what depends linearly on the mean scores.
+    The prompts' own mean scores are taken away and `normal` is put in their place,
+    scaled. So B is the same for long and short answers, whichever prompts a reward
+    model scores high.
 
     Args:
         scores: float [N, K], with N at least 3.
         normal: float [N], standard normal numbers.
     """
     means = scores.mean(axis=1, dtype=np.float64)
-    means -= means.mean()
-    spread = means.var(ddof=1)
     # The mean of K responses has the variance B + W / K.
     wanted = scores.var(axis=1, ddof=1).mean() * (ratio + 1 / scores.shape[1])
-    share = math.sqrt(wanted / spread) if wanted < spread else 1.0
     fresh = normal - normal.mean()
-    if spread > 0:
-        fresh -= means * (fresh @ means) / (means @ means)
-    fresh *= math.sqrt(max(wanted - share**2 * spread, 0.0)) / fresh.std(ddof=1)
-    return fresh - (1 - share) * means
+    return fresh * math.sqrt(wanted) / fresh.std(ddof=1) - (means - means.mean())
 
 
 def relative_variance(
     scores: np.ndarray,
     greedy: np.ndarray,
     derivatives: np.ndarray,
-    normal: np.ndarray,
+    normals: np.ndarray,
     ratios: Sequence[float],
 ) -> dict[str, np.ndarray]:
     """Return the variance of the policy gradient under each baseline, divided by that
@@ -81,7 +77,8 @@ def relative_variance(
         scores: float [N, K], of sampled answers, with K above the largest of `MEANS`.
         greedy: float [N], of the likeliest answers.
         derivatives: float [N, J, R], of the first J answers to each prompt.
-        normal: float [N], standard normal numbers, for `offsets`.
+        normals: float [Z, N], standard normal numbers for `offsets`, over whose Z draws
+            the variance without baseline is a mean.
     """
     samples, count = scores.shape[1], derivatives.shape[1]
     own = scores[:, :count].astype(np.float64)
@@ -100,9 +97,13 @@ def relative_variance(
     under[f"leave-one-out of {samples}"] = variance(others.mean(axis=2))
     under["greedy"] = variance(greedy[:, None])
     constant = scores.mean()
-    shifts = [offsets(scores, ratio, normal)[:, None] for ratio in ratios]
-    without = np.array([variance(constant - shift) for shift in shifts])
-    return {name: value / without for name, value in under.items()}
+
+    def without(ratio: float) -> float:
+        shifts = [offsets(scores, ratio, normal)[:, None] for normal in normals]
+        return float(np.mean([variance(constant - shift) for shift in shifts]))
+
+    bare = np.array([without(ratio) for ratio in ratios])
+    return {name: value / bare for name, value in under.items()}
 
 
 def crossing(ratios: Sequence[float], relative: np.ndarray) -> float:
@@ -144,12 +145,12 @@ def compare_gradients(
         derivatives: float [N, J, R], of the first J answers to each prompt.
         ratios: rising, 2 or more.
     """
-    normal = np.random.default_rng(seed).standard_normal(len(scores))
+    normals = np.random.default_rng(seed).standard_normal((DRAWS, len(scores)))
     means = [f"mean of {size}" for size in MEANS]
 
     def relative(rows: np.ndarray) -> dict[str, np.ndarray]:
         return relative_variance(
-            scores[rows], greedy[rows], derivatives[rows], normal[rows], ratios
+            scores[rows], greedy[rows], derivatives[rows], normals[:, rows], ratios
         )
 
     def crossings(rows: np.ndarray) -> np.ndarray:
@@ -160,7 +161,7 @@ def compare_gradients(
     measured = relative(every)
     left = []
     for ratio in ratios:
-        shift = offsets(scores, ratio, normal)
+        shift = offsets(scores, ratio, normals[0])  # the law needs B and W alone
         left.append(variance_left(scores + shift[:, None], greedy + shift))
     # A resample of few prompts may repeat one of them, which has no variance.
     with np.errstate(all="ignore"):

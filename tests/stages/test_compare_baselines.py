@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.records import Response
-from rlhf_jax.evaluation.gradient_variance import crossing, relative_variance
+from rlhf_jax.evaluation.gradient_variance import DRAWS, crossing, relative_variance
 from rlhf_jax.stages import compare_baselines
 
 LETTERS = """
@@ -133,7 +133,7 @@ def test_gradients_are_of_the_first_samples_of_the_first_prompts(
         scores,
         np.array([2, 3, 1]),
         derivatives.reshape(3, 2, 3),
-        np.random.default_rng(config.seed).standard_normal(3),
+        np.random.default_rng(config.seed).standard_normal((DRAWS, 3)),
         config.gradient_ratios,
     )
     for name, values in expected.items():
