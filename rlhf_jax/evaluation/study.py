@@ -108,6 +108,10 @@ def results(
     Args:
         with_verdicts: tests the claims; p-values and verdicts are left out otherwise.
     """
+
+    def shown(measures: Sequence[Measure]) -> list[dict]:
+        return list(filter(None, (compare(measure, worlds) for measure in measures)))
+
     rows = []
     for claim in claims:
         primary = compare(claim.primary, worlds)
@@ -119,12 +123,8 @@ def results(
                 "title": claim.title,
                 "prediction": claim.prediction,
                 "primary": primary,
-                "others": list(
-                    filter(None, (compare(m, worlds) for m in claim.others))
-                ),
-                "checks": list(
-                    filter(None, (compare(m, worlds) for m in claim.checks))
-                ),
+                "others": shown(claim.others),
+                "checks": shown(claim.checks),
             }
         )
     if with_verdicts:

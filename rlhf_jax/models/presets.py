@@ -120,6 +120,16 @@ _GLM4_7_FLASH = dataclasses.replace(
     value_dim=256,
 )
 
+_TINY = ChatGLMConfig(
+    vocab_size=1024,
+    width=128,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    ffn_width=344,
+    context_length=512,
+)
 PRESETS: dict[str, ChatGLMConfig] = {
     # For tests: the model compiles in a second or two.
     "micro": ChatGLMConfig(
@@ -133,48 +143,18 @@ PRESETS: dict[str, ChatGLMConfig] = {
         context_length=256,
     ),
     # For a laptop: training takes minutes.
-    "tiny": ChatGLMConfig(
-        vocab_size=1024,
-        width=128,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=32,
-        ffn_width=344,
-        context_length=512,
-    ),
+    "tiny": _TINY,
     # Half and a quarter of its width: what does the size of a reward model bring?
-    "tiny_half": ChatGLMConfig(
-        vocab_size=1024,
-        width=64,
-        num_layers=4,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=32,
-        ffn_width=172,
-        context_length=512,
+    "tiny_half": dataclasses.replace(
+        _TINY, width=64, num_heads=2, num_kv_heads=1, ffn_width=172
     ),
-    "tiny_quarter": ChatGLMConfig(
-        vocab_size=1024,
-        width=32,
-        num_layers=4,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=32,
-        ffn_width=86,
-        context_length=512,
+    "tiny_quarter": dataclasses.replace(
+        _TINY, width=32, num_heads=1, num_kv_heads=1, ffn_width=86
     ),
     # The same layers with experts, two of which a token passes beside the shared one:
     # as many active parameters as "tiny" has.
-    "tiny_moe": ChatGLMConfig(
-        vocab_size=1024,
-        width=128,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=32,
-        ffn_width=344,
-        context_length=512,
+    "tiny_moe": dataclasses.replace(
+        _TINY,
         family="glm4_moe",
         num_experts=8,
         experts_per_token=2,

@@ -52,7 +52,7 @@ def test_the_t_test_is_students(expected, bound, p_value, opposite):
 
 
 def test_signs_are_flipped_in_every_way():
-    # Of the 16 choices of signs of these four, one mean is as large.
+    # Four values have 16 choices of signs; one of these gives as large a mean.
     assert sign_flip(VALUES, "above", 0.0) == PValues(1 / 16, 1.0)
     assert sign_flip(VALUES, "below", 0.0) == PValues(1.0, 1 / 16)
     # Around 1 they are -0.5, 0.5, 0, 1: the sums 1, 2 and, the zero's sign being free,

@@ -1,4 +1,4 @@
-"""What worlds say of claims: effects, verdicts, and the text about them."""
+"""Claims over worlds: effects, verdicts, and the text about them."""
 
 import json
 

@@ -29,6 +29,8 @@ def headlines(rows: Sequence[dict]) -> str:
     Args:
         rows: what evaluation/study.py's `results` returns, here and below.
     """
+    if not rows:
+        return "No claim has the runs of two worlds yet.\n"
     judged = any("verdict" in row["primary"] for row in rows)
     lines = [
         "| claim | worlds | effect [95 %] | expected |" + " verdict |" * judged,
@@ -48,7 +50,7 @@ def headlines(rows: Sequence[dict]) -> str:
 def markdown(rows: Sequence[dict]) -> str:
     """Return everything about the claims: a summary, and a section on each."""
     if not rows:
-        return "No claim has the runs of two worlds yet.\n"
+        return headlines(rows)
     lines = [
         "Effects are mean differences over worlds; brackets hold 95 % intervals "
         "(Student's t). The first measure of a claim was chosen before the runs.",
