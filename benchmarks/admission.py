@@ -7,6 +7,11 @@ term are trained as configs/pipeline.py:tiny does, and measured against `BOUNDS`
 world that fails is mended in rlhf_jax/data/testbed/; no claim is changed for it. A run
 that is stopped goes on with the same command. The table is printed and written to
 WORKDIR/WORLD/admission.json. Worlds 0 to 9 are refused: they are for published results.
+
+B / W, the variance of scores between prompts over that within, is judged over all the
+worlds together (`OVER_WORLDS`). Four fifths of B is the level of the prompts that allow
+one answer. Nobody compares answers to them, so every reward model puts that level
+somewhere else: this is what a pairwise loss leaves open, and no property of a world.
 """
 
 import argparse
@@ -16,11 +21,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from sklearn.model_selection import GroupKFold
 
 from configs import pipeline as pipeline_config
 from configs import select_prompts
 from rlhf_jax.data import sources
-from rlhf_jax.data.encoding import Pair, encode_pairs, encode_prompts, response_ids
+from rlhf_jax.data.encoding import encode_pairs, encode_prompts, response_ids
 from rlhf_jax.data.records import Comparison, Prompt, Response, read_records
 from rlhf_jax.data.testbed.kinds import spoken
 from rlhf_jax.data.testbed.quality import true_quality
@@ -50,13 +56,16 @@ BOUNDS = {
     "reward/bigrams": (0.0, 0.62),
     "reward/accuracy": (0.7, 1.0),
     "reward/right_above_wrong": (0.75, 1.0),  # at equal style
-    "scores/between_over_within": (0.7, 2.0),  # variance of scores, of prompts: B/W
     "scores/kappa": (0.5, 1.0),  # selection by two sets of K answers
     "ppo/largest_kl": (6.0, math.inf),  # nats, without the SFT term
 }
+# The same for the geometric mean over the worlds.
+OVER_WORLDS = {"scores/between_over_within": (0.7, 2.0)}  # B / W
 STAGES = ("sft", "collect", "prepare_comparisons", "reward", "ppo")
 ITERATIONS = 100
 K = 8
+FOLDS = 5  # of the comparisons, for what counting gets
+STYLES = 6  # pairs of a right and a wrong answer to each prompt
 NUM_PROMPTS = 400  # for the scores of K answers
 
 
@@ -172,48 +181,56 @@ def labels(folder: Path) -> dict[str, float]:
 
 
 def bags(config, folder: Path, tokenizer) -> dict[str, float]:
-    """Return the share of held-out labels that counting words and bigrams gets."""
-    pairs: list[list[Pair]] = []
-    for name in ("comparisons", "comparisons_test"):
-        records = read_records(
-            folder / "prepare_comparisons" / f"{name}.jsonl", Comparison
-        )
-        _, encoded, _ = encode_pairs(
-            records,
-            tokenizer=tokenizer,
-            max_prompt_tokens=config.reward.max_prompt_tokens,
-            max_response_tokens=config.reward.max_response_tokens,
-            too_long=config.reward.too_long,
-        )
-        pairs.append(encoded)
-    names = ("bag_of_words", "bigrams")
+    """Return the share of the labels that counting words and bigrams gets, where each
+    of five parts of the prompts is judged by what the other four teach."""
+    prepared = folder / "prepare_comparisons"
+    records = [
+        record
+        for name in ("comparisons", "comparisons_test")
+        for record in read_records(prepared / f"{name}.jsonl", Comparison)
+    ]
+    _, pairs, _ = encode_pairs(
+        records,
+        tokenizer=tokenizer,
+        max_prompt_tokens=config.reward.max_prompt_tokens,
+        max_response_tokens=config.reward.max_response_tokens,
+        too_long=config.reward.too_long,
+    )
+    groups = [hash(tuple(prompt)) for prompt, _, _ in pairs]
+    found: dict[str, list] = {"bag_of_words": [], "bigrams": []}
+    for fitted, judged in GroupKFold(FOLDS).split(pairs, groups=groups):
+        parts = [[pairs[i] for i in part] for part in (fitted, judged)]
+        for longest, margins in enumerate(found.values(), start=1):
+            margins.extend(bag_of_words_margins(*parts, longest=longest))
     return {
-        f"reward/{name}": float(
-            np.mean(bag_of_words_margins(*pairs, longest=longest) > 0)
-        )
-        for longest, name in enumerate(names, start=1)
+        f"reward/{name}": float(np.mean(np.array(x) > 0)) for name, x in found.items()
     }
 
 
 def right_above_wrong(scorer, prompts: Sequence[Prompt], tokenizer) -> float:
     """Return how often a right answer scores above the wrong one in the same style,
-    phrase by phrase."""
+    phrase by phrase, over `STYLES` pairs of each prompt."""
     rng = np.random.default_rng(0)
-    texts: list[list[str]] = [[], []]
-    for prompt in prompts:
-        right, wrong = one_style(task_of(prompt), rng)
-        texts[0].append(right)
-        texts[1].append(wrong)
-    both = []
-    for side in texts:
-        kept, ids = encode_prompts(prompts, tokenizer, 10**6)
-        responses = [
-            Response(text, True, response_ids(Response(text), tokenizer))
-            for text in side
-        ]
-        answers = Answers(kept, ids, responses)
-        both.append(scores(scorer, answers, pad_id=tokenizer.pad_id, batch_size=64))
-    return float(np.mean(both[0] > both[1]))
+    asked = [prompt for prompt in prompts for _ in range(STYLES)]
+    pairs = [one_style(task_of(prompt), rng) for prompt in asked]
+    kept, ids = encode_prompts(asked, tokenizer, 10**6)
+    right, wrong = (
+        scores(
+            scorer,
+            Answers(
+                kept,
+                ids,
+                [
+                    Response(t, True, response_ids(Response(t), tokenizer))
+                    for t in texts
+                ],
+            ),
+            pad_id=tokenizer.pad_id,
+            batch_size=64,
+        )
+        for texts in zip(*pairs, strict=True)
+    )
+    return float(np.mean(right > wrong))
 
 
 def one_style(task: Task, rng: np.random.Generator) -> tuple[str, str]:
@@ -230,9 +247,27 @@ def largest_kl(folder: Path) -> float:
     return float(np.convolve(kl, np.ones(5) / 5, mode="valid").max())
 
 
-def verdicts(measured: dict[str, float]) -> dict[str, bool]:
+def verdicts(measured: dict[str, float], bounds=BOUNDS) -> dict[str, bool]:
     """Return whether each measure lies within its bounds."""
-    return {name: low <= measured[name] <= high for name, (low, high) in BOUNDS.items()}
+    return {name: low <= measured[name] <= high for name, (low, high) in bounds.items()}
+
+
+def over_worlds(measured: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the geometric mean over the worlds of each measure of `OVER_WORLDS`."""
+    return {
+        name: float(np.exp(np.mean([np.log(world[name]) for world in measured])))
+        for name in OVER_WORLDS
+    }
+
+
+def show(where: str, measured: dict[str, float], bounds: dict) -> None:
+    """Print a line for each bound, with its measure and its verdict."""
+    passed = verdicts(measured, bounds)
+    for name, (low, high) in bounds.items():
+        print(
+            f"{where:10}  {name:26} {measured[name]:6.3f}  in [{low:g}, {high:g}]: "
+            f"{'yes' if passed[name] else 'NO'}"
+        )
 
 
 def main() -> None:
@@ -241,17 +276,14 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--workdir", type=Path, default=Path("runs/admission"))
     arguments = parser.parse_args()
+    measured = []
     for world in arguments.worlds:
         config, folder = get_config(world), arguments.workdir / str(world)
         run(config, folder)
-        measured = measure(config, folder)
-        write_json(folder / "admission.json", measured)
-        passed = verdicts(measured)
-        for name, (low, high) in BOUNDS.items():
-            print(
-                f"world {world}  {name:28} {measured[name]:7.3f}  "
-                f"in [{low:g}, {high:g}]: {'yes' if passed[name] else 'NO'}"
-            )
+        measured.append(measure(config, folder))
+        write_json(folder / "admission.json", measured[-1])
+        show(f"world {world}", measured[-1], BOUNDS)
+    show("all worlds", over_worlds(measured), OVER_WORLDS)
 
 
 if __name__ == "__main__":

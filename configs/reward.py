@@ -12,7 +12,7 @@ def get_config(preset="tiny"):
     common.with_model(c, preset)
     common.with_training(c)
     small, lengths = common.is_small(preset), common.lengths(preset)
-    c.optimizer = common.optimizer({"tiny": 1e-3, "hh": 5e-4}.get(preset, 1e-5))
+    c.optimizer = common.optimizer(5e-4 if small else 1e-5)
     # A .jsonl file of comparisons; "" takes comparisons.jsonl of the data folder.
     c.comparisons = ""
     # A .jsonl file of held-out comparisons; "" takes comparisons_test.jsonl of the data

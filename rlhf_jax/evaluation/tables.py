@@ -1,7 +1,5 @@
 """The closing table of an evaluation."""
 
-import textwrap
-
 from rlhf_jax import terminal
 
 JUDGED = {
@@ -35,24 +33,6 @@ def print_table(summary: dict) -> None:
             f"[{agreement['accuracy_low']:.1%}, {agreement['accuracy_high']:.1%}] of "
             f"{agreement['pairs']} held-out pairs\nas true quality does."
         )
-
-
-def print_held_out(reward: dict) -> None:
-    """Print a reward model's accuracy on held-out comparisons, from its summary, beside
-    the accuracies of the baselines."""
-    rivals = ("always_longer", "always_shorter", "bag_of_words", "bag_of_bigrams")
-    known = [name for name in rivals if f"eval/{name}" in reward]
-    beside = ", ".join(
-        f"{name.replace('_', ' ')} {reward[f'eval/{name}']:.1%}" for name in known
-    )
-    accuracy, low, high = (
-        reward[f"eval/accuracy{side}"] for side in ("", "_low", "_high")
-    )
-    line = (
-        f"Reward model: agrees with {accuracy:.1%} [{low:.1%}, {high:.1%}] of "
-        f"{reward['eval/pairs']:,.0f} held-out comparisons; {beside}."
-    )
-    print(textwrap.fill(line, 80))
 
 
 def model_row(name: str, row: dict) -> dict[str, str]:

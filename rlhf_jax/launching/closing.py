@@ -70,6 +70,12 @@ def main_number(stage: str) -> str:
 
 def result(stage: str, summary: Mapping, workdir: str | Path) -> str:
     """Return a stage's result in a few words, and the place of its files."""
+    words = in_words(stage, summary)
+    return f"{words}\nAll numbers: {_short(workdir)}/summary.json"
+
+
+def in_words(stage: str, summary: Mapping) -> str:
+    """Return a stage's result in a few words, in lines of a terminal."""
     parts = []
     for part in RESULTS.get(stage, ()):
         keys = re.findall(r"\{([^:}]+)", part)
@@ -83,8 +89,7 @@ def result(stage: str, summary: Mapping, workdir: str | Path) -> str:
             if "against_baseline" in row
         ]
     said = f"{stage}: {', '.join(parts) or 'done'}."
-    wrapped = textwrap.fill(said, WIDTH, break_on_hyphens=False)
-    return f"{wrapped}\nAll numbers: {_short(workdir)}/summary.json"
+    return textwrap.fill(said, WIDTH, break_on_hyphens=False)
 
 
 def next_command(

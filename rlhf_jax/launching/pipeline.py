@@ -6,7 +6,6 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data import sources
 from rlhf_jax.evaluation.report.page import write_report
-from rlhf_jax.evaluation.tables import print_held_out
 from rlhf_jax.launching import closing
 from rlhf_jax.launching.checks import check_data
 from rlhf_jax.launching.stage import run_stages
@@ -41,7 +40,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     finish(folder, summary)
     report = folder / "report.html"
     write_report([str(folder)], report, form="html", title=str(folder))
-    print_held_out(summary["reward"])
+    print(closing.in_words("reward", summary["reward"]))
     print(f"The runs, their curves and what the models say: {report}")
     closing.say_next(closing.chat_command(str(folder / "ppo")))
 

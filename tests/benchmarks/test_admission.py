@@ -27,6 +27,16 @@ def test_verdicts_are_of_both_bounds():
     assert failed == ["sft/right", "reward/accuracy"]
 
 
+def test_the_ratio_of_variances_is_judged_over_the_worlds(capsys):
+    name = "scores/between_over_within"
+    mean = admission.over_worlds([{name: 0.25}, {name: 4.0}, {name: 1.0}])
+    assert mean == pytest.approx({name: 1.0})
+    admission.show("all worlds", mean, admission.OVER_WORLDS)
+    admission.show("all worlds", {name: 2.1}, admission.OVER_WORLDS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["yes", "NO"]
+
+
 def test_worlds_of_published_results_are_not_looked_at():
     with pytest.raises(ValueError, match="World 3 is for published results"):
         admission.get_config(3)

@@ -57,8 +57,8 @@ def test_comparisons_go_one_road_to_the_reward_model(
     pipeline.run(config, str(run))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "Reward model: agrees with 73.3% [70.6%, 76.0%] of 2,195 held-out comparisons;",
-        "always longer 60.8%, bag of words 56.5%.",
+        "reward: agrees with 73.3% [70.6%, 76.0%] of 2,195 held-out comparisons, always",
+        "longer 60.8%, bag of words 56.5%.",
     ]
 
     raw = data if preset == "hh" else run / "collect"
