@@ -8,10 +8,11 @@ world that fails is mended in rlhf_jax/data/testbed/; no claim is changed for it
 that is stopped goes on with the same command. The table is printed and written to
 WORKDIR/WORLD/admission.json. Worlds 0 to 9 are refused: they are for published results.
 
-B / W, the variance of scores between prompts over that within, is judged over all the
-worlds together (`OVER_WORLDS`). Four fifths of B is the level of the prompts that allow
-one answer. Nobody compares answers to them, so every reward model puts that level
-somewhere else: this is what a pairwise loss leaves open, and no property of a world.
+The verdict is on the mean over the worlds, for each number of one world has the noise
+of its own SFT model and reward model: 1 point for a bag of words, 5 for right above
+wrong. Most of B / W, the variance of scores between prompts over that within, is the
+level of prompts that allow one answer. Nobody compares answers to them, so every reward
+model puts that level somewhere else; this is what a pairwise loss leaves open.
 """
 
 import argparse
@@ -41,11 +42,13 @@ from rlhf_jax.launching import pipeline
 from rlhf_jax.launching.stage import run_stages
 from rlhf_jax.rewards.rewards import Rewards
 from rlhf_jax.stages.select_prompts import agreement_of_halves
+from rlhf_jax.terminal import print_table
 from rlhf_jax.training import weights
 from rlhf_jax.training.allocator import keep_freed_memory
 from rlhf_jax.training.metrics import read_metrics
 from rlhf_jax.training.workdir import read_summary
 
+RATIO = "scores/between_over_within"
 # Measure -> its least and largest value.
 BOUNDS = {
     "sft/right": (0.6, 0.8),  # answers of the SFT model, sampled at temperature 1
@@ -56,11 +59,10 @@ BOUNDS = {
     "reward/bigrams": (0.0, 0.62),
     "reward/accuracy": (0.7, 1.0),
     "reward/right_above_wrong": (0.75, 1.0),  # at equal style
+    RATIO: (0.7, 2.0),  # variance of scores, of prompts: B / W
     "scores/kappa": (0.5, 1.0),  # selection by two sets of K answers
     "ppo/largest_kl": (6.0, math.inf),  # nats, without the SFT term
 }
-# The same for the geometric mean over the worlds.
-OVER_WORLDS = {"scores/between_over_within": (0.7, 2.0)}  # B / W
 STAGES = ("sft", "collect", "prepare_comparisons", "reward", "ppo")
 ITERATIONS = 100
 K = 8
@@ -136,7 +138,7 @@ def measure(config, folder: Path) -> dict[str, float]:
         **bags(config, folder, tokenizer),
         "reward/accuracy": read_summary(folder / "reward")["eval/accuracy"],
         "reward/right_above_wrong": right_above_wrong(scorer, evaluation, tokenizer),
-        "scores/between_over_within": score_variance(scored).ratio,
+        RATIO: score_variance(scored).ratio,
         "scores/kappa": agreement_of_halves(scored, selection.epsilon) or 0.0,
         "ppo/largest_kl": largest_kl(folder / "ppo"),
     }
@@ -247,27 +249,30 @@ def largest_kl(folder: Path) -> float:
     return float(np.convolve(kl, np.ones(5) / 5, mode="valid").max())
 
 
-def verdicts(measured: dict[str, float], bounds=BOUNDS) -> dict[str, bool]:
+def verdicts(measured: dict[str, float]) -> dict[str, bool]:
     """Return whether each measure lies within its bounds."""
-    return {name: low <= measured[name] <= high for name, (low, high) in bounds.items()}
+    return {name: low <= measured[name] <= high for name, (low, high) in BOUNDS.items()}
 
 
-def over_worlds(measured: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the geometric mean over the worlds of each measure of `OVER_WORLDS`."""
-    return {
-        name: float(np.exp(np.mean([np.log(world[name]) for world in measured])))
-        for name in OVER_WORLDS
-    }
+def mean_over_worlds(worlds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each measure over the worlds, the geometric one of the ratio
+    of variances."""
+    means = {name: float(np.mean([w[name] for w in worlds])) for name in BOUNDS}
+    means[RATIO] = float(np.exp(np.mean([np.log(w[RATIO]) for w in worlds])))
+    return means
 
 
-def show(where: str, measured: dict[str, float], bounds: dict) -> None:
-    """Print a line for each bound, with its measure and its verdict."""
-    passed = verdicts(measured, bounds)
-    for name, (low, high) in bounds.items():
-        print(
-            f"{where:10}  {name:26} {measured[name]:6.3f}  in [{low:g}, {high:g}]: "
-            f"{'yes' if passed[name] else 'NO'}"
-        )
+def table(worlds: dict[int, dict[str, float]]) -> list[list[str]]:
+    """Return the title and a row for each measure: worlds, mean, bounds, verdict."""
+    means = mean_over_worlds(list(worlds.values()))
+    passed = verdicts(means)
+    rows = [["measure", *map(str, worlds), "mean", "bounds", "within"]]
+    for name, (low, high) in BOUNDS.items():
+        numbers = [*(measured[name] for measured in worlds.values()), means[name]]
+        bounds = f"{low:g} to {high:g}"
+        cells = [f"{number:.3f}" for number in numbers]
+        rows.append([name, *cells, bounds, "yes" if passed[name] else "NO"])
+    return rows
 
 
 def main() -> None:
@@ -276,14 +281,14 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--workdir", type=Path, default=Path("runs/admission"))
     arguments = parser.parse_args()
-    measured = []
+    measured = {}
     for world in arguments.worlds:
         config, folder = get_config(world), arguments.workdir / str(world)
         run(config, folder)
-        measured.append(measure(config, folder))
-        write_json(folder / "admission.json", measured[-1])
-        show(f"world {world}", measured[-1], BOUNDS)
-    show("all worlds", over_worlds(measured), OVER_WORLDS)
+        measured[world] = measure(config, folder)
+        write_json(folder / "admission.json", measured[world])
+    title, *rows = table(measured)
+    print_table("Admission", title, rows)
 
 
 if __name__ == "__main__":

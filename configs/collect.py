@@ -31,7 +31,7 @@ def get_config(preset="tiny"):
     c.top_k = 0
     # Samples among the likeliest tokens that together reach this probability; 1 means
     # all. (0, 1]
-    c.top_p = 1.0
+    c.top_p = 0.95 if preset == "tiny" else 1.0
     # The annotators: "testbed" simulates them and writes comparisons.jsonl; "people"
     # writes tasks.jsonl for launch/annotate.py.
     c.annotator = "testbed"
