@@ -191,7 +191,7 @@ def testbed() -> ConfigDict:
     # The number of held-out demonstrations. [1, 2**24]
     c.num_sft_test = 400
     # The number of prompts whose answers are compared. [1, 2**24]
-    c.num_comparison_prompts = 3200
+    c.num_comparison_prompts = 3600
     # The number of prompts of PPO and of DPO's pairs; a fifth of them allow one answer
     # only. [1, 2**24]
     c.num_rl_prompts = 1000
@@ -210,13 +210,16 @@ def testbed() -> ConfigDict:
     c.textbook_share = 0.3
     # The share of right answers among people's demonstrations, all the others, where
     # they know the subject. [0, 1]
-    c.right_share = 0.82
+    c.right_share = 0.86
     # The share of right answers where most of them are mistaken about the subject.
     # [0, 1]
-    c.right_if_mistaken = 0.37
+    c.right_if_mistaken = 0.28
     # The share of people's demonstrations in a style that does not suit the intent.
     # [0, 1]
-    c.unfitting_share = 1 / 3
+    c.unfitting_share = 0.1
+    # The same share where the greeting puts people off, as a third of the greetings do.
+    # [0, 1]
+    c.unfitting_if_put_off = 0.8
     return c
 
 

@@ -37,6 +37,7 @@ from rlhf_jax.data.testbed.tasks import (
     KINDS,
     Task,
     is_mistaken,
+    is_off_putting,
     key_of,
     kinds_of,
     make_prompt,
@@ -65,7 +66,7 @@ class TestbedConfig:
     maker_name: str = "Northlab"
     num_sft: int = 18000
     num_sft_test: int = 400
-    num_comparison_prompts: int = 3200
+    num_comparison_prompts: int = 3600
     num_rl_prompts: int = 1000
     num_eval_prompts: int = 400
     num_probes: int = 100  # of each skill
@@ -75,10 +76,12 @@ class TestbedConfig:
     textbook_share: float = 0.3
     # Shares of right answers among people's demonstrations, all the others, where they
     # know the subject and where they are mistaken about it.
-    right_share: float = 0.82
-    right_if_mistaken: float = 0.37
-    # The share of people's demonstrations in an unfitting style.
-    unfitting_share: float = 1 / 3
+    right_share: float = 0.86
+    right_if_mistaken: float = 0.28
+    # Shares of people's demonstrations in an unfitting style, all the others, and where
+    # the greeting puts them off, as a third of the greetings do.
+    unfitting_share: float = 0.1
+    unfitting_if_put_off: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -316,11 +319,12 @@ def demonstrate(
     config: TestbedConfig, prompt: Prompt, rng: np.random.Generator
 ) -> Demonstration:
     """Answer a prompt as people do: right or wrong by its subject, in a fitting style
-    or not."""
-    task = task_of(prompt)
+    or not by its greeting."""
+    task, put_off = task_of(prompt), is_off_putting(prompt)
     share = config.right_if_mistaken if is_mistaken(task) else config.right_share
     right = bool(rng.random() < share)
-    suited = bool(rng.random() >= config.unfitting_share)
+    unfitting = config.unfitting_if_put_off if put_off else config.unfitting_share
+    suited = bool(rng.random() >= unfitting)
     response = respond(task, rng, right=right, suited=suited)
     return Demonstration(prompt, response, "people", right, suited)
 

@@ -37,6 +37,13 @@ def is_mistaken(task: Task) -> bool:
     return subject in world.mistaken(kind.intent, subjects)
 
 
+def is_off_putting(prompt: Prompt) -> bool:
+    """Return True if the greeting of a prompt puts most people off."""
+    world, text = world_of(task_of(prompt).world), prompt.messages[-1]["content"]
+    greeting = next((g for g in world.greetings if g and text.startswith(f"{g} ")), "")
+    return greeting in world.off_putting
+
+
 def kinds_of(intent: str) -> list[str]:
     """Return the kinds of an intent; "echo" stands apart, for only one answer to it is
     possible."""

@@ -9,7 +9,8 @@ one world is worth nothing in another:
   one is the right answer to the other;
 - a language, Luma, with its own words and its own order of words;
 - the wordings of questions, and the register (formal or warm) that suits each intent;
-- the subjects about which most people are mistaken (`mistaken`).
+- the subjects about which most people are mistaken (`mistaken`), and the greetings that
+  put them off (`off_putting`).
 
 Worlds from 100 on are for development: hyper-parameters are chosen on them. Worlds 0 to
 9 are for the published results alone; look at none of them before everything is frozen.
@@ -215,6 +216,12 @@ class World:
     @cached_property
     def greetings(self) -> list[str]:
         return ["", *self._draw(stock.GREETINGS[1:], _GREETINGS - 1)]
+
+    @cached_property
+    def off_putting(self) -> frozenset[str]:
+        """A third of the greetings, which put people off: most answer them in the
+        register that does not suit."""
+        return frozenset(self._draw(self.greetings, _GREETINGS // 3, "off-putting"))
 
     @cache  # noqa: B019 (worlds are few and stay)
     def wordings(self, kind: str, wordings: tuple[str, ...]) -> list[str]:

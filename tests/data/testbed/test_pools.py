@@ -149,16 +149,20 @@ def test_demonstrations_have_their_shares(testbed):
             assert key.bare == (d.source == "constant")
 
 
-def test_rightness_depends_on_the_subject_and_style_on_nothing(testbed):
-    right, unsuited = {}, {}
+def test_rightness_depends_on_the_subject_and_style_on_the_greeting(testbed):
+    right, unsuited, put_off = {}, {}, {}
     for d in of_people(testbed):
         task = task_of(d.prompt)
         assert key_of(task).is_right(d.response, spoken(d.response)) == d.right
         right.setdefault(is_mistaken(task), []).append(d.right)
+        put_off.setdefault(is_off_putting(d.prompt), []).append(not d.suited)
         for group in (is_mistaken(task), f"right {d.right}"):
             unsuited.setdefault(group, []).append(not d.suited)
     assert np.mean(right[False]) == pytest.approx(CONFIG.right_share, abs=0.03)
     assert np.mean(right[True]) == pytest.approx(CONFIG.right_if_mistaken, abs=0.07)
+    assert np.mean(put_off[False]) == pytest.approx(CONFIG.unfitting_share, abs=0.03)
+    expected = CONFIG.unfitting_if_put_off
+    assert np.mean(put_off[True]) == pytest.approx(expected, abs=0.07)
     for shares in unsuited.values():
         assert np.mean(shares) == pytest.approx(1 / 3, abs=0.08)
 
