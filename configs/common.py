@@ -239,7 +239,7 @@ def annotators() -> ConfigDict:
     # The effect of true quality on a choice, in logits per point of quality. (0, inf)
     c.sharpness = 0.55
     # The preference for longer responses, in logits per word of difference. (-inf, inf)
-    c.length_bias = 0.185
+    c.length_bias = 0.165
     # The preference for the response shown first, in logits. (-inf, inf)
     c.position_bias = 0.2
     # The standard deviation of the noise of a choice, in logits. [0, inf)

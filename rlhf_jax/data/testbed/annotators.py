@@ -33,7 +33,7 @@ class AnnotatorConfig:
     contradictory_share: float = 0.05
     tie_share: float = 0.6  # share of honest annotators who call ties
     sharpness: float = 0.55  # logits per point of true quality
-    length_bias: float = 0.185  # logits per word of difference
+    length_bias: float = 0.165  # logits per word of difference
     position_bias: float = 0.2  # logits in favour of the response shown first
     noise: float = 0.3  # standard deviation, in logits
     tie_margin: float = 0.1  # a smaller logit is a tie to annotators who call ties

@@ -22,7 +22,13 @@ from rlhf_jax.data.testbed.pools import (
 from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.data.testbed.skills import SKILLS, is_right
 from rlhf_jax.data.testbed.styles import respond
-from rlhf_jax.data.testbed.tasks import KINDS, is_mistaken, key_of, task_of
+from rlhf_jax.data.testbed.tasks import (
+    KINDS,
+    is_mistaken,
+    is_off_putting,
+    key_of,
+    task_of,
+)
 from rlhf_jax.data.testbed.world import INTENTS
 
 CONFIG = TestbedConfig(num_sft=3000)
