@@ -51,11 +51,6 @@ def test_worlds_of_published_results_are_not_looked_at():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="bag of words 0.582 (at most 0.58), right above wrong 0.735 (at least "
-    "0.75), variance of scores between over within prompts 2.28 (at most 2)",
-    strict=True,
-)
 def test_world_100_is_admitted(tmp_path):
     config = admission.get_config(100)
     admission.run(config, tmp_path)
