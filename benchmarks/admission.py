@@ -263,15 +263,18 @@ def mean_over_worlds(worlds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def table(worlds: dict[int, dict[str, float]]) -> list[list[str]]:
-    """Return the title and a row for each measure: worlds, mean, bounds, verdict."""
-    means = mean_over_worlds(list(worlds.values()))
-    passed = verdicts(means)
+    """Return the title and a row for each measure: worlds, mean, bounds, verdict. A
+    star marks numbers outside the bounds."""
+    columns = [*worlds.values(), mean_over_worlds(list(worlds.values()))]
+    passed = [verdicts(measured) for measured in columns]
     rows = [["measure", *map(str, worlds), "mean", "bounds", "within"]]
     for name, (low, high) in BOUNDS.items():
-        numbers = [*(measured[name] for measured in worlds.values()), means[name]]
-        bounds = f"{low:g} to {high:g}"
-        cells = [f"{number:.3f}" for number in numbers]
-        rows.append([name, *cells, bounds, "yes" if passed[name] else "NO"])
+        cells = [
+            f"{measured[name]:.3f}{' ' if ok[name] else '*'}"
+            for measured, ok in zip(columns, passed, strict=True)
+        ]
+        verdict = "yes" if passed[-1][name] else "NO"
+        rows.append([name, *cells, f"{low:g} to {high:g}", verdict])
     return rows
 
 

@@ -33,16 +33,10 @@ def test_the_verdict_is_on_the_mean_over_worlds():
     worlds[100]["reward/bag_of_words"], worlds[101]["reward/bag_of_words"] = 0.59, 0.56
     worlds[100]["sft/right"], worlds[101]["sft/right"] = 0.59, 0.6
     worlds[100][admission.RATIO], worlds[101][admission.RATIO] = 0.5, 8.0
-    rows = {row[0]: row[1:] for row in admission.table(worlds)}
-    assert rows["reward/bag_of_words"] == [
-        "0.590",
-        "0.560",
-        "0.575",
-        "0 to 0.58",
-        "yes",
-    ]
-    assert rows["sft/right"] == ["0.590", "0.600", "0.595", "0.6 to 0.8", "NO"]
-    assert rows[admission.RATIO] == ["0.500", "8.000", "2.000", "0.7 to 2", "yes"]
+    rows = {row[0]: " ".join(row[1:]) for row in admission.table(worlds)}
+    assert rows["reward/bag_of_words"] == "0.590* 0.560  0.575  0 to 0.58 yes"
+    assert rows["sft/right"] == "0.590* 0.600  0.595* 0.6 to 0.8 NO"
+    assert rows[admission.RATIO] == "0.500* 8.000* 2.000  0.7 to 2 yes"
 
 
 def test_worlds_of_published_results_are_not_looked_at():
