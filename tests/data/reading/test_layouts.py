@@ -3,10 +3,11 @@ a name."""
 
 import json
 from collections import Counter
+from math import nan
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.data.reading.data_sets import read_data_set
@@ -617,6 +618,12 @@ values = st.recursive(
 
 
 @settings(deadline=None)
+@example(
+    layout="",
+    base={"messages": [USER], "task": {"a": 1}},
+    change={"n": nan},
+    gone=set(),
+)
 @given(
     layout=st.sampled_from(["", *LAYOUTS]),
     base=st.sampled_from(
@@ -632,9 +639,9 @@ def test_any_row_gives_pairs_reasons_or_a_record_error(layout, base, change, gon
     except RecordError:
         return
     for record in records:
-        # It can be written, and read as it was.
+        # It can be written, and read as it was. NaN is equal to nothing.
         line = json.dumps(record, default=to_json)
-        assert type(record).from_json(json.loads(line)) == record
+        assert repr(type(record).from_json(json.loads(line))) == repr(record)
     assert all(count > 0 for count in left_out.values())
 
 
