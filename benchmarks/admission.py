@@ -34,7 +34,7 @@ from rlhf_jax.data.testbed.quality import true_quality
 from rlhf_jax.data.testbed.styles import draw_style
 from rlhf_jax.data.testbed.tasks import Task, key_of, task_of
 from rlhf_jax.evaluation.answers import Answers, scores
-from rlhf_jax.evaluation.baselines import bag_of_words_margins
+from rlhf_jax.evaluation.baselines import FOLDS, bag_of_words_margins
 from rlhf_jax.evaluation.candidates import candidate_rewards, sample_candidates
 from rlhf_jax.evaluation.score_variance import score_variance
 from rlhf_jax.files import write_json
@@ -66,7 +66,6 @@ BOUNDS = {
 STAGES = ("sft", "collect", "prepare_comparisons", "reward", "ppo")
 ITERATIONS = 100
 K = 8
-FOLDS = 5  # of the comparisons, for what counting gets
 STYLES = 6  # pairs of a right and a wrong answer to each prompt
 NUM_PROMPTS = 400  # for the scores of K answers
 

@@ -78,8 +78,8 @@ class TestbedConfig:
     # know the subject and where they are mistaken about it.
     right_share: float = 0.86
     right_if_mistaken: float = 0.28
-    # Shares of people's demonstrations in an unfitting style, all the others, and where
-    # the greeting puts them off, as a third of the greetings do.
+    # Shares of people's demonstrations in an unfitting style: in general, and where the
+    # greeting puts people off, as a third of the greetings do.
     unfitting_share: float = 0.1
     unfitting_if_put_off: float = 0.8
 
