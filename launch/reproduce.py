@@ -13,7 +13,8 @@ and quality against KL); training.png (curves over steps). configs/variants/stud
 compares the algorithms of configs/variants/ in the same way, in variants.md, .json and
 .png. report.html in the workdir shows every run side by side. Start the same command
 again, and it continues where it stopped.
---workers_per_device=N lets N runs share each GPU and its memory.
+--workers_per_device=N lets N runs share each GPU and its memory. --tables_only trains
+nothing, and writes the tables and plots of the runs that are done.
 """
 
 import importlib
@@ -34,11 +35,20 @@ from rlhf_jax.launching import cli, reproduce
 PER_DEVICE = flags.DEFINE_integer(
     "workers_per_device", 1, "The number of runs that share a GPU.", lower_bound=1
 )
+TABLES_ONLY = flags.DEFINE_boolean(
+    "tables_only", False, "Writes the tables of the runs that are done; trains nothing."
+)
 
 
 def main(config: ConfigDict, workdir: str) -> None:
     study = importlib.import_module(f"configs.{config.study}")
-    reproduce.run(config, workdir, study=study, workers_per_device=PER_DEVICE.value)
+    reproduce.run(
+        config,
+        workdir,
+        study=study,
+        workers_per_device=PER_DEVICE.value,
+        tables_only=TABLES_ONLY.value,
+    )
 
 
 if __name__ == "__main__":

@@ -26,27 +26,36 @@ REFERENCE = re.compile(r"@([\w.]+)")  # "@name": the folder of another run
 
 
 def run(
-    config: ConfigDict, workdir: str, *, study, workers_per_device: int = 1
+    config: ConfigDict,
+    workdir: str,
+    *,
+    study,
+    workers_per_device: int = 1,
+    tables_only: bool = False,
 ) -> None:
     """Do the runs that the claims of `config` need; write tables, plots and the report.
 
     Args:
         study: the module with the claims and their runs, such as configs/paper.py.
         workers_per_device: see `run_jobs`.
+        tables_only: does no run; the tables and plots are of those that are done, which
+            need no more than their config.json, summary.json and metrics.jsonl.
     """
     claims = chosen_claims(config, study)
     runs = [str(x.relative_to(workdir)) for x in Path(workdir).glob("seed*/*")]
     free = ("claims", "seeds", "verdicts", "results", "workers")
     folder = open_workdir(workdir, config, free=free, parts={"data": runs})
-    jobs = []
-    for seed in config.seeds:
-        jobs += seed_jobs(folder / f"seed{seed}", seed, config, study)
-    check_jobs(jobs)
-    failed = run_jobs(
-        jobs, workers=config.workers, workers_per_device=workers_per_device
-    )
-    for name, reason in failed.items():
-        logging.error("%s: %s", name, reason)
+    failed = {}
+    if not tables_only:
+        jobs = []
+        for seed in config.seeds:
+            jobs += seed_jobs(folder / f"seed{seed}", seed, config, study)
+        check_jobs(jobs)
+        failed = run_jobs(
+            jobs, workers=config.workers, workers_per_device=workers_per_device
+        )
+        for name, reason in failed.items():
+            logging.error("%s: %s", name, reason)
     worlds = [World(folder / f"seed{seed}") for seed in config.seeds]
     rows = results(claims, worlds, with_verdicts=config.verdicts)
     runs, notes = find_runs([folder])
@@ -63,7 +72,7 @@ def run(
     report = page.html(runs, notes, title=str(folder))
     write_text(folder / "report.html", report)
     print_markdown(headlines(rows))
-    if not failed:
+    if not failed and not tables_only:
         finish(folder, {})
 
 

@@ -162,6 +162,25 @@ def test_workers_per_device_reach_the_jobs(tmp_path, monkeypatch):
     assert calls == [{"workers": 2, "workers_per_device": 3}]
 
 
+def test_tables_alone_need_three_files_a_run_and_train_nothing(tmp_path, monkeypatch):
+    config = paper.get_config()
+    config.claims = (9,)
+    monkeypatch.setattr(reproduce, "run_jobs", None)
+    bags = {"eval/bag_of_words": 0.55, "eval/bag_of_bigrams": 0.57}
+    for seed, accuracy in enumerate((0.7, 0.76)):  # seed 2 is not done
+        folder = tmp_path / f"seed{seed}"
+        summary = {"eval/accuracy": accuracy, "eval/always_longer": 0.6} | bags
+        summarise(folder, "reward", summary)
+        (folder / "reward" / "config.json").write_text(
+            json.dumps({"config": {"stage": "reward", "seed": seed}})
+        )
+        (folder / "reward" / "metrics.jsonl").write_text("")
+    reproduce.run(config, str(tmp_path), study=paper, tables_only=True)
+    (row,) = json.loads((tmp_path / "results" / "claims.json").read_text())
+    np.testing.assert_allclose(row["primary"]["effect"]["values"], [0.13, 0.19])
+    assert not (tmp_path / "summary.json").exists()  # nothing says that all is done
+
+
 def test_policies_are_drawn_with_their_seeds(tmp_path):
     for seed in (0, 1):
         folder = tmp_path / f"seed{seed}"
